@@ -1,0 +1,197 @@
+"""`longbatch build`, and the script for `spark-submit`: raw log -> dataset, committed at the very end.
+
+spark-submit jobs/build.py SPEC OUT [--overwrite]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from longbatch.jobs.local import LocalEngine, Progress
+from longbatch.jobs.tasks import FOLDERS, Built
+from longbatch.schemas.errors import DataError, DatasetError, LongbatchError, MachineError
+from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.schemas.shard import disk_message
+from longbatch.schemas.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
+from longbatch.schemas.spec import BuildSpec, load_spec
+
+
+class Engine(Protocol):
+    """Anything that can turn a spec into the files of a dataset."""
+
+    def build(self, spec: BuildSpec, root: Path, attempt: str, progress: Progress) -> Built:
+        """Write all files under `root`, named with `attempt`, and return what to commit."""
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What a build did. bytes: all files the snapshot lists; quarantined rows are in the ledgers."""
+
+    path: str
+    snapshot: int
+    fingerprint: str
+    counts: Counts
+    ledgers: Mapping[str, RowLedger]
+    collisions: int
+    shards: int
+    bytes: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        plain = dict(self.__dict__)
+        plain["counts"] = self.counts.as_dict()
+        plain["ledgers"] = {source: ledger.as_dict() for source, ledger in self.ledgers.items()}
+        return plain
+
+
+def build(
+    spec: BuildSpec,
+    out: str | Path,
+    *,
+    engine: Engine | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> BuildSummary:
+    """Build the dataset a spec describes into `out` and commit it; on any error nothing is visible and nothing left.
+
+    `overwrite` replaces an existing dataset, after success only. Raises SpecError, SourceError, DataError
+    (the data failed a check), DatasetError (`out` exists), MachineError (disk full).
+    """
+    root, started = Path(out), time.monotonic()
+    attempt = uuid.uuid4().hex[:12]
+    existing = _check_output(root, overwrite)
+    with _attempt(root, attempt):
+        built = (engine or LocalEngine()).build(spec, root, attempt, progress)
+        _check(spec, built)
+        snapshot = _snapshot(spec, built, (existing[-1] if existing else 0) + 1)
+        commit(root, snapshot)
+    if existing:
+        _remove_unlisted(root, snapshot)
+    listed = [row[table] for row in snapshot.shards for table in ("timelines", "requests")]
+    listed += [*snapshot.vocabulary, *snapshot.quarantine]
+    return BuildSummary(
+        path=str(root),
+        snapshot=snapshot.number,
+        fingerprint=snapshot.fingerprint,
+        counts=snapshot.counts,
+        ledgers=snapshot.ledgers,
+        collisions=snapshot.collisions,
+        shards=len(snapshot.shards),
+        bytes=sum(entry["bytes"] for entry in listed),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _check_output(root: Path, overwrite: bool) -> list[int]:
+    existing = snapshot_numbers(root)
+    if existing and not overwrite:
+        raise DatasetError(f"{root} already holds a dataset; pass --overwrite to replace it after a successful build")
+    if not existing and root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise DatasetError(f"{root} exists and is not a dataset; choose another output, or remove it yourself")
+    return existing
+
+
+@contextmanager
+def _attempt(root: Path, attempt: str) -> Iterator[None]:
+    """Make the folders; on any error remove every file of this attempt, and the root if it was made here."""
+    made = not root.exists()
+    try:
+        for folder in FOLDERS:
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        if made:
+            shutil.rmtree(root, ignore_errors=True)
+        else:
+            for folder in FOLDERS:
+                for path in (root / folder).glob(f"*{attempt}*"):
+                    path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise MachineError(disk_message(error, root)) from None
+        raise
+
+
+def _check(spec: BuildSpec, built: Built) -> None:
+    """The laws of conservation, the threshold of rejects, and that there is anything at all."""
+    for source, ledger in built.ledgers.items():
+        ledger.check(source)
+        if ledger.accepted == 0:
+            raise DataError(f"source {source} has no valid row: {_fates(ledger)}; nothing was committed")
+        considered = ledger.rows - ledger.filtered
+        if ledger.rejected > spec.max_rejected * considered:
+            raise DataError(
+                f"source {source}: {ledger.rejected:,} of {considered:,} rows "
+                f"({ledger.rejected / considered:.2%}) were rejected, more than max_rejected = "
+                f"{spec.max_rejected:.2%}: {_fates(ledger)}; mend the log or raise max_rejected; nothing was committed"
+            )
+    built.counts.check()
+    if built.counts.requests == 0:
+        raise DataError("no row became a target: check requests.where; nothing was committed")
+
+
+def _fates(ledger: RowLedger) -> str:
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in ledger.reasons.items())
+    return f"{ledger.rows:,} rows, {ledger.filtered:,} filtered, {ledger.rejected:,} rejected" + (
+        f" ({reasons})" if reasons else ""
+    )
+
+
+def _snapshot(spec: BuildSpec, built: Built, number: int) -> Snapshot:
+    shards = tuple(sorted(built.shards, key=lambda row: (row["bucket"], row["timelines"]["path"])))
+    return Snapshot(
+        number=number,
+        spec=spec,
+        counts=built.counts,
+        ledgers=dict(built.ledgers),
+        collisions=built.collisions,
+        shards=shards,
+        vocabulary=tuple(sorted(built.vocabulary, key=lambda entry: str(entry["path"]))),
+        quarantine=tuple(sorted(built.quarantine, key=lambda entry: str(entry["path"]))),
+        fingerprint=fingerprint(spec, shards),
+    )
+
+
+def _remove_unlisted(root: Path, snapshot: Snapshot) -> None:
+    """After a replacement: remove older snapshots, then every data file that the new one does not list."""
+    listed = {row[table]["path"] for row in snapshot.shards for table in ("timelines", "requests")}
+    listed |= {entry["path"] for entry in (*snapshot.vocabulary, *snapshot.quarantine)}
+    current = f"{snapshot.number:08d}."
+    for path in (root / "snapshots").iterdir():
+        if not path.name.startswith(current):
+            path.unlink(missing_ok=True)
+    for folder in FOLDERS[:-1]:
+        for path in (root / folder).iterdir():
+            if path.relative_to(root).as_posix() not in listed:
+                path.unlink(missing_ok=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `spark-submit jobs/build.py`: the spark engine on the session that spark-submit set up."""
+    from longbatch.jobs.spark import SparkEngine
+
+    parser = argparse.ArgumentParser(prog="build.py", description="Build a longbatch dataset on Spark.")
+    parser.add_argument("spec", help="the build spec (TOML)")
+    parser.add_argument("out", help="the dataset's folder, reachable by all workers")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset after success")
+    options = parser.parse_args(arguments)
+    try:
+        summary = build(load_spec(options.spec), options.out, engine=SparkEngine(), overwrite=options.overwrite)
+    except LongbatchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{summary.path}: {summary.counts.requests:,} requests, {summary.counts.targets:,} targets")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""The local engine: Polars on one machine, partitioned to disk by user bucket, then the kernel per bucket.
+
+Stage 1 types chunks of about a million rows and writes each as one file with a record batch per bucket; stage 2
+reads a bucket's batches from all those files and builds its shard. Peak memory is workers x a few copies of one
+chunk or bucket, whatever the input's size; one user is never split over buckets, so the largest user bounds it too.
+
+Workers are threads: Polars, Arrow and NumPy release the interpreter lock in everything that takes time here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
+import pyarrow as pa
+
+from longbatch.jobs.sources import Chunk, Piece, plan_pieces, read_piece
+from longbatch.jobs.tasks import (
+    Built,
+    bucket_count,
+    bucket_parts,
+    make_bucket,
+    make_quarantine,
+    make_vocabulary,
+    split_by_bucket,
+    type_chunk,
+)
+from longbatch.pipelines.canonicalize import conflicting_requests
+from longbatch.schemas.errors import MachineError
+from longbatch.schemas.ledger import RowLedger
+from longbatch.schemas.shard import disk_message
+from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.tables import canonical_schema
+
+Progress = Callable[[str, float, float], None]
+T = TypeVar("T")
+TEXT_FORMATS = ("csv", "jsonl")
+
+
+class Partition:
+    """Frames of one kind, split by bucket on disk: a file per chunk, a record batch per bucket in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: list[Path] = []
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True)
+
+    def write(self, number: str, batches: list[pa.RecordBatch]) -> None:
+        """Write one chunk's batches, one per bucket."""
+        path = self.folder / f"{number}.arrow"
+        try:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batches[0].schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+        except OSError as error:
+            raise MachineError(disk_message(error, path)) from None
+        with self._lock:
+            self.files.append(path)
+
+    def read(self, bucket: int) -> pl.DataFrame | None:
+        """Read all rows of one bucket, or return None if nothing was ever written."""
+        batches = []
+        for path in sorted(self.files):
+            with pa.OSFile(str(path)) as file:
+                batches.append(pa.ipc.open_file(file).get_batch(bucket))
+        return pl.DataFrame(pl.from_arrow(pa.Table.from_batches(batches))) if batches else None
+
+
+class LocalEngine:
+    """Builds on this machine with `workers` threads (default: one per core)."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers or os.cpu_count() or 1
+
+    def build(self, spec: BuildSpec, root: Path, attempt: str, progress: Progress) -> Built:
+        """Build all files of a dataset under `root`, named with `attempt`, and return what to commit."""
+        pieces = [piece for source in spec.sources for piece in plan_pieces(spec, source)]
+        buckets = bucket_count(sum(piece.rows for piece in pieces))
+        work = root / f".work-{attempt}"
+        try:
+            return self._build(spec, pieces, buckets, root, work, attempt, progress)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _build(
+        self,
+        spec: BuildSpec,
+        pieces: list[Piece],
+        buckets: int,
+        root: Path,
+        work: Path,
+        attempt: str,
+        progress: Progress,
+    ) -> Built:
+        kinds = [*(f"rows:{source}" for source in spec.sources), "owners", "vocabulary"]
+        partitions = {kind: Partition(work / kind.replace(":", "-")) for kind in kinds}
+        scanned = self._scan(spec, pieces, buckets, partitions, root, attempt, progress)
+        conflicts = self._conflicts(partitions["owners"], buckets, progress)
+        if conflicts is not None and len(conflicts):
+            scanned += self._quarantine_conflicts(spec, pieces, conflicts, root, attempt)
+        words = self._each(
+            "vocabulary",
+            [partial(_words, spec, partitions["vocabulary"], root, b, attempt) for b in range(buckets)],
+            progress,
+        )
+        shards = self._each(
+            "shards",
+            [partial(_shard, spec, partitions, conflicts, root, b, attempt) for b in range(buckets)],
+            progress,
+        )
+        return sum([*words, *shards], scanned)
+
+    def _scan(
+        self,
+        spec: BuildSpec,
+        pieces: list[Piece],
+        buckets: int,
+        partitions: dict[str, Partition],
+        root: Path,
+        attempt: str,
+        progress: Progress,
+    ) -> Built:
+        total = float(sum(piece.size for piece in pieces))
+        done = 0.0
+        built = Built(ledgers={source: RowLedger() for source in spec.sources})
+        tasks = _scan_tasks(spec, pieces, buckets, partitions, root, attempt)
+        for size, part in self._run(tasks):
+            done += size
+            progress("scan", done, total)
+            built += part
+        progress("scan", total, total)
+        return built
+
+    def _conflicts(self, owners: Partition, buckets: int, progress: Progress) -> pl.Series | None:
+        found = self._each("request ids", [partial(_conflicts_of, owners, b) for b in range(buckets)], progress)
+        known = [series for series in found if series is not None and len(series)]
+        return pl.concat(known) if known else None
+
+    def _quarantine_conflicts(
+        self, spec: BuildSpec, pieces: list[Piece], conflicts: pl.Series, root: Path, attempt: str
+    ) -> Built:
+        """Read the requests' source once more, only to keep the rows of conflicting requests as they came."""
+        tasks = (
+            partial(_quarantine_conflicts, spec, chunk, conflicts, root, f"conflicts-{attempt}-{number:06d}")
+            for number, chunk in enumerate(_chunks(spec, [p for p in pieces if p.source == spec.requests.source]))
+        )
+        return sum(self._run(tasks), Built())
+
+    def _each(self, stage: str, tasks: list[Callable[[], T]], progress: Progress) -> list[T]:
+        results = []
+        for number, result in enumerate(self._run(tasks)):
+            progress(stage, number + 1, len(tasks))
+            results.append(result)
+        return results
+
+    def _run(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Run tasks on the workers, few ahead of what is consumed; the first error stops the rest."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            waiting: set[Future[T]] = set()
+            try:
+                for task in tasks:
+                    waiting.add(pool.submit(task))
+                    if len(waiting) > self.workers:
+                        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                        for future in done:
+                            yield future.result()
+                while waiting:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+
+def _scan_tasks(
+    spec: BuildSpec, pieces: list[Piece], buckets: int, partitions: dict[str, Partition], root: Path, attempt: str
+) -> Iterator[Callable[[], tuple[float, Built]]]:
+    """Tasks that type and partition: a Parquet or Arrow piece is read in its task, text is read here as it streams."""
+    for number, piece in enumerate(pieces):
+        scan = partial(_scan_chunks, spec, piece.source, buckets, partitions, root, attempt)
+        if spec.sources[piece.source].file_format in TEXT_FORMATS:
+            for part, chunk in enumerate(read_piece(spec, piece)):
+                share = piece.size * chunk.frame.height / max(piece.rows, chunk.first_row + chunk.frame.height)
+                yield partial(scan, [chunk], f"{number:06d}-{part:04d}", share)
+        else:
+            yield partial(scan, read_piece(spec, piece), f"{number:06d}", piece.size)
+
+
+def _scan_chunks(
+    spec: BuildSpec,
+    source: str,
+    buckets: int,
+    partitions: dict[str, Partition],
+    root: Path,
+    attempt: str,
+    chunks: Iterable[Chunk],
+    name: str,
+    size: float,
+) -> tuple[float, Built]:
+    built = Built()
+    for part, chunk in enumerate(chunks):
+        typed = type_chunk(spec, source, chunk)
+        for kind, (frame, bucket) in bucket_parts(spec, source, typed, buckets).items():
+            if frame.height:
+                partitions[kind].write(f"{name}-{part:04d}", split_by_bucket(frame, bucket, buckets))
+        built += make_quarantine(typed.rejected, chunk, root, f"{source}-{attempt}-{name}-{part:04d}")
+        built += Built(ledgers={source: typed.ledger})
+    return size, built
+
+
+def _chunks(spec: BuildSpec, pieces: list[Piece]) -> Iterator[Chunk]:
+    for piece in pieces:
+        yield from read_piece(spec, piece)
+
+
+def _quarantine_conflicts(spec: BuildSpec, chunk: Chunk, conflicts: pl.Series, root: Path, name: str) -> Built:
+    typed = type_chunk(spec, spec.requests.source, chunk, conflicts)
+    hit = typed.rejected.filter(pl.col("_reasons") == ["conflicting_request"])
+    return make_quarantine(hit, Chunk(chunk.path, chunk.first_row, chunk.frame), root, name)
+
+
+def _conflicts_of(owners: Partition, bucket: int) -> pl.Series | None:
+    pairs = owners.read(bucket)
+    return None if pairs is None else conflicting_requests(pairs)
+
+
+def _words(spec: BuildSpec, vocabulary: Partition, root: Path, bucket: int, attempt: str) -> Built:
+    words = vocabulary.read(bucket)
+    return Built() if words is None else make_vocabulary(words, spec, root, bucket, attempt)
+
+
+def _shard(
+    spec: BuildSpec,
+    partitions: dict[str, Partition],
+    conflicts: pl.Series | None,
+    root: Path,
+    bucket: int,
+    attempt: str,
+) -> Built:
+    frames = {}
+    for source in spec.sources:
+        rows = partitions[f"rows:{source}"].read(bucket)
+        empty = pl.DataFrame(pl.from_arrow(canonical_schema(spec, source).empty_table()))
+        frames[source] = empty if rows is None else rows
+    return make_bucket(spec, frames, conflicts, root, bucket, attempt)

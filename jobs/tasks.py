@@ -1,0 +1,151 @@
+"""The work of both engines, cut into tasks: type a chunk, split it by bucket, build a bucket, write its files.
+
+Tasks are functions of their arguments; engines decide where they run and how rows move between them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from longbatch.jobs.sources import Chunk
+from longbatch.pipelines.canonicalize import Canonical, canonicalize
+from longbatch.pipelines.hashing import bucket_of, hash_text
+from longbatch.pipelines.kernel import build_bucket
+from longbatch.pipelines.memory import user_column
+from longbatch.pipelines.pack import pack
+from longbatch.schemas.errors import MachineError
+from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.schemas.shard import disk_message, write_shard
+from longbatch.schemas.spec import BuildSpec
+
+ROWS_PER_BUCKET = 1 << 20
+MAX_BUCKETS = 8192
+FOLDERS = ("timelines", "requests", "vocabulary", "quarantine", "snapshots")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What an engine returns for the commit: rows of the shards table, file entries, and the books."""
+
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    vocabulary: list[dict[str, Any]] = field(default_factory=list)
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
+    ledgers: Mapping[str, RowLedger] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+    collisions: int = 0
+
+    def __add__(self, other: Built) -> Built:
+        """Return both parts together."""
+        sources = {**self.ledgers, **other.ledgers}
+        return Built(
+            self.shards + other.shards,
+            self.vocabulary + other.vocabulary,
+            self.quarantine + other.quarantine,
+            {s: self.ledgers.get(s, RowLedger()) + other.ledgers.get(s, RowLedger()) for s in sources},
+            self.counts + other.counts,
+            self.collisions + other.collisions,
+        )
+
+
+def bucket_count(rows: int) -> int:
+    """Return the number of user buckets for an input of so many rows: one per ROWS_PER_BUCKET, to bound memory."""
+    return max(1, min(MAX_BUCKETS, -(-rows // ROWS_PER_BUCKET)))
+
+
+def type_chunk(spec: BuildSpec, source: str, chunk: Chunk, conflicts: pl.Series | None = None) -> Canonical:
+    """Canonicalize a chunk and count the lines of it that were no rows."""
+    typed = canonicalize(chunk.frame, spec, source, conflicts)
+    lost = len(chunk.malformed)
+    if not lost:
+        return typed
+    ledger = typed.ledger + RowLedger(rows=lost, rejected=lost, reasons={"malformed_row": lost})
+    return Canonical(typed.rows, typed.owners, typed.vocabulary, typed.rejected, ledger)
+
+
+def bucket_parts(spec: BuildSpec, source: str, typed: Canonical, buckets: int) -> dict[str, tuple[pl.DataFrame, Any]]:
+    """Kind of part -> (frame, bucket of each row): rows by user, owners by request, vocabulary by id."""
+    parts = {f"rows:{source}": (typed.rows, bucket_of(typed.rows[user_column(spec, source)].to_numpy(), buckets))}
+    if typed.owners is not None:
+        ids = typed.owners["request_id"]
+        ids = hash_text(ids) if ids.dtype == pl.String else ids
+        parts["owners"] = (typed.owners, bucket_of(ids.to_numpy(), buckets))
+    if typed.vocabulary.height:
+        parts["vocabulary"] = (typed.vocabulary, bucket_of(typed.vocabulary["id"].to_numpy(), buckets))
+    return parts
+
+
+def split_by_bucket(frame: pl.DataFrame, bucket: Any, buckets: int) -> list[pa.RecordBatch]:
+    """One record batch per bucket, possibly empty; within a bucket the rows keep their order."""
+    order = np.argsort(bucket, kind="stable")
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=buckets))])
+    table = frame[order].to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
+    batches = table.to_batches()
+    whole = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+    return [whole.slice(int(a), int(b - a)) for a, b in pairwise(bounds)]
+
+
+def make_bucket(
+    spec: BuildSpec,
+    frames: Mapping[str, pl.DataFrame],
+    conflicts: pl.Series | None,
+    root: Path,
+    bucket: int,
+    attempt: str,
+) -> Built:
+    """Run the kernel on one user bucket and write its shard."""
+    made = build_bucket(spec, frames, conflicts)
+    blocks, counts = pack(made, spec)
+    row = write_shard(root, bucket, attempt, spec, blocks)
+    return Built(shards=[row] if row else [], ledgers=made.ledgers, counts=counts)
+
+
+def make_vocabulary(words: pl.DataFrame, spec: BuildSpec, root: Path, bucket: int, attempt: str) -> Built:
+    """Write the distinct (id, text) of one bucket of ids; count texts that share an id with another."""
+    words = words.unique().sort("id", "text")
+    if not words.height:
+        return Built()
+    collisions = words.height - words["id"].n_unique()
+    path = root / "vocabulary" / f"{bucket:05d}-{attempt}.arrow"
+    codec = None if spec.compression == "none" else spec.compression
+    table = words.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(
+        pa.schema({"id": pa.int64(), "text": pa.string()})
+    )
+    try:
+        with pa.ipc.new_file(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+            writer.write_table(table)
+    except OSError as error:
+        raise MachineError(disk_message(error, path)) from None
+    return Built(vocabulary=[file_entry(root, path, words.height)], collisions=collisions)
+
+
+def make_quarantine(rejected: pl.DataFrame, chunk: Chunk, root: Path, name: str) -> Built:
+    """Write the rejected rows of one chunk: original columns, `_reasons`, `_source_file`, `_source_row`."""
+    lines = pl.DataFrame({"_text": chunk.malformed}, schema={"_text": pl.String})
+    rows = rejected.rename({"_row": "_source_row"}).with_columns(pl.col("_source_row").cast(pl.Int64) + chunk.first_row)
+    if lines.height:
+        lines = lines.with_columns(_reasons=pl.lit(["malformed_row"], dtype=pl.List(pl.String)))
+        rows = pl.concat([rows, lines], how="diagonal")
+    if not rows.height:
+        return Built()
+    path = root / "quarantine" / f"{name}.parquet"
+    try:
+        rows.with_columns(_source_file=pl.lit(chunk.path)).write_parquet(path, compression="zstd")
+    except OSError as error:
+        raise MachineError(disk_message(error, path)) from None
+    return Built(quarantine=[file_entry(root, path, rows.height)])
+
+
+def file_entry(root: Path, path: Path, rows: int) -> dict[str, Any]:
+    """Path relative to the dataset, bytes, sha256 and rows of a small file just written."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"path": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": digest, "rows": rows}

@@ -1,0 +1,263 @@
+"""Raw rows of a source -> canonical rows, rejected rows, and the books.
+
+Each row gets exactly one fate here but for duplicates and conflicting requests, which only show once all rows
+of a user, or of a request id, are together (docs/meaning.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from longbatch.pipelines.hashing import hash_text
+from longbatch.pipelines.parse import Reading, read_column
+from longbatch.schemas.errors import SourceError, SpecError
+from longbatch.schemas.ledger import RowLedger
+from longbatch.schemas.spec import BuildSpec, Explode, Source
+from longbatch.schemas.tables import canonical_name, raw_columns, role_columns, source_roles
+
+REQUEST_ID = "request_id"
+TEXT_FORMATS = frozenset({"csv", "jsonl"})
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """One chunk of a source after typing.
+
+    rows: canonical rows (`schemas.tables.canonical_schema`), duplicates still among them.
+    owners: distinct (request_id, user_id) of the targets, to find ids that several users share; or None.
+    vocabulary: distinct (id, text) of all hashed text.
+    rejected: the raw columns of rejected rows, with `_reasons` and `_row` (row of the chunk, before explode).
+    ledger: the fates so far; `accepted` still counts duplicates and conflicts.
+    """
+
+    rows: pl.DataFrame
+    owners: pl.DataFrame | None
+    vocabulary: pl.DataFrame
+    rejected: pl.DataFrame
+    ledger: RowLedger
+
+
+def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.Series | None = None) -> Canonical:
+    """Type, filter and check one chunk of a source's raw rows.
+
+    `conflicts` are request ids known to be shared by several users: their target rows are rejected.
+    Raises SourceError for a missing column or one of a type that cannot mean what the spec says.
+    """
+    entry = spec.sources[source]
+    arrived = raw.with_row_index("_row")
+    exploded = explode(arrived, entry.explode) if entry.explode else arrived
+    empty = arrived.height - exploded["_row"].n_unique() if entry.explode else 0
+    readings = _readings(exploded.schema, spec, source)
+    selected = _selected(exploded, spec, source, readings)
+    faults = _faults(exploded, spec, source, readings, selected, conflicts)
+    in_any = pl.any_horizontal(selected)
+    bad = faults.select(pl.any_horizontal(pl.all())).to_series() if faults.width else None
+    verdict = exploded.select(in_any.alias("selected"), (pl.lit(False) if bad is None else bad).alias("bad"))
+    keep = verdict["selected"] & ~verdict["bad"]
+    reject = verdict["selected"] & verdict["bad"]
+    rows, vocabulary = _hash(_values(exploded, selected, readings, keep, spec))
+    rejected = _rejected(exploded.filter(reject), faults.filter(reject))
+    ledger = RowLedger(
+        rows=exploded.height,
+        filtered=int((~verdict["selected"]).sum()),
+        rejected=rejected.height,
+        accepted=rows.height,
+        empty_list=empty,
+        reasons=dict(sorted(faults.filter(reject).sum().row(0, named=True).items())) if rejected.height else {},
+    )
+    ledger = RowLedger(**{**ledger.as_dict(), "reasons": {r: n for r, n in ledger.reasons.items() if n}})
+    return Canonical(rows, _owners(rows, spec, source), vocabulary, rejected, ledger)
+
+
+def explode(raw: pl.DataFrame, how: Explode) -> pl.DataFrame:
+    """One row per list element; rows whose list is empty or null give none. Lists of a row are parallel."""
+    columns = _list_columns(raw, how)
+    frame = columns.filter(pl.col(how.lists[0] if how.lists else "_parts").list.len() > 0)
+    lists = list(how.lists) or ["_parts"]
+    if how.position:
+        frame = frame.with_columns(pl.int_ranges(0, pl.col(lists[0]).list.len()).alias(how.position))
+        lists.append(how.position)
+    try:
+        frame = frame.explode(lists)
+    except pl.exceptions.ShapeError:
+        raise SourceError(f"the lists {list(how.lists)} of a row differ in length, so they are not parallel") from None
+    return _split_fields(frame, how) if how.text else frame
+
+
+def _list_columns(raw: pl.DataFrame, how: Explode) -> pl.DataFrame:
+    for column in [*how.lists, *([how.text.column] if how.text else [])]:
+        if column not in raw.columns:
+            raise SourceError(f"explode names {column!r}, but the source's columns are {', '.join(raw.columns[1:])}")
+    for column in how.lists:
+        if not isinstance(raw.schema[column], pl.List):
+            raise SourceError(f"explode.lists names {column!r}, which holds {raw.schema[column]}, not lists")
+    if how.text is None:
+        return raw
+    parts = pl.col(how.text.column).str.split(how.text.separator)
+    return raw.with_columns(_parts=parts.list.eval(pl.element().filter(pl.element() != "")))
+
+
+def _split_fields(frame: pl.DataFrame, how: Explode) -> pl.DataFrame:
+    text = how.text
+    if text is None or len(text.fields) == 1:
+        return frame.rename({"_parts": text.fields[0]}) if text else frame
+    pieces = pl.col("_parts").str.split(str(text.field_separator))
+    fields = [pieces.list.get(i, null_on_oob=True).alias(name) for i, name in enumerate(text.fields)]
+    return frame.with_columns(fields).drop("_parts")
+
+
+def where_columns(spec: BuildSpec, source: str) -> list[str]:
+    """Return the raw columns that the `where` filters of a source read."""
+    found: dict[str, None] = {}
+    for role in source_roles(spec, source):
+        where = getattr(spec, role).where
+        if where:
+            found |= dict.fromkeys(_expression(where, role).meta.root_names())
+    return list(found)
+
+
+def needed_columns(spec: BuildSpec, source: str) -> list[str]:
+    """Return the columns to read from a source's files: mapped, filtered on, or exploded; no others."""
+    entry: Source = spec.sources[source]
+    wanted = dict.fromkeys([*raw_columns(spec, source), *where_columns(spec, source)])
+    if entry.explode is None:
+        return list(wanted)
+    made = {entry.explode.position, *(entry.explode.text.fields if entry.explode.text else ())}
+    lists = [*entry.explode.lists, *([entry.explode.text.column] if entry.explode.text else [])]
+    return list(dict.fromkeys([name for name in wanted if name not in made] + lists))
+
+
+def _expression(where: str, role: str) -> pl.Expr:
+    try:
+        return pl.sql_expr(where)
+    except pl.exceptions.PolarsError as error:
+        raise SpecError(f"{role}.where is not an expression of Polars SQL: {where!r}: {error}") from None
+
+
+def _readings(schema: pl.Schema, spec: BuildSpec, source: str) -> dict[str, dict[str, Reading]]:
+    """Role -> role column -> reading. Shared readings are equal expressions, computed once by Polars."""
+    try:
+        return {
+            role: {name: read_column(m, name, schema, spec) for name, m in role_columns(spec, role).items()}
+            for role in source_roles(spec, source)
+        }
+    except SourceError as error:
+        raise SourceError(f"source {source}: {error}") from None
+
+
+def _selected(
+    raw: pl.DataFrame, spec: BuildSpec, source: str, readings: dict[str, dict[str, Reading]]
+) -> list[pl.Series]:
+    """Return for each role of the source which rows it selects, as named boolean columns."""
+    view = raw
+    if spec.sources[source].file_format in TEXT_FORMATS:
+        view = _typed_for_where(raw, spec, readings)
+    masks = []
+    for role in readings:
+        where = getattr(spec, role).where
+        mask = pl.lit(True) if where is None else _expression(where, role).fill_null(False)
+        try:
+            masks.append(view.select(pl.repeat(True, pl.len()).and_(mask).alias(role)).to_series())
+        except pl.exceptions.PolarsError as error:
+            raise SpecError(f"{role}.where cannot be computed on source {source}: {where!r}: {error}") from None
+    return masks
+
+
+def _typed_for_where(raw: pl.DataFrame, spec: BuildSpec, readings: dict[str, dict[str, Reading]]) -> pl.DataFrame:
+    """Text columns as the spec types them, so that `where` can compare numbers."""
+    typed: dict[str, pl.Expr] = {}
+    for role, columns in readings.items():
+        for name, mapped in role_columns(spec, role).items():
+            unit = getattr(mapped, "unit", None)
+            column = mapped.column
+            if column is None or column in typed or raw.schema[column] != pl.String:
+                continue
+            if unit in ("s", "ms", "us"):
+                typed[column] = pl.col(column).cast(pl.Int64, strict=False)
+            elif not columns[name].hashed and getattr(mapped, "type", "string") != "string":
+                typed[column] = columns[name].value.alias(column)
+    return raw.with_columns(**typed)
+
+
+def _faults(
+    raw: pl.DataFrame,
+    spec: BuildSpec,
+    source: str,
+    readings: dict[str, dict[str, Reading]],
+    selected: list[pl.Series],
+    conflicts: pl.Series | None,
+) -> pl.DataFrame:
+    """One boolean column per reason; a role's faults count only on rows that the role selects."""
+    faults: dict[str, pl.Expr] = {}
+    for mask, (role, columns) in zip(selected, readings.items(), strict=True):
+        for name, reading in columns.items():
+            for reason, fault in reading.faults.items():
+                if role == "history" and reason == "missing_request":
+                    continue
+                hit = pl.lit(mask) & fault
+                faults[reason] = faults[reason] | hit if reason in faults else hit
+            if conflicts is not None and role == "requests" and name == REQUEST_ID:
+                faults["conflicting_request"] = pl.lit(mask) & reading.value.is_in(conflicts.implode())
+    return raw.select(**{reason: fault.fill_null(False) for reason, fault in faults.items()})
+
+
+def _values(
+    raw: pl.DataFrame,
+    selected: list[pl.Series],
+    readings: dict[str, dict[str, Reading]],
+    keep: pl.Series,
+    spec: BuildSpec,
+) -> pl.DataFrame:
+    values: dict[str, pl.Expr] = {}
+    for role, columns in readings.items():
+        mapped = role_columns(spec, role)
+        for name, reading in columns.items():
+            values.setdefault(canonical_name(mapped[name]), reading.value)
+    if len(selected) == 2:
+        values |= {"in_history": pl.lit(selected[0]), "is_target": pl.lit(selected[1])}
+    rows = raw.select(**values)
+    return rows if keep.all() else rows.filter(keep)
+
+
+def _hash(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Replace text by its hash; return the distinct (id, text) beside."""
+    text_columns = [name for name in rows.columns if rows.schema[name] == pl.String and _is_hashed(name)]
+    words = [pl.DataFrame({"id": [], "text": []}, schema={"id": pl.Int64, "text": pl.String})]
+    hashed = {}
+    for name in text_columns:
+        hashed[name] = hash_text(rows[name])
+        words.append(pl.DataFrame({"id": hashed[name], "text": rows[name]}).drop_nulls().unique())
+    return rows.with_columns(**hashed), pl.concat(words).unique()
+
+
+def _is_hashed(canonical: str) -> bool:
+    """Whether a canonical column that came out as text is an id to hash: `#id(string)` or `#id[=default]`."""
+    kind = canonical.rsplit("#", 1)[1]
+    return kind.startswith("id")
+
+
+def _rejected(raw: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+    if not raw.height:
+        return raw.with_columns(_reasons=pl.lit(None, dtype=pl.List(pl.String)))
+    reasons = [pl.when(pl.col(name)).then(pl.lit(name)) for name in faults.columns]
+    listed = faults.select(_reasons=pl.concat_list(reasons).list.drop_nulls())
+    return raw.with_columns(listed["_reasons"])
+
+
+def _owners(rows: pl.DataFrame, spec: BuildSpec, source: str) -> pl.DataFrame | None:
+    """Distinct (request_id, user_id) of a chunk's targets, or None where the log names no requests."""
+    if spec.requests.source != source or spec.requests.request_id is None:
+        return None
+    names = role_columns(spec, "requests")
+    targets = rows.filter("is_target") if "is_target" in rows.columns else rows
+    pairs = targets.select(request_id=canonical_name(names[REQUEST_ID]), user_id=canonical_name(names["user_id"]))
+    changed = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift()) for name in pairs.columns)
+    return pairs.filter(changed | (pl.int_range(pl.len()) == 0)).unique()
+
+
+def conflicting_requests(owners: pl.DataFrame) -> pl.Series:
+    """Request ids that more than one user carries; `owners` holds all pairs of the ids it holds."""
+    users = owners.unique().group_by("request_id").len()
+    return users.filter(pl.col("len") > 1)["request_id"].sort()

@@ -1,0 +1,103 @@
+"""Total orders over whole frames, by one integer sort.
+
+Sorting rows by many columns costs several times one sort of 64-bit integers. So the leading columns are packed
+into one integer, as many as fit; only rows that tie on it (few, in real logs) are compared on the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from longbatch.pipelines.hashing import Int64Array, UInt64Array
+
+KEY_BITS = 63
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A sorted permutation of N rows.
+
+    permutation: (N,) row numbers, sorted. tied: (N,) whether a sorted row ties with a neighbour on the packed
+    columns; every other sorted row differs from both neighbours.
+    """
+
+    permutation: Int64Array
+    tied: BoolArray
+
+
+def sort_rows(frame: pl.DataFrame, columns: list[str]) -> Order:
+    """Order the rows by `columns`, ascending, nulls first; rows equal in all of them stay in any order."""
+    if frame.height == 0:
+        return Order(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_))
+    key, packed = _packed_key(frame, columns)
+    permutation = np.argsort(key).astype(np.int64, copy=False)
+    sorted_key = key[permutation]
+    same = sorted_key[1:] == sorted_key[:-1]
+    tied = np.zeros(frame.height, dtype=np.bool_)
+    tied[1:] |= same
+    tied[:-1] |= same
+    if tied.any() and packed < len(columns):
+        rows = permutation[tied]
+        ties = frame[rows].select(pl.Series("_key", sorted_key[tied]), *columns[packed:])
+        by = ["_key", *columns[packed:]]
+        permutation[tied] = rows[ties.select(pl.arg_sort_by(by, nulls_last=False)).to_series().to_numpy()]
+    return Order(permutation, tied)
+
+
+def _packed_key(frame: pl.DataFrame, columns: list[str]) -> tuple[UInt64Array, int]:
+    """Pack leading integer columns, most significant first; return the key and how many columns it holds.
+
+    Ranks take fewer bits than values but cost a sort, so only the first two columns are worth them.
+    """
+    key = np.zeros(frame.height, dtype=np.uint64)
+    used = 0
+    for position, name in enumerate(columns):
+        column = frame[name]
+        if not column.dtype.is_integer() or column.null_count():
+            if position == 0:
+                column = column.rank("dense").fill_null(0).cast(pl.Int64)
+            else:
+                return key, position
+        codes, bits = compact(column.to_numpy())
+        sparse = position == 0 and bits > frame.height.bit_length() + 2
+        if position < 2 and (sparse or used + bits > KEY_BITS):
+            codes, bits = dense_rank(column.to_numpy())
+        if used + bits > KEY_BITS:
+            return key, position
+        key = (key << np.uint64(bits)) | codes
+        used += bits
+    return key, len(columns)
+
+
+def compact(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int]:
+    """Order-preserving codes from 0 and the bits they need: shifted by the minimum, divided by a common unit."""
+    low, high = int(values.min()), int(values.max())
+    codes = values.astype(np.int64, copy=False).view(np.uint64) - np.uint64(low % 2**64)
+    for unit in (1_000_000, 1_000):
+        if high - low >= 2**32 and not (codes % np.uint64(unit)).any():
+            codes, high, low = codes // np.uint64(unit), (high - low) // unit, 0
+            break
+    return codes, (high - low).bit_length()
+
+
+def dense_rank(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int]:
+    """Ranks among the distinct values and the bits they need."""
+    distinct = pl.Series(values).unique().sort().to_numpy()
+    return np.searchsorted(distinct, values).astype(np.uint64), (len(distinct) - 1).bit_length()
+
+
+def repeated_rows(frame: pl.DataFrame, order: Order) -> BoolArray:
+    """Which sorted rows equal the row before in every column, (N,); `order` must sort by all columns."""
+    repeated = np.zeros(frame.height, dtype=np.bool_)
+    if not order.tied.any():
+        return repeated
+    ties = frame[order.permutation[order.tied]]
+    equal = pl.all_horizontal(pl.col(c).eq_missing(pl.col(c).shift()) for c in ties.columns)
+    same = ties.select(equal & (pl.int_range(pl.len()) > 0)).to_series().to_numpy()
+    repeated[np.flatnonzero(order.tied)[same]] = True
+    return repeated

@@ -1,0 +1,207 @@
+"""Typed readings of raw columns: a Polars expression for the value, and one for each fault it may have.
+
+A value that is there but cannot be read is never turned into a null or a zero in silence: the fault says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import polars as pl
+
+from longbatch.schemas.errors import SourceError
+from longbatch.schemas.spec import BuildSpec, Feature, IdColumn, Label, TimeColumn
+from longbatch.schemas.tables import Mapped, RequestIdColumn
+
+UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
+NUMERIC = {
+    "int8": pl.Int8(),
+    "int16": pl.Int16(),
+    "int32": pl.Int32(),
+    "int64": pl.Int64(),
+    "float32": pl.Float32(),
+    "float64": pl.Float64(),
+    "id": pl.Int64(),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one canonical column comes out of the raw columns.
+
+    `value` is the expression; `hashed` says that the value is text yet to be hashed; `faults` maps a reason to
+    an expression that is true where the row has that fault.
+    """
+
+    value: pl.Expr
+    faults: dict[str, pl.Expr]
+    hashed: bool = False
+
+
+def read_column(mapped: Mapped, role: str, schema: pl.Schema, spec: BuildSpec) -> Reading:
+    """Return the reading of a mapped column in the role `role` ("user_id", "label.click", ...).
+
+    Raises SourceError when the raw column is missing or of a type that cannot be read as declared.
+    """
+    if isinstance(mapped, Label) and mapped.contained_in:
+        return _read_contained(mapped, schema, spec)
+    column = str(mapped.column)
+    dtype = _dtype_of(column, schema)
+    if isinstance(mapped, TimeColumn):
+        return _read_time(mapped, dtype, spec)
+    if isinstance(mapped, IdColumn):
+        return _read_id(mapped, role, dtype)
+    return _read_feature(mapped, role, dtype)
+
+
+def _dtype_of(column: str, schema: pl.Schema) -> pl.DataType:
+    if column not in schema:
+        raise SourceError(f"column {column!r} is not in the source; its columns are {', '.join(schema)}")
+    dtype = schema[column]
+    if dtype.is_nested():
+        raise SourceError(
+            f"column {column!r} holds {dtype}, one value a row is needed; name it in the source's `explode.lists`"
+        )
+    return dtype
+
+
+def _faults(column: str, value: pl.Expr) -> dict[str, pl.Expr]:
+    return {f"unparsable:{column}": pl.col(column).is_not_null() & value.is_null()}
+
+
+def _read_id(mapped: IdColumn, role: str, dtype: pl.DataType) -> Reading:
+    missing = {f"missing_{role.removesuffix('_id')}": pl.col(mapped.column).is_null()}
+    if mapped.type == "string":
+        text = pl.col(mapped.column).cast(pl.String)
+        return Reading(text, missing, hashed=not isinstance(mapped, RequestIdColumn))
+    value = _as_integer(mapped.column, dtype, pl.Int64())
+    return Reading(value, missing | _faults(mapped.column, value))
+
+
+def _read_feature(mapped: Feature | Label, role: str, dtype: pl.DataType) -> Reading:
+    column = str(mapped.column)
+    value, hashed = _as_type(column, dtype, mapped.type)
+    faults = _faults(column, value)
+    if mapped.default is not None:
+        value = value.fill_null(pl.lit(mapped.default))
+        if not hashed and mapped.type in NUMERIC:
+            value = value.cast(NUMERIC[mapped.type])
+    elif isinstance(mapped, Label):
+        faults[f"missing_label:{role.removeprefix('label.')}"] = pl.col(column).is_null()
+    return Reading(value, faults, hashed)
+
+
+def _as_type(column: str, dtype: pl.DataType, type_name: str) -> tuple[pl.Expr, bool]:
+    if type_name == "string" or (type_name == "id" and not dtype.is_numeric() and dtype != pl.Boolean):
+        return pl.col(column).cast(pl.String), type_name == "id"
+    if type_name == "bool":
+        return _as_bool(column, dtype), False
+    if type_name in ("float32", "float64"):
+        return pl.col(column).cast(NUMERIC[type_name], strict=False), False
+    return _as_integer(column, dtype, NUMERIC[type_name]), False
+
+
+def _as_integer(column: str, dtype: pl.DataType, wanted: pl.DataType) -> pl.Expr:
+    """Integers of the wanted width; null where the value has a fraction, is no number, or does not fit."""
+    value = pl.col(column)
+    if dtype == wanted:
+        return value
+    if dtype.is_float() or dtype.is_decimal():
+        return pl.when(value == value.floor()).then(value.cast(wanted, strict=False))
+    return value.cast(wanted, strict=False)
+
+
+def _as_bool(column: str, dtype: pl.DataType) -> pl.Expr:
+    value = pl.col(column)
+    if dtype == pl.Boolean:
+        return value
+    if dtype == pl.String:
+        lower = value.str.to_lowercase()
+        return pl.when(lower.is_in(["true", "1"])).then(True).when(lower.is_in(["false", "0"])).then(False)
+    return pl.when(value == 1).then(True).when(value == 0).then(False)
+
+
+def _read_contained(mapped: Label, schema: pl.Schema, spec: BuildSpec) -> Reading:
+    lists, item = str(mapped.contained_in), spec.requests.item_id.column
+    if lists not in schema:
+        raise SourceError(f"column {lists!r} is not in the source; its columns are {', '.join(schema)}")
+    if not isinstance(schema[lists], pl.List):
+        raise SourceError(f"`contained_in` needs a list column, but {lists!r} holds {schema[lists]}")
+    inside = pl.col(lists).list.contains(pl.col(item)).fill_null(False)
+    return Reading(inside.cast(NUMERIC[mapped.type] if mapped.type != "bool" else pl.Boolean()), {})
+
+
+def _read_time(mapped: TimeColumn, dtype: pl.DataType, spec: BuildSpec) -> Reading:
+    """Microseconds UTC; the faults missing_time, unparsable:<column>, time_out_of_range."""
+    raw = pl.col(mapped.column)
+    low, high = (_microseconds(limit) for limit in spec.time_range)
+    value, inside = _time_value(mapped, dtype, low, high)
+    return Reading(
+        pl.when(inside).then(value),
+        {
+            "missing_time": raw.is_null(),
+            f"unparsable:{mapped.column}": raw.is_not_null() & value.is_null(),
+            "time_out_of_range": value.is_not_null() & ~inside,
+        },
+    )
+
+
+def _microseconds(moment: datetime) -> int:
+    return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()) * 1_000_000
+
+
+def _time_value(mapped: TimeColumn, dtype: pl.DataType, low: int, high: int) -> tuple[pl.Expr, pl.Expr]:
+    """Return (microseconds or null, whether within range); products cannot overflow where within range."""
+    raw = pl.col(mapped.column)
+    if dtype == pl.Date or isinstance(dtype, pl.Datetime):
+        value = _to_utc(raw.cast(pl.Datetime("us", getattr(dtype, "time_zone", None))), dtype, mapped.timezone)
+        return value, value.is_between(low, high)
+    if dtype == pl.String and (mapped.unit == "iso" or mapped.format):
+        value = _from_text(raw, mapped)
+        return value, value.is_between(low, high)
+    if mapped.unit is None or mapped.unit == "iso":
+        raise SourceError(
+            f"time column {mapped.column!r} holds {dtype}; declare its unit: "
+            'unit = "s", "ms" or "us" for numbers, "iso" for text'
+        )
+    return _from_number(raw, dtype, UNIT_US[mapped.unit], low, high)
+
+
+def _from_number(raw: pl.Expr, dtype: pl.DataType, unit_us: int, low: int, high: int) -> tuple[pl.Expr, pl.Expr]:
+    whole = raw.cast(pl.Int64, strict=False)
+    whole_inside = whole.is_between(-(-low // unit_us), high // unit_us)
+    if dtype.is_integer():
+        return whole * unit_us, whole_inside
+    scaled = raw.cast(pl.Float64, strict=False) * unit_us
+    scaled_inside = scaled.is_between(low, high)
+    rounded = pl.when(scaled.is_nan()).then(None).otherwise(scaled.clip(-9e18, 9e18).round().cast(pl.Int64))
+    if dtype.is_float():
+        return rounded, scaled_inside
+    return (
+        pl.when(whole.is_not_null()).then(whole * unit_us).otherwise(rounded),
+        pl.when(whole.is_not_null()).then(whole_inside).otherwise(scaled_inside),
+    )
+
+
+def _to_utc(value: pl.Expr, dtype: pl.DataType, timezone: str) -> pl.Expr:
+    """Microseconds UTC of a datetime expression; naive ones are local to `timezone`, the earlier if twice."""
+    if getattr(dtype, "time_zone", None) is None:
+        value = value.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")
+    return value.dt.convert_time_zone("UTC").to_physical()
+
+
+def _from_text(raw: pl.Expr, mapped: TimeColumn) -> pl.Expr:
+    naive = pl.Datetime("us")
+    if mapped.format:
+        if "%z" in mapped.format or "%:z" in mapped.format:
+            return raw.str.strptime(pl.Datetime("us", "UTC"), mapped.format, strict=False).to_physical()
+        return _to_utc(raw.str.strptime(naive, mapped.format, strict=False), naive, mapped.timezone)
+    text = raw.str.replace(" ", "T", literal=True, n=1)
+    with_offset = text.str.strptime(pl.Datetime("us", "UTC"), "%+", strict=False).to_physical()
+    local = [
+        text.str.strptime(naive, "%Y-%m-%dT%H:%M:%S%.f", strict=False),
+        text.str.strptime(naive, "%Y-%m-%dT%H:%M", strict=False),
+        text.str.strptime(pl.Date, "%Y-%m-%d", strict=False).cast(naive),
+    ]
+    return pl.coalesce(with_offset, _to_utc(pl.coalesce(local), naive, mapped.timezone))

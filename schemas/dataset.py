@@ -1,0 +1,140 @@
+"""Opening a dataset: what is in it, its blocks, and one row per request with its history, without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.ledger import Counts
+from longbatch.schemas.shard import Block, ShardReader, check_file
+from longbatch.schemas.snapshot import Snapshot, read_snapshot
+from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.tables import event_type, requests_schema, timelines_schema
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A committed snapshot of a dataset. Holds numbers and paths only: it can be pickled and sent anywhere."""
+
+    path: Path
+    snapshot: Snapshot
+
+    @property
+    def spec(self) -> BuildSpec:
+        """The build spec the dataset was made by."""
+        return self.snapshot.spec
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content, the same wherever the dataset lies."""
+        return self.snapshot.fingerprint
+
+    @property
+    def counts(self) -> Counts:
+        """Users, requests, targets, events."""
+        return self.snapshot.counts
+
+    @property
+    def timelines_schema(self) -> pa.Schema:
+        """Columns of the timelines files."""
+        return timelines_schema(self.spec)
+
+    @property
+    def requests_schema(self) -> pa.Schema:
+        """Columns of the requests files."""
+        return requests_schema(self.spec)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of `scan`: those of requests, with `history` in place of what points to it."""
+        pointing = ("segment", "timeline_row", "history_end")
+        fields = [field for field in self.requests_schema if field.name not in pointing]
+        return pa.schema([*fields[:-1], pa.field("history", pa.list_view(event_type(self.spec))), fields[-1]])
+
+    @property
+    def shards(self) -> tuple[dict[str, Any], ...]:
+        """Rows of the snapshot's shards table."""
+        return self.snapshot.shards
+
+    def shard(self, number: int) -> ShardReader:
+        """Open the files of one shard."""
+        return ShardReader(self.path, self.shards[number], self.spec)
+
+    def blocks(self) -> Iterator[Block]:
+        """Read all blocks in order, one at a time."""
+        for number, row in enumerate(self.shards):
+            reader = self.shard(number)
+            for block in range(len(row["blocks"])):
+                yield reader.block(block)
+
+    def scan(self, history_length: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield one record batch per block, one row per request, `history` a list_view into the block's timelines.
+
+        Histories of one user overlap in one values buffer: nothing is copied, whatever the history length,
+        which may be anything up to the built one (the default).
+        """
+        length = check_history_length(self.spec, history_length)
+        for block in self.blocks():
+            yield _with_history(block, length, self.schema)
+
+    def vocabulary(self) -> pa.Table:
+        """All (id, text) pairs of hashed text."""
+        schema = pa.schema({"id": pa.int64(), "text": pa.string()})
+        paths = [check_file(self.path, entry) for entry in self.snapshot.vocabulary]
+        return pa.concat_tables(
+            [schema.empty_table(), *(pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths)]
+        )
+
+
+def open_dataset(path: str | Path, snapshot: int | None = None) -> Dataset:
+    """Open a dataset at its newest snapshot, or at the one given.
+
+    Raises DatasetError naming the file if there is none, it was altered, or its format is not known.
+    """
+    root = Path(path)
+    dataset = Dataset(root, read_snapshot(root, snapshot))
+    for row in dataset.shards:
+        for table in ("timelines", "requests"):
+            check_file(root, row[table])
+    return dataset
+
+
+def check_history_length(spec: BuildSpec, history_length: int | None) -> int:
+    """Return the history length to read at; raise SpecError unless it is within 0 and the built one."""
+    if history_length is None:
+        return spec.history_length
+    if not 0 <= history_length <= spec.history_length:
+        raise SpecError(
+            f"history_length {history_length:,} is not between 0 and {spec.history_length:,}, "
+            "the length the dataset was built for; build it with a larger one"
+        )
+    return history_length
+
+
+def _with_history(block: Block, length: int, schema: pa.Schema) -> pa.RecordBatch:
+    """Turn timeline_row and history_end into list views: offset and size of each request's slice."""
+    events = block.timelines["events"]
+    row, end = block.requests["timeline_row"], block.requests["history_end"]
+    sizes = pc.min_element_wise(end, pa.scalar(length, pa.int32()))
+    offsets = pc.subtract(pc.add(events.offsets.slice(0, len(events)).take(row), end), sizes)
+    history = pa.ListViewArray.from_arrays(offsets, sizes, events.values, type=schema.field("history").type)
+    columns = {**{name: block.requests[name] for name in block.requests.schema.names}, "history": history}
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def user_requests(dataset: Dataset, user_id: int) -> pa.Table:
+    """All requests of one user, as `scan` yields them. Raises DatasetError if the user is not in the dataset."""
+    found = [
+        batch.filter(pc.equal(batch["user_id"], user_id))
+        for batch in dataset.scan()
+        if pc.any(pc.equal(batch["user_id"], user_id)).as_py()
+    ]
+    if not found:
+        raise DatasetError(f"user {user_id} is not in {dataset.path}: no request of that user was built")
+    return pa.Table.from_batches(found)

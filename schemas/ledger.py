@@ -1,0 +1,92 @@
+"""The books of a build: what became of every row, every event and every target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from longbatch.schemas.errors import DataError
+
+
+@dataclass(frozen=True)
+class RowLedger:
+    """The fate of a source's rows: `rows = filtered + rejected + duplicate + accepted`.
+
+    `reasons` counts a rejected row under each of its reasons; `empty_list` counts rows that an
+    `explode` turned into none (they are not among `rows`).
+    """
+
+    rows: int = 0
+    filtered: int = 0
+    rejected: int = 0
+    duplicate: int = 0
+    accepted: int = 0
+    empty_list: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: RowLedger) -> RowLedger:
+        """Return the books of both parts."""
+        reasons = dict(self.reasons)
+        for reason, count in other.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+        return RowLedger(
+            self.rows + other.rows,
+            self.filtered + other.filtered,
+            self.rejected + other.rejected,
+            self.duplicate + other.duplicate,
+            self.accepted + other.accepted,
+            self.empty_list + other.empty_list,
+            dict(sorted(reasons.items())),
+        )
+
+    def check(self, source: str) -> None:
+        """Raise DataError unless every row has exactly one fate."""
+        accounted = self.filtered + self.rejected + self.duplicate + self.accepted
+        if self.rows != accounted:
+            raise DataError(
+                f"source {source}: {self.rows:,} rows in, but {accounted:,} accounted for "
+                f"({self.as_dict()}); nothing is committed; please report this as a bug"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a dataset holds, and which accepted events it had no use for.
+
+    `stored` counts distinct events; `stored_with_overlap` counts those again that overlapping segments
+    of whales repeat. `history_events` is the sum of the history lengths of all requests.
+    """
+
+    users: int = 0
+    segments: int = 0
+    requests: int = 0
+    targets: int = 0
+    events: int = 0
+    stored: int = 0
+    stored_with_overlap: int = 0
+    beyond_history: int = 0
+    after_last_request: int = 0
+    history_events: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        """Return the counts of both parts."""
+        mine, others = asdict(self), asdict(other)
+        return Counts(**{name: mine[name] + others[name] for name in mine})
+
+    def check(self, accepted_events: int | None = None) -> None:
+        """Raise DataError unless every accepted event is stored or counted as out of every request's reach."""
+        accounted = self.stored + self.beyond_history + self.after_last_request
+        if self.events != accounted or (accepted_events is not None and accepted_events != self.events):
+            raise DataError(
+                f"{accepted_events} events accepted, {self.events:,} arrived, {accounted:,} accounted for; "
+                "nothing is committed; please report this as a bug"
+            )
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain values for JSON."""
+        return asdict(self)

@@ -1,0 +1,293 @@
+"""The shard: a pair of Arrow IPC files of one user bucket, timelines and requests, block beside block.
+
+Writer and reader side by side; docs/format.md says the same to other languages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from longbatch.schemas.errors import DatasetError, MachineError
+from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.tables import TIMESTAMP, requests_schema, timelines_schema
+
+FILE_FIELDS = {"path": pa.string(), "bytes": pa.int64(), "sha256": pa.string()}
+BLOCK_FIELDS = {
+    "segments": pa.int64(),
+    "events": pa.int64(),
+    "requests": pa.int64(),
+    "targets": pa.int64(),
+    "history_events": pa.int64(),
+    "first_request_time": TIMESTAMP,
+    "last_request_time": TIMESTAMP,
+    "timelines_offset": pa.int64(),
+    "timelines_bytes": pa.int64(),
+    "timelines_crc32": pa.uint32(),
+    "requests_offset": pa.int64(),
+    "requests_bytes": pa.int64(),
+    "requests_crc32": pa.uint32(),
+}
+COUNTED = ("segments", "events", "requests", "targets", "history_events")
+SHARDS_SCHEMA = pa.schema(
+    {
+        "bucket": pa.int32(),
+        "timelines": pa.struct(FILE_FIELDS),
+        "requests": pa.struct(FILE_FIELDS),
+        **{f"total_{name}": pa.int64() for name in COUNTED},
+        "first_request_time": TIMESTAMP,
+        "last_request_time": TIMESTAMP,
+        "blocks": pa.list_(pa.struct(BLOCK_FIELDS)),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A pair of record batches: the timelines, and the requests that point into them."""
+
+    timelines: pa.RecordBatch
+    requests: pa.RecordBatch
+
+
+class HashingFile:
+    """A file being written once, front to back, that knows its length and checksums."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes = 0
+        self.crc32 = 0
+        self._sha256 = hashlib.sha256()
+        self._file: BinaryIO = path.open("xb")
+
+    def write(self, data: Any) -> int:
+        """Append bytes; a full disk is a MachineError that names the file."""
+        view = memoryview(data)
+        try:
+            self._file.write(view)
+        except OSError as error:
+            raise MachineError(disk_message(error, self.path)) from None
+        self._sha256.update(view)
+        self.crc32 = zlib.crc32(view, self.crc32)
+        self.bytes += view.nbytes
+        return view.nbytes
+
+    def close(self) -> None:
+        """Flush to the disk itself, so that a committed snapshot never names a file that a crash could lose."""
+        if self._file.closed:
+            return
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise MachineError(disk_message(error, self.path)) from None
+        finally:
+            self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed (asked by pyarrow)."""
+        return self._file.closed
+
+    def flush(self) -> None:
+        """Do nothing (asked by pyarrow): `close` flushes."""
+
+    def readable(self) -> bool:
+        """Say no (asked by pyarrow)."""
+        return False
+
+    def writable(self) -> bool:
+        """Say yes (asked by pyarrow)."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say no (asked by pyarrow)."""
+        return False
+
+    def describe(self, root: Path) -> dict[str, Any]:
+        """Path relative to the dataset, bytes, sha256."""
+        relative = self.path.relative_to(root).as_posix()
+        return {"path": relative, "bytes": self.bytes, "sha256": self._sha256.hexdigest()}
+
+
+def disk_message(error: OSError, path: Path) -> str:
+    """Say what went wrong with the disk, where, and that nothing is committed."""
+    return f"cannot write {path}: {error.strerror or error}; free space there and run again; nothing was committed"
+
+
+class _TableWriter:
+    """One of the two files of a shard."""
+
+    def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
+        self.file = HashingFile(path)
+        codec = None if compression == "none" else compression
+        options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
+        self._sink = pa.PythonFile(self.file, mode="w")
+        self._writer = pa.ipc.new_file(self._sink, schema, options=options)
+
+    def write(self, batch: pa.RecordBatch) -> tuple[int, int, int]:
+        """Append a record batch; return its offset, length and crc32 in the file."""
+        offset, self.file.crc32 = self.file.bytes, 0
+        self._writer.write_batch(batch)
+        return offset, self.file.bytes - offset, self.file.crc32
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        finally:
+            self.file.close()
+
+
+def write_shard(
+    root: Path, bucket: int, attempt: str, spec: BuildSpec, blocks: Iterable[tuple[pa.RecordBatch, pa.RecordBatch]]
+) -> dict[str, Any] | None:
+    """Write a bucket's blocks under `root`; return its row of the shards table, or None if there are no blocks.
+
+    `attempt` makes the file names unique, so that a retried task never touches another's files. On an
+    error both files are removed.
+    """
+    name = f"{bucket:05d}-{attempt}.arrow"
+    paths = root / "timelines" / name, root / "requests" / name
+    tables: list[_TableWriter] = []
+    described = []
+    try:
+        for timelines, requests in blocks:
+            if not tables:
+                tables = [
+                    _TableWriter(paths[0], timelines_schema(spec), spec.compression),
+                    _TableWriter(paths[1], requests_schema(spec), spec.compression),
+                ]
+            places = tables[0].write(timelines), tables[1].write(requests)
+            described.append(_describe(timelines, requests, places, spec.history_length))
+        for table in tables:
+            table.close()
+    except BaseException:
+        for table in tables:
+            table.file.close()
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+    return _shard_row(bucket, described, [table.file.describe(root) for table in tables]) if tables else None
+
+
+def _describe(
+    timelines: pa.RecordBatch, requests: pa.RecordBatch, places: tuple[tuple[int, int, int], ...], length: int
+) -> dict[str, Any]:
+    first_last = pc.min_max(requests["request_time"])
+    lengths = pc.min_element_wise(requests["history_end"], length)
+    places_of = dict(zip(("timelines", "requests"), places, strict=True))
+    return {
+        "segments": timelines.num_rows,
+        "events": len(timelines["events"].flatten()),
+        "requests": requests.num_rows,
+        "targets": len(requests["targets"].flatten()),
+        "history_events": pc.sum(lengths.cast(pa.int64())).as_py() or 0,
+        "first_request_time": first_last["min"],
+        "last_request_time": first_last["max"],
+        **{
+            f"{table}_{what}": place[i]
+            for table, place in places_of.items()
+            for i, what in enumerate(("offset", "bytes", "crc32"))
+        },
+    }
+
+
+def _shard_row(bucket: int, blocks: list[dict[str, Any]], files: list[dict[str, Any]]) -> dict[str, Any]:
+    blocks = [{k: v.as_py() if isinstance(v, pa.Scalar) else v for k, v in block.items()} for block in blocks]
+    return {
+        "bucket": bucket,
+        "timelines": files[0],
+        "requests": files[1],
+        **{f"total_{name}": sum(block[name] for block in blocks) for name in COUNTED},
+        "first_request_time": min(block["first_request_time"] for block in blocks),
+        "last_request_time": max(block["last_request_time"] for block in blocks),
+        "blocks": blocks,
+    }
+
+
+class ShardReader:
+    """Reads blocks of one shard from memory-mapped files; opened where it is used, never pickled."""
+
+    def __init__(self, root: Path, row: dict[str, Any], spec: BuildSpec) -> None:
+        self._root, self._row = root, row
+        self._readers = {
+            "timelines": self._open("timelines", timelines_schema(spec)),
+            "requests": self._open("requests", requests_schema(spec)),
+        }
+
+    def _open(self, table: str, schema: pa.Schema) -> pa.RecordBatchFileReader:
+        path = check_file(self._root, self._row[table])
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{path} is not the Arrow file that was written: {error}; build it again") from None
+        if not reader.schema.equals(schema):
+            raise DatasetError(f"{path}: its columns are not those of the dataset's spec; build it again")
+        if reader.num_record_batches != len(self._row["blocks"]):
+            raise DatasetError(
+                f"{path} holds {reader.num_record_batches} blocks, the snapshot lists {len(self._row['blocks'])}"
+            )
+        return reader
+
+    def block(self, number: int) -> Block:
+        """Read block `number`, checked: row counts against the snapshot, and every offset within bounds.
+
+        Raises DatasetError naming file and block.
+        """
+        batches = {}
+        for table, reader in self._readers.items():
+            where = f"{self._root / self._row[table]['path']}, block {number}"
+            try:
+                batches[table] = reader.get_batch(number)
+                batches[table].validate(full=True)
+            except (pa.ArrowException, OSError) as error:
+                raise DatasetError(f"{where} cannot be read: {error}; build it again") from None
+            listed = self._row["blocks"][number]["segments" if table == "timelines" else "requests"]
+            if batches[table].num_rows != listed:
+                raise DatasetError(f"{where} holds {batches[table].num_rows} rows, the snapshot lists {listed}")
+        block = Block(batches["timelines"], batches["requests"])
+        _check_cuts(block, f"{self._root / self._row['requests']['path']}, block {number}")
+        return block
+
+
+def _check_cuts(block: Block, where: str) -> None:
+    """Raise DatasetError unless every request's slice lies inside its timeline."""
+    if not block.requests.num_rows:
+        return
+    rows, ends = block.requests["timeline_row"], block.requests["history_end"]
+    bounds = pc.min_max(rows)
+    if rows.null_count or bounds["min"].as_py() < 0 or bounds["max"].as_py() >= block.timelines.num_rows:
+        raise DatasetError(f"{where}: timeline_row points outside the {block.timelines.num_rows} timelines beside it")
+    lengths = pc.list_value_length(block.timelines["events"]).take(rows)
+    fine = pc.and_(pc.greater_equal(ends, 0), pc.less_equal(ends, lengths))
+    if not pc.all(fine, skip_nulls=False).as_py():
+        bad = pc.index(fine.fill_null(False), False).as_py()
+        raise DatasetError(
+            f"{where}: request row {bad} has history_end {ends[bad].as_py()}, "
+            f"but its timeline holds {lengths[bad].as_py()} events"
+        )
+
+
+def check_file(root: Path, entry: dict[str, Any], *, checksum: bool = False) -> Path:
+    """Return the path of a listed file; raise DatasetError if it is missing, of another length, or altered."""
+    path = root / str(entry["path"])
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise DatasetError(f"{path} is listed in the snapshot but missing; restore it or build again") from None
+    if size != entry["bytes"]:
+        raise DatasetError(f"{path} has {size:,} bytes, the snapshot lists {entry['bytes']:,}; build it again")
+    if checksum:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != entry["sha256"]:
+            raise DatasetError(f"{path} was altered: sha256 {found[:12]}..., listed {str(entry['sha256'])[:12]}...")
+    return path

@@ -1,0 +1,173 @@
+"""The snapshot: the JSON file that makes a set of files a dataset. Written last, and exclusively.
+
+What no snapshot lists is not part of a dataset, whatever lies in its folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from longbatch.schemas.errors import DatasetError, MachineError
+from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.schemas.shard import SHARDS_SCHEMA, check_file, disk_message
+from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.tables import requests_schema, timelines_schema
+
+FORMAT_VERSION = 1
+SNAPSHOT_NAME = re.compile(r"^(\d{8})\.json$")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One committed version of a dataset.
+
+    shards: rows of SHARDS_SCHEMA, by bucket. vocabulary, quarantine: file entries {path, bytes, sha256, rows}.
+    """
+
+    number: int
+    spec: BuildSpec
+    counts: Counts
+    ledgers: Mapping[str, RowLedger]
+    collisions: int
+    shards: tuple[dict[str, Any], ...]
+    vocabulary: tuple[dict[str, Any], ...]
+    quarantine: tuple[dict[str, Any], ...]
+    fingerprint: str
+
+
+def fingerprint(spec: BuildSpec, shards: tuple[dict[str, Any], ...]) -> str:
+    """Hash of a dataset's content and not of its paths: format, schemas, and each file's checksum in order."""
+    digest = hashlib.sha256(f"longbatch format {FORMAT_VERSION}\n{spec.history_length}\n".encode())
+    digest.update(timelines_schema(spec).to_string().encode())
+    digest.update(requests_schema(spec).to_string().encode())
+    for row in shards:
+        digest.update(f"{row['timelines']['sha256']} {row['requests']['sha256']}\n".encode())
+    return digest.hexdigest()
+
+
+def snapshot_numbers(root: Path) -> list[int]:
+    """Numbers of the snapshots under a dataset's root, ascending."""
+    try:
+        names = os.listdir(root / "snapshots")
+    except OSError:
+        return []
+    return sorted(int(match[1]) for name in names if (match := SNAPSHOT_NAME.match(name)))
+
+
+def commit(root: Path, snapshot: Snapshot) -> None:
+    """Make a snapshot visible, atomically. Raises DatasetError if another build took its number meanwhile."""
+    folder = root / "snapshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{snapshot.number:08d}"
+    shards = pa.Table.from_pylist(list(snapshot.shards), schema=SHARDS_SCHEMA)
+    staged = folder / f".{name}.{os.getpid()}.json"
+    table_path = folder / f"{name}.shards-{snapshot.fingerprint[:12]}.arrow"
+    try:
+        table_bytes = _ipc_bytes(shards)
+        _write_durably(table_path, table_bytes)
+        entry = {
+            "path": table_path.relative_to(root).as_posix(),
+            "bytes": len(table_bytes),
+            "sha256": hashlib.sha256(table_bytes).hexdigest(),
+        }
+        _write_durably(staged, json.dumps(_document(snapshot, entry), indent=1).encode())
+        os.link(staged, folder / f"{name}.json")
+        _sync_folder(folder)
+    except FileExistsError:
+        raise DatasetError(
+            f"{folder / name}.json: another build committed first; nothing of this one is visible; run it again"
+        ) from None
+    except OSError as error:
+        raise MachineError(disk_message(error, folder)) from None
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _document(snapshot: Snapshot, shards: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": snapshot.fingerprint,
+        "spec": snapshot.spec.model_dump(mode="json", exclude_none=True),
+        "counts": snapshot.counts.as_dict(),
+        "ledgers": {source: ledger.as_dict() for source, ledger in snapshot.ledgers.items()},
+        "collisions": snapshot.collisions,
+        "shards": shards,
+        "vocabulary": list(snapshot.vocabulary),
+        "quarantine": list(snapshot.quarantine),
+    }
+
+
+def _ipc_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_snapshot(root: Path, number: int | None = None) -> Snapshot:
+    """Read a snapshot, the newest by default. Raises DatasetError if there is none, or it is not one we know."""
+    numbers = snapshot_numbers(root)
+    if not numbers:
+        raise DatasetError(f"{root} is not a dataset: it has no snapshots; build one with `longbatch build`")
+    if number is not None and number not in numbers:
+        raise DatasetError(f"{root} has no snapshot {number}; it has {numbers}")
+    number = numbers[-1] if number is None else number
+    path = root / "snapshots" / f"{number:08d}.json"
+    try:
+        document = json.loads(path.read_bytes())
+        version = document["format_version"]
+        if version != FORMAT_VERSION:
+            raise DatasetError(
+                f"{path} is of format {version}; this longbatch reads format {FORMAT_VERSION}; install one that fits"
+            )
+        return _parse(root, number, document)
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DatasetError(f"{path} is not a readable snapshot ({type(error).__name__}: {error})") from None
+
+
+def _parse(root: Path, number: int, document: dict[str, Any]) -> Snapshot:
+    path = check_file(root, document["shards"], checksum=True)
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    if not table.schema.equals(SHARDS_SCHEMA):
+        raise DatasetError(f"{path}: not the columns of a shards table of format {FORMAT_VERSION}")
+    spec = BuildSpec.model_validate(document["spec"])
+    shards = tuple(table.to_pylist())
+    found = fingerprint(spec, shards)
+    if found != document["fingerprint"]:
+        raise DatasetError(f"{path}: fingerprint {found[:12]}... is not the snapshot's; it was altered, build again")
+    return Snapshot(
+        number=number,
+        spec=spec,
+        counts=Counts(**document["counts"]),
+        ledgers={source: RowLedger(**ledger) for source, ledger in document["ledgers"].items()},
+        collisions=int(document["collisions"]),
+        shards=shards,
+        vocabulary=tuple(document["vocabulary"]),
+        quarantine=tuple(document["quarantine"]),
+        fingerprint=found,
+    )

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longbatch.loaders.plan import StochasticLength, make_plan, num_steps, ragged_index, worker_batches
+
+blocks_of_requests = st.lists(st.integers(0, 9), min_size=0, max_size=12)
+
+
+def all_rows(plan):
+    return [list(zip(*map(np.ndarray.tolist, plan.rows(n)), strict=True)) for n in range(plan.num_batches)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    blocks_of_requests,
+    st.integers(1, 7),
+    st.booleans(),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(0, 3),
+)
+def test_every_request_is_in_exactly_one_batch(blocks, batch_size, shuffle, streams, window_blocks, epoch):
+    plan = make_plan(
+        np.array(blocks, dtype=np.int64),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        epoch=epoch,
+        streams=streams,
+        window_blocks=window_blocks,
+    )
+    batches = all_rows(plan)
+    wanted = [(block, row) for block, size in enumerate(blocks) for row in range(size)]
+    assert sorted(itertools.chain(*batches)) == wanted
+    assert sum(len(batch) != batch_size for batch in batches) <= 1
+    for number, batch in enumerate(batches):
+        last_block = plan.block_order.tolist().index(batch[-1][0])
+        assert plan.block_order[last_block] in plan.live_blocks(number)
+
+
+def test_without_shuffling_batches_follow_the_order_of_the_dataset():
+    plan = make_plan(np.array([2, 0, 3]), batch_size=2)
+    assert all_rows(plan) == [[(0, 0), (0, 1)], [(2, 0), (2, 1)], [(2, 2)]]
+
+
+def test_dropping_the_last_batch_leaves_only_full_ones():
+    plan = make_plan(np.array([2, 0, 3]), batch_size=2, drop_last=True)
+    assert all_rows(plan) == [[(0, 0), (0, 1)], [(2, 0), (2, 1)]]
+
+
+def test_shuffling_mixes_the_blocks_of_a_window_and_no_others():
+    plan = make_plan(np.full(64, 10), batch_size=20, shuffle=True, streams=4, window_blocks=8)
+    windows = plan.block_order.reshape(8, 8)
+    for batch in range(plan.num_batches):
+        blocks = set(plan.rows(batch)[0].tolist())
+        assert len(blocks) > 3
+        assert any(blocks <= set(window.tolist()) for window in windows)
+        assert blocks <= set(plan.live_blocks(batch).tolist())
+
+
+def test_a_batch_number_belongs_to_the_stream_of_its_remainder():
+    plan = make_plan(np.full(64, 10), batch_size=20, shuffle=True, streams=4, window_blocks=8)
+    for batch in range(plan.num_batches):
+        first, end = plan.stream_span(batch % 4)
+        assert all(first <= position < end for position in plan.positions(batch))
+
+
+def test_seeds_and_epochs_differ_and_the_same_key_agrees():
+    def order(seed, epoch):
+        return all_rows(make_plan(np.full(9, 9), batch_size=4, shuffle=True, seed=seed, epoch=epoch))
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+@given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 4), st.booleans())
+def test_ranks_and_workers_share_the_batches_exactly(batches, world_size, num_workers, drop_last):
+    steps = num_steps(batches, world_size, drop_last)
+    taken = {}
+    for rank in range(world_size):
+        workers = [
+            list(
+                worker_batches(
+                    batches,
+                    rank=rank,
+                    world_size=world_size,
+                    worker=worker,
+                    num_workers=num_workers,
+                    drop_last=drop_last,
+                )
+            )
+            for worker in range(num_workers)
+        ]
+        in_turn = [n for group in itertools.zip_longest(*workers, fillvalue=-1) for n in group if n != -1]
+        assert len(in_turn) == steps
+        taken.update({(step, rank): batch for step, batch in enumerate(in_turn)})
+    sequence = [taken[step, rank] for step in range(steps) for rank in range(world_size)]
+    kept = batches // world_size * world_size if drop_last else batches
+    assert [batch for batch in sequence if batch is not None] == list(range(kept))
+
+
+def test_a_later_first_step_yields_the_suffix():
+    assert list(worker_batches(7, rank=1, world_size=2, first_step=2)) == [5, None]
+
+
+def test_a_rank_outside_the_world_is_refused():
+    with pytest.raises(ValueError, match="rank 2 of a world of 2"):
+        list(worker_batches(7, rank=2, world_size=2))
+
+
+@pytest.mark.parametrize("name", ["batch_size", "streams", "window_blocks"])
+def test_sizes_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        make_plan(np.array([1]), **{"batch_size": 1, name: 0})
+
+
+def test_negative_seeds_are_refused():
+    with pytest.raises(ValueError, match="seed -1"):
+        make_plan(np.array([1]), batch_size=1, seed=-1)
+
+
+def test_sampled_lengths_are_u_shaped_multiples_of_8_that_depend_on_the_epoch():
+    sampler = StochasticLength(100, 2000, alpha=0.3, beta=0.6)
+    lengths = sampler.lengths(0, 0, 5, 20_000)
+    assert (lengths % 8 == 0).all()
+    assert (lengths.min(), lengths.max()) == (104, 2000)
+    histogram = np.histogram(lengths, bins=10)[0]
+    assert histogram[0] > histogram[1:9].max() < histogram[9]
+    assert abs(lengths.mean() - (100 + 1900 / 3)) < 20
+    assert (lengths == sampler.lengths(0, 0, 5, 20_000)).all()
+    assert (lengths != sampler.lengths(0, 1, 5, 20_000)).any()
+    assert (lengths != sampler.lengths(0, 0, 6, 20_000)).any()
+
+
+def test_length_ranges_that_cannot_be_sampled_are_refused():
+    with pytest.raises(ValueError, match="give 0 <= minimum <= maximum"):
+        StochasticLength(9, 8)
+    with pytest.raises(ValueError, match="no multiple of 8 lies in 9 to 15"):
+        StochasticLength(9, 15)
+    with pytest.raises(ValueError, match="a U shape needs both between 0 and 1"):
+        StochasticLength(8, 16, alpha=1.5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5)), max_size=9))
+def test_ragged_indices_are_the_slices_one_after_another(slices):
+    starts = np.array([start for start, _ in slices], dtype=np.int64)
+    lengths = np.array([length for _, length in slices], dtype=np.int64)
+    wanted = [start + i for start, length in slices for i in range(length)]
+    assert ragged_index(starts, lengths).tolist() == wanted

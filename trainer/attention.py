@@ -1,0 +1,231 @@
+"""Ragged target-to-history cross attention: each target attends to the history of its own request.
+
+Shapes: R requests, G targets, T events, D width, H heads, E width of one head's query and key, S heads
+that keys and values have (H, or 1 where all heads share them). Tiling: Q tiles of A targets, I items (a
+tile of targets with a tile of B events of the same request), C rows of a score matrix (A * H / S).
+
+Three forms compute the same numbers (STCA, arXiv 2511.06077):
+* `naive`: loops over targets and heads; the reference;
+* `projected`: keys and values once per history, shared by its targets: 4 T D^2 + 4 T D m operations;
+* `reordered`: scores `((q WQ) WK^T) X^T`, value `(a X) WV`, so that K and V are never materialised; one
+  D-vector per head, since averaging heads before WV is not the same: 4 T D H m operations.
+With m targets per history the reordered form costs less below `m = D / (H - 1)`.
+
+Histories are cut into tiles of 64 events and targets into tiles of at most 16, whose softmaxes are joined
+by their maxima and sums, so padding never exceeds one tile per request, however long the longest is.
+A target with an empty history gets zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from longbatch.loaders.batch import offsets_of, ragged_index
+
+EVENTS_PER_TILE = 64
+TARGETS_PER_TILE = 16
+SCORES_PER_CHUNK = 1 << 24  # what is live at once: 64 MiB of float32 scores
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Which tiles of targets meet which tiles of events; computed once per batch, used by every layer.
+
+    targets_QA: target numbers, a tile's last slots repeating its last target.  slot_G: where each target
+    lies in the flattened targets_QA.  tile_I: the target tile of each item, ascending.  events_IB: event
+    numbers, padded with 0 where hidden_IB.  chunks: (first, end) target tile and item of each chunk.
+    targets_per_event: m, the mean number of targets that share an event.
+    """
+
+    targets_QA: Tensor
+    slot_G: Tensor
+    tile_I: Tensor
+    events_IB: Tensor
+    hidden_IB: Tensor
+    chunks: tuple[tuple[int, int, int, int], ...]
+    targets_per_event: float
+
+
+def _cut(offsets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Cut ragged rows into tiles: tiles per row (R,), and for each tile its row's number."""
+    tiles_R = (offsets.diff() + size - 1) // size
+    rows = torch.arange(tiles_R.shape[0], device=offsets.device)
+    return tiles_R, torch.repeat_interleave(rows, tiles_R)
+
+
+def _members(offsets: Tensor, row_N: Tensor, first_N: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Numbers (N, size) of the values in each tile, and (N, size) whether the slot is beyond the row."""
+    place = first_N[:, None] * size + torch.arange(size, device=offsets.device)
+    beyond = place >= offsets.diff()[row_N][:, None]
+    return offsets[row_N][:, None] + place, beyond
+
+
+def make_tiling(history_offsets: Tensor, target_offsets: Tensor, heads: int) -> Tiling:
+    """Tile a batch with these offsets, both (R + 1,) int64."""
+    most = int(target_offsets.diff().max()) if target_offsets.shape[0] > 1 else 0
+    size = max(1, min(TARGETS_PER_TILE, most))
+    target_tiles_R, request_Q = _cut(target_offsets, size)
+    rank_Q = ragged_index(torch.zeros_like(target_tiles_R), target_tiles_R)
+    targets_QA, beyond_QA = _members(target_offsets, request_Q, rank_Q, size)
+    event_tiles_Q = _cut(history_offsets, EVENTS_PER_TILE)[0][request_Q]
+    tile_I = torch.repeat_interleave(torch.arange(len(request_Q), device=request_Q.device), event_tiles_Q)
+    rank_I = ragged_index(torch.zeros_like(event_tiles_Q), event_tiles_Q)
+    events_IB, hidden_IB = _members(history_offsets, request_Q[tile_I], rank_I, EVENTS_PER_TILE)
+    pairs = (history_offsets.diff() * target_offsets.diff()).sum()
+    return Tiling(
+        targets_QA=targets_QA.clamp(max=max(0, int(target_offsets[-1]) - 1)),
+        slot_G=torch.nonzero(~beyond_QA.flatten()).flatten(),
+        tile_I=tile_I,
+        events_IB=events_IB.masked_fill(hidden_IB, 0),
+        hidden_IB=hidden_IB,
+        chunks=_chunks(event_tiles_Q, size * heads * EVENTS_PER_TILE),
+        targets_per_event=float(pairs) / max(1, int(history_offsets[-1])),
+    )
+
+
+def _chunks(items_Q: Tensor, scores_per_item: int) -> tuple[tuple[int, int, int, int], ...]:
+    """Runs of target tiles whose scores fit SCORES_PER_CHUNK; a tile above it is a run of its own."""
+    ends = offsets_of(items_Q).tolist()
+    budget = max(1, SCORES_PER_CHUNK // scores_per_item)
+    cuts = [0]
+    for tile in range(1, len(ends)):
+        if ends[tile] - ends[cuts[-1]] > budget and tile - 1 > cuts[-1]:
+            cuts.append(tile - 1)
+    cuts.append(len(ends) - 1)
+    return tuple((a, b, ends[a], ends[b]) for a, b in pairwise(cuts) if a < b)
+
+
+def attend(query_GHE: Tensor, key_TSE: Tensor, value_TSE: Tensor, tiling: Tiling, scale: float) -> Tensor:
+    """Softmax attention of each target over its history; returns (G, H, E) of the values' E.
+
+    Chunks beyond a single one are recomputed in the backward pass, so that memory stays bounded.
+    """
+    several = len(tiling.chunks) > 1 and torch.is_grad_enabled()
+    outputs = [query_GHE.new_zeros(0, *query_GHE.shape[1:-1], value_TSE.shape[-1])]
+    for chunk in tiling.chunks:
+        arguments = (query_GHE, key_TSE, value_TSE, tiling, chunk, scale)
+        if several:
+            outputs.append(
+                checkpoint(_attend_chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
+            )
+        else:
+            outputs.append(_attend_chunk(*arguments))
+    return torch.cat(outputs).index_select(0, tiling.slot_G)
+
+
+def _attend_chunk(
+    query_GHE: Tensor,
+    key_TSE: Tensor,
+    value_TSE: Tensor,
+    tiling: Tiling,
+    chunk: tuple[int, int, int, int],
+    scale: float,
+) -> Tensor:
+    """Outputs (tiles * A, H, E) of one run of target tiles."""
+    first_tile, end_tile, first_item, end_item = chunk
+    targets_QA, heads, shared = tiling.targets_QA[first_tile:end_tile], query_GHE.shape[1], key_TSE.shape[1]
+    tile_I = tiling.tile_I[first_item:end_item] - first_tile
+    events_IB, hidden_IB = tiling.events_IB[first_item:end_item], tiling.hidden_IB[first_item:end_item]
+    tiles, size = targets_QA.shape
+    rows = size * heads // shared
+    query_QASHE = query_GHE[targets_QA].view(tiles, size, shared, heads // shared, -1) * scale
+    query_QSCE = query_QASHE.transpose(1, 2).reshape(tiles, shared, rows, -1)
+    key_ISBE = _gather(key_TSE, events_IB)
+    value_ISBE = key_ISBE if value_TSE is key_TSE else _gather(value_TSE, events_IB)
+    score_ISCB = query_QSCE[tile_I] @ key_ISBE.transpose(-1, -2)
+    score_ISCB = score_ISCB.masked_fill(hidden_IB[:, None, None], -math.inf)
+    weight_ISCB = torch.exp(score_ISCB - _maxima(score_ISCB.detach(), tile_I, tiles)[tile_I])
+    total_QSC = query_QSCE.new_zeros(tiles, shared, rows).index_add(0, tile_I, weight_ISCB.sum(-1))
+    output_QSCE = query_QSCE.new_zeros(tiles, shared, rows, value_TSE.shape[-1])
+    output_QSCE = output_QSCE.index_add(0, tile_I, weight_ISCB @ value_ISBE)
+    # the newest maximum contributes exp(0) = 1, so a total is at least 1 wherever there is a history
+    output_QSCE = output_QSCE / total_QSC.clamp(min=1)[..., None]
+    output_QASHE = output_QSCE.view(tiles, shared, size, heads // shared, -1).transpose(1, 2)
+    return output_QASHE.reshape(tiles * size, heads, -1)
+
+
+def _gather(values_TSE: Tensor, events_IB: Tensor) -> Tensor:
+    picked = values_TSE.index_select(0, events_IB.flatten())
+    return picked.view(*events_IB.shape, *values_TSE.shape[1:]).transpose(1, 2)
+
+
+def _maxima(score_ISCB: Tensor, tile_I: Tensor, tiles: int) -> Tensor:
+    """The highest score (Q, S, C, 1) of each row over all items of its tile."""
+    best_ISC = score_ISCB.amax(-1) if len(score_ISCB) else score_ISCB[..., 0]
+    maxima = best_ISC.new_full((tiles, *best_ISC.shape[1:]), -math.inf)
+    return maxima.scatter_reduce(0, tile_I[:, None, None].expand_as(best_ISC), best_ISC, "amax")[..., None]
+
+
+def prefers_reorder(width: int, heads: int, targets_per_event: float) -> bool:
+    """Whether the reordered form costs fewer operations: m < D / (H - 1)."""
+    return heads == 1 or targets_per_event < width / (heads - 1)
+
+
+class TargetAttention(nn.Module):
+    """Multi-head attention of targets over their histories, weights WQ, WK, WV, WO (D, D), no biases."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.query, self.key, self.value, self.output = (
+            nn.Linear(width, width, bias=False) for _ in range(4)
+        )
+
+    def forward(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
+        """Outputs (G, D), by whichever form costs less at this batch's targets per history."""
+        if prefers_reorder(self.width, self.heads, tiling.targets_per_event):
+            return self.reordered(query_GD, history_TD, tiling)
+        return self.projected(query_GD, history_TD, tiling)
+
+    def projected(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
+        """Outputs (G, D), with keys and values projected once per history."""
+        query_GHE, key_THE, value_THE = (
+            values.view(len(values), self.heads, self.width // self.heads)
+            for values in (self.query(query_GD), self.key(history_TD), self.value(history_TD))
+        )
+        output_GHE = attend(query_GHE, key_THE, value_THE, tiling, self._scale)
+        return self._joined(output_GHE)
+
+    def reordered(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
+        """Outputs (G, D), without keys and values: each head's query meets the raw history."""
+        query_GHE = self.query(query_GD).view(len(query_GD), self.heads, self.width // self.heads)
+        key_HED, value_HED = (
+            w.weight.view(self.heads, self.width // self.heads, self.width) for w in (self.key, self.value)
+        )
+        query_GHD = torch.einsum("ghe,hed->ghd", query_GHE, key_HED)
+        shared_T1D = history_TD[:, None]
+        seen_GHD = attend(query_GHD, shared_T1D, shared_T1D, tiling, self._scale)
+        return self._joined(torch.einsum("ghd,hed->ghe", seen_GHD, value_HED))
+
+    def naive(
+        self, query_GD: Tensor, history_TD: Tensor, history_offsets: Tensor, target_offsets: Tensor
+    ) -> Tensor:
+        """Outputs (G, D), one target and one head at a time: the reference of the other forms."""
+        size = self.width // self.heads
+        rows = []
+        for request, (first, end) in enumerate(pairwise(target_offsets.tolist())):
+            seen_LD = history_TD[history_offsets[request] : history_offsets[request + 1]]
+            for target in range(first, end):
+                heads = []
+                for head in range(self.heads):
+                    part = slice(head * size, (head + 1) * size)
+                    query_E = self.query.weight[part] @ query_GD[target]
+                    key_LE, value_LE = (seen_LD @ w.weight[part].T for w in (self.key, self.value))
+                    heads.append(torch.softmax(key_LE @ query_E * self._scale, 0) @ value_LE)
+                rows.append(torch.cat(heads))
+        output_GD: Tensor = self.output(torch.stack(rows) if rows else query_GD)
+        return output_GD
+
+    @property
+    def _scale(self) -> float:
+        return 1 / math.sqrt(self.width // self.heads)
+
+    def _joined(self, output_GHE: Tensor) -> Tensor:
+        output_GD: Tensor = self.output(output_GHE.flatten(1))
+        return output_GD

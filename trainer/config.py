@@ -1,0 +1,173 @@
+"""What a training run can be told, as frozen models stored with its checkpoint. No torch in here.
+
+How a column becomes part of a token (`column_kind`) follows from its stored type and its name alone:
+
+| stored type | name | kind |
+|---|---|---|
+| bool, int8 | any | category: a table of 256 rows, no collisions |
+| int16 | any | category: a table of 65,536 rows, no collisions |
+| int32, int64 | ends in a unit: _ms, _us, _s, _seconds, _minutes, _hours, _days, _bytes, _count | measure |
+| int32, int64 | any other | id: hashed into a table of `id_rows` rows |
+| float, double | any | measure: two logarithmic buckets per octave |
+
+`ModelConfig.kinds` overrules it by name. Text columns are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+from longbatch.schemas.errors import SpecError
+
+Kind = Literal["id", "category", "measure"]
+ColumnTypes = Mapping[str, Mapping[str, str]]
+
+UNIT_SUFFIXES = ("_ms", "_us", "_s", "_seconds", "_minutes", "_hours", "_days", "_bytes", "_count")
+CATEGORY_ROWS = {"bool": 256, "int8": 256, "int16": 65_536}
+MEASURE_ROWS = 2 * 81 + 1  # 80 magnitudes (2^-10 to 2^30, two an octave) and zero, by sign; one for NaN
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(Strict):
+    """A feature and the embedding table it reads; columns of one name, kind and size share a table."""
+
+    name: str
+    kind: Kind
+    rows: int = Field(ge=1)
+
+    @property
+    def table(self) -> str:
+        """The name of the table."""
+        return f"{self.name}_{self.kind}_{self.rows}"
+
+
+class ModelConfig(Strict):
+    """The size of a model. `head_tokens` of a RankMixer divide the width, and so must `heads`."""
+
+    width: int = Field(default=32, ge=4)
+    heads: int = Field(default=4, ge=1)
+    layers: int = Field(default=2, ge=1)
+    expansion: int = Field(default=2, ge=1)
+    id_rows: int = Field(default=131_072, ge=1)
+    kinds: dict[str, Kind] = {}
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        for name, parts in (("heads", self.heads), ("the 4 tokens of the head", 4)):
+            if self.width % parts:
+                raise ValueError(f"width {self.width} is no multiple of {parts}, which {name} need")
+        return self
+
+
+class ModelColumns(Strict):
+    """The columns a model reads, besides item_id, user_id and the time since each event."""
+
+    history: tuple[Column, ...]
+    targets: tuple[Column, ...]
+    requests: tuple[Column, ...]
+    labels: tuple[str, ...] = Field(min_length=1)
+
+
+class Length(Strict):
+    """Sampled history lengths; see `loaders.StochasticLength`."""
+
+    minimum: int = Field(ge=0)
+    maximum: int = Field(ge=0)
+    alpha: float = 0.5
+    beta: float = 0.5
+
+
+class TrainConfig(Strict):
+    """One training run. It ends at the first of `epochs`, `max_steps` and `max_seconds`.
+
+    labels: the first is the main one; empty means all labels of the dataset.
+    train_before: requests before it train, the others evaluate: a time, or the share of requests, in
+    order of time, that trains; None trains on everything.  `evaluate_before` ends the evaluation.
+    batch_size: requests per step.
+    """
+
+    model: ModelConfig = ModelConfig()
+    labels: tuple[str, ...] = ()
+    history_length: int | Length = 500
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    embedding_learning_rate: float = Field(default=5e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    epochs: int = Field(default=1, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    max_seconds: float | None = Field(default=None, gt=0)
+    train_before: AwareDatetime | Fraction | None = 0.8
+    evaluate_before: AwareDatetime | None = None
+    seed: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=0, ge=0)
+
+    @property
+    def longest(self) -> int:
+        """The longest history a request can have in training."""
+        length = self.history_length
+        return length.maximum if isinstance(length, Length) else length
+
+
+def column_kind(name: str, stored_type: str) -> Kind:
+    """The kind of a column by the table in this file's docstring; SpecError for a type it lacks."""
+    if stored_type in CATEGORY_ROWS:
+        return "category"
+    if stored_type in ("float", "double", "halffloat"):
+        return "measure"
+    if stored_type in ("int32", "int64"):
+        return "measure" if name.endswith(UNIT_SUFFIXES) else "id"
+    raise SpecError(f"column {name!r} is stored as {stored_type}, which no embedding reads; leave it out")
+
+
+def model_columns(types: ColumnTypes, labels: tuple[str, ...], config: ModelConfig) -> ModelColumns:
+    """The columns of a model, from a dataset's types: role -> name -> stored type.
+
+    Roles are history, targets, requests and labels. Raises SpecError for unknown labels or kinds of
+    columns that are not there, and for a dataset without labels.
+    """
+    known = set(types["labels"])
+    if not known:
+        raise SpecError(
+            "the dataset has no labels, so nothing can be learnt; add [requests.labels] to its spec"
+        )
+    if unknown := [name for name in labels if name not in known]:
+        raise SpecError(f"labels {unknown} are not in the dataset, which has {sorted(known)}")
+    features = {name for role in ("history", "targets", "requests") for name in types[role]}
+    if unknown := sorted(set(config.kinds) - features):
+        raise SpecError(f"kinds names {unknown}, which are not features; the dataset has {sorted(features)}")
+    return ModelColumns(
+        history=_columns(types["history"], config),
+        targets=_columns(types["targets"], config),
+        requests=_columns(types["requests"], config),
+        labels=labels or tuple(types["labels"]),
+    )
+
+
+def _columns(types: Mapping[str, str], config: ModelConfig) -> tuple[Column, ...]:
+    given = {name: config.kinds.get(name) or column_kind(name, stored) for name, stored in types.items()}
+    return tuple(
+        Column(name=name, kind=kind, rows=_rows(kind, types[name], config)) for name, kind in given.items()
+    )
+
+
+def _rows(kind: Kind, stored_type: str, config: ModelConfig) -> int:
+    if kind == "measure":
+        return MEASURE_ROWS
+    return CATEGORY_ROWS.get(stored_type, config.id_rows) if kind == "category" else config.id_rows
+
+
+def as_microseconds(time: datetime) -> int:
+    """Microseconds since 1970 UTC of an aware time."""
+    seconds = int(time.replace(microsecond=0).timestamp())
+    return seconds * 1_000_000 + time.microsecond

@@ -1,0 +1,105 @@
+"""Tokens: how ids, features and times become one D-vector per event, target, request and user.
+
+Shapes: R requests, G targets, T events, N values of any of them, D width.
+
+Every column has an embedding table of width D; a token is the LayerNorm of the sum over its columns,
+which equals a linear map of their concatenation with the map folded into the tables. An event token has
+its item, its features and the time from the event to the request (STCA's time delta, in logarithmic
+buckets). How the paper fuses them is not published; this is our choice. Tables of one name and kind are
+shared: the items and authors of targets are those of the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from longbatch.loaders.batch import RequestBatch
+from longbatch.trainer.config import MEASURE_ROWS, Column, ModelColumns, ModelConfig
+
+DENSE_ROWS = 4096  # larger tables have sparse gradients: a step costs what it touches
+_MIX = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as a signed int64
+
+
+def hashed_rows(ids_N: Tensor, rows: int) -> Tensor:
+    """Table rows (N,) of int64 ids: Fibonacci hashing, products wrapping at 64 bits, then modulo."""
+    mixed_N = ids_N.long() * _MIX
+    return torch.remainder(mixed_N ^ (mixed_N >> 32), rows)
+
+
+def measure_rows(values_N: Tensor) -> Tensor:
+    """Table rows (N,) of quantities: two buckets per octave of the magnitude from 2^-10 to 2^30.
+
+    Row 0 is (almost) zero, rows 1 to 80 grow with positive values, 81 to 161 with negative ones, the
+    last is NaN, which stands for a null.
+    """
+    floats_N = values_N.to(torch.float32)
+    octave_N = torch.log2(floats_N.abs().clamp(2.0**-11, 2.0**30))
+    magnitude_N = (2 * (octave_N + 10)).floor().clamp(-1, 79).nan_to_num(-1).long() + 1
+    rows_N = torch.where(floats_N < 0, magnitude_N + 81, magnitude_N)
+    return torch.where(floats_N.isnan(), MEASURE_ROWS - 1, rows_N)
+
+
+def column_rows(column: Column, values_N: Tensor) -> Tensor:
+    """Table rows (N,) of a column's values."""
+    if column.kind == "measure":
+        return measure_rows(values_N)
+    if column.kind == "category":
+        return torch.remainder(values_N.long(), column.rows)
+    return hashed_rows(values_N, column.rows)
+
+
+class Tokens(nn.Module):
+    """All embedding tables, and the four kinds of tokens made of them."""
+
+    def __init__(self, config: ModelConfig, columns: ModelColumns) -> None:
+        super().__init__()
+        self.columns = columns
+        self.item = Column(name="item_id", kind="id", rows=config.id_rows)
+        self.user = Column(name="user_id", kind="id", rows=config.id_rows)
+        self.elapsed = Column(name="time_since_event", kind="measure", rows=MEASURE_ROWS)
+        used = (self.item, self.user, self.elapsed, *columns.history, *columns.targets, *columns.requests)
+        self.tables = nn.ModuleDict({column.table: _table(column, config.width) for column in used})
+        self.request_bias = nn.Parameter(torch.randn(config.width) * 0.1)
+        roles = ("history", "targets", "requests", "user")
+        self.norms = nn.ModuleDict({role: nn.LayerNorm(config.width) for role in roles})
+
+    def history(self, batch: RequestBatch) -> Tensor:
+        """Event tokens (T, D)."""
+        request_time_T = torch.repeat_interleave(batch.request_time, batch.history_offsets.diff())
+        elapsed_T = (request_time_T - batch.history["event_time"]).to(torch.float32) / 1e6
+        values = [(column, batch.history[column.name]) for column in (self.item, *self.columns.history)]
+        return self._token("history", [*values, (self.elapsed, elapsed_T)])
+
+    def targets(self, batch: RequestBatch) -> Tensor:
+        """Target tokens (G, D)."""
+        columns = (self.item, *self.columns.targets)
+        return self._token("targets", [(column, batch.targets[column.name]) for column in columns])
+
+    def requests(self, batch: RequestBatch) -> Tensor:
+        """Request tokens (R, D); all alike where requests have no features."""
+        values = [(column, batch.requests[column.name]) for column in self.columns.requests]
+        bias_RD = self.request_bias.expand(batch.num_requests, -1)
+        return self._token("requests", values, bias_RD)
+
+    def users(self, batch: RequestBatch) -> Tensor:
+        """User tokens (R, D)."""
+        return self._token("user", [(self.user, batch.user_id)])
+
+    def _token(
+        self, role: str, values: Sequence[tuple[Column, Tensor]], start_ND: Tensor | None = None
+    ) -> Tensor:
+        total_ND = start_ND
+        for column, values_N in values:
+            part_ND = self.tables[column.table](column_rows(column, values_N))
+            total_ND = part_ND if total_ND is None else total_ND + part_ND
+        token_ND: Tensor = self.norms[role](total_ND)
+        return token_ND
+
+
+def _table(column: Column, width: int) -> nn.Embedding:
+    table = nn.Embedding(column.rows, width, sparse=column.rows > DENSE_ROWS)
+    nn.init.normal_(table.weight, std=0.1)
+    return table

@@ -1,0 +1,268 @@
+"""Training and evaluation: a dataset in, a checkpoint and a report out.
+
+Dense weights learn by AdamW, large embedding tables by SparseAdam, which touches only the rows a batch
+read. The loss is a sum over targets divided by their number, so requests with many targets weigh as in
+point-wise training. Requests are split by time: what trains is older than all that evaluates.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from longbatch.loaders.batch import RequestBatch
+from longbatch.loaders.dataset import RequestDataset, make_dataloader
+from longbatch.loaders.plan import StochasticLength
+from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.trainer import checkpoint
+from longbatch.trainer.config import Length, TrainConfig, as_microseconds, model_columns
+from longbatch.trainer.embedding import DENSE_ROWS
+from longbatch.trainer.scores import Metrics, Progress, ProgressCallback, best_device, device_of, predict
+from longbatch.trainer.stca import STCA, loss_sum
+
+REPORT_STEPS = 10  # losses are read from the device, and progress told, this often
+EVENTS_PER_EVALUATED_BATCH = 131_072
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run did. losses: (step, mean loss per target since the last entry)."""
+
+    steps: int
+    targets: int
+    seconds: float
+    stopped_by: str
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    metrics: list[Metrics] = field(default_factory=list)
+    train_before: str | None = None
+
+    @property
+    def targets_per_second(self) -> float:
+        """Targets trained on per second of training, evaluation not counted."""
+        return self.targets / self.seconds if self.seconds else 0.0
+
+
+def train(
+    dataset_path: Path | str,
+    run_dir: Path | str,
+    config: TrainConfig | None = None,
+    *,
+    progress: ProgressCallback | None = None,
+) -> TrainReport:
+    """Train on the older requests, save `RUN/checkpoint.pt`, evaluate on the newer ones.
+
+    Writes `RUN/report.json` too. Raises SpecError for a config that the dataset cannot meet and
+    DatasetError where no request is left to train or evaluate on.
+    """
+    config = config or TrainConfig()
+    split_us = _split_us(dataset_path, config)
+    dataset = _training_data(dataset_path, config, split_us)
+    model = new_model(dataset, config).to(best_device())
+    report = fit(
+        model, _epochs(dataset, config), config, total_steps=_total_steps(dataset, config), progress=progress
+    )
+    if not report.steps:
+        raise DatasetError(f"{dataset_path} has no requests before {_text(split_us)}; move train_before")
+    run = checkpoint.Run(model, config, split_us, dataset.fingerprint, report.steps)
+    checkpoint.save(run, run_dir)
+    results: list[Metrics] = []
+    if split_us is not None:
+        results = evaluate(run_dir, dataset_path, before=config.evaluate_before, progress=progress)
+    report = TrainReport(**{**vars(report), "metrics": results, "train_before": _text(split_us)})
+    summary = {**asdict(report), "targets_per_second": report.targets_per_second}
+    (Path(run_dir) / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return report
+
+
+def evaluate(
+    run_dir: Path | str,
+    dataset_path: Path | str,
+    *,
+    history_lengths: Sequence[int] | None = None,
+    after: datetime | None = None,
+    before: datetime | None = None,
+    progress: ProgressCallback | None = None,
+) -> list[Metrics]:
+    """Metrics of a run by history length and label, on the requests with after <= request_time < before.
+
+    history_lengths defaults to the longest one trained with; `after` to where its training ended. Each
+    result has history_length, label, auc, log_loss, ne, gauc (by user) and targets.
+    """
+    run = checkpoint.load(run_dir, best_device())
+    lengths = sorted(set(history_lengths or [run.config.longest]))
+    if after is None and run.evaluate_from_us is not None:
+        after = _time(run.evaluate_from_us)
+    dataset = RequestDataset(
+        dataset_path,
+        batch_size=max(1, min(64, EVENTS_PER_EVALUATED_BATCH // max(1, lengths[-1]))),
+        history_length=lengths[-1],
+        after=after,
+        before=before,
+    )
+    loader = make_dataloader(dataset, num_workers=run.config.num_workers)
+    scores = predict(run.model, loader, lengths, total_steps=len(dataset), progress=progress)
+    if not scores.num_targets:
+        raise DatasetError(
+            f"{dataset_path} has no targets from {after} to {before}; choose another time range"
+        )
+    labels = run.model.columns.labels
+    return [scores.metrics(length, label) for length in lengths for label in labels]
+
+
+def fit(
+    model: STCA,
+    batches: Iterable[RequestBatch],
+    config: TrainConfig,
+    *,
+    total_steps: int = 0,
+    progress: ProgressCallback | None = None,
+) -> TrainReport:
+    """Train a model on batches until they, `max_steps` or `max_seconds` end.
+
+    Raises SpecError for labels outside 0 to 1 and FloatingPointError when the loss is not finite.
+    """
+    model.train()
+    optimisers = make_optimisers(model, config)
+    curve = _LossCurve()
+    started, step, stopped_by = time.perf_counter(), 0, "epochs"
+    for batch in batches:
+        step += 1
+        curve.add(train_step(model, optimisers, batch), batch.num_targets)
+        seconds = time.perf_counter() - started
+        stopped_by = _stop(step, seconds, config) or stopped_by
+        if stopped_by != "epochs" or step % REPORT_STEPS == 0:
+            curve.report(step, total_steps, seconds, progress)
+        if stopped_by != "epochs":
+            break
+    curve.report(step, total_steps, time.perf_counter() - started, progress)
+    return TrainReport(step, curve.targets, time.perf_counter() - started, stopped_by, curve.losses)
+
+
+def train_step(model: STCA, optimisers: Sequence[torch.optim.Optimizer], batch: RequestBatch) -> Tensor:
+    """One update; returns the loss summed over targets, on the model's device."""
+    _check_labels(batch, model.columns.labels)
+    batch = batch.to(device_of(model), non_blocking=True)
+    for optimiser in optimisers:
+        optimiser.zero_grad()
+    total = loss_sum(model(batch), batch, model.columns.labels)
+    (total / max(1, batch.num_targets)).backward()  # type: ignore[no-untyped-call]
+    for optimiser in optimisers:
+        optimiser.step()
+    return total.detach()
+
+
+def make_optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """SparseAdam for tables with sparse gradients; AdamW for the rest, decaying only matrices of layers."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    sparse = [weight for weight in tables if weight.shape[0] > DENSE_ROWS]
+    small = [weight for weight in tables if weight.shape[0] <= DENSE_ROWS]
+    table_ids = {id(weight) for weight in tables}
+    layers = [parameter for parameter in model.parameters() if id(parameter) not in table_ids]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in layers if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in layers if p.ndim <= 1]},
+        {"params": small, "lr": config.embedding_learning_rate},
+    ]
+    dense = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
+    return [dense, torch.optim.SparseAdam(sparse, lr=config.embedding_learning_rate)] if sparse else [dense]
+
+
+def new_model(dataset: RequestDataset, config: TrainConfig) -> STCA:
+    """A model for the dataset's columns, its initial weights a function of the config's seed alone."""
+    columns = model_columns(dataset.column_types(), config.labels, config.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return STCA(config.model, columns)
+
+
+class _LossCurve:
+    """Losses summed on the device, read every REPORT_STEPS steps."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[int, float]] = []
+        self.targets = 0
+        self._pending: list[Tensor] = []
+        self._pending_targets = 0
+
+    def add(self, total: Tensor, targets: int) -> None:
+        self._pending.append(total)
+        self._pending_targets += targets
+        self.targets += targets
+
+    def report(self, step: int, total_steps: int, seconds: float, progress: ProgressCallback | None) -> None:
+        if not self._pending:
+            return
+        loss = float(torch.stack(self._pending).sum()) / max(1, self._pending_targets)
+        self._pending, self._pending_targets = [], 0
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}; lower the learning rates or check the data"
+            )
+        self.losses.append((step, loss))
+        if progress:
+            progress(Progress("train", step, total_steps, seconds, self.targets, loss))
+
+
+def _stop(step: int, seconds: float, config: TrainConfig) -> str | None:
+    if config.max_steps is not None and step >= config.max_steps:
+        return "max_steps"
+    if config.max_seconds is not None and seconds >= config.max_seconds:
+        return "max_seconds"
+    return None
+
+
+def _check_labels(batch: RequestBatch, labels: tuple[str, ...]) -> None:
+    for name in labels:
+        values = batch.labels[name]
+        if values.numel() and not bool(((values >= 0) & (values <= 1)).all()):
+            raise SpecError(
+                f"label {name!r} has values outside 0 to 1, from {values.min()} to {values.max()}; leave it out"
+            )
+
+
+def _split_us(path: Path | str, config: TrainConfig) -> int | None:
+    """Where training ends and evaluation starts, in microseconds; None to train on everything."""
+    if config.train_before is None or isinstance(config.train_before, datetime):
+        return as_microseconds(config.train_before) if config.train_before else None
+    return RequestDataset(path, before=config.evaluate_before).split_time_us(config.train_before)
+
+
+def _training_data(path: Path | str, config: TrainConfig, split_us: int | None) -> RequestDataset:
+    length = config.history_length
+    return RequestDataset(
+        path,
+        batch_size=config.batch_size,
+        history_length=StochasticLength(**length.model_dump()) if isinstance(length, Length) else length,
+        shuffle=True,
+        seed=config.seed,
+        before=None if split_us is None else _time(split_us),
+    )
+
+
+def _epochs(dataset: RequestDataset, config: TrainConfig) -> Iterator[RequestBatch]:
+    loader = make_dataloader(dataset, num_workers=config.num_workers)
+    for epoch in range(config.epochs):
+        dataset.set_epoch(epoch)
+        yield from loader
+
+
+def _total_steps(dataset: RequestDataset, config: TrainConfig) -> int:
+    steps = len(dataset) * config.epochs
+    return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def _time(time_us: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)
+
+
+def _text(time_us: int | None) -> str | None:
+    return None if time_us is None else _time(time_us).isoformat()

@@ -1,0 +1,107 @@
+"""Scoring targets with a model, and the metrics of the scores.
+
+A batch is read once at the longest history length asked for and cut to each of the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from longbatch.loaders.batch import RequestBatch
+from longbatch.trainer import metrics
+from longbatch.trainer.stca import STCA
+
+Metrics = dict[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. total_steps: 0 where unknown. loss: the mean since the last report."""
+
+    stage: str
+    step: int
+    total_steps: int
+    seconds: float
+    targets: int
+    loss: float = float("nan")
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predictions of G targets: logits by history length (G, labels), labels by name (G,), users (G,)."""
+
+    logits: dict[int, NDArray[np.float32]]
+    labels: dict[str, NDArray[np.float32]]
+    users: NDArray[np.int64]
+
+    @property
+    def num_targets(self) -> int:
+        """G, the number of targets."""
+        return len(self.users)
+
+    def metrics(self, length: int, label: str) -> Metrics:
+        """All metrics of one label at one history length."""
+        logits = self.logits[length][:, list(self.labels).index(label)]
+        truth = self.labels[label]
+        return {
+            "history_length": length,
+            "label": label,
+            "auc": metrics.auc(truth, logits),
+            "log_loss": metrics.log_loss(truth, logits),
+            "ne": metrics.normalised_entropy(truth, logits),
+            "gauc": metrics.gauc(truth, logits, self.users),
+            "targets": self.num_targets,
+        }
+
+
+@torch.inference_mode()
+def predict(
+    model: STCA,
+    batches: Iterable[RequestBatch],
+    history_lengths: Sequence[int],
+    *,
+    total_steps: int = 0,
+    progress: ProgressCallback | None = None,
+) -> Scores:
+    """Score all targets at each history length; each batch is read once and cut to each length."""
+    model.eval()
+    logits: dict[int, list[NDArray[np.float32]]] = {length: [] for length in history_lengths}
+    labels: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.columns.labels}
+    users: list[NDArray[np.int64]] = []
+    started, targets = time.perf_counter(), 0
+    for step, batch in enumerate(batches, start=1):
+        for name, parts in labels.items():
+            parts.append(batch.labels[name].float().numpy())
+        users.append(torch.repeat_interleave(batch.user_id, batch.target_offsets.diff()).numpy())
+        on_device = batch.to(device_of(model), non_blocking=True)
+        for length, parts in logits.items():
+            parts.append(model(on_device.newest(length)).float().cpu().numpy())
+        targets += batch.num_targets
+        if progress:
+            progress(Progress("evaluate", step, total_steps, time.perf_counter() - started, targets))
+    empty = np.zeros((0, len(labels)), dtype=np.float32)
+    return Scores(
+        logits={length: np.concatenate([empty, *parts]) for length, parts in logits.items()},
+        labels={name: np.concatenate([empty[:, 0], *parts]) for name, parts in labels.items()},
+        users=np.concatenate([np.zeros(0, dtype=np.int64), *users]),
+    )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device that holds the model."""
+    return next(model.parameters()).device
+
+
+def best_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
