@@ -28,8 +28,7 @@ from longbatch.jobs.simulated_world import (
 )
 
 FEED_NOISE = 0.3  # share of feed rows with any topic
-TARGET_NOISE = 0.5  # share of discover rows with any topic
-TARGET_AVOIDS = 0.9  # share of discover rows on an active topic that are drawn again
+TARGET_NOISE = 0.4  # share of discover rows with any topic
 LIKING_CAP = 1.0  # affinity above the mean is not liked more
 CLICK_BASE, CLICK_GAIN = -2.0, 3.5
 POSITION_BIAS = 0.12
@@ -107,10 +106,10 @@ def draw_target_topics(
 ) -> tuple[Bytes, Floats]:
     """Topics of discover rows and the user's affinity for them, (rows,) each: one of the ten, or any topic.
 
-    `active`: (rows, 2), the columns the feed shows now; they are mostly, not always, drawn again, once.
+    `active`: (rows, 2), the columns the feed shows now; they are drawn again, once.
     """
     column = rng.integers(0, TOPICS_PER_USER, len(user), dtype=np.int8)
-    again = (column[:, None] == active).any(axis=1) & (rng.random(len(user), np.float32) < TARGET_AVOIDS)
+    again = (column[:, None] == active).any(axis=1)
     column[again] = rng.integers(0, TOPICS_PER_USER, int(again.sum()), dtype=np.int8)
     topic = population.topics[user, column]
     is_any = rng.random(len(user), np.float32) < TARGET_NOISE

@@ -1,9 +1,9 @@
 """The simulated world: users with interests that return, and the plan of all their requests over time.
 
 A log of N rows is planned as N / 8 requests, and only the plan is held in memory: 2 bytes per row once made, 8
-while it is. The plan is sorted by time, cut into files, and each file's rows are
-drawn on their own, already in log order, from a generator seeded by (seed, file): no row is ever sorted, files
-can be drawn on any number of threads, and the result is the same.
+while it is. The plan is sorted by time, cut into files, and each file's rows are drawn on their own, already in
+log order, from a generator seeded by (seed, file): no row is ever sorted, files can be drawn on any number of
+threads, and the result is the same.
 
 What is planted. Every user likes 10 of 40 topics, by a gamma-distributed long-run affinity. In any stretch of
 600 events the feed shows two of them, drawn by affinity, plus 30 % noise. The feed's clicks depend only on
@@ -41,7 +41,7 @@ WINDOW_SHARE = 0.2  # the last part of the period, in which discover requests ha
 ROWS_PER_FILE = 1_000_000
 USERS_PER_CHUNK = 2_048
 
-AFFINITY_SHAPE = 1.5  # of the gamma distribution of affinities
+AFFINITY_SHAPE = 2.0  # of the gamma distribution of affinities
 
 
 @dataclass(frozen=True)

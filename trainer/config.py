@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from longbatch.schemas.errors import SpecError
 
@@ -29,8 +29,6 @@ ColumnTypes = Mapping[str, Mapping[str, str]]
 UNIT_SUFFIXES = ("_ms", "_us", "_s", "_seconds", "_minutes", "_hours", "_days", "_bytes", "_count")
 CATEGORY_ROWS = {"bool": 256, "int8": 256, "int16": 65_536}
 MEASURE_ROWS = 2 * 81 + 1  # 80 magnitudes (2^-10 to 2^30, two an octave) and zero, by sign; one for NaN
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Strict(BaseModel):
@@ -107,10 +105,18 @@ class TrainConfig(Strict):
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
-    train_before: AwareDatetime | Fraction | None = 0.8
+    train_before: AwareDatetime | float | None = 0.8
     evaluate_before: AwareDatetime | None = None
     seed: int = Field(default=0, ge=0)
     num_workers: int = Field(default=0, ge=0)
+
+    @field_validator("train_before", mode="before")
+    @classmethod
+    def _is_share(cls, value: Any) -> Any:
+        # else a number too large for a share would be read as a time of 1970
+        if isinstance(value, int | float) and not 0 < value < 1:
+            raise ValueError(f"a share of the requests lies between 0 and 1; {value} does not")
+        return value
 
     @property
     def longest(self) -> int:

@@ -493,11 +493,11 @@ def _reader_of_type(mapped: Mapped) -> Reader:
 
 
 def _is_contained(spec: BuildSpec, raw: Row, column: str) -> bool | None:
-    """Whether the row's item is in the list; None where either is missing."""
+    """Whether the row's item is in the list; None where there is no list."""
     item, members = raw[spec.requests.item_id.column], raw[column]
     if members is not None and not isinstance(members, list):
         raise DataError(f"column {column} holds {members!r}, not a list; `contained_in` needs a list column")
-    return None if item is None or members is None else item in members
+    return None if members is None else item is not None and item in members
 
 
 def _integer(value: Any, bits: int) -> int:

@@ -6,6 +6,8 @@ import torch
 from longbatch.loaders.batch import RequestBatch, offsets_of
 from longbatch.trainer.config import ModelConfig, model_columns
 
+torch.set_num_threads(1)  # small tensors; several threads crawl on a busy machine
+
 TYPES = {
     "history": {"author_id": "int32", "dwell_ms": "int32", "tab": "int8"},
     "targets": {"author_id": "int32", "score": "float"},

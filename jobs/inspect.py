@@ -1,0 +1,104 @@
+"""`longbatch inspect`: what is in a dataset, and one user's request as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+import pyarrow.compute as pc
+
+from longbatch.pipelines.content import content_hash
+from longbatch.pipelines.hashing import hash_text
+from longbatch.schemas.dataset import Dataset, user_requests
+from longbatch.schemas.errors import SpecError
+
+NEWEST_SHOWN = 10
+
+
+def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
+    """Plain values: counts, books, time range, schemas, files and bytes; with the content hash if asked."""
+    counts, shards = dataset.counts, dataset.shards
+    sizes = {table: sum(row[table]["bytes"] for row in shards) for table in ("timelines", "requests")}
+    described: dict[str, Any] = {
+        "path": str(dataset.path),
+        "name": dataset.spec.name,
+        "snapshot": dataset.snapshot.number,
+        "fingerprint": dataset.fingerprint,
+        "history_length": dataset.spec.history_length,
+        "compression": dataset.spec.compression,
+        "counts": counts.as_dict(),
+        "targets_per_request": counts.targets / max(1, counts.requests),
+        "mean_history": counts.history_events / max(1, counts.requests),
+        "first_request_time": _iso(min((row["first_request_time"] for row in shards), default=None)),
+        "last_request_time": _iso(max((row["last_request_time"] for row in shards), default=None)),
+        "shards": len(shards),
+        "blocks": sum(len(row["blocks"]) for row in shards),
+        "bytes": sizes,
+        "bytes_per_event": sizes["timelines"] / max(1, counts.stored),
+        "ledgers": {source: ledger.as_dict() for source, ledger in dataset.snapshot.ledgers.items()},
+        "collisions": dataset.snapshot.collisions,
+        "timelines_schema": {field.name: str(field.type) for field in dataset.timelines_schema},
+        "requests_schema": {field.name: str(field.type) for field in dataset.requests_schema},
+    }
+    if hash_content:
+        described["content_hash"] = content_hash(dataset.blocks(), dataset.spec.history_length)
+    return described
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def user_number(dataset: Dataset, user: str) -> int:
+    """Return a user's id in the dataset, from the text or number that the log calls the user."""
+    if dataset.spec.requests.user_id.type == "string":
+        return int(hash_text(pl.Series([user]))[0])
+    try:
+        return int(user)
+    except ValueError:
+        raise SpecError(f"user {user!r} is not a number, but the users of this dataset are integers") from None
+
+
+def describe_user(dataset: Dataset, user: str, request: int = -1) -> dict[str, Any]:
+    """One request of a user (by default the last): its newest events, its targets with labels, as text where known."""
+    found = user_requests(dataset, user_number(dataset, user))
+    if not -found.num_rows <= request < found.num_rows:
+        raise SpecError(f"user {user} has {found.num_rows} requests; there is no number {request}")
+    row = found.slice(request % found.num_rows, 1).to_pylist()[0]
+    history = row.pop("history")
+    row["requests_of_user"] = found.num_rows
+    row["history_length"] = len(history)
+    row["newest_events"] = history[-NEWEST_SHOWN:]
+    texts = _texts(dataset, set(_integers(row)))
+    return {name: _readable(value, texts) for name, value in row.items()}
+
+
+def _integers(value: Any) -> Iterator[int]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for entry in value:
+            yield from _integers(entry)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
+
+
+def _texts(dataset: Dataset, ids: set[int]) -> dict[int, str]:
+    """Look up the texts of those ids that are hashes."""
+    words = dataset.vocabulary()
+    if not words.num_rows:
+        return {}
+    hits = words.filter(pc.is_in(words["id"], value_set=pl.Series(sorted(ids), dtype=pl.Int64).to_arrow()))
+    return dict(zip(hits["id"].to_pylist(), hits["text"].to_pylist(), strict=True))
+
+
+def _readable(value: Any, texts: dict[int, str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _readable(entry, texts) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_readable(entry, texts) for entry in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return texts.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -1,0 +1,102 @@
+"""What commands tell people at their end, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from longbatch.jobs.build import BuildSummary
+
+UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes as people read them, in powers of 1000."""
+    for unit in UNITS[:-1]:
+        if abs(size_bytes) < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} {UNITS[-1]}"
+
+
+def _lines(rows: Mapping[str, Any]) -> str:
+    width = max(len(name) for name in rows)
+    return "\n".join(
+        f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}"
+        for name, value in rows.items()
+    )
+
+
+def _fates(ledgers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for source, ledger in ledgers.items():
+        rows[f"rows in ({source})"] = ledger["rows"]
+        for fate in ("accepted", "filtered", "duplicate", "rejected"):
+            rows[f"  {fate}"] = ledger[fate]
+        for reason, count in ledger["reasons"].items():
+            rows[f"    {reason}"] = count
+        if ledger["empty_list"]:
+            rows["  rows with empty lists"] = ledger["empty_list"]
+    return rows
+
+
+def _counts(counts: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "users": counts["users"],
+        "requests": counts["requests"],
+        "targets": counts["targets"],
+        "events": counts["events"],
+        "  stored": counts["stored"],
+        "  beyond every history": counts["beyond_history"],
+        "  after the last request": counts["after_last_request"],
+    }
+
+
+def build_text(summary: BuildSummary) -> str:
+    """The end of a build: rows in and their fates, users, requests, targets, events, bytes, seconds."""
+    plain = summary.as_dict()
+    rate = sum(ledger["rows"] for ledger in plain["ledgers"].values()) / max(summary.seconds, 1e-9)
+    rows = _fates(plain["ledgers"]) | _counts(plain["counts"])
+    if summary.collisions:
+        rows["id collisions"] = summary.collisions
+    rows["shards"] = summary.shards
+    rows["bytes"] = size_text(summary.bytes)
+    rows["seconds"] = f"{summary.seconds:.1f} ({rate:,.0f} rows/s)"
+    return f"built {summary.path}, snapshot {summary.snapshot}\n{_lines(rows)}"
+
+
+def dataset_text(described: Mapping[str, Any]) -> str:
+    """What `inspect` says of a dataset."""
+    rows: dict[str, Any] = {
+        "name": described["name"],
+        "snapshot": described["snapshot"],
+        "fingerprint": described["fingerprint"][:16],
+    }
+    if "content_hash" in described:
+        rows["content hash"] = described["content_hash"]
+    rows |= _counts(described["counts"])
+    rows |= {
+        "targets per request": f"{described['targets_per_request']:.2f}",
+        "mean history": f"{described['mean_history']:,.1f} events, at most {described['history_length']:,}",
+        "request times": f"{described['first_request_time']} to {described['last_request_time']}",
+        "files": f"{described['shards']} shards, {described['blocks']} blocks, {described['compression']}",
+        "timelines": f"{size_text(described['bytes']['timelines'])}, {described['bytes_per_event']:.2f} B/event",
+        "requests table": size_text(described["bytes"]["requests"]),
+    }
+    rows |= _fates(described["ledgers"])
+    columns = [f"  timelines.{name}: {kind}" for name, kind in described["timelines_schema"].items()]
+    columns += [f"  requests.{name}: {kind}" for name, kind in described["requests_schema"].items()]
+    return "\n".join([str(described["path"]), _lines(rows), "columns", *columns])
+
+
+def user_text(shown: Mapping[str, Any]) -> str:
+    """One request of a user: what was visible, what was shown, what came of it."""
+    plain = {k: v for k, v in shown.items() if k not in ("newest_events", "targets")}
+    parts = [_lines({name: str(value) for name, value in plain.items()}), "newest events, oldest first:"]
+    parts += [f"  {_record(event)}" for event in shown["newest_events"]] or ["  (none was visible)"]
+    parts += ["targets:", *(f"  {_record(target)}" for target in shown["targets"])]
+    return "\n".join(parts)
+
+
+def _record(record: Mapping[str, Any]) -> str:
+    return "  ".join(f"{name}={value}" for name, value in record.items())

@@ -1,0 +1,401 @@
+"""Property tests: on random logs the kernel yields exactly what the naive reference yields.
+
+The logs are small and crowded on purpose (three users, six requests, seven seconds), so that ties, late
+arrivals, duplicates, conflicts and whales of a few events are the rule, not the exception.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from longbatch.pipelines.memory import Built, build_in_memory
+from longbatch.schemas.spec import BuildSpec
+from longbatch.validation.reference import Reference, build_reference
+
+T = 1_700_000_000  # seconds
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Row = dict[str, Any]
+Frames = dict[str, pl.DataFrame]
+
+every_case = settings(
+    max_examples=500,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+# What the kernel built, as plain rows
+
+
+def plain(value: Any) -> Any:
+    """Make values comparable: times as microseconds, NaN equal to itself."""
+    if isinstance(value, datetime):
+        return (value - EPOCH) // timedelta(microseconds=1)
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(plain(part) for part in value)
+    return value
+
+
+def built_requests(spec: BuildSpec, blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]]) -> Iterator[Row]:
+    """Yield each request of a dataset with its history cut out of its timeline."""
+    for timelines, requests in blocks:
+        rows = timelines.to_pylist()
+        for request in requests.to_pylist():
+            timeline = rows[request["timeline_row"]]
+            assert (timeline["user_id"], timeline["segment"]) == (request["user_id"], request["segment"])
+            end = request["history_end"]
+            assert 0 <= end <= len(timeline["events"])
+            history = timeline["events"][max(0, end - spec.history_length) : end]
+            yield plain(request | {"history": [tuple(event.values()) for event in history]})
+
+
+def reference_requests(spec: BuildSpec, reference: Reference) -> list[Row]:
+    """Return the same for the reference, in the same shape."""
+    return [
+        plain(
+            {
+                "request_id": request.request_id,
+                "user_id": request.user_id,
+                "request_time": request.request_time,
+                **request.features,
+                "targets": request.targets,
+                "history": request.history,
+            }
+        )
+        for request in reference.requests
+    ]
+
+
+def check(spec: BuildSpec, frames: Frames, buckets: int) -> None:
+    """Hold everything the kernel says against everything the reference says."""
+    reference = build_reference(spec, frames)
+    built = build_in_memory(spec, frames, buckets=buckets)
+    blocks = list(built.blocks)
+    requests = list(built_requests(spec, blocks))
+    order = [(row["user_id"], row["segment"], row["request_time"], row["request_id"]) for row in requests]
+    for user, places in groupby(order, key=lambda place: place[0]):
+        listed = list(places)
+        assert listed == sorted(listed), f"the requests of user {user} are out of order"
+    found = sorted(requests, key=lambda row: (row["user_id"], row["request_time"], row["request_id"]))
+    within = ("segment", "timeline_row", "history_end")
+    assert [{k: v for k, v in row.items() if k not in within} for row in found] == reference_requests(
+        spec, reference
+    )
+    check_counts(spec, built, reference)
+    check_segments(spec, blocks)
+
+
+def check_counts(spec: BuildSpec, built: Built, reference: Reference) -> None:
+    assert built.ledgers == reference.ledgers
+    events = built.events
+    assert events.stored + events.beyond_history == reference.events.stored_or_beyond
+    assert events.after_last_request == reference.events.after_last_request
+    reached = {
+        (request.user_id, place)
+        for request in reference.requests
+        for place in range(request.history_start, request.history_end)
+    }
+    assert len(reached) <= events.stored
+    assert built.targets == reference.targets
+    assert events.requests == len(reference.requests)
+    assert events.history_events == sum(len(request.history) for request in reference.requests)
+    assert events.users == len({request.user_id for request in reference.requests})
+
+
+def check_segments(spec: BuildSpec, blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]]) -> None:
+    longest = 4 * max(spec.block_events, spec.history_length)
+    segments = [(row["user_id"], row["segment"]) for timelines, _ in blocks for row in timelines.to_pylist()]
+    lengths = [len(row["events"]) for timelines, _ in blocks for row in timelines.to_pylist()]
+    assert all(length <= longest for length in lengths)
+    assert max(Counter(segments).values(), default=1) == 1
+    assert len({user for user, segment in segments if segment == 0}) == len({user for user, _ in segments})
+
+
+# Random logs
+
+
+def rarely(other: Any, values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Draw `other` once in about twelve times."""
+    return st.integers(0, 11).flatmap(lambda n: values if n else st.just(other))
+
+
+seconds = st.integers(0, 6)
+small_specs = st.fixed_dictionaries(
+    {
+        "history_length": st.integers(1, 5),
+        "block_events": st.integers(1, 6),
+        "block_targets": st.integers(1, 6),
+    }
+)
+buckets = st.sampled_from([1, 1, 1, 3])
+COLUMNS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+    "user": (pl.Int64, st.integers(-1, 1)),
+    "request": (pl.Int64, st.integers(1, 6)),
+    "origin": (pl.Int64, st.integers(1, 6)),
+    "item": (pl.Int64, st.sampled_from([-(2**40), 1, 2, 3])),
+    "time": (pl.Int64, seconds),
+    "arrival": (pl.Int64, seconds),
+    "asked": (pl.Int64, seconds),
+    "click": (pl.Int8, st.integers(0, 1)),
+    "tab": (pl.Int32, st.integers(0, 2)),
+    "score": (pl.Float64, st.sampled_from([0.0, -0.0, 1.5, math.nan, math.inf])),
+    "word": (pl.String, st.sampled_from(["", "a", "é", "😀", "ﬀ"])),
+    "flag": (pl.Boolean, st.booleans()),
+}
+TIMES = ("time", "arrival", "asked")
+IDS = ("user", "request", "origin", "item")
+
+
+@st.composite
+def frames(draw: st.DrawFn, names: list[str], text_ids: set[str]) -> pl.DataFrame:
+    """Draw up to 30 rows, nulls in any column, some rows twice, some ids as text."""
+    nulls = draw(st.sampled_from([(), (), *((name,) for name in names), tuple(names)]))
+    parts = [rarely(None, COLUMNS[name][1]) if name in nulls else COLUMNS[name][1] for name in names]
+    rows = draw(st.lists(st.tuples(*parts), min_size=draw(st.sampled_from([0, 2, 10, 20])), max_size=30))
+    if rows and draw(st.booleans()):
+        rows += [rows[place % len(rows)] for place in draw(st.lists(st.integers(0, 29), max_size=5))]
+    frame = pl.DataFrame(rows, schema={name: COLUMNS[name][0] for name in names}, orient="row")
+    frame = frame.with_columns(pl.col(name) + T for name in names if name in TIMES)
+    if draw(st.integers(0, 3)):  # most logs give each user request ids of its own; in the others most ids conflict
+        mine = 10 * pl.col("user").fill_null(0)
+        frame = frame.with_columns(pl.col(name) + mine for name in names if name in ("request", "origin"))
+    return frame.with_columns(pl.lit("id ").add(pl.col(name).cast(pl.String)).alias(name) for name in names if name in text_ids)
+
+
+FEATURES = {"tab": "int8", "score": "float32", "word": "string", "flag": "bool"}
+
+
+def features(draw: st.DrawFn, prefix: str = "") -> dict[str, Any]:
+    """Choose some features, with and without defaults, as a section of a spec."""
+    chosen = draw(st.lists(st.sampled_from(sorted(FEATURES)), unique=True, max_size=2))
+    defaults = {"tab": 1, "score": 1.5, "word": "a", "flag": True}
+    return {
+        prefix + name: {"column": name, "type": FEATURES[name]}
+        | ({"default": defaults[name]} if draw(st.booleans()) else {})
+        for name in chosen
+    }
+
+
+def ids(names: tuple[str, ...], text_ids: set[str]) -> dict[str, Any]:
+    return {name: {"column": name, "type": "string" if name in text_ids else "int64"} for name in names}
+
+
+wheres = st.sampled_from(
+    [None, None, "click = 1", "tab > 0 or word = 'a'", "flag", "true", "item is not null"]
+)
+
+
+@st.composite
+def one_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
+    """Draw a log that is both history and requests, and a spec for it."""
+    text_ids = set(draw(st.lists(st.sampled_from(["user", "request", "item"]), unique=True)))
+    text_ids |= {"origin"} if "request" in text_ids else set()
+    columns = ids(IDS, text_ids)
+    named = draw(st.sampled_from(["no", "requests", "both", "both", "other"]))
+    own = {"both": "request", "other": "origin"}.get(named)
+    asked = draw(st.sampled_from(["time", "time", "asked"]))
+    label = {"column": "click"} | ({"default": 0} if draw(st.booleans()) else {})
+    spec = {
+        **draw(small_specs),
+        "sources": {"log": {"path": "log.parquet"}},
+        "history": {
+            "source": "log",
+            "where": draw(wheres),
+            "user_id": columns["user"],
+            "item_id": columns["item"],
+            "event_time": {"column": "time", "unit": "s"},
+            "arrival_time": draw(st.sampled_from([None, {"column": "arrival", "unit": "s"}])),
+            "delay": draw(st.sampled_from(["0s", "0s", "1s", "1500ms"])),
+            "request_id": columns[own] if own else None,
+            "features": features(draw),
+        },
+        "requests": {
+            "source": "log",
+            "where": draw(wheres),
+            "user_id": columns["user"],
+            "item_id": columns["item"],
+            "request_time": {"column": asked, "unit": "s"},
+            "request_id": None if named == "no" else columns["request"],
+            "features": features(draw),
+            "target_features": features(draw, "target_"),
+            "labels": {"click": label} if draw(st.booleans()) else {},
+        },
+    }
+    return BuildSpec.model_validate(spec), {"log": draw(frames(list(COLUMNS), text_ids))}
+
+
+@st.composite
+def two_logs(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
+    """Draw a history log and a request log whose rows may be lists of items shown and clicked."""
+    text_ids = set(draw(st.lists(st.sampled_from(["user", "request"]), unique=True)))
+    columns = ids(IDS, text_ids)
+    named = draw(st.sampled_from(["no", "requests", "both"]))
+    explode = draw(st.booleans())
+    clicked = {"contained_in": "clicked"} | ({"default": 0} if draw(st.booleans()) else {})
+    event_names = ["user", "item", "time", "arrival", "request", *FEATURES]
+    request_names = ["user", "item", "time", "request", "click", *FEATURES]
+    impressions = draw(frames(request_names, text_ids))
+    position: dict[str, Any] = {}
+    if explode:
+        impressions = listed(draw, impressions)
+        position = {"target_place": {"column": "place", "type": "int16"}}
+    request = {
+        "source": "impressions",
+        "where": draw(wheres.filter(lambda where: where is None or "click" not in where)),
+        "user_id": columns["user"],
+        "item_id": columns["item"],
+        "request_time": {"column": "time", "unit": "s"},
+        "request_id": None if named == "no" else columns["request"],
+        "features": features(draw),
+        "target_features": features(draw, "target_") | position,
+        "labels": {"click": clicked if explode else {"column": "click"}},
+    }
+    how = {"lists": ["item"], "position": "place"} if explode else None
+    spec = {
+        **draw(small_specs),
+        "sources": {
+            "events": {"path": "events.parquet"},
+            "impressions": {"path": "impressions.parquet", "explode": how},
+        },
+        "history": {
+            "source": "events",
+            "where": draw(st.sampled_from([None, "tab > 0", "score > 1 or flag"])),
+            "user_id": columns["user"],
+            "item_id": columns["item"],
+            "event_time": {"column": "time", "unit": "s"},
+            "arrival_time": draw(st.sampled_from([None, {"column": "arrival", "unit": "s"}])),
+            "delay": draw(st.sampled_from(["0s", "1s"])),
+            "request_id": columns["request"] if named == "both" else None,
+            "features": features(draw),
+        },
+        "requests": request,
+    }
+    return BuildSpec.model_validate(spec), {
+        "events": draw(frames(event_names, text_ids)),
+        "impressions": impressions,
+    }
+
+
+def listed(draw: st.DrawFn, impressions: pl.DataFrame) -> pl.DataFrame:
+    """Replace the item of each row by lists of items seen and clicked."""
+    items = st.lists(rarely(None, COLUMNS["item"][1]), max_size=3)
+    seen = [draw(rarely(None, items)) for _ in range(impressions.height)]
+    clicked = [draw(items) for _ in range(impressions.height)]
+    lists = pl.List(pl.Int64)
+    return impressions.with_columns(
+        item=pl.Series(seen, dtype=lists), clicked=pl.Series(clicked, dtype=lists)
+    )
+
+
+@every_case
+@given(one_log(), buckets)
+def test_one_log_for_history_and_requests(case: tuple[BuildSpec, Frames], buckets: int) -> None:
+    check(*case, buckets)
+
+
+@every_case
+@given(two_logs(), buckets)
+def test_a_log_of_events_and_a_log_of_impressions(case: tuple[BuildSpec, Frames], buckets: int) -> None:
+    check(*case, buckets)
+
+
+@st.composite
+def text_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
+    """Draw a log as a CSV file gives it, all text, with values that cannot be read here and there."""
+    junk = [
+        "",
+        " ",
+        "1.0",
+        " 1",
+        "+1",
+        "1_0",
+        "x",
+        "300",
+        "-129",
+        "1e2",
+        "nan",
+        "NULL",
+        "TRUE",
+        "99999999999999999999",
+    ]
+    kinds = {
+        "user": st.sampled_from(["1", "2"]),
+        "item": st.sampled_from(["1", "2", "3"]),
+        "time": seconds.map(lambda second: str(T + second)),
+        "request": st.sampled_from(["a", "b", "", "é"]),
+        "tab": st.sampled_from(["0", "1", "2"]),
+        "score": st.sampled_from(["0", "-0.0", "1.5", ".5", "1e9", "inf", "NaN"]),
+        "flag": st.sampled_from(["true", "False", "1", "0"]),
+    }
+    spoilt = draw(st.sampled_from([*kinds, *kinds, None]))
+    parts = [
+        st.one_of(values, st.none(), st.sampled_from(junk)) if name == spoilt else values
+        for name, values in kinds.items()
+    ]
+    rows = draw(st.lists(st.tuples(*parts), max_size=12))
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(kinds, pl.String), orient="row")
+    types = {"tab": draw(st.sampled_from(["int8", "int64", "id"])), "flag": "bool"}
+    types |= {"score": draw(st.sampled_from(["float32", "float64"]))}
+    time = {"column": "time", "unit": "s"}
+    wheres = st.sampled_from([None, "tab > 0", "score > 1", "flag", f"time > {T + 1}", "request != 'a'"])
+    numbers = wheres.filter(lambda where: types["tab"] != "id" or where != "tab > 0")
+    both = {
+        "source": "log",
+        "user_id": "user",
+        "item_id": "item",
+        "request_id": {"column": "request", "type": "string"},
+    }
+    spec = {
+        **draw(small_specs),
+        "sources": {"log": {"path": "log.csv"}},
+        "history": {**both, "event_time": time, "features": types, "where": draw(numbers)},
+        "requests": {**both, "request_time": time, "features": types, "where": draw(numbers)},
+    }
+    return BuildSpec.model_validate(spec), {"log": frame}
+
+
+@every_case
+@given(text_log())
+def test_a_log_of_text(case: tuple[BuildSpec, Frames]) -> None:
+    check(*case, 1)
+
+
+@st.composite
+def whales(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
+    """Draw a user with more events than a segment holds, and requests anywhere among them."""
+    gaps = draw(st.lists(st.integers(0, 2), min_size=15, max_size=60))
+    is_target = draw(st.lists(st.sampled_from([0, 0, 1]), min_size=len(gaps), max_size=len(gaps)))
+    frame = pl.DataFrame({"gap": gaps, "click": is_target}).select(
+        user=pl.lit(7), item=pl.int_range(pl.len()) % 5, time=T + pl.col("gap").cum_sum(), click="click"
+    )
+    named = {"user_id": "user", "item_id": "item", "source": "log"}
+    spec = {
+        "history_length": draw(st.integers(1, 3)),
+        "block_events": draw(st.integers(1, 3)),
+        "block_targets": draw(st.integers(1, 8)),
+        "sources": {"log": {"path": "log.parquet"}},
+        "history": {**named, "event_time": {"column": "time", "unit": "s"}},
+        "requests": {**named, "request_time": {"column": "time", "unit": "s"}, "where": "click = 1"},
+    }
+    return BuildSpec.model_validate(spec), {"log": frame}
+
+
+@settings(every_case, max_examples=500)
+@given(whales())
+def test_a_timeline_in_segments(case: tuple[BuildSpec, Frames]) -> None:
+    check(*case, 1)

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pydantic import ValidationError
+
+from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.ledger import Counts
+from longbatch.schemas.shard import write_shard
+from longbatch.schemas.snapshot import Snapshot, commit, fingerprint
+from longbatch.schemas.spec import parse_spec
+from longbatch.schemas.tables import requests_schema, timelines_schema
+from longbatch.trainer import checkpoint
+from longbatch.trainer.config import Length, ModelConfig, TrainConfig
+from longbatch.trainer.loop import evaluate, fit, make_optimisers, train
+from longbatch.trainer.scores import predict
+from longbatch.trainer.stca import STCA
+
+SPEC = """
+history_length = 16
+[sources.log]
+path = "log.parquet"
+[history]
+source = "log"
+user_id = "user_id"
+item_id = "item_id"
+event_time = { column = "event_time", unit = "us" }
+[history.features]
+author_id = "int32"
+[requests]
+source = "log"
+user_id = "user_id"
+item_id = "item_id"
+request_time = { column = "request_time", unit = "us" }
+[requests.target_features]
+author_id = "int32"
+[requests.labels]
+click = "int8"
+like = "int8"
+"""
+START = datetime(2024, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """40 users, 16 requests each over 16 days: a click is a target of the author of the user's events."""
+    random = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("trainer") / "dataset"
+    spec = parse_spec(SPEC)
+    for table in ("timelines", "requests"):
+        (root / table).mkdir(parents=True)
+
+    def target(favourite):
+        author = int(random.choice([favourite, random.integers(4)]))
+        features = {"item_id": int(random.integers(50)), "author_id": author}
+        return {**features, "click": int(author == favourite), "like": int(random.integers(2))}
+
+    timelines, requests = [], []
+    for user in range(40):
+        favourite = int(random.integers(4))
+        times = [START + DAY * day - timedelta(seconds=1) for day in range(16)]
+        events = [
+            {"item_id": int(random.integers(50)), "event_time": t, "author_id": favourite} for t in times
+        ]
+        timelines.append({"user_id": user, "segment": 0, "events": events})
+        for day in range(16):
+            ids = {"request_id": user * 16 + day, "user_id": user, "segment": 0, "timeline_row": user}
+            time = {"request_time": START + DAY * day, "history_end": day + 1}
+            requests.append({**ids, **time, "targets": [target(favourite) for _ in range(4)]})
+    block = (
+        pa.RecordBatch.from_pylist(timelines, schema=timelines_schema(spec)),
+        pa.RecordBatch.from_pylist(requests, schema=requests_schema(spec)),
+    )
+    shards = (write_shard(root, 0, "0", spec, [block]),)
+    commit(root, Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
+    return root
+
+
+def tiny(**changes):
+    """A config that learns the planted signal in seconds."""
+    model = ModelConfig(width=16, heads=2, layers=2, id_rows=512)
+    wanted = {"model": model, "history_length": 16, "batch_size": 16, "epochs": 4, "learning_rate": 5e-3}
+    return TrainConfig(**{**wanted, "embedding_learning_rate": 2e-2, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """(run folder, report, progress) of one training run."""
+    run, seen = tmp_path_factory.mktemp("run"), []
+    return run, train(dataset, run, tiny(), progress=seen.append), seen
+
+
+def test_a_planted_signal_is_learnt_and_holds_on_newer_requests(trained):
+    _, report, _ = trained
+    click, like = report.metrics
+    assert (click["label"], like["label"]) == ("click", "like")
+    assert click["auc"] > 0.95
+    assert click["ne"] < 0.8
+    assert abs(like["auc"] - 0.5) < 0.15
+    assert report.losses[-1][1] < report.losses[0][1]
+    assert click["history_length"] == 16
+
+
+def test_the_report_counts_what_was_done(trained):
+    run, report, seen = trained
+    assert report.train_before == (START + DAY * 12).isoformat()
+    assert report.targets == 4 * 40 * 12 * 4
+    assert report.steps == 4 * (40 * 12 // 16)
+    assert report.stopped_by == "epochs"
+    assert report.metrics[0]["targets"] == 40 * 4 * 4
+    assert report.targets_per_second > 0
+    assert [p.stage for p in seen] == ["train"] * (report.steps // 10) + ["evaluate"] * 3
+    assert seen[0].total_steps == report.steps
+    assert json.loads((run / "report.json").read_text())["steps"] == report.steps
+
+
+def test_evaluating_a_run_again_gives_the_metrics_of_its_report(trained, dataset):
+    run, report, _ = trained
+    assert evaluate(run, dataset) == report.metrics
+
+
+def test_a_run_is_evaluated_at_any_history_length(trained, dataset):
+    run, report, _ = trained
+    results = evaluate(run, dataset, history_lengths=[16, 0, 4])
+    assert [(r["history_length"], r["label"]) for r in results] == [
+        (length, label) for length in (0, 4, 16) for label in ("click", "like")
+    ]
+    assert results[4:] == report.metrics
+    assert results[2:4] == evaluate(run, dataset, history_lengths=[4])
+    assert results[0]["auc"] < results[2]["auc"]
+
+
+def test_a_time_range_chooses_the_requests_evaluated(trained, dataset):
+    run, _, _ = trained
+    results = evaluate(run, dataset, after=START + DAY * 2, before=START + DAY * 5)
+    assert results[0]["targets"] == 40 * 3 * 4
+    with pytest.raises(DatasetError, match="has no targets from"):
+        evaluate(run, dataset, after=START + DAY * 100)
+
+
+def test_the_same_config_trains_the_same_model(dataset, tmp_path):
+    config = tiny(max_steps=5, history_length=Length(minimum=0, maximum=16))
+    reports = [train(dataset, tmp_path / name, config) for name in "ab"]
+    assert reports[0].losses == reports[1].losses
+    assert reports[0].metrics == reports[1].metrics
+    other = train(dataset, tmp_path / "c", config.model_copy(update={"seed": 1}))
+    assert other.losses != reports[0].losses
+
+
+def test_training_stops_at_its_budget_of_steps_or_seconds(make_batch, small_model):
+    def endless():
+        while True:
+            yield make_batch([5, 0], [2, 3])
+
+    assert fit(STCA(*small_model), endless(), TrainConfig(max_steps=3)).steps == 3
+    report = fit(STCA(*small_model), endless(), TrainConfig(max_seconds=0.05))
+    assert report.stopped_by == "max_seconds"
+    assert report.targets == report.steps * 5
+
+
+def test_padding_batches_leave_training_unharmed(make_batch, small_model):
+    batches = [make_batch([5, 0], [2, 3]), make_batch([], []), make_batch([5, 0], [2, 3])]
+    report = fit(STCA(*small_model), batches, TrainConfig())
+    assert report.targets == 10
+    assert np.isfinite(report.losses[0][1])
+
+
+def test_labels_outside_zero_to_one_are_refused(make_batch, small_model):
+    batch = make_batch([3], [2])
+    batch.labels["click"][:] = torch.tensor([0, 2])
+    with pytest.raises(SpecError, match="label 'click' has values outside 0 to 1, from 0 to 2"):
+        fit(STCA(*small_model), [batch], TrainConfig())
+
+
+def test_a_loss_that_is_not_finite_stops_training(make_batch, small_model):
+    model = STCA(*small_model)
+    torch.nn.init.constant_(model.logits.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+        fit(model, [make_batch([3], [2])], TrainConfig())
+
+
+def test_every_parameter_has_one_optimiser_and_large_tables_the_sparse_one(small_model):
+    model = STCA(*small_model)
+    dense, sparse = make_optimisers(model, TrainConfig())
+    sizes = [p for o in (dense, sparse) for group in o.param_groups for p in group["params"]]
+    assert sorted(map(id, sizes)) == sorted(map(id, model.parameters()))
+    assert all(p.shape[0] == 5000 for p in sparse.param_groups[0]["params"])
+    decays = {g["weight_decay"]: len(g["params"]) for g in dense.param_groups if g["weight_decay"]}
+    assert decays == {0.01: sum(p.ndim > 1 for n, p in model.named_parameters() if "tables" not in n)}
+
+
+def test_no_targets_make_undefined_metrics_not_an_error(small_model):
+    scores = predict(STCA(*small_model), [], [8])
+    assert scores.num_targets == 0
+    assert np.isnan(scores.metrics(8, "like")["auc"])
+
+
+def test_a_config_that_the_dataset_cannot_meet_is_refused(dataset, tmp_path):
+    with pytest.raises(SpecError, match=r"labels \['buy'\] are not in the dataset"):
+        train(dataset, tmp_path, tiny(labels=("buy",)))
+    with pytest.raises(SpecError, match="history_length 500 is not between 0 and 16"):
+        train(dataset, tmp_path, tiny(history_length=500))
+    with pytest.raises(DatasetError, match="has no requests before 2023-12-31"):
+        train(dataset, tmp_path, tiny(train_before=START - DAY))
+    with pytest.raises(ValidationError, match="a share of the requests lies between 0 and 1"):
+        tiny(train_before=1.5)
+
+
+def test_training_on_everything_reports_no_metrics(dataset, tmp_path):
+    report = train(dataset, tmp_path, tiny(train_before=None, max_steps=2, labels=("like",)))
+    assert (report.metrics, report.train_before, report.stopped_by) == ([], None, "max_steps")
+    assert evaluate(tmp_path, dataset)[0]["targets"] == 40 * 16 * 4
+
+
+def test_a_checkpoint_that_is_missing_damaged_or_of_another_version_is_refused(trained, dataset, tmp_path):
+    run, _, _ = trained
+    with pytest.raises(DatasetError, match="is not there; train first"):
+        evaluate(tmp_path, dataset)
+    content = (run / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DatasetError, match="is damaged"):
+        checkpoint.load(tmp_path)
+    torch.save({"version": 99}, tmp_path / "checkpoint.pt")
+    with pytest.raises(DatasetError, match="has version 99, and this longbatch reads version 1"):
+        checkpoint.load(tmp_path)
+    torch.save([1], tmp_path / "checkpoint.pt")
+    with pytest.raises(DatasetError, match="is no checkpoint of longbatch"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_failed_save_leaves_the_older_checkpoint(trained, tmp_path, monkeypatch):
+    run = checkpoint.load(trained[0])
+    path = checkpoint.save(run, tmp_path)
+    before = path.read_bytes()
+
+    def full_disk(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.save(run, tmp_path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_loaded_run_is_the_saved_one(trained, tmp_path):
+    run = checkpoint.load(trained[0])
+    checkpoint.save(run, tmp_path)
+    again = checkpoint.load(tmp_path)
+    assert (again.config, again.evaluate_from_us, again.steps) == (
+        run.config,
+        run.evaluate_from_us,
+        run.steps,
+    )
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
