@@ -106,7 +106,7 @@ def draw_target_topics(
 ) -> tuple[Bytes, Floats]:
     """Topics of discover rows and the user's affinity for them, (rows,) each: one of the ten, or any topic.
 
-    `active`: (rows, 2), the columns the feed shows now; they are drawn again, once.
+    `active`: (rows, 2), the columns the feed shows now; they are drawn again, once, so mostly avoided.
     """
     column = rng.integers(0, TOPICS_PER_USER, len(user), dtype=np.int8)
     again = (column[:, None] == active).any(axis=1)

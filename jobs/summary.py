@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longbatch.jobs.build import BuildSummary
+from longbatch.jobs.simulate import SimulationReport
+from longbatch.validation.audit import Audit
 
 UNITS = ("B", "KB", "MB", "GB", "TB")
 
@@ -100,3 +102,43 @@ def user_text(shown: Mapping[str, Any]) -> str:
 
 def _record(record: Mapping[str, Any]) -> str:
     return "  ".join(f"{name}={value}" for name, value in record.items())
+
+
+def simulation_text(report: SimulationReport) -> str:
+    """What a simulation wrote, and how well a model could do on it."""
+    rows: dict[str, Any] = {
+        "rows": report.rows,
+        "users": report.users,
+        "longest user": report.longest_user,
+        "requests with targets": report.requests,
+        "targets": report.targets,
+        "bytes": size_text(report.size_bytes),
+        "seconds": f"{report.seconds:.1f} ({report.events_per_second:,.0f} events/s)",
+    }
+    rows |= {f"planted {kind}": count for kind, count in report.planted.items()}
+    for label, by_length in report.attainable.items():
+        known = [f"{length}: {auc:.3f}" for length, auc in by_length.items() if auc is not None]
+        rows[f"attainable AUC, {label}"] = ", ".join(known)
+    return f"simulated {report.out}; build it with: longbatch build {report.out}/spec.toml DATASET\n{_lines(rows)}"
+
+
+def audit_text(found: Audit) -> str:
+    """What an audit checked, and its findings."""
+    checked = (
+        f"{found.blocks_checked:,} blocks checked for structure; {found.users_checked:,} users, "
+        f"{found.requests_checked:,} requests and {found.events_checked:,} events of their histories "
+        "compared with the raw log"
+    )
+    verdict = [f"finding: {finding}" for finding in found.findings] or ["no finding"]
+    return "\n".join([checked, *verdict])
+
+
+def metrics_text(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Metrics by history length and label, a row each."""
+    lines = [f"{'history':>8}  {'label':<12}{'AUC':>8}{'GAUC':>8}{'log loss':>10}{'NE':>8}{'targets':>10}"]
+    lines += [
+        f"{m['history_length']:>8,}  {m['label']:<12}{m['auc']:>8.4f}{m['gauc']:>8.4f}"
+        f"{m['log_loss']:>10.4f}{m['ne']:>8.4f}{m['targets']:>10,}"
+        for m in metrics
+    ]
+    return "\n".join(lines)

@@ -170,6 +170,162 @@ def inspect(
     show(described, as_json, lambda: dataset_text(described))
 
 
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="The folder to write: log, spec.toml, truth.")],
+    users: Annotated[int, typer.Option(min=1)] = 1_000,
+    events: Annotated[int, typer.Option(min=1, help="Rows of the log.")] = 4_000_000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    dirty: Annotated[float, typer.Option(min=0, max=0.2, help="Broken rows to add, as a share.")] = 0.0,
+    format: Annotated[Literal["parquet", "csv"], typer.Option(help="Format of the log.")] = "parquet",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a raw log with a planted signal, the spec that builds it, and the truth beside it.
+
+    \b
+    Example:
+      longbatch simulate raw --users 1000 --events 4000000
+      longbatch build raw/spec.toml dataset
+    """
+    from longbatch.jobs.simulate import Simulation
+    from longbatch.jobs.simulate import simulate as run
+    from longbatch.jobs.summary import simulation_text
+
+    try:
+        parameters = Simulation(users=users, events=events, seed=seed, dirty=dirty, format=format)
+        with progress_bars() as progress:
+            report = run(out, parameters, lambda done, total: progress("simulate", done, total), overwrite=overwrite)
+    except (ValueError, FileExistsError) as error:
+        raise SpecError(str(error)) from None
+    document = vars(report)
+    show(document, as_json, lambda: simulation_text(report))
+
+
+@app.command()
+def validate(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    against: Annotated[Path | None, typer.Option(help="A spec whose logs to compare with; default: its own.")] = None,
+    users: Annotated[int, typer.Option(min=0, help="Users to recompute from the raw log; 0: all.")] = 20,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Audit a dataset: its structure, and sampled users recomputed from the raw log, event by event.
+
+    \b
+    Example:
+      longbatch validate dataset --users 50
+    """
+    from longbatch.jobs.summary import audit_text
+    from longbatch.schemas.spec import load_spec
+    from longbatch.validation.audit import audit
+
+    spec = load_spec(against) if against else None
+    with progress_bars() as progress:
+        found = audit(dataset, spec, users or None, seed, lambda stage, done, total: progress(stage, done, total or 1))
+    show(vars(found), as_json, lambda: audit_text(found))
+    if found.findings:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    run: Annotated[Path, typer.Argument(help="The folder to write the run to.")],
+    config: Annotated[Path | None, typer.Option(help="TrainConfig as TOML; see docs/trainer.md.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so long.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
+    history_length: Annotated[int | None, typer.Option(min=1, help="History length to train at.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the reference STCA model on the older requests and evaluate it on the newer ones.
+
+    \b
+    Example:
+      longbatch train dataset run --seconds 120
+    """
+    from longbatch.demo import load_config, training_progress
+    from longbatch.jobs.summary import metrics_text
+    from longbatch.trainer.loop import train as run_training
+
+    chosen = load_config(config, max_seconds=seconds, max_steps=steps, history_length=history_length)
+    with progress_bars() as progress:
+        report = run_training(dataset, run, chosen, progress=training_progress(progress, chosen))
+    show(
+        {**vars(report), "targets_per_second": report.targets_per_second},
+        as_json,
+        lambda: (
+            f"trained {report.steps:,} steps, {report.targets:,} targets in {report.seconds:.0f} s "
+            f"({report.targets_per_second:,.0f} targets/s)\n{metrics_text(report.metrics)}"
+        ),
+    )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run written by train.")],
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    history_lengths: Annotated[str, typer.Option(help="Lengths, separated by commas.")] = "100,500,2000,10000",
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run on the requests after its training, at several history lengths.
+
+    \b
+    Example:
+      longbatch evaluate run dataset --history-lengths 500,10000
+    """
+    from longbatch.demo import training_progress
+    from longbatch.jobs.summary import metrics_text
+    from longbatch.trainer.loop import evaluate as run_evaluation
+
+    try:
+        lengths = [int(length) for length in history_lengths.split(",")]
+    except ValueError:
+        raise SpecError(f"--history-lengths takes whole numbers and commas, not {history_lengths!r}") from None
+    with progress_bars() as progress:
+        found = run_evaluation(run, dataset, history_lengths=lengths, progress=training_progress(progress))
+    show({"metrics": found}, as_json, lambda: metrics_text(found))
+
+
+@app.command()
+def bench(
+    what: Annotated[Literal["build"], typer.Argument(help="What to measure.")],
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller run of the same checks.")] = False,
+    spark: Annotated[bool, typer.Option(help="Measure the spark engine too.")] = True,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each; medians are shown.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure what the documentation claims, each figure beside its floor in the same run.
+
+    \b
+    Example:
+      longbatch bench build --quick
+    """
+    from longbatch.benchmarks import checks
+    from longbatch.benchmarks.build import bench_build
+
+    with progress_bars() as progress:
+        found, figures = bench_build(quick=quick, spark=spark, repeats=repeats, progress=progress)
+    show(checks.document(found, figures), as_json, lambda: checks.text(found, figures))
+    if not all(check.holds for check in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")] = Path("demo"),
+    seconds: Annotated[float, typer.Option(min=1, help="Training time.")] = 120.0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Do all of it on simulated data, in minutes: simulate, build, audit, measure, train, evaluate, report."""
+    from longbatch.demo import demo as run
+
+    with progress_bars() as progress:
+        result = run(out, train_seconds=seconds, overwrite=overwrite, progress=progress)
+    show(result.document, as_json, lambda: result.text)
+
+
 def main() -> None:
     """Run the command line; errors become one line on standard error and the error's exit code."""
     try:

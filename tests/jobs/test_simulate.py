@@ -126,9 +126,7 @@ def test_requests_come_in_sessions(log: pl.DataFrame) -> None:
 
 def test_items_are_zipf_within_their_topic(log: pl.DataFrame) -> None:
     ranked = log.group_by("topic", "item_id").len().sort("len", descending=True)
-    share = ranked.group_by("topic", maintain_order=True).agg(
-        pl.col("len").head(12).sum() / pl.col("len").sum()
-    )
+    share = ranked.group_by("topic", maintain_order=True).agg(pl.col("len").head(12).sum() / pl.col("len").sum())
     # 12 items share the first of 416 steps of a log-uniform draw: log 2 / log 417 of the views.
     assert share["len"].mean() == pytest.approx(np.log(2) / np.log(417), abs=0.02)
     assert log.group_by("author_id").agg(pl.col("topic").n_unique())["topic"].max() == 1
@@ -217,9 +215,7 @@ def test_the_spec_builds_the_log(clean: tuple[Path, SimulationReport]) -> None:
         assert COLUMNS[name] == getattr(pl, type_name.capitalize())
 
 
-def test_dirt_is_added_and_the_clean_rows_stay(
-    dirty: tuple[Path, SimulationReport], log: pl.DataFrame
-) -> None:
+def test_dirt_is_added_and_the_clean_rows_stay(dirty: tuple[Path, SimulationReport], log: pl.DataFrame) -> None:
     everything = read_log(dirty[0])
     report = dirty[1]
     assert everything.height == report.rows == log.height + sum(report.planted.values())
@@ -266,9 +262,7 @@ def test_a_csv_log_also_has_values_that_cannot_be_parsed(tmp_path: Path) -> None
     assert everything.columns == list(COLUMNS)
     assert everything.height == report.rows
     for column in ("event_time", "dwell_ms", "request_time", "click"):
-        unparsable = (
-            everything[column].cast(pl.Int64, strict=False).null_count() - everything[column].null_count()
-        )
+        unparsable = everything[column].cast(pl.Int64, strict=False).null_count() - everything[column].null_count()
         assert unparsable == report.planted[f"unparsable:{column}"] > 0
     assert load_spec(tmp_path / "csv" / "spec.toml").max_rejected == 0.1
 
@@ -294,9 +288,7 @@ def test_each_kind_gets_its_share_whatever_the_cut_into_files(files: list[int], 
 
 def test_progress_ends_with_all_rows(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    simulate(
-        tmp_path / "log", Simulation(users=5, events=5_000), lambda done, total: seen.append((done, total))
-    )
+    simulate(tmp_path / "log", Simulation(users=5, events=5_000), lambda done, total: seen.append((done, total)))
     assert seen[-1] == (5_000, 5_000)
     assert seen == sorted(seen)
 

@@ -1,0 +1,45 @@
+# `make demo` runs the main job, `make test` every check, `make setup` prepares .venv; see README.md.
+# Everything stays inside this folder but pip's own cache.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+FOLDERS := schemas validation pipelines jobs loaders trainer benchmarks
+DEMO ?= demo
+
+export TMPDIR := $(CURDIR)/.cache/tmp
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
+export GX_ANALYTICS_ENABLED := false
+export PATH := $(BIN):$(PATH)
+
+.PHONY: setup demo test check links clean
+
+setup: $(VENV)/.ready links
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@mkdir -p $(TMPDIR)
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "longbatch needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# mypy and editors cannot follow the editable install, so the folders are linked into a package of links.
+links:
+	@mkdir -p .links/longbatch $(TMPDIR)
+	@for folder in $(FOLDERS); do ln -sfn ../../$$folder .links/longbatch/$$folder; done
+	@for file in src/longbatch/*; do case $$file in *__pycache__) ;; *) ln -sfn ../../$$file .links/longbatch/$$(basename $$file) ;; esac; done
+
+demo: setup
+	longbatch demo $(DEMO) --overwrite
+
+check: setup
+	ruff check .
+	ruff format --check .
+	mypy
+
+test: check
+	pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+clean:
+	rm -rf $(VENV) .links .cache demo

@@ -1,0 +1,86 @@
+"""What every benchmark ends with: a table of checks, each a measured value beside its limit."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Check:
+    """A measured value and the limit it must keep: at most, or at least."""
+
+    name: str
+    value: float
+    limit: float
+    sense: Literal["<=", ">="] = "<="
+
+    @property
+    def holds(self) -> bool:
+        """Whether the limit is kept."""
+        return self.value <= self.limit if self.sense == "<=" else self.value >= self.limit
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"name": self.name, "value": self.value, "limit": self.limit, "holds": self.holds}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value that is shown but not judged."""
+
+    name: str
+    value: float
+    unit: str
+
+
+def document(checks: Sequence[Check], figures: Sequence[Figure]) -> dict[str, Any]:
+    """The JSON of a benchmark."""
+    return {
+        "checks": [check.as_dict() for check in checks],
+        "figures": [{"name": f.name, "value": f.value, "unit": f.unit} for f in figures],
+    }
+
+
+def text(checks: Sequence[Check], figures: Sequence[Figure]) -> str:
+    """The table that people read."""
+    lines = [f"{figure.name:<58} {figure.value:>12,.3f} {figure.unit}" for figure in figures]
+    lines += ["", f"{'check':<58} {'value':>12} {'limit':>12}  holds"]
+    lines += [
+        f"{check.name:<58} {check.value:>12,.3f} {check.sense} {check.limit:>9,.3f}  {'yes' if check.holds else 'NO'}"
+        for check in checks
+    ]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: wall seconds, peak resident bytes."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def run_process(*arguments: str) -> Run:
+    """Run `python -m ...` in a process of its own and measure it whole; RuntimeError with its output if it fails."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    output = process.stdout.read() if process.stdout else ""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{output}")
+    return Run(time.monotonic() - started, usage.ru_maxrss * 1024)
+
+
+def median_seconds(runs: Sequence[Run]) -> float:
+    """Median wall seconds of several runs."""
+    return statistics.median(run.seconds for run in runs)

@@ -1,0 +1,181 @@
+"""The example specs: the documentation shows them word for word, they parse, and they build from rows seen here."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from longbatch.jobs.build import BuildSummary, build
+from longbatch.jobs.local import LocalEngine
+from longbatch.schemas.dataset import Dataset, open_dataset
+from longbatch.schemas.spec import load_spec, parse_spec
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+SHOWN = re.compile(r"`examples/(\w+\.toml)`[^\n]*\n+```toml\n(.*?)```", re.DOTALL)
+NAMES = sorted(path.name for path in EXAMPLES.glob("*.toml"))
+NOVEMBER_15 = 1_700_006_400_000
+
+
+def shown() -> list[tuple[str, str]]:
+    """(file name, text) of every whole spec in docs/spec.md."""
+    return SHOWN.findall((ROOT / "docs" / "spec.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_example_parses(name: str) -> None:
+    assert load_spec(EXAMPLES / name).name == name.removesuffix(".toml")
+
+
+def test_the_documentation_shows_every_example_word_for_word() -> None:
+    assert {name: (EXAMPLES / name).read_text(encoding="utf-8") for name in NAMES} == dict(shown())
+
+
+def test_every_whole_spec_in_the_documentation_is_an_example() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "spec.md").read_text(encoding="utf-8"), re.DOTALL)
+    whole = [block for block in blocks if "[sources." in block and "[requests]" in block]
+    assert whole == [text for _, text in shown()]
+    for text in whole:
+        parse_spec(text)
+
+
+def write(folder: Path, name: str, columns: dict[str, list[object]]) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame = pl.DataFrame(columns)
+    if name.endswith(".parquet"):
+        frame.write_parquet(path)
+    elif name.endswith(".csv"):
+        frame.write_csv(path)
+    else:
+        frame.write_ipc(path, compat_level=pl.CompatLevel.oldest())
+
+
+def one_log(folder: Path) -> None:
+    rows = {
+        "user_id": [1, 1, 1, 1],
+        "item_id": [10, 11, 12, 13],
+        "time_ms": [NOVEMBER_15 - 2000, NOVEMBER_15 - 1000, NOVEMBER_15, NOVEMBER_15],
+        "request_id": [1, 2, 3, 3],
+        "dwell_ms": [500, 0, 700, 0],
+        "tab": [0, 0, 0, 0],
+        "author_id": [7, 8, 9, None],
+        "click": [1, 0, 1, 0],
+        "is_like": [0, 0, 1, None],
+    }
+    write(folder, "log/a.parquet", rows)
+
+
+def two_logs(folder: Path) -> None:
+    plays = {"uid": [1, 1, 2], "track_id": [10, 11, 10], "played_at": [1_700_000_000, 1_700_000_005, 1_700_000_000]}
+    write(folder, "plays.parquet", {**plays, "played_ratio_pct": [99, 5, 50]})
+    shown_rows = {"uid": [1, 1], "shown_track_id": [12, 13], "shown_at": [1_700_000_005] * 2, "impression_id": [5, 5]}
+    write(folder, "impressions.parquet", {**shown_rows, "played": [1, 0]})
+
+
+def csv(folder: Path) -> None:
+    rows = {
+        "user_id": [1, 1, 1],
+        "video_id": [10, 11, 12],
+        "time_ms": [NOVEMBER_15, NOVEMBER_15 + 5, NOVEMBER_15 + 5],
+        "is_click": [1, 0, 1],
+        "play_time_ms": [900, 0, 100],
+        "tab": [1, 1, 2],
+        "long_view": [1, 0, 0],
+    }
+    write(folder, "log_standard_1.csv", rows)
+    write(folder, "log_random_1.csv", {name: values[:1] for name, values in {**rows, "video_id": [13]}.items()})
+
+
+def jsonl(folder: Path) -> None:
+    lines = [
+        '{"user": "ann", "item": "tea", "at": "2024-05-01T10:00:00+02:00", "action": "buy"}',
+        '{"user": "ann", "item": "cup", "at": "2024-05-01T08:00:01Z", "action": "show", "bought": true}',
+        '{"user": "ann", "item": "jug", "at": "2024-05-01 08:00:01", "action": "show"}',
+    ]
+    (folder / "events.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+
+
+def arrow(folder: Path) -> None:
+    rows = {
+        "request_id": [1, 1, 2],
+        "request_timestamp": [NOVEMBER_15, NOVEMBER_15, NOVEMBER_15 + 1],
+        "user_id": [4, 4, 4],
+        "video_id": [10, 11, 12],
+        "author_id": [1, 2, 3],
+        "playing_time": [10, 0, 20],
+        "effective_view": [1, 0, 1],
+        "like": [0, 0, 1],
+    }
+    write(folder, "days/01.feather", rows)
+
+
+def times_numbers(folder: Path) -> None:
+    events = {"user_id": [1, 1], "item_id": [10, 11], "time_s": [1_700_000_000.25, 1_700_000_000.5]}
+    write(folder, "events.parquet", {**events, "arrival_ms": [1_700_000_000_250, 1_700_000_000_750]})
+    write(folder, "requests.parquet", {"user_id": [1], "item_id": [12], "time_us": [1_700_000_000_600_000]})
+
+
+def times_text(folder: Path) -> None:
+    events = {"user_id": [1, 1], "item_id": [10, 11], "time_iso": ["2024-07-01T12:00:00", "2024-07-01T10:00:00Z"]}
+    arrived = [datetime(2024, 7, 1, 10, 0, 1, tzinfo=UTC), datetime(2024, 7, 1, 10, 0, 2, tzinfo=UTC)]
+    write(folder, "events.parquet", {**events, "arrived_at": arrived})
+    write(folder, "requests.parquet", {"user_id": [1], "item_id": [12], "time": ["01.07.2024 12:00:02"]})
+
+
+def delay(folder: Path) -> None:
+    minute = 60_000
+    rows = {
+        "user_id": [1, 1, 1],
+        "item_id": [10, 11, 12],
+        "event_ms": [NOVEMBER_15, NOVEMBER_15, NOVEMBER_15 + 31 * minute],
+        "arrival_ms": [NOVEMBER_15 + 1, NOVEMBER_15 + 40 * minute, NOVEMBER_15 + 31 * minute],
+        "request_ms": [NOVEMBER_15 - minute, NOVEMBER_15 - minute, NOVEMBER_15 + 31 * minute],
+        "request_id": [1, 1, 2],
+        "click": [1, 1, 0],
+    }
+    write(folder, "log.parquet", rows)
+
+
+def mind(folder: Path) -> None:
+    lines = [
+        "1\tU13740\t11/11/2019 9:05:58 AM\tN55189 N42782\tN55689-1 N35729-0",
+        "2\tU13740\t11/12/2019 1:00:00 PM\t\tN20678-0 N39317-1 N58114-0",
+    ]
+    (folder / "behaviors.tsv").write_text("\n".join(lines) + "\n")
+
+
+# example -> (rows, requests, targets, sum of all history lengths)
+BUILT: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
+    "one_log": (one_log, 1, 2, 1),
+    "two_logs": (two_logs, 1, 2, 1),
+    "csv": (csv, 2, 4, 2),
+    "jsonl": (jsonl, 1, 2, 1),
+    "arrow": (arrow, 2, 3, 1),
+    "times_numbers": (times_numbers, 1, 1, 1),
+    "times_text": (times_text, 1, 1, 1),
+    "delay": (delay, 2, 3, 1),
+    "mind": (mind, 2, 5, 1),
+}
+
+
+def build_example(name: str, folder: Path) -> tuple[BuildSummary, Dataset]:
+    (folder / "spec.toml").write_text((EXAMPLES / f"{name}.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    summary = build(load_spec(folder / "spec.toml"), folder / "out", engine=LocalEngine(1))
+    return summary, open_dataset(folder / "out")
+
+
+@pytest.mark.parametrize("name", sorted(BUILT))
+def test_an_example_builds_from_its_kind_of_log(name: str, tmp_path: Path) -> None:
+    make, requests, targets, history_events = BUILT[name]
+    make(tmp_path)
+    summary, _ = build_example(name, tmp_path)
+    assert {source: ledger.rejected for source, ledger in summary.ledgers.items()} == dict.fromkeys(summary.ledgers, 0)
+    counts = summary.counts
+    assert (counts.requests, counts.targets, counts.history_events) == (requests, targets, history_events)
