@@ -6,12 +6,11 @@ spark-submit jobs/build.py SPEC OUT [--overwrite]
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,9 +73,10 @@ def build(
         built = (engine or LocalEngine()).build(spec, root, attempt, progress)
         _check(spec, built)
         snapshot = _snapshot(spec, built, (existing[-1] if existing else 0) + 1)
+        replaced = _unlisted(root, snapshot) if existing else []
         commit(root, snapshot)
-    if existing:
-        _remove_unlisted(root, snapshot)
+    for path in replaced:
+        path.unlink(missing_ok=True)
     listed = [row[table] for row in snapshot.shards for table in ("timelines", "requests")]
     listed += [*snapshot.vocabulary, *snapshot.quarantine]
     return BuildSummary(
@@ -103,22 +103,30 @@ def _check_output(root: Path, overwrite: bool) -> list[int]:
 
 @contextmanager
 def _attempt(root: Path, attempt: str) -> Iterator[None]:
-    """Make the folders; on any error remove every file of this attempt, and the root if it was made here."""
+    """Make the folders; on any error remove every file of this attempt, and what folders are then empty.
+
+    Other builds may be writing, or have committed, to the same root meanwhile: their files are left alone.
+    """
     made = not root.exists()
     try:
         for folder in FOLDERS:
             (root / folder).mkdir(parents=True, exist_ok=True)
         yield
     except BaseException as error:
-        if made:
-            shutil.rmtree(root, ignore_errors=True)
-        else:
-            for folder in FOLDERS:
-                for path in (root / folder).glob(f"*{attempt}*"):
-                    path.unlink(missing_ok=True)
+        for folder in FOLDERS:
+            for path in (root / folder).glob(f"*{attempt}*"):
+                path.unlink(missing_ok=True)
+        if not snapshot_numbers(root):
+            _remove_empty([*(root / folder for folder in FOLDERS), *([root] if made else [])])
         if isinstance(error, OSError):
             raise MachineError(disk_message(error, root)) from None
         raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _check(spec: BuildSpec, built: Built) -> None:
@@ -161,18 +169,16 @@ def _snapshot(spec: BuildSpec, built: Built, number: int) -> Snapshot:
     )
 
 
-def _remove_unlisted(root: Path, snapshot: Snapshot) -> None:
-    """After a replacement: remove older snapshots, then every data file that the new one does not list."""
+def _unlisted(root: Path, snapshot: Snapshot) -> list[Path]:
+    """Return the files to remove once `snapshot` is committed: older snapshots, and data that it does not list.
+
+    Asked before the commit: a build that starts after it must find its own files untouched (those that were
+    writing already cannot commit any more, for this one takes their number).
+    """
     listed = {row[table]["path"] for row in snapshot.shards for table in ("timelines", "requests")}
     listed |= {entry["path"] for entry in (*snapshot.vocabulary, *snapshot.quarantine)}
-    current = f"{snapshot.number:08d}."
-    for path in (root / "snapshots").iterdir():
-        if not path.name.startswith(current):
-            path.unlink(missing_ok=True)
-    for folder in FOLDERS[:-1]:
-        for path in (root / folder).iterdir():
-            if path.relative_to(root).as_posix() not in listed:
-                path.unlink(missing_ok=True)
+    paths = [path for folder in FOLDERS for path in (root / folder).iterdir()]
+    return [path for path in paths if path.relative_to(root).as_posix() not in listed]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -250,7 +250,7 @@ def _csv_header(entry: Source, piece: Piece) -> list[str]:
 
 
 def _read_json(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk]:
-    lists = entry.explode.lists if entry.explode else ()
+    lists = {*(entry.explode.lists if entry.explode else ()), *searched}
     schema = {name: pl.List(pl.String) if name in lists else pl.String() for name in columns}
     system, inner = filesystem_of(piece.path)
     row = 0

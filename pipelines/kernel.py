@@ -211,9 +211,13 @@ def _before_own_events(
 
 
 def _may_precede_its_request(spec: BuildSpec, events: pl.DataFrame, requests: pl.DataFrame) -> pl.Series:
-    """Which events are worth the join: a target row seen after its own request time cannot precede the request."""
+    """Which events are worth the join: those whose id some request has.
+
+    Where one column names both the event's and the target's request, a target row seen at or after its own
+    request time cannot precede the request, which is no later: that spares nearly all rows the join.
+    """
     asked = events["request_id"].is_in(requests["request_id"].unique().implode())
-    if not spec.one_log:
+    if not spec.one_log or spec.history.request_id != spec.requests.request_id:
         return asked.fill_null(False)
     before_own = pl.col(VISIBLE_TIME) < pl.col("request_time")
     return events.select(

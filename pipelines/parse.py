@@ -45,7 +45,7 @@ def read_column(mapped: Mapped, role: str, schema: pl.Schema, spec: BuildSpec) -
     Raises SourceError when the raw column is missing or of a type that cannot be read as declared.
     """
     if isinstance(mapped, Label) and mapped.contained_in:
-        return _read_contained(mapped, schema, spec)
+        return _read_contained(mapped, role, schema, spec)
     column = str(mapped.column)
     dtype = _dtype_of(column, schema)
     if isinstance(mapped, TimeColumn):
@@ -122,14 +122,21 @@ def _as_bool(column: str, dtype: pl.DataType) -> pl.Expr:
     return pl.when(value == 1).then(True).when(value == 0).then(False)
 
 
-def _read_contained(mapped: Label, schema: pl.Schema, spec: BuildSpec) -> Reading:
+def _read_contained(mapped: Label, role: str, schema: pl.Schema, spec: BuildSpec) -> Reading:
     lists, item = str(mapped.contained_in), spec.requests.item_id.column
     if lists not in schema:
         raise SourceError(f"column {lists!r} is not in the source; its columns are {', '.join(schema)}")
     if not isinstance(schema[lists], pl.List):
         raise SourceError(f"`contained_in` needs a list column, but {lists!r} holds {schema[lists]}")
-    inside = pl.col(lists).list.contains(pl.col(item)).fill_null(False)
-    return Reading(inside.cast(NUMERIC[mapped.type] if mapped.type != "bool" else pl.Boolean()), {})
+    inside = pl.when(pl.col(lists).is_not_null()).then(pl.col(lists).list.contains(pl.col(item)).fill_null(False))
+    value = inside.cast(_dtype(mapped.type))
+    if mapped.default is not None:
+        return Reading(value.fill_null(pl.lit(mapped.default, dtype=_dtype(mapped.type))), {})
+    return Reading(value, {f"missing_label:{role.removeprefix('label.')}": pl.col(lists).is_null()})
+
+
+def _dtype(type_name: str) -> pl.DataType:
+    return pl.Boolean() if type_name == "bool" else NUMERIC[type_name]
 
 
 def _read_time(mapped: TimeColumn, dtype: pl.DataType, spec: BuildSpec) -> Reading:

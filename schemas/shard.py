@@ -9,6 +9,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -156,22 +157,22 @@ def write_shard(
     """
     name = f"{bucket:05d}-{attempt}.arrow"
     paths = root / "timelines" / name, root / "requests" / name
+    schemas = timelines_schema(spec), requests_schema(spec)
     tables: list[_TableWriter] = []
     described = []
     try:
         for timelines, requests in blocks:
             if not tables:
-                tables = [
-                    _TableWriter(paths[0], timelines_schema(spec), spec.compression),
-                    _TableWriter(paths[1], requests_schema(spec), spec.compression),
-                ]
+                for path, schema in zip(paths, schemas, strict=True):
+                    tables.append(_TableWriter(path, schema, spec.compression))  # noqa: PERF401 (closed on error)
             places = tables[0].write(timelines), tables[1].write(requests)
             described.append(_describe(timelines, requests, places, spec.history_length))
         for table in tables:
             table.close()
     except BaseException:
         for table in tables:
-            table.file.close()
+            with suppress(MachineError):
+                table.file.close()
         for path in paths:
             path.unlink(missing_ok=True)
         raise

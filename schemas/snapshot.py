@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,9 @@ def commit(root: Path, snapshot: Snapshot) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{snapshot.number:08d}"
     shards = pa.Table.from_pylist(list(snapshot.shards), schema=SHARDS_SCHEMA)
-    staged = folder / f".{name}.{os.getpid()}.json"
-    table_path = folder / f"{name}.shards-{snapshot.fingerprint[:12]}.arrow"
+    mine = uuid.uuid4().hex[:12]  # a commit that loses must not touch the files of the one that won
+    staged, table_path = folder / f".{name}.{mine}.json", folder / f"{name}.shards-{mine}.arrow"
+    final = folder / f"{name}.json"
     try:
         table_bytes = _ipc_bytes(shards)
         _write_durably(table_path, table_bytes)
@@ -80,14 +82,19 @@ def commit(root: Path, snapshot: Snapshot) -> None:
             "sha256": hashlib.sha256(table_bytes).hexdigest(),
         }
         _write_durably(staged, json.dumps(_document(snapshot, entry), indent=1).encode())
-        os.link(staged, folder / f"{name}.json")
+        os.link(staged, final)
         _sync_folder(folder)
-    except FileExistsError:
-        raise DatasetError(
-            f"{folder / name}.json: another build committed first; nothing of this one is visible; run it again"
-        ) from None
-    except OSError as error:
-        raise MachineError(disk_message(error, folder)) from None
+    except BaseException as error:
+        if staged.exists() and final.exists() and final.samefile(staged):
+            final.unlink()
+        table_path.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError):
+            raise DatasetError(
+                f"{final}: another build committed first; nothing of this one is visible; run it again"
+            ) from None
+        if isinstance(error, OSError):
+            raise MachineError(disk_message(error, folder)) from None
+        raise
     finally:
         staged.unlink(missing_ok=True)
 
@@ -114,7 +121,7 @@ def _ipc_bytes(table: pa.Table) -> bytes:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -50,7 +50,7 @@ RESERVED_NAMES = frozenset({"item_id", "event_time", "user_id", "request_id", "r
 class Strict(BaseModel):
     """A frozen model that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 def _column(value: Any) -> Any:

@@ -1,0 +1,112 @@
+"""`longbatch demo`: the main job from raw log to trained model, and one page that shows what came of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from longbatch.jobs import plots
+from longbatch.jobs.build import BuildSummary, build
+from longbatch.jobs.measure import Savings, measure
+from longbatch.jobs.simulate import Simulation, SimulationReport, simulate
+from longbatch.jobs.summary import metrics_text, size_text
+from longbatch.schemas.dataset import open_dataset
+from longbatch.schemas.errors import DataError, DatasetError, SpecError
+from longbatch.schemas.spec import load_spec
+from longbatch.trainer.config import TrainConfig
+from longbatch.trainer.loop import TrainReport, evaluate, train
+from longbatch.trainer.scores import Progress, ProgressCallback
+from longbatch.validation.audit import Audit, audit
+
+Report = Callable[[str, float, float], None]
+HISTORY_LENGTHS = (100, 500, 2_000, 10_000)
+DEMO_LOG = Simulation(users=1_000, events=4_000_000, seed=0)
+AUDITED_USERS = 20
+MEASURED_BYTES = 300_000_000
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo did: `text` for people, `document` for machines."""
+
+    text: str
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The results of all stages."""
+
+    simulated: SimulationReport
+    built: BuildSummary
+    audited: Audit
+    savings: Savings
+    trained: TrainReport
+    metrics: list[dict[str, Any]]
+    seconds: float
+
+
+def load_config(path: Path | None, **given: Any) -> TrainConfig:
+    """Read a TrainConfig from a TOML file (or the defaults), with the arguments that are not None on top."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
+        return TrainConfig(**{**values, **{name: value for name, value in given.items() if value is not None}})
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"cannot read the training config {path}: {error}") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise SpecError(f"the training config is not one: {problems}") from None
+
+
+def training_progress(progress: Report, config: TrainConfig | None = None) -> ProgressCallback:
+    """Show a run's progress as bars: training by time where time is its limit, else by steps."""
+    limit = config.max_seconds if config else None
+
+    def show(now: Progress) -> None:
+        if now.stage == "train" and limit:
+            progress(now.stage, min(now.seconds, limit), limit)
+        elif now.total_steps:
+            progress(now.stage, now.step, now.total_steps)
+
+    return show
+
+
+def demo(out: Path, *, train_seconds: float, overwrite: bool, progress: Report) -> DemoResult:
+    """Simulate, build, audit, measure, train, evaluate; write OUT/report.html and OUT/demo.json.
+
+    Raises DatasetError if OUT is there already (unless `overwrite`), DataError if the audit finds anything.
+    """
+    _make_room(out, overwrite)
+    started = time.monotonic()
+    raw, dataset, run = out / "raw", out / "dataset", out / "run"
+    simulated = simulate(raw, DEMO_LOG, lambda done, total: progress("simulate", done, total))
+    built = build(load_spec(raw / "spec.toml"), dataset, progress=progress)
+    audited = audit(dataset, None, AUDITED_USERS, 0, lambda _, done, total: progress("audit", done, total or 1))
+    if audited.findings:
+        raise DataError(f"the audit of {dataset} found: {'; '.join(audited.findings[:3])}")
+    savings = measure(open_dataset(dataset), out / "savings", budget_bytes=MEASURED_BYTES, progress=progress)
+    config = TrainConfig(max_seconds=train_seconds, epochs=100)
+    trained = train(dataset, run, config, progress=training_progress(progress, config))
+    metrics = evaluate(run, dataset, history_lengths=HISTORY_LENGTHS, progress=training_progress(progress))
+    seconds = time.monotonic() - started
+    outcome = _Outcome(simulated, built, audited, savings, trained, [dict(m) for m in metrics], seconds)
+    (out / "report.html").write_text(_page(outcome), encoding="utf-8")
+    document = _document(outcome)
+    (out / "demo.json").write_text(json.dumps(document, indent=1, default=str), encoding="utf-8")
+    return DemoResult(_text(out, outcome), document)
+
+
+def _make_room(out: Path, overwrite: bool) -> None:
+    if out.exists() and any(out.iterdir()):
+        if not overwrite or not (out / "demo.json").exists() and not (out / "raw").exists():
+            raise DatasetError(f"{out} is not empty; choose another folder, or --overwrite an earlier demo")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
