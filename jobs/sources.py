@@ -6,13 +6,16 @@ arrive as text and are typed by the spec, so that a bad value is a rejected row 
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import glob
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import polars as pl
 import pyarrow as pa
@@ -23,6 +26,7 @@ from pyarrow import csv
 from longbatch.pipelines.canonicalize import needed_columns
 from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.spec import BuildSpec, Source
+from longbatch.schemas.tables import list_columns
 
 CHUNK_ROWS = 1 << 20
 CHUNK_BYTES = 64 << 20
@@ -55,6 +59,9 @@ class Chunk:
     malformed: tuple[str, ...] = ()
 
 
+Reader = Callable[[Source, Piece, list[str]], Iterator[Chunk]]
+
+
 def filesystem_of(path: str) -> tuple[Any, str]:
     """Return (pyarrow filesystem, path within it) of a local path or a URI."""
     if "://" not in path:
@@ -80,8 +87,16 @@ def list_files(pattern: str) -> list[tuple[str, int]]:
     if not infos:
         kind = "no file matches" if glob.has_magic(inner) else "there is no file"
         raise SourceError(f"{kind} {pattern!r}; check the path (relative paths start at the spec's folder)")
-    prefix = pattern[: pattern.index("://") + 3] if "://" in pattern else ""
-    return [(f"{prefix}{info.path}", int(info.size)) for info in infos]
+    return [(_whole_uri(pattern, inner, info.path), int(info.size)) for info in infos]
+
+
+def _whole_uri(pattern: str, inner: str, path: str) -> str:
+    """The URI of a file found by `pattern`, whose path within the file system is `inner`: host and options kept."""
+    if "://" not in pattern:
+        return path
+    parts = urlsplit(pattern)
+    container = inner.removesuffix(parts.path.lstrip("/"))
+    return urlunsplit(parts._replace(path="/" + path.removeprefix(container).lstrip("/")))
 
 
 def plan_pieces(spec: BuildSpec, source: str) -> list[Piece]:
@@ -130,7 +145,12 @@ def read_piece(spec: BuildSpec, piece: Piece) -> Iterator[Chunk]:
     """Yield a piece's rows in file order, only the columns the spec needs."""
     entry = spec.sources[piece.source]
     columns = needed_columns(spec, piece.source)
-    readers = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_json, "arrow": _read_arrow}
+    readers: dict[str, Reader] = {
+        "parquet": _read_parquet,
+        "csv": _read_csv,
+        "jsonl": partial(_read_json, lists=list_columns(spec, piece.source)),
+        "arrow": _read_arrow,
+    }
     if entry.file_format not in readers:
         raise SourceError(f"source {piece.source}: format {entry.file_format!r} is read by the spark engine only")
     for chunk in readers[entry.file_format](entry, piece, columns):
@@ -192,6 +212,8 @@ def _read_arrow(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chu
 def _read_csv(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk]:
     system, inner = filesystem_of(piece.path)
     names = list(entry.columns) if entry.columns else _csv_header(entry, piece)
+    if not names:
+        return
     require_columns(columns, names, piece)
     malformed: list[str] = []
 
@@ -236,6 +258,7 @@ def _csv_options(entry: Source, handler: Any = None) -> Any:
 
 
 def _csv_header(entry: Source, piece: Piece) -> list[str]:
+    """Names of the first line; none for a file without a byte, which holds no rows."""
     system, inner = filesystem_of(piece.path)
     try:
         stream = system.open_input_stream(inner, compression="detect")
@@ -246,11 +269,12 @@ def _csv_header(entry: Source, piece: Piece) -> list[str]:
         )
         return list(reader.schema.names)
     except (pa.ArrowException, OSError) as error:
+        if "Empty CSV" in str(error):
+            return []
         raise DataError(f"{piece.path} has no readable CSV header: {error}") from None
 
 
-def _read_json(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk]:
-    lists = {*(entry.explode.lists if entry.explode else ()), *searched}
+def _read_json(entry: Source, piece: Piece, columns: list[str], lists: set[str]) -> Iterator[Chunk]:
     schema = {name: pl.List(pl.String) if name in lists else pl.String() for name in columns}
     system, inner = filesystem_of(piece.path)
     row = 0
@@ -266,8 +290,10 @@ def _read_json(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chun
 
 def _line_blocks(stream: Any) -> Iterator[bytes]:
     """Blocks of whole lines, about CHUNK_BYTES each."""
-    rest = b""
+    rest, started = b"", False
     while data := stream.read(CHUNK_BYTES):
+        data = data if started else data.removeprefix(codecs.BOM_UTF8)
+        started = True
         whole, newline, rest_of_data = data.rpartition(b"\n")
         if not newline:
             rest += data
@@ -279,7 +305,7 @@ def _line_blocks(stream: Any) -> Iterator[bytes]:
 
 
 def _parse_json(block: bytes, schema: dict[str, Any]) -> tuple[pl.DataFrame, list[str]]:
-    """Rows of a block, and the lines that are not JSON objects (looked for only once parsing has failed)."""
+    """Rows of a block, and the lines that are no rows (looked for only once parsing has failed)."""
     try:
         return pl.read_ndjson(io.BytesIO(block), schema=schema), []
     except pl.exceptions.PolarsError:
@@ -287,13 +313,26 @@ def _parse_json(block: bytes, schema: dict[str, Any]) -> tuple[pl.DataFrame, lis
         bad: list[bytes] = []
         for line in block.splitlines():
             (good if _is_object(line) else bad).append(line)
-        text = b"\n".join(good)
-        frame = pl.read_ndjson(io.BytesIO(text), schema=schema) if good else pl.DataFrame(schema=schema)
-        return frame, [line.decode(errors="replace") for line in bad if line.strip()]
+        frame, odd = _parse_lines(good, schema)
+        return frame, [line.decode(errors="replace") for line in [*bad, *odd] if line.strip()]
 
 
 def _is_object(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
+
+
+def _parse_lines(lines: list[bytes], schema: dict[str, Any]) -> tuple[pl.DataFrame, list[bytes]]:
+    """Rows of JSON objects, and the few that still are no rows (NaN, no list where one is due), found by halving."""
+    if not lines:
+        return pl.DataFrame(schema=schema), []
+    try:
+        return pl.read_ndjson(io.BytesIO(b"\n".join(lines)), schema=schema), []
+    except pl.exceptions.PolarsError:
+        if len(lines) == 1:
+            return pl.DataFrame(schema=schema), lines
+        half = len(lines) // 2
+        (first, odd_first), (rest, odd_rest) = (_parse_lines(part, schema) for part in (lines[:half], lines[half:]))
+        return pl.concat([first, rest]), [*odd_first, *odd_rest]

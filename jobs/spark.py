@@ -180,19 +180,31 @@ def _map_piece_batches(spec_json: str, buckets: int, batches: Iterable[pa.Record
                 yield from _map_chunk(spec, piece.source, chunk, buckets)
 
 
+def _piece_chunks(spec: BuildSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[Chunk]:
+    for batch in batches:
+        for text in batch["piece"].to_pylist():
+            yield from read_piece(spec, Piece(**json.loads(text)))
+
+
 def _map_table_batches(
     spec_json: str, source: str, name: str, buckets: int, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     spec = BuildSpec.model_validate_json(spec_json)
+    for chunk in _table_chunks(name, batches):
+        yield from _map_chunk(spec, source, chunk, buckets)
+
+
+def _table_chunks(name: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Chunk]:
+    """Chunks of about CHUNK_ROWS from the small batches that Spark sends."""
     first, held, rows = 0, [], 0
     for batch in batches:
         held.append(batch)
         rows += batch.num_rows
         if rows >= CHUNK_ROWS:
-            yield from _map_chunk(spec, source, _table_chunk(name, first, held), buckets)
+            yield _table_chunk(name, first, held)
             first, held, rows = first + rows, [], 0
     if held:
-        yield from _map_chunk(spec, source, _table_chunk(name, first, held), buckets)
+        yield _table_chunk(name, first, held)
 
 
 def _table_chunk(name: str, first: int, batches: list[pa.RecordBatch]) -> Chunk:
@@ -345,31 +357,31 @@ def _quarantine_conflicts(
 ) -> Built:
     """Read the requests' source once more, only to keep the rows of conflicting requests as they came."""
     source = spec.requests.source
-    if source not in pieces:
-        return Built()
-    rows = [(number, json.dumps(asdict(piece))) for number, piece in enumerate(pieces[source])]
-    frame = session.createDataFrame(rows, "number int, piece string").repartitionById(len(rows), "number")
-    function = partial(_conflict_pieces, spec.model_dump_json(), str(root), attempt, conflicts)
+    if source in pieces:
+        rows = [(number, json.dumps(asdict(piece))) for number, piece in enumerate(pieces[source])]
+        frame = session.createDataFrame(rows, "number int, piece string").repartitionById(len(rows), "number")
+    else:
+        frame = session.table(spec.sources[source].path[0]).select(*needed_columns(spec, source))
+    function = partial(_conflict_rows, spec.model_dump_json(), source in pieces, str(root), attempt, conflicts)
     found = frame.mapInArrow(function, RESULTS_DDL).collect()
     return sum((_unpack_result(row["shards"], row["books"]) for row in found), Built())
 
 
-def _conflict_pieces(
-    spec_json: str, root: str, attempt: str, conflicts: list[Any], batches: Iterable[pa.RecordBatch]
+def _conflict_rows(
+    spec_json: str, from_files: bool, root: str, attempt: str, conflicts: list[Any], batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     from pyspark import TaskContext
 
     context = TaskContext.get()
     task = context.taskAttemptId() if context else 0
     spec = BuildSpec.model_validate_json(spec_json)
-    ids = pl.Series("request_id", conflicts)
-    for row in _rows(batches):
-        piece = Piece(**json.loads(row["piece"]))
-        for number, chunk in enumerate(read_piece(spec, piece)):
-            typed = type_chunk(spec, piece.source, chunk, ids)
-            hit = typed.rejected.filter(pl.col("_reasons") == ["conflicting_request"])
-            name = f"conflicts-{attempt}-{task}-{row['number']:06d}-{number:04d}"
-            yield _pack_result(make_quarantine(hit, Chunk(chunk.path, chunk.first_row, chunk.frame), Path(root), name))
+    source, ids = spec.requests.source, pl.Series("request_id", conflicts)
+    chunks = _piece_chunks(spec, batches) if from_files else _table_chunks(spec.sources[source].path[0], batches)
+    for number, chunk in enumerate(chunks):
+        typed = type_chunk(spec, source, chunk, ids)
+        hit = typed.rejected.filter(pl.col("_reasons") == ["conflicting_request"])
+        name = f"conflicts-{attempt}-{task}-{number:06d}"
+        yield _pack_result(make_quarantine(hit, Chunk(chunk.path, chunk.first_row, chunk.frame), Path(root), name))
 
 
 def _own_error(error: Exception) -> Exception:

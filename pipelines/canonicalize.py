@@ -57,7 +57,8 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
     verdict = exploded.select(in_any.alias("selected"), (pl.lit(False) if bad is None else bad).alias("bad"))
     keep = verdict["selected"] & ~verdict["bad"]
     reject = verdict["selected"] & verdict["bad"]
-    rows, vocabulary = _hash(_values(exploded, selected, readings, keep, spec))
+    hashed = _hashed_columns(spec, readings)
+    rows, vocabulary = _hash(_values(exploded, selected, readings, keep, spec), hashed)
     rejected = _rejected(exploded.filter(reject), faults.filter(reject))
     ledger = RowLedger(
         rows=exploded.height,
@@ -175,7 +176,7 @@ def _typed_for_where(raw: pl.DataFrame, spec: BuildSpec, readings: dict[str, dic
             if column is None or column in typed or raw.schema[column] != pl.String:
                 continue
             if unit in ("s", "ms", "us"):
-                typed[column] = pl.col(column).cast(pl.Int64, strict=False)
+                typed[column] = pl.col(column).cast(pl.Float64, strict=False)
             elif not columns[name].hashed and getattr(mapped, "type", "string") != "string":
                 typed[column] = columns[name].value.alias(column)
     return raw.with_columns(**typed)
@@ -221,21 +222,24 @@ def _values(
     return rows if keep.all() else rows.filter(keep)
 
 
-def _hash(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _hashed_columns(spec: BuildSpec, readings: dict[str, dict[str, Reading]]) -> list[str]:
+    """Canonical columns that come out as text and are stored as ids."""
+    return [
+        canonical_name(role_columns(spec, role)[name])
+        for role, columns in readings.items()
+        for name, reading in columns.items()
+        if reading.hashed
+    ]
+
+
+def _hash(rows: pl.DataFrame, text_columns: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Replace text by its hash; return the distinct (id, text) beside."""
-    text_columns = [name for name in rows.columns if rows.schema[name] == pl.String and _is_hashed(name)]
     words = [pl.DataFrame({"id": [], "text": []}, schema={"id": pl.Int64, "text": pl.String})]
     hashed = {}
-    for name in text_columns:
+    for name in dict.fromkeys(text_columns):
         hashed[name] = hash_text(rows[name])
         words.append(pl.DataFrame({"id": hashed[name], "text": rows[name]}).drop_nulls().unique())
     return rows.with_columns(**hashed), pl.concat(words).unique()
-
-
-def _is_hashed(canonical: str) -> bool:
-    """Whether a canonical column that came out as text is an id to hash: `#id(string)` or `#id[=default]`."""
-    kind = canonical.rsplit("#", 1)[1]
-    return kind.startswith("id")
 
 
 def _rejected(raw: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:

@@ -84,12 +84,18 @@ def _read_feature(mapped: Feature | Label, role: str, dtype: pl.DataType) -> Rea
     value, hashed = _as_type(column, dtype, mapped.type)
     faults = _faults(column, value)
     if mapped.default is not None:
-        value = value.fill_null(pl.lit(mapped.default))
-        if not hashed and mapped.type in NUMERIC:
-            value = value.cast(NUMERIC[mapped.type])
+        value = value.fill_null(_default(mapped, as_text=hashed or mapped.type == "string"))
     elif isinstance(mapped, Label):
         faults[f"missing_label:{role.removeprefix('label.')}"] = pl.col(column).is_null()
     return Reading(value, faults, hashed)
+
+
+def _default(mapped: Feature | Label, *, as_text: bool) -> pl.Expr:
+    if as_text:
+        return pl.lit(str(mapped.default))
+    if isinstance(mapped.default, str):
+        raise SourceError(f"default {mapped.default!r} is text, but column {mapped.column!r} holds numbers")
+    return pl.lit(mapped.default, dtype=_dtype(mapped.type))
 
 
 def _as_type(column: str, dtype: pl.DataType, type_name: str) -> tuple[pl.Expr, bool]:
@@ -109,6 +115,8 @@ def _as_integer(column: str, dtype: pl.DataType, wanted: pl.DataType) -> pl.Expr
         return value
     if dtype.is_float() or dtype.is_decimal():
         return pl.when(value == value.floor()).then(value.cast(wanted, strict=False))
+    if dtype == pl.String:  # 11.0 is how integers beside a missing one are often written
+        value = pl.when(value.str.ends_with(".0")).then(value.str.strip_suffix(".0")).otherwise(value)
     return value.cast(wanted, strict=False)
 
 
@@ -126,12 +134,18 @@ def _read_contained(mapped: Label, role: str, schema: pl.Schema, spec: BuildSpec
     lists, item = str(mapped.contained_in), spec.requests.item_id.column
     if lists not in schema:
         raise SourceError(f"column {lists!r} is not in the source; its columns are {', '.join(schema)}")
-    if not isinstance(schema[lists], pl.List):
-        raise SourceError(f"`contained_in` needs a list column, but {lists!r} holds {schema[lists]}")
+    held = schema[lists]
+    if not isinstance(held, pl.List):
+        raise SourceError(f"`contained_in` needs a list column, but {lists!r} holds {held}")
+    if (held.inner == pl.String) != (_dtype_of(item, schema) == pl.String):
+        raise SourceError(
+            f"`contained_in` compares {item!r} with the elements of {lists!r}, but they hold {schema[item]} and "
+            f"{held.inner}; make both text or both numbers"
+        )
     inside = pl.when(pl.col(lists).is_not_null()).then(pl.col(lists).list.contains(pl.col(item)).fill_null(False))
     value = inside.cast(_dtype(mapped.type))
     if mapped.default is not None:
-        return Reading(value.fill_null(pl.lit(mapped.default, dtype=_dtype(mapped.type))), {})
+        return Reading(value.fill_null(_default(mapped, as_text=False)), {})
     return Reading(value, {f"missing_label:{role.removeprefix('label.')}": pl.col(lists).is_null()})
 
 

@@ -86,10 +86,14 @@ class Dataset:
     def vocabulary(self) -> pa.Table:
         """All (id, text) pairs of hashed text."""
         schema = pa.schema({"id": pa.int64(), "text": pa.string()})
-        paths = [check_file(self.path, entry) for entry in self.snapshot.vocabulary]
-        return pa.concat_tables(
-            [schema.empty_table(), *(pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths)]
-        )
+        tables = [schema.empty_table()]
+        for entry in self.snapshot.vocabulary:
+            path = check_file(self.path, entry)
+            try:
+                tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all().cast(schema))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise DatasetError(f"{path} is not the Arrow file that was written: {error}; build it again") from None
+        return pa.concat_tables(tables)
 
 
 def open_dataset(path: str | Path, snapshot: int | None = None) -> Dataset:

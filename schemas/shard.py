@@ -130,9 +130,13 @@ class _TableWriter:
     def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
         self.file = HashingFile(path)
         codec = None if compression == "none" else compression
-        options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
-        self._sink = pa.PythonFile(self.file, mode="w")
-        self._writer = pa.ipc.new_file(self._sink, schema, options=options)
+        try:
+            options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
+            self._sink = pa.PythonFile(self.file, mode="w")
+            self._writer = pa.ipc.new_file(self._sink, schema, options=options)
+        except BaseException:
+            self.discard()
+            raise
 
     def write(self, batch: pa.RecordBatch) -> tuple[int, int, int]:
         """Append a record batch; return its offset, length and crc32 in the file."""
@@ -145,6 +149,12 @@ class _TableWriter:
             self._writer.close()
         finally:
             self.file.close()
+
+    def discard(self) -> None:
+        """Close and remove the file, whatever state an error left it in."""
+        with suppress(MachineError):
+            self.file.close()
+        self.file.path.unlink(missing_ok=True)
 
 
 def write_shard(
@@ -164,17 +174,14 @@ def write_shard(
         for timelines, requests in blocks:
             if not tables:
                 for path, schema in zip(paths, schemas, strict=True):
-                    tables.append(_TableWriter(path, schema, spec.compression))  # noqa: PERF401 (closed on error)
+                    tables.append(_TableWriter(path, schema, spec.compression))
             places = tables[0].write(timelines), tables[1].write(requests)
             described.append(_describe(timelines, requests, places, spec.history_length))
         for table in tables:
             table.close()
     except BaseException:
         for table in tables:
-            with suppress(MachineError):
-                table.file.close()
-        for path in paths:
-            path.unlink(missing_ok=True)
+            table.discard()
         raise
     return _shard_row(bucket, described, [table.file.describe(root) for table in tables]) if tables else None
 
@@ -234,7 +241,8 @@ class ShardReader:
             raise DatasetError(f"{path}: its columns are not those of the dataset's spec; build it again")
         if reader.num_record_batches != len(self._row["blocks"]):
             raise DatasetError(
-                f"{path} holds {reader.num_record_batches} blocks, the snapshot lists {len(self._row['blocks'])}"
+                f"{path} holds {reader.num_record_batches} blocks, the snapshot lists {len(self._row['blocks'])}; "
+                "build it again"
             )
         return reader
 
@@ -253,14 +261,16 @@ class ShardReader:
                 raise DatasetError(f"{where} cannot be read: {error}; build it again") from None
             listed = self._row["blocks"][number]["segments" if table == "timelines" else "requests"]
             if batches[table].num_rows != listed:
-                raise DatasetError(f"{where} holds {batches[table].num_rows} rows, the snapshot lists {listed}")
+                raise DatasetError(
+                    f"{where} holds {batches[table].num_rows} rows, the snapshot lists {listed}; build it again"
+                )
         block = Block(batches["timelines"], batches["requests"])
         _check_cuts(block, f"{self._root / self._row['requests']['path']}, block {number}")
         return block
 
 
 def _check_cuts(block: Block, where: str) -> None:
-    """Raise DatasetError unless every request's slice lies inside its timeline."""
+    """Raise DatasetError unless every request points to a timeline of its own user, and its slice lies inside."""
     if not block.requests.num_rows:
         return
     rows, ends = block.requests["timeline_row"], block.requests["history_end"]
@@ -274,6 +284,20 @@ def _check_cuts(block: Block, where: str) -> None:
         raise DatasetError(
             f"{where}: request row {bad} has history_end {ends[bad].as_py()}, "
             f"but its timeline holds {lengths[bad].as_py()} events"
+        )
+    _check_owners(block, where)
+
+
+def _check_owners(block: Block, where: str) -> None:
+    requests, rows = block.requests, block.requests["timeline_row"]
+    pointed = {name: block.timelines[name].take(rows) for name in ("user_id", "segment")}
+    fine = pc.and_(*(pc.equal(requests[name], pointed[name]) for name in pointed))
+    if not pc.all(fine, skip_nulls=False).as_py():
+        bad = pc.index(fine.fill_null(False), False).as_py()
+        mine, other = ({name: table[name][bad].as_py() for name in pointed} for table in (requests, pointed))
+        raise DatasetError(
+            f"{where}: request row {bad} is of user {mine['user_id']} (segment {mine['segment']}), "
+            f"its timeline of user {other['user_id']} (segment {other['segment']})"
         )
 
 

@@ -21,7 +21,6 @@ from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.shard import SHARDS_SCHEMA, check_file, disk_message
 from longbatch.schemas.spec import BuildSpec
-from longbatch.schemas.tables import requests_schema, timelines_schema
 
 FORMAT_VERSION = 1
 SNAPSHOT_NAME = re.compile(r"^(\d{8})\.json$")
@@ -46,13 +45,25 @@ class Snapshot:
 
 
 def fingerprint(spec: BuildSpec, shards: tuple[dict[str, Any], ...]) -> str:
-    """Hash of a dataset's content and not of its paths: format, schemas, and each file's checksum in order."""
-    digest = hashlib.sha256(f"longbatch format {FORMAT_VERSION}\n{spec.history_length}\n".encode())
-    digest.update(timelines_schema(spec).to_string().encode())
-    digest.update(requests_schema(spec).to_string().encode())
+    """Hash of a dataset's content and not of its paths: format, columns, and each file's checksum in order."""
+    digest = hashlib.sha256(f"longbatch format {FORMAT_VERSION}\n".encode())
+    digest.update(json.dumps(_columns(spec), sort_keys=True, separators=(",", ":")).encode())
     for row in shards:
-        digest.update(f"{row['timelines']['sha256']} {row['requests']['sha256']}\n".encode())
+        digest.update(f"\n{row['timelines']['sha256']} {row['requests']['sha256']}".encode())
     return digest.hexdigest()
+
+
+def _columns(spec: BuildSpec) -> dict[str, Any]:
+    """History length and the columns of both tables in order, in the words of the spec."""
+    requests = spec.requests
+    return {
+        "history_length": spec.history_length,
+        "request_id": requests.request_id.type if requests.request_id else "int64",
+        "history": [[name, feature.type] for name, feature in spec.history.features.items()],
+        "requests": [[name, feature.type] for name, feature in requests.features.items()],
+        "targets": [[name, feature.type] for name, feature in requests.target_features.items()],
+        "labels": [[name, label.type] for name, label in requests.labels.items()],
+    }
 
 
 def snapshot_numbers(root: Path) -> list[int]:

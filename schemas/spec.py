@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import available_timezones
 
 from pydantic import (
     AwareDatetime,
@@ -76,6 +77,25 @@ class TimeColumn(Strict):
     format: str | None = None
     timezone: str = "UTC"
 
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError("no such time zone; write one of the IANA names, such as Europe/Berlin")
+        return value
+
+
+def _fits(default: bool | int | float | str, type_name: FeatureType) -> bool:
+    """Whether a default is a value of the type. An id is a number, or a text to be hashed."""
+    if type_name in ("string", "id"):
+        return isinstance(default, str) or (type_name == "id" and type(default) is int and abs(default) < 2**63)
+    if type_name == "bool":
+        return default in (0, 1)
+    if type_name.startswith("float"):
+        return isinstance(default, int | float) and not isinstance(default, bool)
+    limit = 1 << (int(type_name.removeprefix("int")) - 1)
+    return type(default) is int and -limit <= default < limit
+
 
 class Feature(Strict):
     """A column stored as a feature, converted to `type`; a null takes `default` where one is given."""
@@ -83,6 +103,12 @@ class Feature(Strict):
     column: str
     type: FeatureType
     default: int | float | bool | str | None = None
+
+    @model_validator(mode="after")
+    def _default_of_type(self) -> Self:
+        if self.default is not None and not _fits(self.default, self.type):
+            raise ValueError(f"default {self.default!r} is not of type {self.type}; change one of them")
+        return self
 
 
 class Label(Strict):
@@ -97,6 +123,8 @@ class Label(Strict):
     def _one_origin(self) -> Self:
         if (self.column is None) == (self.contained_in is None):
             raise ValueError("a label needs either `column` or `contained_in`, and not both")
+        if self.default is not None and not _fits(self.default, self.type):
+            raise ValueError(f"default {self.default!r} is not of type {self.type}; change one of them")
         return self
 
 
@@ -178,7 +206,7 @@ class Source(Strict):
     @property
     def field_separator(self) -> str:
         """The declared separator of a CSV source, or the one its suffix says (.tsv: tab)."""
-        return self.separator or ("\t" if ".tsv" in Path(self.path[0]).suffixes else ",")
+        return self.separator or ("\t" if ".tsv" in Path(self.path[0].lower()).suffixes else ",")
 
 
 class History(Strict):
@@ -197,7 +225,8 @@ class History(Strict):
     @field_validator("delay")
     @classmethod
     def _is_duration(cls, value: str) -> str:
-        duration_us(value)
+        if duration_us(value) > 36_525 * DURATION_US["d"]:
+            raise ValueError("a delay of more than a century; check its unit")
         return value
 
     @property
@@ -322,6 +351,8 @@ def load_spec(path: str | Path) -> BuildSpec:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SpecError(f"cannot read the spec {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
     return parse_spec(text, str(path)).with_paths_from(path.resolve().parent)
 
 

@@ -120,6 +120,13 @@ def raw_columns(spec: BuildSpec, source: str) -> list[str]:
     return list(found)
 
 
+def list_columns(spec: BuildSpec, source: str) -> set[str]:
+    """Return the raw columns of a source that hold lists: exploded, or searched for the row's item."""
+    how = spec.sources[source].explode
+    labels = spec.requests.labels.values() if spec.requests.source == source else ()
+    return {*(how.lists if how else ()), *(label.contained_in for label in labels if label.contained_in)}
+
+
 def event_type(spec: BuildSpec) -> pa.DataType:
     """Arrow type of one event of a timeline."""
     features = {name: FEATURE_TYPES[feature.type] for name, feature in spec.history.features.items()}

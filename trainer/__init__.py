@@ -1,0 +1,1 @@
+"""The reference trainer: STCA, its attention, training loop, metrics and checkpoints."""

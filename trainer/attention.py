@@ -168,7 +168,11 @@ def prefers_reorder(width: int, heads: int, targets_per_event: float) -> bool:
 
 
 class TargetAttention(nn.Module):
-    """Multi-head attention of targets over their histories, weights WQ, WK, WV, WO (D, D), no biases."""
+    """Multi-head attention of targets over their histories, weights WQ, WK, WV, WO (D, D), no biases.
+
+    All start orthogonal and WK starts equal to WQ, so that attention starts by similarity: from random
+    weights, that events like the target deserve attention takes thousands of steps to be found.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -100,7 +100,7 @@ class TrainConfig(Strict):
     history_length: int | Length = 500
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
-    embedding_learning_rate: float = Field(default=5e-3, gt=0)
+    embedding_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)

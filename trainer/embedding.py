@@ -7,6 +7,10 @@ which equals a linear map of their concatenation with the map folded into the ta
 its item, its features and the time from the event to the request (STCA's time delta, in logarithmic
 buckets). How the paper fuses them is not published; this is our choice. Tables of one name and kind are
 shared: the items and authors of targets are those of the history.
+
+Tables start at different scales. A category that events and targets both have starts large: it is what
+attention can compare from the first step. Ids start near zero, for as long as nothing is known of most of
+them they are noise in a sum of D numbers; so do columns that only one side has.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from longbatch.loaders.batch import RequestBatch
 from longbatch.trainer.config import MEASURE_ROWS, Column, ModelColumns, ModelConfig
 
 DENSE_ROWS = 4096  # larger tables have sparse gradients: a step costs what it touches
+MATCHED_STD, OTHER_STD, ID_STD = 0.3, 0.03, 0.01  # of the initial weights
 _MIX = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as a signed int64
 
 
@@ -61,7 +66,8 @@ class Tokens(nn.Module):
         self.user = Column(name="user_id", kind="id", rows=config.id_rows)
         self.elapsed = Column(name="time_since_event", kind="measure", rows=MEASURE_ROWS)
         used = (self.item, self.user, self.elapsed, *columns.history, *columns.targets, *columns.requests)
-        self.tables = nn.ModuleDict({column.table: _table(column, config.width) for column in used})
+        matched = {c.table for c in columns.history} & {c.table for c in columns.targets}
+        self.tables = nn.ModuleDict({c.table: _table(c, config.width, c.table in matched) for c in used})
         self.request_bias = nn.Parameter(torch.randn(config.width) * 0.1)
         roles = ("history", "targets", "requests", "user")
         self.norms = nn.ModuleDict({role: nn.LayerNorm(config.width) for role in roles})
@@ -99,7 +105,8 @@ class Tokens(nn.Module):
         return token_ND
 
 
-def _table(column: Column, width: int) -> nn.Embedding:
+def _table(column: Column, width: int, matched: bool) -> nn.Embedding:
     table = nn.Embedding(column.rows, width, sparse=column.rows > DENSE_ROWS)
-    nn.init.normal_(table.weight, std=0.1)
+    std = ID_STD if column.kind == "id" else MATCHED_STD if matched else OTHER_STD
+    nn.init.normal_(table.weight, std=std)
     return table

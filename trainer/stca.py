@@ -10,6 +10,10 @@ after (dense fusion, no residual); `o_i` is the attention of q_i over X_i. At la
 Choices where the paper is silent: the history's and the query's SwiGLU have their own weights, expansion
 r = 2, no biases in the linear maps; the head is one RankMixer block over the tokens z, target, user and
 request, their mean and a linear map to one logit per label.
+
+Initial weights are chosen so that attention starts by similarity: a query's SwiGLU starts as a copy of the
+history's, fusion starts near x alone, and WK as a copy of WQ. From independent random weights, that events
+like the target matter took thousands of steps to be found, where it was found at all.
 """
 
 from __future__ import annotations
@@ -30,9 +34,14 @@ class SwiGLU(nn.Module):
 
     def __init__(self, inputs: int, width: int, expansion: int) -> None:
         super().__init__()
-        self.fuse = nn.Identity() if inputs == width else nn.Linear(inputs, width, bias=False)
+        self.fuse = nn.Identity() if inputs == width else _fusion(inputs, width)
         self.up_and_gate = nn.Linear(width, 2 * expansion * width, bias=False)
         self.down = nn.Linear(expansion * width, width, bias=False)
+
+    def start_as(self, other: SwiGLU) -> None:
+        """Copy the other's initial weights but for the fusion, whose shape depends on the inputs."""
+        self.up_and_gate.load_state_dict(other.up_and_gate.state_dict())
+        self.down.load_state_dict(other.down.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs) to (N, D)."""
@@ -41,15 +50,26 @@ class SwiGLU(nn.Module):
         return output
 
 
+def _fusion(inputs: int, width: int) -> nn.Linear:
+    """A map of [o_1 || .. || x] that starts near x, the last `width` inputs."""
+    linear = nn.Linear(inputs, width, bias=False)
+    with torch.no_grad():
+        linear.weight[:, -width:] += torch.eye(width)
+    return linear
+
+
 class Layer(nn.Module):
     """One layer: its own view of the history, a query from all that came before, attention."""
 
     def __init__(self, config: ModelConfig, before: int) -> None:
         super().__init__()
         width = config.width
-        self.history = nn.Sequential(SwiGLU(width, width, config.expansion), nn.LayerNorm(width))
-        self.query = nn.Sequential(SwiGLU((before + 1) * width, width, config.expansion), nn.LayerNorm(width))
+        history = SwiGLU(width, width, config.expansion)
+        query = SwiGLU((before + 1) * width, width, config.expansion)
+        self.history = nn.Sequential(history, nn.LayerNorm(width))
+        self.query = nn.Sequential(query, nn.LayerNorm(width))
         self.attention = TargetAttention(width, config.heads)
+        query.start_as(history)
 
     def forward(self, seen_GD: list[Tensor], history_TD: Tensor, tiling: Tiling) -> Tensor:
         """o_i (G, D), from [o_1, .., o_(i-1), x] and the raw event tokens (T, D)."""

@@ -12,6 +12,7 @@ Decisions where docs/meaning.md leaves room:
 * a `where` on CSV or JSON lines sees mapped columns in their declared types (a column with several readings
   in the first), numeric times as integers, everything else as text; what does not parse is null;
 * a number that float32 can only hold as infinity is out of the type's range;
+* ISO text is what `datetime.fromisoformat` of Python 3.11 reads; a float as text is what `str` makes of it;
 * an infinite time is out of range, NaN as a time is unparsable; the bounds of `time_range` are within it;
 * NaN equals NaN and -0.0 equals 0.0, in duplicates and in the order of a timeline.
 """
@@ -350,9 +351,7 @@ def _build_user(
     requests = []
     for request_id, rows in grouped.items():
         request_time = min(row["request_time"] for row in rows)
-        visible = bisect.bisect_left(
-            visible_times, request_time
-        )  # the number of visible times < request_time
+        visible = bisect.bisect_left(visible_times, request_time)  # how many are < request_time
         end = min(visible, first_own.get(request_id, visible))
         if isinstance(request_id, tuple):
             request_id = made_request_id(user, request_time)
@@ -588,12 +587,12 @@ def read_raw(spec: BuildSpec, source: str, users: Collection[int] | None = None)
         return rows.collect()
     requests = spec.requests if source == spec.requests.source else None
     role = requests or spec.history
-    mine = rows.filter(_among(rows, role.user_id, set(users)))
-    if requests is None or requests.request_id is None:
-        return mine.collect()
-    shared = mine.select(requests.request_id.column).unique().collect().to_series().drop_nulls()
     of_users = _among(rows, role.user_id, set(users))
-    return rows.filter(of_users | pl.col(requests.request_id.column).is_in(shared.implode())).collect()
+    if requests is None or requests.request_id is None:
+        return rows.filter(of_users).collect()
+    request_id = pl.col(requests.request_id.column)
+    shared = rows.filter(of_users).select(request_id.unique()).collect().to_series().drop_nulls()
+    return rows.filter(of_users | request_id.is_in(shared.implode())).collect()
 
 
 def _among(rows: pl.LazyFrame, column: IdColumn, ids: set[int]) -> pl.Expr:

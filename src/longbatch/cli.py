@@ -157,7 +157,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what is in a dataset, or one request of a user as people read it."""
-    from longbatch.jobs.inspect import describe, describe_user
+    from longbatch.jobs.describe import describe, describe_user
     from longbatch.jobs.summary import dataset_text, user_text
     from longbatch.schemas.dataset import open_dataset
 

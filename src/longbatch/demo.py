@@ -13,20 +13,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from longbatch.jobs import plots
-from longbatch.jobs.build import BuildSummary, build
-from longbatch.jobs.measure import Savings, measure
-from longbatch.jobs.simulate import Simulation, SimulationReport, simulate
-from longbatch.jobs.summary import metrics_text, size_text
+from longbatch import report
+from longbatch.jobs.build import build
+from longbatch.jobs.measure import measure
+from longbatch.jobs.simulate import Simulation, simulate
+from longbatch.report import Outcome
 from longbatch.schemas.dataset import open_dataset
 from longbatch.schemas.errors import DataError, DatasetError, SpecError
 from longbatch.schemas.spec import load_spec
 from longbatch.trainer.config import TrainConfig
-from longbatch.trainer.loop import TrainReport, evaluate, train
+from longbatch.trainer.loop import evaluate, train
 from longbatch.trainer.scores import Progress, ProgressCallback
-from longbatch.validation.audit import Audit, audit
+from longbatch.validation.audit import audit
 
-Report = Callable[[str, float, float], None]
+Bars = Callable[[str, float, float], None]
 HISTORY_LENGTHS = (100, 500, 2_000, 10_000)
 DEMO_LOG = Simulation(users=1_000, events=4_000_000, seed=0)
 AUDITED_USERS = 20
@@ -41,19 +41,6 @@ class DemoResult:
     document: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """The results of all stages."""
-
-    simulated: SimulationReport
-    built: BuildSummary
-    audited: Audit
-    savings: Savings
-    trained: TrainReport
-    metrics: list[dict[str, Any]]
-    seconds: float
-
-
 def load_config(path: Path | None, **given: Any) -> TrainConfig:
     """Read a TrainConfig from a TOML file (or the defaults), with the arguments that are not None on top."""
     try:
@@ -66,7 +53,7 @@ def load_config(path: Path | None, **given: Any) -> TrainConfig:
         raise SpecError(f"the training config is not one: {problems}") from None
 
 
-def training_progress(progress: Report, config: TrainConfig | None = None) -> ProgressCallback:
+def training_progress(progress: Bars, config: TrainConfig | None = None) -> ProgressCallback:
     """Show a run's progress as bars: training by time where time is its limit, else by steps."""
     limit = config.max_seconds if config else None
 
@@ -79,34 +66,51 @@ def training_progress(progress: Report, config: TrainConfig | None = None) -> Pr
     return show
 
 
-def demo(out: Path, *, train_seconds: float, overwrite: bool, progress: Report) -> DemoResult:
+def demo(out: Path, *, train_seconds: float, overwrite: bool, progress: Bars) -> DemoResult:
     """Simulate, build, audit, measure, train, evaluate; write OUT/report.html and OUT/demo.json.
 
     Raises DatasetError if OUT is there already (unless `overwrite`), DataError if the audit finds anything.
     """
     _make_room(out, overwrite)
-    started = time.monotonic()
     raw, dataset, run = out / "raw", out / "dataset", out / "run"
+    stage = _Stages()
     simulated = simulate(raw, DEMO_LOG, lambda done, total: progress("simulate", done, total))
+    stage.ends("simulate")
     built = build(load_spec(raw / "spec.toml"), dataset, progress=progress)
+    stage.ends("build")
     audited = audit(dataset, None, AUDITED_USERS, 0, lambda _, done, total: progress("audit", done, total or 1))
     if audited.findings:
         raise DataError(f"the audit of {dataset} found: {'; '.join(audited.findings[:3])}")
+    stage.ends("audit")
     savings = measure(open_dataset(dataset), out / "savings", budget_bytes=MEASURED_BYTES, progress=progress)
+    stage.ends("measure")
     config = TrainConfig(max_seconds=train_seconds, epochs=100)
     trained = train(dataset, run, config, progress=training_progress(progress, config))
+    stage.ends("train")
     metrics = evaluate(run, dataset, history_lengths=HISTORY_LENGTHS, progress=training_progress(progress))
-    seconds = time.monotonic() - started
-    outcome = _Outcome(simulated, built, audited, savings, trained, [dict(m) for m in metrics], seconds)
-    (out / "report.html").write_text(_page(outcome), encoding="utf-8")
-    document = _document(outcome)
+    stage.ends("evaluate")
+    outcome = Outcome(simulated, built, audited, savings, trained, metrics, stage.seconds)
+    document = report.document(outcome)
+    (out / "report.html").write_text(report.page(outcome), encoding="utf-8")
     (out / "demo.json").write_text(json.dumps(document, indent=1, default=str), encoding="utf-8")
-    return DemoResult(_text(out, outcome), document)
+    return DemoResult(report.text(outcome, out), document)
+
+
+class _Stages:
+    """Wall seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def ends(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name], self._since = now - self._since, now
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
     if out.exists() and any(out.iterdir()):
-        if not overwrite or not (out / "demo.json").exists() and not (out / "raw").exists():
+        if not overwrite or not (out / "raw" / "truth.json").exists():
             raise DatasetError(f"{out} is not empty; choose another folder, or --overwrite an earlier demo")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
