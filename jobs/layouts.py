@@ -26,6 +26,7 @@ Longs = npt.NDArray[np.int64]
 SURVEY_RECORDS = 12_000_000  # events and targets held in memory: some 400 MB
 POINTERS = ("segment", "timeline_row", "history_end", "targets")
 INT32_BYTES = 4
+TIMELINE_BYTES = 8 + 2 * INT32_BYTES  # user_id, segment, offset of its list
 SLICE_BYTES = 64_000_000  # a slice is written as one file with one row group, or record batch
 LEAST_SLICES = 4
 TRIAL_BYTES = 16_000_000
@@ -125,7 +126,9 @@ def survey(dataset: Dataset, rng: np.random.Generator) -> Survey:
     target_offsets, targets = _values(requests["targets"])
     length = requests["history_end"].to_numpy().astype(np.int64)
     end = event_offsets[row] + length
-    totals = {what: _count(dataset, chosen, what) for what in ("history_events", "events")}
+    counts = dataset.counts
+    share = _count(dataset, chosen, "targets") / counts.targets
+    history_events, stored = (_count(dataset, chosen, what) for what in ("history_events", "events"))
     return Survey(
         timelines=timelines,
         requests=requests,
@@ -137,8 +140,8 @@ def survey(dataset: Dataset, rng: np.random.Generator) -> Survey:
         request_offsets=np.searchsorted(row, np.arange(timelines.num_rows + 1)),
         target_offsets=target_offsets,
         blocks=chosen,
-        history_scale=dataset.counts.history_events / max(1, totals["history_events"]),
-        event_scale=dataset.counts.stored_with_overlap / max(1, totals["events"]),
+        history_scale=counts.history_events / history_events if history_events else 1 / share,
+        event_scale=counts.stored_with_overlap / stored if stored else 1 / share,
     )
 
 
@@ -240,7 +243,7 @@ def _user_layout(survey: Survey) -> Layout:
     pointers = INT32_BYTES * len(POINTERS)
     requests = np.diff(survey.request_offsets) * (survey.request_bytes + pointers)
     targets = np.diff(survey.target_offsets[survey.request_offsets]) * survey.target_bytes
-    timelines = 8 + 2 * INT32_BYTES + np.diff(survey.event_offsets) * survey.event_bytes
+    timelines = TIMELINE_BYTES + np.diff(survey.event_offsets) * survey.event_bytes
     row_bytes = np.ceil(timelines + requests + targets).astype(np.int64)
     rows = np.ones_like(row_bytes)
     make = _bind(user_level, survey)

@@ -24,7 +24,7 @@ CSS = """
 --c0:#6db3ee;--c1:#f0975c;--c2:#67c596;--c3:#c497dc;--c4:#dcbc62;--c5:#a9b8c7;--bar:#4d6274;--mine:#6db3ee}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:860px;margin:0 auto;padding:24px 16px 64px}
+main{max-width:900px;margin:0 auto;padding:24px 16px 64px}
 h1{font-size:1.75rem;line-height:1.2;margin:.4em 0 .3em}
 h2{font-size:1.2rem;margin:2.2em 0 .5em;padding-top:.7em;border-top:1px solid var(--line)}
 p,ul{margin:.6em 0}
@@ -45,10 +45,10 @@ svg .grid{stroke:var(--line)}
 .facts b{display:block;font-size:1.6rem;line-height:1.2}
 .facts span{color:var(--soft);font-size:.9rem}
 .scroll{overflow-x:auto;margin:1em 0}
-table{border-collapse:collapse;font-size:.9rem;min-width:100%}
-th,td{padding:5px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap;
+table{border-collapse:collapse;font-size:.87rem;min-width:100%}
+th,td{padding:5px 8px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap;
 font-variant-numeric:tabular-nums}
-th{font-weight:600;color:var(--soft)}
+th{font-weight:600;color:var(--soft);white-space:normal;vertical-align:bottom;line-height:1.25}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper);padding-left:0}
 tr.mine td{background:var(--panel);font-weight:600}
 @media(max-width:600px){td:first-child{white-space:normal;min-width:130px}}
@@ -58,6 +58,7 @@ tr.mine td{background:var(--panel);font-weight:600}
 def number_text(value: float, unit: str = "") -> str:
     """A number with its unit to three digits: bytes (B) and seconds (s) with a decimal prefix, others grouped."""
     if unit in ("B", "s") and value:
+        value = float(f"{value:.3g}")
         power = min(
             max(math.floor(math.log10(abs(value)) / 3 + 1e-9), -3 if unit == "s" else 0),
             5 if unit == "B" else 0,

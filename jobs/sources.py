@@ -102,6 +102,8 @@ def _whole_uri(pattern: str, inner: str, path: str) -> str:
 def plan_pieces(spec: BuildSpec, source: str) -> list[Piece]:
     """Split a source's files into pieces of about CHUNK_ROWS rows, in a fixed order."""
     entry = spec.sources[source]
+    if entry.file_format == "table":
+        raise SourceError(f"source {source} is a table that Spark knows by name; build with --engine spark")
     try:
         files = list(dict.fromkeys(file for pattern in entry.path for file in list_files(pattern)))
     except SourceError as error:
@@ -151,21 +153,27 @@ def read_piece(spec: BuildSpec, piece: Piece) -> Iterator[Chunk]:
         "jsonl": partial(_read_json, lists=list_columns(spec, piece.source)),
         "arrow": _read_arrow,
     }
-    if entry.file_format not in readers:
-        raise SourceError(f"source {piece.source}: format {entry.file_format!r} is read by the spark engine only")
     for chunk in readers[entry.file_format](entry, piece, columns):
-        yield Chunk(chunk.path, chunk.first_row, plain_types(chunk.frame), chunk.malformed)
+        try:
+            frame = plain_types(chunk.frame)
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"{chunk.path} holds a binary column whose bytes are not UTF-8 text: {error}") from None
+        yield Chunk(chunk.path, chunk.first_row, frame, chunk.malformed)
 
 
 def plain_types(frame: pl.DataFrame) -> pl.DataFrame:
     """Turn dictionary, binary and fixed-size-list columns into plain text and lists."""
-    casts = []
-    for name, dtype in frame.schema.items():
-        if isinstance(dtype, pl.Categorical | pl.Enum | pl.Binary):
-            casts.append(pl.col(name).cast(pl.String, strict=False))
-        elif isinstance(dtype, pl.Array):
-            casts.append(pl.col(name).arr.to_list())
+    plain = {name: _plain(dtype) for name, dtype in frame.schema.items()}
+    casts = [pl.col(name).cast(dtype) for name, dtype in plain.items() if dtype != frame.schema[name]]
     return frame.with_columns(casts) if casts else frame
+
+
+def _plain(dtype: pl.DataType) -> pl.DataType:
+    if isinstance(dtype, pl.Categorical | pl.Enum | pl.Binary):
+        return pl.String()
+    if isinstance(dtype, pl.List | pl.Array):
+        return pl.List(_plain(pl.List(dtype.inner).inner))  # type: ignore[arg-type]
+    return dtype
 
 
 def require_columns(columns: list[str], available: list[str], piece: Piece) -> None:
@@ -253,7 +261,10 @@ def _read_csv(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk
 
 def _csv_options(entry: Source, handler: Any = None) -> Any:
     return csv.ParseOptions(
-        delimiter=entry.field_separator, quote_char=entry.quote or False, invalid_row_handler=handler
+        delimiter=entry.field_separator,
+        quote_char=entry.quote or False,
+        newlines_in_values=bool(entry.quote),
+        invalid_row_handler=handler,
     )
 
 
@@ -268,7 +279,7 @@ def _csv_header(entry: Source, piece: Piece) -> list[str]:
             parse_options=_csv_options(entry, lambda _: "skip"),
         )
         return list(reader.schema.names)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if "Empty CSV" in str(error):
             return []
         raise DataError(f"{piece.path} has no readable CSV header: {error}") from None

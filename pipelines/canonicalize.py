@@ -47,7 +47,10 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
     """
     entry = spec.sources[source]
     arrived = raw.with_row_index("_row")
-    exploded = explode(arrived, entry.explode) if entry.explode else arrived
+    try:
+        exploded = explode(arrived, entry.explode) if entry.explode else arrived
+    except SourceError as error:
+        raise SourceError(f"source {source}: {error}") from None
     empty = arrived.height - exploded["_row"].n_unique() if entry.explode else 0
     readings = _readings(exploded.schema, spec, source)
     selected = _selected(exploded, spec, source, readings)
@@ -96,6 +99,10 @@ def _list_columns(raw: pl.DataFrame, how: Explode) -> pl.DataFrame:
             raise SourceError(f"explode.lists names {column!r}, which holds {raw.schema[column]}, not lists")
     if how.text is None:
         return raw
+    if raw.schema[how.text.column] != pl.String:
+        raise SourceError(
+            f"explode.text names {how.text.column!r}, which holds {raw.schema[how.text.column]}, not text"
+        )
     parts = pl.col(how.text.column).str.split(how.text.separator)
     return raw.with_columns(_parts=parts.list.eval(pl.element().filter(pl.element() != "")))
 

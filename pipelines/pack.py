@@ -119,13 +119,7 @@ def pack(bucket: Bucket, spec: BuildSpec) -> tuple[Iterator[tuple[pa.RecordBatch
 def _count(bucket: Bucket, spec: BuildSpec, segments: Segments) -> Counts:
     events = bucket.timelines.events.height
     lengths = segments.event_end - segments.event_start
-    repeated = 0
-    if len(lengths) > 1:
-        same_user = segments.user_id[1:] == segments.user_id[:-1]
-        reached = np.maximum.accumulate(segments.event_end)[:-1]
-        overlap = np.minimum(reached, segments.event_end[1:]) - segments.event_start[1:]
-        repeated = int(np.maximum(overlap, 0)[same_user].sum())
-    stored = int(lengths.sum()) - repeated
+    stored = _union_size(segments.event_start, segments.event_end)
     users = np.flatnonzero(_changes(bucket.requests.requests["user_id"].to_numpy()))
     reach = int(_reduce(np.maximum, bucket.history_end, users).sum())
     return Counts(
@@ -140,6 +134,14 @@ def _count(bucket: Bucket, spec: BuildSpec, segments: Segments) -> Counts:
         after_last_request=events - reach,
         history_events=int(np.minimum(bucket.history_end, spec.history_length).sum()),
     )
+
+
+def _union_size(starts: Int64Array, ends: Int64Array) -> int:
+    """How many places the ranges [start, end) cover together; a user's may go back in the timeline."""
+    order = np.argsort(starts)
+    starts, ends = starts[order], ends[order]
+    reached = np.maximum.accumulate(np.concatenate([starts[:1], ends]))[:-1]
+    return int(np.maximum(0, ends - np.maximum(starts, reached)).sum())
 
 
 def _ranges(starts: Int64Array, sizes: Int64Array) -> Int64Array:

@@ -104,7 +104,7 @@ def _as_type(column: str, dtype: pl.DataType, type_name: str) -> tuple[pl.Expr, 
     if type_name == "bool":
         return _as_bool(column, dtype), False
     if type_name in ("float32", "float64"):
-        return pl.col(column).cast(NUMERIC[type_name], strict=False), False
+        return _as_float(column, NUMERIC[type_name]), False
     return _as_integer(column, dtype, NUMERIC[type_name]), False
 
 
@@ -118,6 +118,13 @@ def _as_integer(column: str, dtype: pl.DataType, wanted: pl.DataType) -> pl.Expr
     if dtype == pl.String:  # 11.0 is how integers beside a missing one are often written
         value = pl.when(value.str.ends_with(".0")).then(value.str.strip_suffix(".0")).otherwise(value)
     return value.cast(wanted, strict=False)
+
+
+def _as_float(column: str, wanted: pl.DataType) -> pl.Expr:
+    """Floats of the wanted width; null where the value is no number, or finite but beyond what the width holds."""
+    wide = pl.col(column).cast(pl.Float64, strict=False)
+    value = wide.cast(wanted)
+    return pl.when(value.is_infinite() & wide.is_finite()).then(None).otherwise(value)
 
 
 def _as_bool(column: str, dtype: pl.DataType) -> pl.Expr:

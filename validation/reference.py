@@ -8,10 +8,10 @@ choose some `users`.
 Decisions where docs/meaning.md leaves room:
 * `conflicting_request` looks only at rows that have no other reason to be rejected;
 * a value that cannot be used, in a column that no role of the row needs, counts as missing for duplicates;
-* a label `contained_in` a list that is null has no value: it takes its default or is `missing_label`;
 * a `where` on CSV or JSON lines sees mapped columns in their declared types (a column with several readings
-  in the first), numeric times as integers, everything else as text; what does not parse is null;
+  in the first), numeric times as floats, everything else as text; what does not parse is null;
 * a number that float32 can only hold as infinity is out of the type's range;
+* text such as 11.0 or 11.00 is an integer, 11. is not;
 * ISO text is what `datetime.fromisoformat` of Python 3.11 reads; a float as text is what `str` makes of it;
 * an infinite time is out of range, NaN as a time is unparsable; the bounds of `time_range` are within it;
 * NaN equals NaN and -0.0 equals 0.0, in duplicates and in the order of a timeline.
@@ -50,7 +50,7 @@ from longbatch.schemas.tables import (
 )
 
 _WORD = 2**64
-_INTEGER = re.compile(r"[+-]?[0-9]+")
+_INTEGER = re.compile(r"([+-]?[0-9]+)(\.0+)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -284,16 +284,16 @@ def _typed(plan: _Plan, frame: pl.DataFrame) -> pl.DataFrame:
 
 def _where_type(mapped: Mapped) -> Any:
     if isinstance(mapped, TimeColumn):
-        return pl.Int64 if mapped.unit in DURATION_US else pl.String
+        return pl.Float64 if mapped.unit in DURATION_US else pl.String
     names = {"bool": "Boolean", "string": "String", "id": "String"}
     return getattr(pl, names.get(mapped.type, mapped.type.capitalize()))
 
 
 def _or_null(value: Any, mapped: Mapped) -> Any:
-    """Read a value as a `where` sees it; a numeric time is the integer that stands in the log."""
+    """Read a value as a `where` sees it; a numeric time is the number that stands in the log."""
     try:
         if value is None or isinstance(mapped, TimeColumn):
-            return None if value is None else _integer(value, 64)
+            return None if value is None else _double(value)
         return value_reader(mapped)(value)
     except Unparsable:
         return None
@@ -501,8 +501,10 @@ def _is_contained(spec: BuildSpec, raw: Row, column: str) -> bool | None:
 
 def _integer(value: Any, bits: int) -> int:
     if isinstance(value, str):
-        if not _INTEGER.fullmatch(value):
+        digits = _INTEGER.fullmatch(value)
+        if digits is None:
             raise Unparsable
+        value = digits[1]
     elif not isinstance(value, int | float | Decimal) or not math.isfinite(value) or value != int(value):
         raise Unparsable
     number = int(value)
@@ -546,7 +548,8 @@ def _time(value: Any, mapped: TimeColumn) -> int:
         )
     if mapped.unit in DURATION_US:
         if isinstance(value, str):
-            value = int(value) if _INTEGER.fullmatch(value) else _double(value)
+            digits = _INTEGER.fullmatch(value)
+            value = int(digits[1]) if digits else _double(value)
         if not isinstance(value, int | float | Decimal) or math.isnan(value):
             raise Unparsable
         if math.isinf(value):

@@ -342,6 +342,8 @@ def text_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
         "1.0",
         " 1",
         "+1",
+        "1.5",
+        ".0",
         "1_0",
         "x",
         "300",

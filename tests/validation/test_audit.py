@@ -238,7 +238,7 @@ WRONG: dict[Change, str] = {
     foreign_request: "user 1, request 9: is in the dataset, but not in the raw log",
     repeated_request: ORDINARY + "stands twice in the dataset",
     late_request_first: ORDINARY + "out of order",
-    request_of_another_user: "user 1, request 13: its timeline row is of another user or segment",
+    request_of_another_user: r"request row 2 is of user 1 \(segment 0\), its timeline of user 2",
     users_swapped: "user 1: segment 0 is out of order",
     history_end_outside: "request row 1 has history_end 99",
 }

@@ -221,6 +221,7 @@ def test_a_row_that_no_role_selects_is_filtered_and_a_null_condition_is_not_true
     [
         ("int8", "127", 127),
         ("int8", "+5", 5),
+        ("int8", "11.0", 11),
         ("int8", True, 1),
         ("int8", 3.0, 3),
         ("int64", "-9223372036854775808", -(2**63)),
@@ -243,7 +244,7 @@ def test_a_value_is_read_as_its_declared_type(declared: str, raw: object, value:
     [
         *[
             ("int8", raw)
-            for raw in ("128", "1.0", " 1", "", "1_0", "x", 128, 1.5, float("nan"), float("inf"))
+            for raw in ("128", "1.5", "1.", ".0", " 1", "", "1_0", "x", 128, 1.5, float("nan"), float("inf"))
         ],
         *[("float64", raw) for raw in ("1,5", "1_0", "", " 1", "0x1")],
         *[("float32", raw) for raw in ("1e39", 1e39)],

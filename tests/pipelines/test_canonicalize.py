@@ -1,0 +1,331 @@
+"""One chunk of raw rows: every row gets one fate, with its reasons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from longbatch.pipelines.canonicalize import (
+    Canonical,
+    canonicalize,
+    conflicting_requests,
+    needed_columns,
+    where_columns,
+)
+from longbatch.pipelines.hashing import hash_text
+from longbatch.schemas.errors import SourceError, SpecError
+from longbatch.schemas.spec import BuildSpec
+
+T = 1_700_000_000
+Row = dict[str, Any]
+
+
+def spec_of(
+    history: Row | None = None, requests: Row | None = None, source: Row | None = None, **others: Any
+) -> BuildSpec:
+    """A spec of one log for both roles, with keys added."""
+    both = {"source": "log", "user_id": "user", "item_id": "item"}
+    time = {"column": "time", "unit": "s"}
+    return BuildSpec.model_validate(
+        {
+            "sources": {"log": {"path": "log.parquet", **(source or {})}},
+            "history": {**both, "event_time": time, **(history or {})},
+            "requests": {**both, "request_time": time, "request_id": "request", **(requests or {})},
+            **others,
+        }
+    )
+
+
+ROW: Row = {"user": 1, "item": 2, "time": T, "request": 3}
+
+
+def log(*rows: Row, **types: Any) -> pl.DataFrame:
+    """Rows of a log, each ROW with some values changed."""
+    filled = [{**ROW, **row} for row in rows]
+    return pl.DataFrame(filled, schema_overrides=types, infer_schema_length=None)
+
+
+def reasons(found: Canonical) -> list[tuple[int, list[str]]]:
+    """(row, reasons) of the rejected rows."""
+    return [(row["_row"], row["_reasons"]) for row in found.rejected.to_dicts()]
+
+
+def test_accepted_rows_have_every_canonical_column_and_their_roles() -> None:
+    spec = spec_of(history={"where": "item > 1"}, requests={"where": "item < 3", "labels": {"click": "int8"}})
+    rows = canonicalize(
+        log({"item": 1, "click": 0}, {"item": 2, "click": 1}, {"item": 3, "click": 1}), spec, "log"
+    ).rows
+    assert rows["item#id(int64)"].to_list() == [1, 2, 3]
+    assert rows["time#time(s,None,UTC)"].to_list() == [T * 1_000_000] * 3
+    assert rows["click#int8"].to_list() == [0, 1, 1]
+    assert rows["in_history"].to_list() == [False, True, True]
+    assert rows["is_target"].to_list() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"user": None}, "missing_user"),
+        ({"item": None}, "missing_item"),
+        ({"request": None}, "missing_request"),
+        ({"time": None}, "missing_time"),
+        ({"time": 5}, "time_out_of_range"),
+        ({"click": None}, "missing_label:click"),
+        ({"click": 300}, "unparsable:click"),
+        ({"tab": "x"}, "unparsable:tab"),
+    ],
+)
+def test_each_fault_has_its_reason(row: Row, reason: str) -> None:
+    features = {"features": {"tab": "int8"}, "labels": {"click": "int8"}}
+    raw = log({"click": 1, "tab": "1"}, {"click": 1, "tab": "1", **row})
+    found = canonicalize(raw, spec_of(requests=features), "log")
+    assert reasons(found) == [(1, [reason])]
+    assert (found.ledger.rows, found.ledger.accepted, found.ledger.rejected) == (2, 1, 1)
+    assert found.ledger.reasons == {reason: 1}
+
+
+def test_a_row_may_have_many_reasons_and_is_rejected_once() -> None:
+    found = canonicalize(log({}, {"user": None, "item": None, "time": 1}), spec_of(), "log")
+    assert reasons(found) == [(1, ["missing_user", "time_out_of_range", "missing_item"])]
+    assert found.ledger.rejected == 1
+    assert found.ledger.reasons == {"missing_item": 1, "missing_user": 1, "time_out_of_range": 1}
+
+
+def test_a_fault_counts_only_in_a_role_that_selects_the_row() -> None:
+    """A history row needs no label, a target no event feature, a filtered row nothing."""
+    spec = spec_of(
+        history={"where": "kind = 'event'", "features": {"tab": "int8"}},
+        requests={"where": "kind = 'target'", "labels": {"click": "int8"}},
+    )
+    raw = log(
+        {"kind": "event", "tab": "1", "click": None, "request": None},
+        {"kind": "target", "tab": "x", "click": 1},
+        {"kind": "other", "tab": "x", "click": None, "user": None},
+        {"kind": None, "tab": "1", "click": 1},
+        {"kind": "event", "tab": "x", "click": 1},
+        {"kind": "target", "tab": "1", "click": None},
+    )
+    found = canonicalize(raw, spec, "log")
+    assert reasons(found) == [(4, ["unparsable:tab"]), (5, ["missing_label:click"])]
+    ledger = found.ledger
+    assert (ledger.rows, ledger.filtered, ledger.rejected, ledger.accepted) == (6, 2, 2, 2)
+
+
+def test_the_request_id_of_an_event_may_be_missing() -> None:
+    spec = spec_of(history={"request_id": "request"}, requests={"where": "item = 9"})
+    assert canonicalize(log({"request": None}), spec, "log").ledger.accepted == 1
+
+
+def test_rejected_rows_keep_their_raw_columns_and_place() -> None:
+    found = canonicalize(log({}, {"user": None, "more": "as it came"}), spec_of(), "log")
+    assert found.rejected.to_dicts() == [
+        {"_row": 1, **ROW, "user": None, "more": "as it came", "_reasons": ["missing_user"]}
+    ]
+
+
+def test_no_rows_are_no_trouble() -> None:
+    found = canonicalize(log({}).head(0), spec_of(), "log")
+    assert (found.ledger.rows, found.rows.height, found.rejected.height) == (0, 0, 0)
+    assert found.rejected.schema["_reasons"] == pl.List(pl.String)
+
+
+def test_text_ids_are_hashed_and_their_words_kept() -> None:
+    ids = {"user_id": {"column": "user", "type": "string"}, "item_id": {"column": "item", "type": "string"}}
+    spec = spec_of(history=ids, requests={**ids, "features": {"city": "id"}})
+    raw = log(
+        {"user": "ann", "item": "x", "city": "Rome"},
+        {"user": "ann", "item": "y", "city": None},
+        {"user": None, "item": "z", "city": "Oslo"},
+    )
+    found = canonicalize(raw, spec, "log")
+    assert found.rows["user#id(string)"].to_list() == hash_text(pl.Series(["ann", "ann"])).to_list()
+    words = dict(found.vocabulary.rows())
+    assert sorted(words.values()) == ["Rome", "ann", "x", "y"], "the words of rejected rows are not kept"
+    assert hash_text(pl.Series(list(words.values()))).to_list() == list(words)
+    assert found.rows["city#id"].to_list() == [hash_text(pl.Series(["Rome"]))[0], None]
+
+
+def test_a_default_text_id_is_hashed_too() -> None:
+    spec = spec_of(requests={"features": {"city": {"column": "city", "type": "id", "default": "?"}}})
+    found = canonicalize(log({"city": None}, {"city": "Rome"}), spec, "log")
+    assert found.rows["city#id='?'"].to_list() == hash_text(pl.Series(["?", "Rome"])).to_list()
+
+
+def test_owners_are_the_pairs_of_request_and_user_among_the_targets() -> None:
+    raw = log({}, {}, {"user": 2}, {"user": 7, "item": 5})
+    owners = canonicalize(raw, spec_of(requests={"where": "item < 5"}), "log").owners
+    assert owners is not None
+    assert sorted(owners.rows()) == [(3, 1), (3, 2)]
+    without = spec_of().model_dump()
+    del without["requests"]["request_id"]
+    assert canonicalize(raw, BuildSpec.model_validate(without), "log").owners is None
+
+
+def test_ids_of_several_users_conflict() -> None:
+    owners = pl.DataFrame({"request_id": [1, 1, 1, 2, 3, 3], "user_id": [5, 6, 5, 5, 7, 7]})
+    assert conflicting_requests(owners).to_list() == [1]
+
+
+def test_rows_of_known_conflicts_are_rejected_where_the_requests_select_them() -> None:
+    raw = log({"request": 1}, {"request": 1, "item": 9}, {"request": 2})
+    found = canonicalize(raw, spec_of(requests={"where": "item < 5"}), "log", conflicts=pl.Series([1, 4]))
+    assert reasons(found) == [(0, ["conflicting_request"])]
+
+
+def exploded(source: Row, raw: pl.DataFrame, features: Row | None = None, **requests: Any) -> Canonical:
+    """Canonicalize an exploded request log beside an empty history log."""
+    spec = BuildSpec.model_validate(
+        {
+            "sources": {"log": {"path": "h.parquet"}, "shown": {"path": "log.parquet", "explode": source}},
+            "history": {
+                "source": "log",
+                "user_id": "user",
+                "item_id": "item",
+                "event_time": {"column": "time", "unit": "s"},
+            },
+            "requests": {
+                "source": "shown",
+                "user_id": "user",
+                "item_id": "item",
+                "request_time": {"column": "time", "unit": "s"},
+                "target_features": features or {},
+                **requests,
+            },
+        }
+    )
+    return canonicalize(raw, spec, "shown")
+
+
+def test_lists_become_a_row_per_element() -> None:
+    raw = log(
+        {"item": [5, 6], "price": [0.5, 1.5]},
+        {"item": [], "price": []},
+        {"item": None, "price": None},
+        {"item": [7], "price": [2.5]},
+    )
+    found = exploded({"lists": ["item", "price"], "position": "place"}, raw, {"price": "float32", "place": "int16"})
+    assert found.rows["item#id(int64)"].to_list() == [5, 6, 7]
+    assert found.rows["price#float32"].to_list() == [0.5, 1.5, 2.5]
+    assert found.rows["place#int16"].to_list() == [0, 1, 0]
+    assert (found.ledger.rows, found.ledger.empty_list) == (3, 2)
+
+
+def test_a_rejected_element_keeps_the_row_of_the_file_it_came_from() -> None:
+    found = exploded({"lists": "item"}, log({"item": [5]}, {"item": [6, None]}))
+    assert reasons(found) == [(1, ["missing_item"])]
+
+
+def test_text_that_holds_a_list_becomes_a_row_per_part() -> None:
+    """MIND's `N1-1 N2-0`: items and whether they were clicked."""
+    raw = log({"shown": "N1-1 N2-0"}, {"shown": " N3-1  "}, {"shown": ""}, {"shown": None}, {"shown": "N4"}).drop(
+        "item"
+    )
+    text = {"column": "shown", "separator": " ", "fields": ["item", "click"], "field_separator": "-"}
+    found = exploded(
+        {"text": text, "position": "place"},
+        raw,
+        {"place": "int16"},
+        item_id={"column": "item", "type": "string"},
+        labels={"click": "int8"},
+    )
+    assert found.rows["item#id(string)"].to_list() == hash_text(pl.Series(["N1", "N2", "N3"])).to_list()
+    assert found.rows["click#int8"].to_list() == [1, 0, 1]
+    assert found.rows["place#int16"].to_list() == [0, 1, 0]
+    assert reasons(found) == [(4, ["missing_label:click"])]
+    assert (found.ledger.rows, found.ledger.empty_list) == (4, 2)
+
+
+def test_text_of_one_field_is_the_part_itself() -> None:
+    found = exploded(
+        {"text": {"column": "shown", "separator": ",", "fields": ["item"]}}, log({"shown": "5,6"}).drop("item")
+    )
+    assert found.rows["item#id(int64)"].to_list() == [5, 6]
+
+
+def test_a_label_may_look_for_the_item_in_another_list() -> None:
+    raw = log({"item": [5, 6], "clicked": [6]}, {"item": [5], "clicked": []}, {"item": [5], "clicked": None})
+    found = exploded({"lists": "item"}, raw, labels={"click": {"contained_in": "clicked"}})
+    assert found.rows["#in(clicked,int8)"].to_list() == [0, 1, 0]
+    assert reasons(found) == [(2, ["missing_label:click"])]
+
+
+@pytest.mark.parametrize(
+    ("explode", "rows", "message"),
+    [
+        (
+            {"lists": ["item", "price"]},
+            {"item": [[1, 2]], "price": [[1]]},
+            r"the lists \['item', 'price'\] of a row differ in length",
+        ),
+        ({"lists": "item"}, {"item": [1]}, r"explode\.lists names 'item', which holds Int64, not lists"),
+        ({"lists": "items"}, {"item": [[1]]}, r"explode names 'items', but the source's columns are user, item, time"),
+        ({"text": {"column": "shown", "fields": ["item"]}}, {}, r"explode names 'shown', but the source's columns are"),
+        (
+            {"text": {"column": "item", "fields": ["item"]}},
+            {"item": [5]},
+            r"explode\.text names 'item', which holds Int64, not text",
+        ),
+    ],
+)
+def test_an_explode_that_does_not_fit_is_refused(explode: Row, rows: Row, message: str) -> None:
+    raw = pl.DataFrame({"user": [1], "item": [1], "time": [T], **rows})
+    with pytest.raises(SourceError, match=f"source shown: {message}"):
+        exploded(explode, raw)
+
+
+def test_where_compares_numbers_of_text_columns() -> None:
+    """All columns of a CSV file are text; `where` sees them as the spec types them."""
+    spec = spec_of(
+        source={"path": "log.csv"},
+        history={"where": "tab > 9", "features": {"tab": "int32"}},
+        requests={"where": f"time > {T} and word = '10' and flag", "features": {"word": "string", "flag": "bool"}},
+    )
+    row = {"user": "1", "item": "2", "request": "3", "time": str(T), "tab": "10", "word": "10", "flag": "true"}
+    raw = log(row, {**row, "tab": "9", "time": str(T + 1)}, {**row, "tab": "x", "flag": "no"}, {**row, "tab": None})
+    rows = canonicalize(raw, spec, "log").rows
+    assert rows["in_history"].to_list() == [True, False]
+    assert rows["is_target"].to_list() == [False, True]
+
+
+def test_where_sees_columns_that_are_not_mapped() -> None:
+    spec = spec_of(history={"where": "kind = 'a' or coalesce(dwell, 0) > 5"}, requests={"where": "kind in ('b', 'c')"})
+    raw = log({"kind": "a", "dwell": 1}, {"kind": "b", "dwell": 9}, {"kind": None, "dwell": None})
+    found = canonicalize(raw, spec, "log")
+    assert found.rows["in_history"].to_list() == [True, True]
+    assert found.rows["is_target"].to_list() == [False, True]
+    assert where_columns(spec, "log") == ["kind", "dwell"]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("item >", r"requests\.where is not an expression of Polars SQL: 'item >'"),
+        ("kind = 1", r"requests\.where cannot be computed on source log: 'kind = 1'.*kind"),
+        ("item", r"requests\.where cannot be computed on source log: 'item'"),
+    ],
+)
+def test_a_where_that_cannot_be_computed_is_refused(where: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        canonicalize(log({}), spec_of(requests={"where": where}), "log")
+
+
+def test_a_column_that_is_not_there_is_named_with_its_source() -> None:
+    with pytest.raises(
+        SourceError, match=r"source log: column 'click' is not in the source; its columns are .*user, item"
+    ):
+        canonicalize(log({}), spec_of(requests={"labels": {"click": "int8"}}), "log")
+
+
+def test_only_needed_columns_are_read() -> None:
+    spec = spec_of(history={"where": "dwell > 5"}, requests={"labels": {"click": {"contained_in": "clicked"}}})
+    assert needed_columns(spec, "log") == ["user", "time", "item", "request", "clicked", "dwell"]
+
+
+def test_of_an_exploded_source_the_lists_are_read_and_not_what_they_make() -> None:
+    text = {"column": "shown", "fields": ["item", "click"], "field_separator": "-"}
+    spec = spec_of(source={"explode": {"text": text, "position": "place"}}, requests={"features": {"place": "int8"}})
+    assert needed_columns(spec, "log") == ["user", "time", "request", "shown"]
+    lists = spec_of(source={"explode": {"lists": ["item", "extra"]}})
+    assert needed_columns(lists, "log") == ["user", "time", "item", "request", "extra"]
