@@ -157,7 +157,8 @@ def read_piece(spec: BuildSpec, piece: Piece) -> Iterator[Chunk]:
         try:
             frame = plain_types(chunk.frame)
         except pl.exceptions.PolarsError as error:
-            raise DataError(f"{chunk.path} holds a binary column whose bytes are not UTF-8 text: {error}") from None
+            reason = " ".join(str(error).split())
+            raise DataError(f"{chunk.path} holds a binary column whose bytes are not UTF-8 text: {reason}") from None
         yield Chunk(chunk.path, chunk.first_row, frame, chunk.malformed)
 
 
@@ -272,16 +273,16 @@ def _csv_header(entry: Source, piece: Piece) -> list[str]:
     """Names of the first line; none for a file without a byte, which holds no rows."""
     system, inner = filesystem_of(piece.path)
     try:
-        stream = system.open_input_stream(inner, compression="detect")
+        with system.open_input_stream(inner, compression="detect") as stream:
+            if not stream.read(1):
+                return []
         reader = csv.open_csv(
-            stream,
+            system.open_input_stream(inner, compression="detect"),
             read_options=csv.ReadOptions(block_size=1 << 20, use_threads=False),
             parse_options=_csv_options(entry, lambda _: "skip"),
         )
         return list(reader.schema.names)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        if "Empty CSV" in str(error):
-            return []
         raise DataError(f"{piece.path} has no readable CSV header: {error}") from None
 
 

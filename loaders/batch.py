@@ -230,9 +230,7 @@ def gather(pieces: Sequence[tuple[OpenBlock, Ints]]) -> RequestBatch:
     """A batch of the requests with these row numbers, one piece per block; the only copy on the way."""
     events = [_history_slices(block, rows) for block, rows in pieces]
     starts = [block.target_offsets[rows] for block, rows in pieces]
-    counts = [
-        block.target_offsets[rows + 1] - first for (block, rows), first in zip(pieces, starts, strict=True)
-    ]
+    counts = [block.target_offsets[rows + 1] - first for (block, rows), first in zip(pieces, starts, strict=True)]
     event_index = [plan.ragged_index(*slices) for slices in events]
     target_index = [plan.ragged_index(*slices) for slices in zip(starts, counts, strict=True)]
     blocks, rows_of = [block for block, _ in pieces], [rows for _, rows in pieces]

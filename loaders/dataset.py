@@ -110,9 +110,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         """
         opened = self.open()
         types = _role_types(opened.dataset)
-        return {
-            role: {name: str(types[role][name]) for name in getattr(opened.selection, role)} for role in types
-        }
+        return {role: {name: str(types[role][name]) for name in getattr(opened.selection, role)} for role in types}
 
     def split_time_us(self, share: float) -> int:
         """The request time, in microseconds since 1970 UTC, before which this share of the requests lies."""
@@ -255,9 +253,7 @@ class _Reader:
         )
         block = self._shard(shard).block(place)
         where = f"{opened.dataset.path / opened.dataset.shards[shard]['requests']['path']}, block {place}"
-        return open_block(
-            block, opened.selection, lengths, int(opened.first_row[number]), opened.times_us, where
-        )
+        return open_block(block, opened.selection, lengths, int(opened.first_row[number]), opened.times_us, where)
 
 
 def _open(arguments: RequestDataset) -> _Opened:
@@ -301,9 +297,7 @@ def _request_times(opened: _Opened, number: int) -> Ints:
     field = dataset.requests_schema.get_field_index("request_time")
     options = pa.ipc.IpcReadOptions(included_fields=[field], use_threads=False)
     with pa.memory_map(str(path)) as file:
-        column = (
-            pa.ipc.open_file(file, options=options).get_batch(int(opened.block_in_shard[number])).column(0)
-        )
+        column = pa.ipc.open_file(file, options=options).get_batch(int(opened.block_in_shard[number])).column(0)
         times: Ints = column.view(pa.int64()).to_numpy(zero_copy_only=False).copy()
     return times
 
@@ -315,9 +309,7 @@ def _select(dataset: Dataset, columns: Sequence[str] | None) -> Selection:
         if unknown := sorted(set(columns) - set(known)):
             raise KeyError(f"columns {unknown} are not in {dataset.path}, which has {sorted(known)}")
         if text := sorted(name for name in columns if pa.types.is_string(known[name])):
-            raise SpecError(
-                f"columns {text} are text, which no tensor holds; declare them as `id` in the build spec"
-            )
+            raise SpecError(f"columns {text} are text, which no tensor holds; declare them as `id` in the build spec")
     wanted = set(known) if columns is None else set(columns)
     picked = {
         role: tuple(name for name, kind in entries.items() if name in wanted and not pa.types.is_string(kind))

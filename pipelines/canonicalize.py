@@ -78,8 +78,8 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
 def explode(raw: pl.DataFrame, how: Explode) -> pl.DataFrame:
     """One row per list element; rows whose list is empty or null give none. Lists of a row are parallel."""
     columns = _list_columns(raw, how)
-    frame = columns.filter(pl.col(how.lists[0] if how.lists else "_parts").list.len() > 0)
     lists = list(how.lists) or ["_parts"]
+    frame = columns.filter(pl.any_horizontal(pl.col(name).list.len() > 0 for name in lists))
     if how.position:
         frame = frame.with_columns(pl.int_ranges(0, pl.col(lists[0]).list.len()).alias(how.position))
         lists.append(how.position)
@@ -141,7 +141,11 @@ def _expression(where: str, role: str) -> pl.Expr:
     try:
         return pl.sql_expr(where)
     except pl.exceptions.PolarsError as error:
-        raise SpecError(f"{role}.where is not an expression of Polars SQL: {where!r}: {error}") from None
+        raise SpecError(f"{role}.where is not an expression of Polars SQL: {where!r}: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _readings(schema: pl.Schema, spec: BuildSpec, source: str) -> dict[str, dict[str, Reading]]:
@@ -169,7 +173,9 @@ def _selected(
         try:
             masks.append(view.select(pl.repeat(True, pl.len()).and_(mask).alias(role)).to_series())
         except pl.exceptions.PolarsError as error:
-            raise SpecError(f"{role}.where cannot be computed on source {source}: {where!r}: {error}") from None
+            raise SpecError(
+                f"{role}.where cannot be computed on source {source}: {where!r}: {_one_line(error)}"
+            ) from None
     return masks
 
 

@@ -116,7 +116,7 @@ def _as_integer(column: str, dtype: pl.DataType, wanted: pl.DataType) -> pl.Expr
     if dtype.is_float() or dtype.is_decimal():
         return pl.when(value == value.floor()).then(value.cast(wanted, strict=False))
     if dtype == pl.String:  # 11.0 is how integers beside a missing one are often written
-        value = pl.when(value.str.ends_with(".0")).then(value.str.strip_suffix(".0")).otherwise(value)
+        value = pl.when(value.str.ends_with("0")).then(value.str.replace(r"\.0+$", "")).otherwise(value)
     return value.cast(wanted, strict=False)
 
 
@@ -198,13 +198,15 @@ def _time_value(mapped: TimeColumn, dtype: pl.DataType, low: int, high: int) -> 
 
 def _from_number(raw: pl.Expr, dtype: pl.DataType, unit_us: int, low: int, high: int) -> tuple[pl.Expr, pl.Expr]:
     whole = raw.cast(pl.Int64, strict=False)
+    if dtype.is_decimal():
+        whole = pl.when(raw == raw.floor()).then(whole)
     whole_inside = whole.is_between(-(-low // unit_us), high // unit_us)
     if dtype.is_integer():
         return whole * unit_us, whole_inside
     scaled = raw.cast(pl.Float64, strict=False) * unit_us
     scaled_inside = scaled.is_between(low, high)
     rounded = pl.when(scaled.is_nan()).then(None).otherwise(scaled.clip(-9e18, 9e18).round().cast(pl.Int64))
-    if dtype.is_float():
+    if dtype.is_float() or dtype.is_decimal():
         return rounded, scaled_inside
     return (
         pl.when(whole.is_not_null()).then(whole * unit_us).otherwise(rounded),
@@ -226,10 +228,12 @@ def _from_text(raw: pl.Expr, mapped: TimeColumn) -> pl.Expr:
             return raw.str.strptime(pl.Datetime("us", "UTC"), mapped.format, strict=False).to_physical()
         return _to_utc(raw.str.strptime(naive, mapped.format, strict=False), naive, mapped.timezone)
     text = raw.str.replace(" ", "T", literal=True, n=1)
-    with_offset = text.str.strptime(pl.Datetime("us", "UTC"), "%+", strict=False).to_physical()
+    aware = pl.Datetime("us", "UTC")
+    with_offset = [text.str.strptime(aware, form, strict=False).to_physical() for form in ("%+", "%Y-%m-%dT%H:%M%:z")]
+    with_offset.append(text.str.strptime(naive, "%Y-%m-%dT%H:%MZ", strict=False).to_physical())
     local = [
         text.str.strptime(naive, "%Y-%m-%dT%H:%M:%S%.f", strict=False),
         text.str.strptime(naive, "%Y-%m-%dT%H:%M", strict=False),
         text.str.strptime(pl.Date, "%Y-%m-%d", strict=False).cast(naive),
     ]
-    return pl.coalesce(with_offset, _to_utc(pl.coalesce(local), naive, mapped.timezone))
+    return pl.coalesce(*with_offset, _to_utc(pl.coalesce(local), naive, mapped.timezone))

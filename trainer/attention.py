@@ -111,9 +111,7 @@ def attend(query_GHE: Tensor, key_TSE: Tensor, value_TSE: Tensor, tiling: Tiling
     for chunk in tiling.chunks:
         arguments = (query_GHE, key_TSE, value_TSE, tiling, chunk, scale)
         if several:
-            outputs.append(
-                checkpoint(_attend_chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
-            )
+            outputs.append(checkpoint(_attend_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
             outputs.append(_attend_chunk(*arguments))
     return torch.cat(outputs).index_select(0, tiling.slot_G)
@@ -177,9 +175,7 @@ class TargetAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.width, self.heads = width, heads
-        self.query, self.key, self.value, self.output = (
-            nn.Linear(width, width, bias=False) for _ in range(4)
-        )
+        self.query, self.key, self.value, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
 
     def forward(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
         """Outputs (G, D), by whichever form costs less at this batch's targets per history."""
@@ -207,9 +203,7 @@ class TargetAttention(nn.Module):
         seen_GHD = attend(query_GHD, shared_T1D, shared_T1D, tiling, self._scale)
         return self._joined(torch.einsum("ghd,hed->ghe", seen_GHD, value_HED))
 
-    def naive(
-        self, query_GD: Tensor, history_TD: Tensor, history_offsets: Tensor, target_offsets: Tensor
-    ) -> Tensor:
+    def naive(self, query_GD: Tensor, history_TD: Tensor, history_offsets: Tensor, target_offsets: Tensor) -> Tensor:
         """Outputs (G, D), one target and one head at a time: the reference of the other forms."""
         size = self.width // self.heads
         rows = []

@@ -89,9 +89,7 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise DatasetError(
-            f"{path} is damaged ({type(error).__name__}); restore it or train again"
-        ) from error
+        raise DatasetError(f"{path} is damaged ({type(error).__name__}); restore it or train again") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path} is no checkpoint of longbatch; give the folder a training run wrote")
     return content

@@ -144,9 +144,7 @@ def model_columns(types: ColumnTypes, labels: tuple[str, ...], config: ModelConf
     """
     known = set(types["labels"])
     if not known:
-        raise SpecError(
-            "the dataset has no labels, so nothing can be learnt; add [requests.labels] to its spec"
-        )
+        raise SpecError("the dataset has no labels, so nothing can be learnt; add [requests.labels] to its spec")
     if unknown := [name for name in labels if name not in known]:
         raise SpecError(f"labels {unknown} are not in the dataset, which has {sorted(known)}")
     features = {name for role in ("history", "targets", "requests") for name in types[role]}
@@ -162,9 +160,7 @@ def model_columns(types: ColumnTypes, labels: tuple[str, ...], config: ModelConf
 
 def _columns(types: Mapping[str, str], config: ModelConfig) -> tuple[Column, ...]:
     given = {name: config.kinds.get(name) or column_kind(name, stored) for name, stored in types.items()}
-    return tuple(
-        Column(name=name, kind=kind, rows=_rows(kind, types[name], config)) for name, kind in given.items()
-    )
+    return tuple(Column(name=name, kind=kind, rows=_rows(kind, types[name], config)) for name, kind in given.items())
 
 
 def _rows(kind: Kind, stored_type: str, config: ModelConfig) -> int:

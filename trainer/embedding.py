@@ -94,9 +94,7 @@ class Tokens(nn.Module):
         """User tokens (R, D)."""
         return self._token("user", [(self.user, batch.user_id)])
 
-    def _token(
-        self, role: str, values: Sequence[tuple[Column, Tensor]], start_ND: Tensor | None = None
-    ) -> Tensor:
+    def _token(self, role: str, values: Sequence[tuple[Column, Tensor]], start_ND: Tensor | None = None) -> Tensor:
         total_ND = start_ND
         for column, values_N in values:
             part_ND = self.tables[column.table](column_rows(column, values_N))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,7 @@ def train(
     split_us = _split_us(dataset_path, config)
     dataset = _training_data(dataset_path, config, split_us)
     model = new_model(dataset, config).to(best_device())
-    report = fit(
-        model, _epochs(dataset, config), config, total_steps=_total_steps(dataset, config), progress=progress
-    )
+    report = fit(model, _epochs(dataset, config), config, total_steps=_total_steps(dataset, config), progress=progress)
     if not report.steps:
         raise DatasetError(f"{dataset_path} has no requests before {_text(split_us)}; move train_before")
     run = checkpoint.Run(model, config, split_us, dataset.fingerprint, report.steps)
@@ -90,30 +89,32 @@ def evaluate(
     history_lengths: Sequence[int] | None = None,
     after: datetime | None = None,
     before: datetime | None = None,
+    max_requests: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> list[Metrics]:
     """Metrics of a run by history length and label, on the requests with after <= request_time < before.
 
-    history_lengths defaults to the longest one trained with; `after` to where its training ended. Each
+    `max_requests` evaluates on about so many of them, drawn at random.  history_lengths defaults to the longest one trained with; `after` to where its training ended. Each
     result has history_length, label, auc, log_loss, ne, gauc (by user) and targets.
     """
     run = checkpoint.load(run_dir, best_device())
     lengths = sorted(set(history_lengths or [run.config.longest]))
     if after is None and run.evaluate_from_us is not None:
         after = _time(run.evaluate_from_us)
+    batch_size = max(1, min(64, EVENTS_PER_EVALUATED_BATCH // max(1, lengths[-1])))
     dataset = RequestDataset(
         dataset_path,
-        batch_size=max(1, min(64, EVENTS_PER_EVALUATED_BATCH // max(1, lengths[-1]))),
+        batch_size=batch_size,
         history_length=lengths[-1],
         after=after,
         before=before,
+        shuffle=max_requests is not None,
     )
-    loader = make_dataloader(dataset, num_workers=run.config.num_workers)
-    scores = predict(run.model, loader, lengths, total_steps=len(dataset), progress=progress)
+    steps = len(dataset) if max_requests is None else min(len(dataset), -(-max_requests // batch_size))
+    batches = islice(make_dataloader(dataset, num_workers=run.config.num_workers), steps)
+    scores = predict(run.model, batches, lengths, total_steps=steps, progress=progress)
     if not scores.num_targets:
-        raise DatasetError(
-            f"{dataset_path} has no targets from {after} to {before}; choose another time range"
-        )
+        raise DatasetError(f"{dataset_path} has no targets from {after} to {before}; choose another time range")
     labels = run.model.columns.labels
     return [scores.metrics(length, label) for length in lengths for label in labels]
 
@@ -204,9 +205,7 @@ class _LossCurve:
         loss = float(torch.stack(self._pending).sum()) / max(1, self._pending_targets)
         self._pending, self._pending_targets = [], 0
         if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {step}; lower the learning rates or check the data"
-            )
+            raise FloatingPointError(f"the loss is {loss} at step {step}; lower the learning rates or check the data")
         self.losses.append((step, loss))
         if progress:
             progress(Progress("train", step, total_steps, seconds, self.targets, loss))

@@ -64,9 +64,7 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
     if not np.isin(truth, (0.0, 1.0)).all():
         raise ValueError("labels hold other values than 0 and 1; metrics of ranking need binary labels")
     if np.isnan(found).any():
-        raise ValueError(
-            f"{int(np.isnan(found).sum())} of {len(found)} scores are NaN; the model has diverged"
-        )
+        raise ValueError(f"{int(np.isnan(found).sum())} of {len(found)} scores are NaN; the model has diverged")
     return truth, found
 
 

@@ -73,9 +73,7 @@ class Layer(nn.Module):
 
     def forward(self, seen_GD: list[Tensor], history_TD: Tensor, tiling: Tiling) -> Tensor:
         """o_i (G, D), from [o_1, .., o_(i-1), x] and the raw event tokens (T, D)."""
-        output_GD: Tensor = self.attention(
-            self.query(torch.cat(seen_GD, dim=-1)), self.history(history_TD), tiling
-        )
+        output_GD: Tensor = self.attention(self.query(torch.cat(seen_GD, dim=-1)), self.history(history_TD), tiling)
         return output_GD
 
 
@@ -98,9 +96,7 @@ class RankMixer(nn.Module):
         parts_GNNP = tokens_GND.view(targets, tokens, tokens, width // tokens)
         mixed_GND = self.mixed_norm(tokens_GND + parts_GNNP.transpose(1, 2).flatten(2))
         hidden_GNK = nn.functional.gelu(torch.einsum("gnd,ndk->gnk", mixed_GND, self.up_NDK))
-        output_GND: Tensor = self.output_norm(
-            mixed_GND + torch.einsum("gnk,nkd->gnd", hidden_GNK, self.down_NKD)
-        )
+        output_GND: Tensor = self.output_norm(mixed_GND + torch.einsum("gnk,nkd->gnd", hidden_GNK, self.down_NKD))
         return output_GND
 
 
@@ -133,8 +129,7 @@ class STCA(nn.Module):
         requests = torch.arange(batch.num_requests, device=z_GD.device)
         owner_G = torch.repeat_interleave(requests, batch.target_offsets.diff())
         user_GD, request_GD = (
-            token_RD.index_select(0, owner_G)
-            for token_RD in (self.tokens.users(batch), self.tokens.requests(batch))
+            token_RD.index_select(0, owner_G) for token_RD in (self.tokens.users(batch), self.tokens.requests(batch))
         )
         mixed_GND: Tensor = self.mixer(torch.stack([z_GD, target_GD, user_GD, request_GD], dim=1))
         return mixed_GND

@@ -114,9 +114,7 @@ def _raw_spec(dataset: Dataset, spec: BuildSpec | None) -> BuildSpec | None:
         theirs, ours = _meaning(spec), _meaning(dataset.spec)
         different = [part for part in ours if theirs[part] != ours[part]]
         if different:
-            raise SpecError(
-                f"the spec is not the one {dataset.path} was built by: {different} differ; use that one"
-            )
+            raise SpecError(f"the spec is not the one {dataset.path} was built by: {different} differ; use that one")
         return spec
     try:
         for source in dataset.spec.sources:
@@ -128,9 +126,7 @@ def _raw_spec(dataset: Dataset, spec: BuildSpec | None) -> BuildSpec | None:
 
 def _meaning(spec: BuildSpec) -> dict[str, Any]:
     """Return all of a spec that the content of a dataset depends on."""
-    meaning = spec.model_dump(
-        exclude={"name", "compression", "block_events", "block_targets", "max_rejected"}
-    )
+    meaning = spec.model_dump(exclude={"name", "compression", "block_events", "block_targets", "max_rejected"})
     for source in meaning["sources"].values():
         source["path"] = source["format"] = None
     return meaning
@@ -194,9 +190,7 @@ def _blocks_of(dataset: Dataset, number: int) -> Iterator[tuple[int, Block | str
             yield place, f"shard {number}: {error}"
 
 
-def _block_findings(
-    spec: BuildSpec, block: Block, listed: dict[str, Any], bucket: int, seen: _Seen
-) -> Iterator[str]:
+def _block_findings(spec: BuildSpec, block: Block, listed: dict[str, Any], bucket: int, seen: _Seen) -> Iterator[str]:
     missing = [*_null_findings(block)]
     yield from missing
     if missing:
@@ -214,11 +208,7 @@ def _null_findings(block: Block) -> Iterator[str]:
     parts = {"timelines": (block.timelines, "events"), "requests": (block.requests, "targets")}
     for table, (batch, nested) in parts.items():
         needed = [name for name in batch.schema.names if name in _NEEDED]
-        yield from (
-            f"{batch[name].null_count} nulls in {name} of {table}"
-            for name in needed
-            if batch[name].null_count
-        )
+        yield from (f"{batch[name].null_count} nulls in {name} of {table}" for name in needed if batch[name].null_count)
         values = batch[nested].flatten()
         for name in ("item_id", "event_time"):
             if values.type.get_field_index(name) >= 0 and (nulls := pc.struct_field(values, name).null_count):
@@ -271,15 +261,11 @@ def _event_order_findings(spec: BuildSpec, block: Block) -> Iterator[str]:
     low, high = ((bound - _EPOCH) // timedelta(microseconds=1) for bound in spec.time_range)
     user_id = _numbers(block.timelines["user_id"])
     outside = (time < low) | (time > high)
-    yield from _first(
-        outside, lambda place: f"user {user_id[owner[place]]}: an event has the time {time[place]} us"
-    )
+    yield from _first(outside, lambda place: f"user {user_id[owner[place]]}: an event has the time {time[place]} us")
     if spec.history.arrival_time is None:
         backward = (time[1:] < time[:-1]) | ((time[1:] == time[:-1]) & (item[1:] < item[:-1]))
         backward &= owner[1:] == owner[:-1]
-        yield from _first(
-            backward, lambda place: f"user {user_id[owner[place]]}: event {place + 1} is out of order"
-        )
+        yield from _first(backward, lambda place: f"user {user_id[owner[place]]}: event {place + 1} is out of order")
 
 
 def _request_order_findings(block: Block) -> Iterator[str]:
@@ -290,9 +276,7 @@ def _request_order_findings(block: Block) -> Iterator[str]:
     upward = np.zeros(max(0, requests.num_rows - 1), dtype=np.bool_)
     for column in map(_numbers, reversed(keys)):
         upward = (column[1:] > column[:-1]) | ((column[1:] == column[:-1]) & upward)
-    yield from _first(
-        ~upward, lambda i: f"{_named(requests, i + 1)}: out of order, or the same as the one before"
-    )
+    yield from _first(~upward, lambda i: f"{_named(requests, i + 1)}: out of order, or the same as the one before")
     order_by_id = np.lexsort((_numbers(request_id), _numbers(requests["user_id"])))
     user, ids = _numbers(requests["user_id"])[order_by_id], _numbers(request_id)[order_by_id]
     twice = (user[1:] == user[:-1]) & (ids[1:] == ids[:-1])
@@ -320,9 +304,7 @@ def _cut_findings(spec: BuildSpec, block: Block) -> Iterator[str]:
     if spec.history.arrival_time is None and spec.history.request_id is None and len(time):
         following = np.minimum(offsets[row] + end, len(time) - 1)
         lost = (end < lengths[row]) & (time[following] + spec.history.delay_us < asked)
-        yield from _first(
-            lost, lambda i: f"{_named(requests, i)}: its history lacks events that it could see"
-        )
+        yield from _first(lost, lambda i: f"{_named(requests, i)}: its history lacks events that it could see")
     first, furthest = lengths.copy(), np.full(len(lengths), -1)
     np.minimum.at(first, row, np.maximum(end - spec.history_length, 0))
     np.maximum.at(furthest, row, end)
@@ -355,9 +337,7 @@ def _total_findings(dataset: Dataset, seen: _Seen) -> Iterator[str]:
     counts = dataset.counts
     rows = np.unique(np.stack([_joined(seen.user_id), _joined(seen.bucket)]), axis=1)
     twice = rows[0, 1:] == rows[0, :-1]
-    yield from _first(
-        twice, lambda i: f"user {rows[0, i]}: is in bucket {rows[1, i]} and in bucket {rows[1, i + 1]}"
-    )
+    yield from _first(twice, lambda i: f"user {rows[0, i]}: is in bucket {rows[1, i]} and in bucket {rows[1, i + 1]}")
     found = seen.totals | {
         "users": rows.shape[1] - int(twice.sum()),
         "stored_with_overlap": seen.totals["events"],
@@ -502,9 +482,7 @@ def _segment(block: Block, row: int) -> list[Event]:
     events = block.timelines["events"]
     start, end = events.offsets[row].as_py(), events.offsets[row + 1].as_py()
     columns = events.values.slice(start, end - start).flatten()
-    numbers = [
-        column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column for column in columns
-    ]
+    numbers = [column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column for column in columns]
     return list(zip(*(column.to_pylist() for column in numbers), strict=True))
 
 

@@ -358,9 +358,7 @@ def _build_user(
         start = max(0, end - spec.history_length)
         features_of_request, targets = _group(spec, rows)
         requests.append(
-            ReferenceRequest(
-                request_id, user, request_time, features_of_request, timeline, start, end, targets
-            )
+            ReferenceRequest(request_id, user, request_time, features_of_request, timeline, start, end, targets)
         )
     requests.sort(key=lambda request: (request.request_time, request.request_id))
     reached = max((request.history_end for request in requests), default=0)
@@ -543,9 +541,7 @@ def _text(value: Any) -> str:
 def _time(value: Any, mapped: TimeColumn) -> int:
     """Return microseconds UTC of a timestamp, a number with a unit, or text."""
     if isinstance(value, date):
-        return _microseconds(
-            value if isinstance(value, datetime) else datetime.combine(value, time()), mapped
-        )
+        return _microseconds(value if isinstance(value, datetime) else datetime.combine(value, time()), mapped)
     if mapped.unit in DURATION_US:
         if isinstance(value, str):
             digits = _INTEGER.fullmatch(value)
@@ -568,9 +564,7 @@ def _microseconds(moment: datetime, mapped: TimeColumn) -> int:
     """Naive times are local to the column's time zone (of an hour that comes twice, the first)."""
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=ZoneInfo(mapped.timezone))
-        if moment.astimezone(UTC).astimezone(moment.tzinfo).replace(tzinfo=None) != moment.replace(
-            tzinfo=None
-        ):
+        if moment.astimezone(UTC).astimezone(moment.tzinfo).replace(tzinfo=None) != moment.replace(tzinfo=None):
             raise Unparsable  # an hour that the clocks jumped over
     since = moment.astimezone(UTC) - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
@@ -608,9 +602,7 @@ def _among(rows: pl.LazyFrame, column: IdColumn, ids: set[int]) -> pl.Expr:
 def _scan(spec: BuildSpec, name: str) -> pl.LazyFrame:
     source = spec.sources[name]
     if source.file_format == "table":
-        raise SourceError(
-            f"source {name} is a table of Spark; the reference reads files only, so export it first"
-        )
+        raise SourceError(f"source {name} is a table of Spark; the reference reads files only, so export it first")
     paths = [path for pattern in source.path for path in _files(pattern)]
     if source.file_format == "parquet":
         return pl.scan_parquet(paths)

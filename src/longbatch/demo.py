@@ -31,6 +31,7 @@ HISTORY_LENGTHS = (100, 500, 2_000, 10_000)
 DEMO_LOG = Simulation(users=1_000, events=4_000_000, seed=0)
 AUDITED_USERS = 20
 MEASURED_BYTES = 300_000_000
+EVALUATED_REQUESTS = 2_000
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,13 @@ def demo(out: Path, *, train_seconds: float, overwrite: bool, progress: Bars) ->
     config = TrainConfig(max_seconds=train_seconds, epochs=100)
     trained = train(dataset, run, config, progress=training_progress(progress, config))
     stage.ends("train")
-    metrics = evaluate(run, dataset, history_lengths=HISTORY_LENGTHS, progress=training_progress(progress))
+    metrics = evaluate(
+        run,
+        dataset,
+        history_lengths=HISTORY_LENGTHS,
+        max_requests=EVALUATED_REQUESTS,
+        progress=training_progress(progress),
+    )
     stage.ends("evaluate")
     outcome = Outcome(simulated, built, audited, savings, trained, metrics, stage.seconds)
     document = report.document(outcome)

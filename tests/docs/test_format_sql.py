@@ -11,7 +11,6 @@ from typing import Any
 
 import duckdb
 import polars as pl
-import pyarrow as pa
 import pytest
 
 from longbatch.jobs.build import build

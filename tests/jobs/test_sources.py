@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longbatch.jobs import sources
-from longbatch.jobs.sources import Chunk, Piece, filesystem_of, list_files, plain_types, plan_pieces, read_piece
+from longbatch.jobs.sources import Chunk, filesystem_of, list_files, plain_types, plan_pieces, read_piece
 from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.spec import BuildSpec
 
@@ -229,12 +229,16 @@ def test_uris_are_read_like_paths(tmp_path: Path) -> None:
         ("file://{tmp}/none.parquet", r"source log: there is no file 'file://.*none\.parquet'"),
         ("file://{tmp}/none/*.parquet", r"source log: no file matches 'file://.*\*\.parquet'"),
         ("nowhere://bucket/a.parquet", r"source log: cannot reach 'nowhere://bucket/a\.parquet': "),
-        ("{tmp}", r"source log: there is no file '/.*'; check the path"),
     ],
 )
 def test_files_that_are_not_there_are_named(tmp_path: Path, path: str, message: str) -> None:
-    with pytest.raises((SourceError), match=message):
+    with pytest.raises(SourceError, match=message):
         rows(path.format(tmp=tmp_path))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"source log: there is no file '/.*'; check the path"):
+        rows(tmp_path, format="parquet")
 
 
 def test_a_local_path_needs_no_uri(tmp_path: Path) -> None:

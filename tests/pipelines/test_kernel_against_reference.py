@@ -95,9 +95,7 @@ def check(spec: BuildSpec, frames: Frames, buckets: int) -> None:
         assert listed == sorted(listed), f"the requests of user {user} are out of order"
     found = sorted(requests, key=lambda row: (row["user_id"], row["request_time"], row["request_id"]))
     within = ("segment", "timeline_row", "history_end")
-    assert [{k: v for k, v in row.items() if k not in within} for row in found] == reference_requests(
-        spec, reference
-    )
+    assert [{k: v for k, v in row.items() if k not in within} for row in found] == reference_requests(spec, reference)
     check_counts(spec, built, reference)
     check_segments(spec, blocks)
 
@@ -171,14 +169,10 @@ def frames(draw: st.DrawFn, names: list[str], text_ids: set[str]) -> pl.DataFram
         rows += random.choices(rows, k=random.randint(1, 3))
         rows += [almost(random, names, row) for row in random.choices(rows, k=random.randint(1, 3))]
     frame = pl.DataFrame(rows, schema={name: COLUMNS[name][0] for name in names}, orient="row")
-    if draw(
-        st.integers(0, 3)
-    ):  # most logs give each user request ids of its own; in the others most ids conflict
+    if draw(st.integers(0, 3)):  # most logs give each user request ids of its own; in the others most ids conflict
         mine = 10 * pl.col("user").fill_null(0)
         frame = frame.with_columns(pl.col(name) + mine for name in names if name in ("request", "origin"))
-    as_text = (
-        pl.lit("id ").add(pl.col(name).cast(pl.String)).alias(name) for name in names if name in text_ids
-    )
+    as_text = (pl.lit("id ").add(pl.col(name).cast(pl.String)).alias(name) for name in names if name in text_ids)
     return frame.with_columns(as_text)
 
 
@@ -210,9 +204,7 @@ def ids(names: tuple[str, ...], text_ids: set[str]) -> dict[str, Any]:
     return {name: {"column": name, "type": "string" if name in text_ids else "int64"} for name in names}
 
 
-wheres = st.sampled_from(
-    [None, None, "click = 1", "tab > 0 or word = 'a'", "flag", "true", "item is not null"]
-)
+wheres = st.sampled_from([None, None, "click = 1", "tab > 0 or word = 'a'", "flag", "true", "item is not null"])
 
 
 @st.composite
@@ -316,9 +308,7 @@ def listed(draw: st.DrawFn, impressions: pl.DataFrame, may_be_null: bool) -> pl.
     seen = [items() if random.random() < 0.9 else None for _ in range(impressions.height)]
     clicked = [None if may_be_null and random.random() < 0.1 else items() for _ in range(impressions.height)]
     lists = pl.List(pl.Int64)
-    return impressions.with_columns(
-        item=pl.Series(seen, dtype=lists), clicked=pl.Series(clicked, dtype=lists)
-    )
+    return impressions.with_columns(item=pl.Series(seen, dtype=lists), clicked=pl.Series(clicked, dtype=lists))
 
 
 @every_case
@@ -453,9 +443,7 @@ def literal(history: Row | None = None, requests: Row | None = None, **spec: Any
 
 def test_an_event_with_another_requests_id_is_hidden_from_that_request() -> None:
     """The first row is a target of request 1, but its event says that it came out of request 2."""
-    log = pl.DataFrame(
-        {"user": [1, 1], "request": [1, 2], "origin": [2, 3], "item": [5, 6], "time": [T, T + 5]}
-    )
+    log = pl.DataFrame({"user": [1, 1], "request": [1, 2], "origin": [2, 3], "item": [5, 6], "time": [T, T + 5]})
     spec = literal(history={"request_id": "origin"})
     assert [row["history"] for row in built_requests(spec, build_in_memory(spec, {"log": log}).blocks)] == [
         (),
@@ -480,9 +468,7 @@ def test_events_of_segments_that_go_back_in_the_timeline_are_counted_as_stored()
 
 
 def test_a_number_that_float32_cannot_hold_is_unparsable() -> None:
-    log = pl.DataFrame(
-        {"user": [1, 1], "request": [1, 2], "item": [5, 6], "time": [T, T], "price": [1e39, 1.0]}
-    )
+    log = pl.DataFrame({"user": [1, 1], "request": [1, 2], "item": [5, 6], "time": [T, T], "price": [1e39, 1.0]})
     spec = literal(requests={"features": {"price": "float32"}})
     assert build_in_memory(spec, {"log": log}).ledgers["log"].reasons == {"unparsable:price": 1}
     check(spec, {"log": log}, 1)

@@ -52,9 +52,7 @@ def test_a_given_kind_overrules_the_default():
 
 
 def test_unknown_labels_kinds_and_keys_are_refused():
-    with pytest.raises(
-        SpecError, match=r"labels \['buy'\] are not in the dataset, which has \['click', 'like'\]"
-    ):
+    with pytest.raises(SpecError, match=r"labels \['buy'\] are not in the dataset, which has \['click', 'like'\]"):
         model_columns(TYPES, ("buy",), ModelConfig())
     with pytest.raises(SpecError, match=r"kinds names \['nope'\]"):
         model_columns(TYPES, (), ModelConfig(kinds={"nope": "id"}))

@@ -65,9 +65,7 @@ def dataset(tmp_path_factory):
     for user in range(40):
         favourite = int(random.integers(4))
         times = [START + DAY * day - timedelta(seconds=1) for day in range(16)]
-        events = [
-            {"item_id": int(random.integers(50)), "event_time": t, "author_id": favourite} for t in times
-        ]
+        events = [{"item_id": int(random.integers(50)), "event_time": t, "author_id": favourite} for t in times]
         timelines.append({"user_id": user, "segment": 0, "events": events})
         for day in range(16):
             ids = {"request_id": user * 16 + day, "user_id": user, "segment": 0, "timeline_row": user}

@@ -49,9 +49,7 @@ def test_a_target_does_not_depend_on_the_other_requests_of_its_batch(make_batch,
 
 
 @pytest.mark.parametrize(("lengths", "counts"), [([0, 0], [1, 4]), ([], []), ([5], [0])])
-def test_empty_histories_and_empty_batches_give_finite_outputs_and_gradients(
-    make_batch, small_model, lengths, counts
-):
+def test_empty_histories_and_empty_batches_give_finite_outputs_and_gradients(make_batch, small_model, lengths, counts):
     model = STCA(*small_model)
     batch = make_batch(lengths, counts)
     logits = model(batch)

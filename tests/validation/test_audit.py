@@ -263,15 +263,11 @@ def test_only_the_requests_whose_own_history_differs_are_named(tmp_path: Path) -
 
 
 def test_a_late_event_in_a_history_is_found_by_its_arrival_only_in_the_raw_log(tmp_path: Path) -> None:
-    text = SPEC.replace(
-        "[history.features]", 'arrival_time = { column = "arrival", unit = "s" }\n[history.features]'
-    )
+    text = SPEC.replace("[history.features]", 'arrival_time = { column = "arrival", unit = "s" }\n[history.features]')
     log = LOG.with_columns(arrival=pl.when(pl.col("item") == 100).then(pl.col("time") + 1).otherwise("time"))
     dataset = stored(tmp_path, parse_spec(text), log)
     assert audit(dataset, users=None).findings == []
-    bad = stored(
-        tmp_path / "bad", parse_spec(text), log, lambda _, requests: requests[0].update(history_end=1)
-    )
+    bad = stored(tmp_path / "bad", parse_spec(text), log, lambda _, requests: requests[0].update(history_end=1))
     found = audit(bad, users=None).findings
     assert found[-1].endswith("user 1, request 11: its history has 1 events, the raw log gives 0")
     assert not any("could not see" in finding for finding in found)
@@ -295,9 +291,7 @@ def test_altered_short_and_missing_files_are_findings(tmp_path: Path) -> None:
 def test_counts_that_do_not_add_up_are_findings(tmp_path: Path) -> None:
     dataset = stored(tmp_path, parse_spec(SPEC), LOG)
     name = dataset / "snapshots" / "00000001.json"
-    name.write_text(
-        name.read_text().replace('"targets": 6', '"targets": 7').replace('"filtered": 0', '"filtered": 1')
-    )
+    name.write_text(name.read_text().replace('"targets": 6', '"targets": 7').replace('"filtered": 0', '"filtered": 1'))
     found = audit(dataset, users=None).findings
     assert "all shards hold 6 targets, the snapshot says 7" in found
     assert any("source log: 7 rows in, but 8 accounted for" in finding for finding in found)
@@ -378,9 +372,7 @@ def test_real_impressions_survive_the_audit(tmp_path: Path) -> None:
     for table in ("timelines", "requests", "snapshots"):
         (tmp_path / table).mkdir()
     shards = (write_shard(tmp_path, 0, "test", spec, built.blocks) or {},)
-    commit(
-        tmp_path, Snapshot(1, spec, built.counts, built.ledgers, 0, shards, (), (), fingerprint(spec, shards))
-    )
+    commit(tmp_path, Snapshot(1, spec, built.counts, built.ledgers, 0, shards, (), (), fingerprint(spec, shards)))
     found = audit(tmp_path, users=None)
     assert found.findings == []
     assert found.requests_checked == 1046

@@ -75,9 +75,7 @@ def one_log(*rows: tuple[object, ...], spec: BuildSpec | None = None) -> Referen
     names = ["user", "request", "item", "time", "click"]
     typed = dict.fromkeys(names, pl.Int64)
     moved = [(u, r, i, None if t is None else T + int(str(t)), c) for u, r, i, t, c in rows]
-    return build_reference(
-        spec or parse_spec(ONE_LOG), {"log": pl.DataFrame(moved, schema=typed, orient="row")}
-    )
+    return build_reference(spec or parse_spec(ONE_LOG), {"log": pl.DataFrame(moved, schema=typed, orient="row")})
 
 
 def two_logs(
@@ -85,9 +83,7 @@ def two_logs(
 ) -> Reference:
     """Rows are (user, item, seconds after T)."""
     frames = {
-        name: pl.DataFrame(
-            [(u, i, T + int(str(t))) for u, i, t in rows], schema=["user", "item", "time"], orient="row"
-        )
+        name: pl.DataFrame([(u, i, T + int(str(t))) for u, i, t in rows], schema=["user", "item", "time"], orient="row")
         for name, rows in (("events", events), ("impressions", impressions))
     }
     return build_reference(spec or parse_spec(TWO_LOGS), frames)
@@ -267,14 +263,10 @@ def read_feature(declared: str, raw: object) -> Reference:
 
 
 def test_a_null_feature_takes_its_default_and_stays_null_without_one() -> None:
-    features = (
-        '[requests.features]\ntab = { type = "int8", default = 3 }\nshown = { column = "tab", type = "int8" }'
-    )
+    features = '[requests.features]\ntab = { type = "int8", default = 3 }\nshown = { column = "tab", type = "int8" }'
     impressions = pl.DataFrame({"user": [1], "item": [2], "time": [T], "tab": [None]})
     events = impressions.drop("tab").clear()
-    reference = build_reference(
-        parse_spec(TWO_LOGS + features), {"events": events, "impressions": impressions}
-    )
+    reference = build_reference(parse_spec(TWO_LOGS + features), {"events": events, "impressions": impressions})
     assert reference.requests[0].features == {"tab": 3, "shown": None}
 
 
@@ -307,9 +299,7 @@ def test_lists_become_one_row_an_element_and_clicked_items_are_labels() -> None:
         {"user": [1, 2, 3], "seen": [[10, 11], [], None], "clicked": [[11, 5], [1], [1]], "time": [T, T, T]}
     )
     events = pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64, "time": pl.Int64})
-    reference = build_reference(
-        BuildSpec.model_validate(text), {"events": events, "impressions": impressions}
-    )
+    reference = build_reference(BuildSpec.model_validate(text), {"events": events, "impressions": impressions})
     assert reference.requests[0].targets == [
         {"item_id": 10, "place": 0, "click": 0},
         {"item_id": 11, "place": 1, "click": 1},
@@ -336,9 +326,7 @@ def test_parallel_lists_of_different_lengths_are_refused() -> None:
 def test_a_number_without_a_unit_is_refused() -> None:
     frame = pl.DataFrame({"user": [1], "item": [1], "time": [T]})
     with pytest.raises(SourceError, match="say its unit"):
-        build_reference(
-            parse_spec(TWO_LOGS.replace(', unit = "s"', "")), {"events": frame, "impressions": frame}
-        )
+        build_reference(parse_spec(TWO_LOGS.replace(', unit = "s"', "")), {"events": frame, "impressions": frame})
 
 
 def test_membership_needs_a_list() -> None:
@@ -392,9 +380,7 @@ def test_parquet_arrow_and_json_lines_give_the_same_requests(tmp_path: Path) -> 
 
 def test_a_where_on_text_files_compares_numbers(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(CSV)
-    spec = with_lines(
-        ONE_LOG.replace("log.parquet", "log.csv"), requests=f'where = "time < {T + 1} and click = 1"'
-    )
+    spec = with_lines(ONE_LOG.replace("log.parquet", "log.csv"), requests=f'where = "time < {T + 1} and click = 1"')
     spec = spec.with_paths_from(tmp_path)
     reference = build_reference(spec, {"log": read_raw(spec, "log")})
     assert [r.request_id for r in reference.requests] == [7, 9]
