@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ for argument do
   shift
   case "$argument" in --add-modules=jdk.incubator.vector) ;; *) set -- "$@" "$argument" ;; esac
 done
-exec "{java}" "$@"
+exec {java} "$@"
 """
 
 
@@ -65,6 +66,6 @@ def wrap_java(home: Path, java: str) -> Path:
     """Write `home`/bin/java, which calls `java` without the module it lacks; return it."""
     wrapper = home / "bin" / "java"
     wrapper.parent.mkdir(parents=True, exist_ok=True)
-    wrapper.write_text(WRAPPER.format(java=java))
+    wrapper.write_text(WRAPPER.format(java=shlex.quote(java)))
     wrapper.chmod(0o755)
     return wrapper

@@ -8,14 +8,17 @@ its description. The driver commits.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,15 +63,16 @@ class SparkEngine:
 
     def build(self, spec: BuildSpec, root: Path, attempt: str, progress: Progress) -> Built:
         """Build all files of a dataset under `root`, which every executor must reach by the same path."""
-        session, ours = self._session(root, attempt)
+        session, ours = None, False
         try:
+            session, ours = self._session(root, attempt)
             return _build(session, spec, root.absolute(), attempt, progress)
         except Exception as error:
             raise _own_error(error) from None
         finally:
-            if ours:
-                session.stop()
-                shutil.rmtree(_scratch(root, attempt), ignore_errors=True)
+            if session is not None and ours:
+                _stop(session)
+            shutil.rmtree(_scratch(root, attempt), ignore_errors=True)
 
     def _session(self, root: Path, attempt: str) -> tuple[SparkSession, bool]:
         try:
@@ -78,6 +82,8 @@ class SparkEngine:
         active = SparkSession.getActiveSession()
         if active is not None:
             return active, False
+        if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has set up Java, master and all settings
+            return SparkSession.builder.appName("longbatch build").getOrCreate(), True
         provide_java()
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = SparkSession.builder.appName("longbatch build")
@@ -86,12 +92,27 @@ class SparkEngine:
         if self.master:
             builder = builder.master(self.master)
         for key, value in _LOCAL_SETTINGS.items() if (self.master or "local").startswith("local") else ():
-            builder = builder.config(key, value.format(scratch=scratch))
+            builder = builder.config(key, value.format(scratch=scratch, java=_java_folder()))
         return builder.getOrCreate(), True
+
+
+def _stop(session: SparkSession) -> None:
+    """Stop a session of our own, and let Java forget its scratch folder: the next session has another."""
+    java: Any = session.sparkContext._jvm
+    session.stop()
+    getattr(getattr(java.org.apache.spark.util, "Utils$"), "MODULE$").clearLocalRootDirs()
 
 
 def _scratch(root: Path, attempt: str) -> Path:
     return root.absolute() / f".work-{attempt}"
+
+
+@cache
+def _java_folder() -> str:
+    """A folder for the temporary files of Java, which outlives every session of this process."""
+    folder = tempfile.mkdtemp(prefix="longbatch-spark-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 # For a session of our own on this machine: quiet, no port opened but on loopback, no trace outside the output.
@@ -104,7 +125,7 @@ _LOCAL_SETTINGS = {
     "spark.driver.memory": "2g",
     "spark.local.dir": "{scratch}",
     "spark.sql.warehouse.dir": "{scratch}/warehouse",
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:-UsePerfData -Djava.io.tmpdir={scratch}",
+    "spark.driver.extraJavaOptions": '-XX:TieredStopAtLevel=1 -XX:-UsePerfData -Djava.io.tmpdir="{java}"',
 }
 
 
@@ -112,41 +133,51 @@ def _build(session: SparkSession, spec: BuildSpec, root: Path, attempt: str, pro
     pieces = {s: plan_pieces(spec, s) for s, e in spec.sources.items() if e.file_format != "table"}
     rows = sum(piece.rows for listed in pieces.values() for piece in listed)
     tables = [source for source in spec.sources if source not in pieces]
-    rows += sum(session.table(spec.sources[source].path[0]).count() for source in tables)
+    rows += sum(_table(session, spec, source).count() for source in tables)
     buckets = bucket_count(rows)
     progress("map", 0, 3)
     mapped = _map_pieces(session, spec, [piece for listed in pieces.values() for piece in listed], buckets)
     for source in tables:
         part = _map_table(session, spec, source, buckets)
         mapped = part if mapped is None else mapped.unionAll(part)
+    empty = Built(ledgers={source: RowLedger() for source in spec.sources})
     if mapped is None:
-        raise errors.SourceError("the spec names no source that could be read")
-    conflicts: list[Any] = []
-    if spec.requests.request_id is not None:
-        session.conf.set("spark.sql.inMemoryColumnarStorage.batchSize", "4")
-        mapped = _persisted(mapped)
-        conflicts = _find_conflicts(mapped, buckets)
-    progress("shards", 1, 3)
-    reduced = (
-        mapped.filter("kind <> 'owners'")
-        .repartitionById(buckets, mapped["bucket"])
-        .sortWithinPartitions("bucket", "kind", "name")
-        .mapInArrow(partial(_reduce, spec.model_dump_json(), str(root), attempt, conflicts), RESULTS_DDL)
-        .collect()
-    )
+        return empty
+    with _persisted(session, mapped, wanted=spec.requests.request_id is not None):
+        conflicts = [] if spec.requests.request_id is None else _find_conflicts(mapped, buckets)
+        progress("shards", 1, 3)
+        reduced = (
+            mapped.filter("kind <> 'owners'")
+            .repartitionById(buckets, mapped["bucket"])
+            .sortWithinPartitions("bucket", "kind", "name")
+            .mapInArrow(partial(_reduce, spec.model_dump_json(), str(root), attempt, conflicts), RESULTS_DDL)
+            .collect()
+        )
     progress("shards", 2, 3)
-    built = sum((_unpack_result(row["shards"], row["books"]) for row in reduced), Built())
+    built = sum((_unpack_result(row["shards"], row["books"]) for row in reduced), empty)
     if conflicts:
         built += _quarantine_conflicts(session, spec, pieces, root, attempt, conflicts)
-    mapped.unpersist()
     progress("shards", 3, 3)
     return built
 
 
-def _persisted(frame: DataFrame) -> DataFrame:
+@contextmanager
+def _persisted(session: SparkSession, frame: DataFrame, *, wanted: bool) -> Iterator[None]:
+    """Keep a frame that is read twice on the executors' disks, in small batches, for its rows are large."""
     from pyspark import StorageLevel
 
-    return frame.persist(StorageLevel.DISK_ONLY)
+    if not wanted:
+        yield
+        return
+    size = "spark.sql.inMemoryColumnarStorage.batchSize"
+    before = session.conf.get(size)
+    session.conf.set(size, "4")
+    frame.persist(StorageLevel.DISK_ONLY)
+    try:
+        yield
+    finally:
+        frame.unpersist()
+        session.conf.set(size, before)
 
 
 def _map_pieces(session: SparkSession, spec: BuildSpec, pieces: list[Piece], buckets: int) -> DataFrame | None:
@@ -157,10 +188,20 @@ def _map_pieces(session: SparkSession, spec: BuildSpec, pieces: list[Piece], buc
     return frame.mapInArrow(partial(_map_piece_batches, spec.model_dump_json(), buckets), PARTS_DDL)
 
 
+def _table(session: SparkSession, spec: BuildSpec, source: str) -> DataFrame:
+    from pyspark.errors import AnalysisException
+
+    name = spec.sources[source].path[0]
+    try:
+        return session.table(name)
+    except AnalysisException as error:
+        reason = str(error).splitlines()[0]
+        raise errors.SourceError(f"source {source}: Spark knows no table {name}: {reason}") from None
+
+
 def _map_table(session: SparkSession, spec: BuildSpec, source: str, buckets: int) -> DataFrame:
     """Type the rows of a table that Spark knows by name; it has no files, so rows are numbered per task."""
-    name = spec.sources[source].path[0]
-    frame = session.table(name)
+    name, frame = spec.sources[source].path[0], _table(session, spec, source)
     missing = [column for column in needed_columns(spec, source) if column not in frame.columns]
     if missing:
         raise errors.SourceError(
@@ -361,7 +402,7 @@ def _quarantine_conflicts(
         rows = [(number, json.dumps(asdict(piece))) for number, piece in enumerate(pieces[source])]
         frame = session.createDataFrame(rows, "number int, piece string").repartitionById(len(rows), "number")
     else:
-        frame = session.table(spec.sources[source].path[0]).select(*needed_columns(spec, source))
+        frame = _table(session, spec, source).select(*needed_columns(spec, source))
     function = partial(_conflict_rows, spec.model_dump_json(), source in pieces, str(root), attempt, conflicts)
     found = frame.mapInArrow(function, RESULTS_DDL).collect()
     return sum((_unpack_result(row["shards"], row["books"]) for row in found), Built())
@@ -388,6 +429,8 @@ def _own_error(error: Exception) -> Exception:
     """Give back the longbatch error that a task raised, without Spark's wrapping; any other error as it is."""
     if isinstance(error, errors.LongbatchError):
         return error
+    if "JAVA_GATEWAY_EXITED" in str(error):
+        return errors.MachineError("Java did not start (it says why above); set JAVA_HOME to a Java 17 or newer")
     match = re.search(r"longbatch\.schemas\.errors\.(\w+): (.*)", str(error))
     kind = getattr(errors, match[1], None) if match else None
     return kind(match[2]) if match and isinstance(kind, type) else error

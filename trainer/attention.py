@@ -168,14 +168,20 @@ def prefers_reorder(width: int, heads: int, targets_per_event: float) -> bool:
 class TargetAttention(nn.Module):
     """Multi-head attention of targets over their histories, weights WQ, WK, WV, WO (D, D), no biases.
 
-    All start orthogonal and WK starts equal to WQ, so that attention starts by similarity: from random
-    weights, that events like the target deserve attention takes thousands of steps to be found.
+    It starts by similarity: WQ and WV are orthogonal, WK equals WQ, and WO undoes WV, so that a target sees
+    the mean of the events most like it, in their own coordinates. From independent random weights, that
+    events like the target deserve attention takes thousands of steps to be found.
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.width, self.heads = width, heads
         self.query, self.key, self.value, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
+        with torch.no_grad():
+            nn.init.orthogonal_(self.query.weight)
+            nn.init.orthogonal_(self.value.weight)
+            self.key.weight.copy_(self.query.weight)
+            self.output.weight.copy_(self.value.weight.T)
 
     def forward(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
         """Outputs (G, D), by whichever form costs less at this batch's targets per history."""

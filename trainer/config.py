@@ -5,7 +5,7 @@ How a column becomes part of a token (`column_kind`) follows from its stored typ
 | stored type | name | kind |
 |---|---|---|
 | bool, int8 | any | category: a table of 256 rows, no collisions |
-| int16 | any | category: a table of 65,536 rows, no collisions |
+| int16 | any | category: a table of 4,096 rows, the value modulo its size |
 | int32, int64 | ends in a unit: _ms, _us, _s, _seconds, _minutes, _hours, _days, _bytes, _count | measure |
 | int32, int64 | any other | id: hashed into a table of `id_rows` rows |
 | float, double | any | measure: two logarithmic buckets per octave |
@@ -27,7 +27,7 @@ Kind = Literal["id", "category", "measure"]
 ColumnTypes = Mapping[str, Mapping[str, str]]
 
 UNIT_SUFFIXES = ("_ms", "_us", "_s", "_seconds", "_minutes", "_hours", "_days", "_bytes", "_count")
-CATEGORY_ROWS = {"bool": 256, "int8": 256, "int16": 65_536}
+CATEGORY_ROWS = {"bool": 256, "int8": 256, "int16": 4_096}
 MEASURE_ROWS = 2 * 81 + 1  # 80 magnitudes (2^-10 to 2^30, two an octave) and zero, by sign; one for NaN
 
 

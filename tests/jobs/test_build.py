@@ -1,0 +1,449 @@
+"""The build command's promises: what is committed is whole, and an error leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from longbatch.jobs import build as module
+from longbatch.jobs import local, tasks
+from longbatch.jobs.build import BuildSummary, build
+from longbatch.jobs.local import LocalEngine, Progress
+from longbatch.jobs.tasks import Built
+from longbatch.schemas.dataset import open_dataset
+from longbatch.schemas.errors import DataError, DatasetError, LongbatchError, MachineError, SourceError, SpecError
+from longbatch.schemas.shard import HashingFile
+from longbatch.schemas.spec import BuildSpec, load_spec
+
+T = 1_700_000_000
+SPEC = """
+name = "small"
+history_length = 3
+[sources.log]
+path = "log*.parquet"
+[history]
+source = "log"
+user_id = "user"
+item_id = "item"
+event_time = { column = "time", unit = "s" }
+request_id = "request"
+[requests]
+source = "log"
+user_id = "user"
+item_id = "item"
+request_time = { column = "time", unit = "s" }
+request_id = "request"
+labels = { click = "int8" }
+"""
+LOG = pl.DataFrame(
+    {
+        "user": [1, 1, 1, 2],
+        "item": [11, 12, 13, 21],
+        "time": [T, T + 1, T + 1, T],
+        "request": [1, 2, 2, 3],
+        "click": [0, 1, 0, 1],
+    }
+)
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Path:
+    """The spec beside its log, a file of four rows."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "spec.toml").write_text(SPEC)
+    LOG.write_parquet(folder / "log1.parquet")
+    return folder / "spec.toml"
+
+
+def alter(spec_file: Path, old: str, new: str) -> BuildSpec:
+    text = spec_file.read_text()
+    assert old in text
+    spec_file.write_text(text.replace(old, new))
+    return load_spec(spec_file)
+
+
+def relog(spec_file: Path, log: pl.DataFrame) -> BuildSpec:
+    log.write_parquet(spec_file.parent / "log1.parquet")
+    return load_spec(spec_file)
+
+
+def files(out: Path) -> list[str]:
+    """Every file under a folder, and every folder without any."""
+    return sorted(
+        path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() or not any(path.iterdir())
+    )
+
+
+def items(out: Path) -> list[list[int]]:
+    """The items of each request's history."""
+    return [
+        [event["item_id"] for event in row["history"]]
+        for batch in open_dataset(out).scan()
+        for row in batch.to_pylist()
+    ]
+
+
+def test_a_build_commits_a_dataset_and_says_what_is_in_it(spec_file: Path, tmp_path: Path) -> None:
+    summary = build(load_spec(spec_file), tmp_path / "out")
+    opened = open_dataset(tmp_path / "out")
+    assert isinstance(summary, BuildSummary)
+    assert (summary.snapshot, summary.fingerprint, summary.shards) == (1, opened.fingerprint, 1)
+    assert summary.counts == opened.counts
+    assert (summary.counts.requests, summary.counts.targets, summary.counts.stored) == (3, 4, 1)
+    assert summary.bytes == sum(row[table]["bytes"] for row in opened.shards for table in ("timelines", "requests"))
+    assert summary.as_dict()["ledgers"]["log"]["accepted"] == 4
+    assert items(tmp_path / "out") == [[], [11], []]
+
+
+def test_two_builds_of_one_log_are_equal_byte_for_byte(spec_file: Path, tmp_path: Path) -> None:
+    first, second = (build(load_spec(spec_file), tmp_path / name).fingerprint for name in ("a", "b"))
+    assert first == second
+
+
+def test_progress_is_told_to_the_end(spec_file: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, float, float]] = []
+    build(load_spec(spec_file), tmp_path / "out", progress=lambda *step: told.append(step))
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["scan", "request ids", "vocabulary", "shards"]
+    assert all(told[-1][1] == told[-1][2] for stage in told)
+
+
+Change = Callable[[Path], BuildSpec]
+
+
+def failing(*, log: dict[str, Any] | None = None, spec: tuple[str, str] | None = None) -> Change:
+    """A change of the log's columns or of the spec's text."""
+
+    def change(spec_file: Path) -> BuildSpec:
+        if log is not None:
+            relog(spec_file, LOG.with_columns(**{name: pl.Series(values) for name, values in log.items()}))
+        return alter(spec_file, *spec) if spec else load_spec(spec_file)
+
+    return change
+
+
+FAILURES: list[tuple[Change, type[LongbatchError], str]] = [
+    (failing(spec=("log*.parquet", "none.parquet")), SourceError, r"source log: there is no file '.*in/none\.parquet'"),
+    (
+        failing(spec=("log*.parquet", "none*.parquet")),
+        SourceError,
+        r"source log: no file matches '.*in/none\*\.parquet'",
+    ),
+    (
+        failing(spec=('click = "int8"', 'liked = "int8"')),
+        SourceError,
+        r"source log: .*log1\.parquet has no column 'liked'; its columns are user, item, time, request, click",
+    ),
+    (
+        failing(log={"click": [[1], [2], [3], [4]]}),
+        SourceError,
+        r"source log: column 'click' holds List\(Int64\), one value a row",
+    ),
+    (
+        failing(log={"time": ["a", "b", "c", "d"]}),
+        DataError,
+        r"source log has no valid row: 4 rows, 0 filtered, 4 rejected \(unparsable:time 4\)",
+    ),
+    (
+        failing(log={"click": [1, None, 1, 1]}),
+        DataError,
+        r"source log: 1 of 4 rows \(25\.00%\) were rejected, more than max_rejected = 1\.00%: .*\(missing_label:click 1\); mend the log",
+    ),
+    (failing(log={"request": [1, 2, 2, 1]}), DataError, r"2 of 4 rows .*\(conflicting_request 2\)"),
+    (failing(log={"user": [None, None, None, None]}), DataError, r"source log has no valid row: .*missing_user 4"),
+    (
+        failing(spec=('click = "int8" }', 'click = "int8" }\nwhere = "item > 99"')),
+        DataError,
+        r"no row became a target: check requests\.where",
+    ),
+    (
+        failing(spec=('"request"\n[requests]', '"request"\nwhere = "item > 99"\n[requests]\nwhere = "item > 99"')),
+        DataError,
+        r"source log has no valid row: 4 rows, 4 filtered, 0 rejected; nothing was committed",
+    ),
+    (
+        failing(spec=('click = "int8" }', 'click = "int8" }\nwhere = "nothing > 99"')),
+        SourceError,
+        r"has no column 'nothing'",
+    ),
+    (
+        failing(spec=('click = "int8" }', 'click = "int8" }\nwhere = "item >"')),
+        SpecError,
+        r"requests\.where is not an expression",
+    ),
+    (
+        failing(spec=('path = "log*.parquet"', 'path = "log"\nformat = "table"')),
+        SourceError,
+        r"build with --engine spark",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), FAILURES)
+def test_a_build_that_fails_says_why_and_leaves_nothing(
+    spec_file: Path, tmp_path: Path, change: Change, error: type[LongbatchError], message: str
+) -> None:
+    spec = change(spec_file)
+    with pytest.raises(error, match=message):
+        build(spec, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(error, match=message):
+        build(spec, tmp_path / "empty")
+    assert files(tmp_path / "empty") == [], "an empty folder stays, and can be tried again"
+
+
+def test_a_spec_with_an_unknown_key_builds_nothing(spec_file: Path) -> None:
+    with pytest.raises(SpecError, match=r"history\.were: unknown key; did you mean `where`"):
+        alter(spec_file, "[history]", "[history]\nwere = 'x'")
+
+
+def test_rejects_below_the_threshold_are_quarantined_with_their_columns(spec_file: Path, tmp_path: Path) -> None:
+    relog(spec_file, LOG.with_columns(click=pl.Series([1, None, 1, 1])))
+    summary = build(alter(spec_file, "history_length", "max_rejected = 0.5\nhistory_length"), tmp_path / "out")
+    (entry,) = open_dataset(tmp_path / "out").snapshot.quarantine
+    (row,) = pl.read_parquet(tmp_path / "out" / entry["path"]).to_dicts()
+    assert row == {
+        "user": 1,
+        "item": 12,
+        "time": T + 1,
+        "request": 2,
+        "click": None,
+        "_reasons": ["missing_label:click"],
+        "_source_file": str(spec_file.parent / "log1.parquet"),
+        "_source_row": 1,
+    }
+    assert entry["rows"] == summary.ledgers["log"].rejected == 1
+
+
+def test_conflicting_requests_are_quarantined_with_their_columns(spec_file: Path, tmp_path: Path) -> None:
+    """Request 1 is of users 1 and 2, in two files; request 2 is fine."""
+    LOG[3:].with_columns(request=pl.lit(1, dtype=pl.Int64)).write_parquet(spec_file.parent / "log2.parquet")
+    relog(spec_file, LOG[:3])
+    build(alter(spec_file, "history_length", "max_rejected = 0.5\nhistory_length"), tmp_path / "out")
+    opened = open_dataset(tmp_path / "out")
+    rows = pl.concat([pl.read_parquet(tmp_path / "out" / entry["path"]) for entry in opened.snapshot.quarantine])
+    found = rows.select(
+        "user", "item", "request", "_reasons", "_source_row", pl.col("_source_file").str.tail(12)
+    ).rows()
+    conflict = ["conflicting_request"]
+    assert sorted(found) == [(1, 11, 1, conflict, 0, "log1.parquet"), (2, 21, 1, conflict, 0, "log2.parquet")]
+    ledger = opened.snapshot.ledgers["log"]
+    assert (ledger.rows, ledger.rejected, ledger.accepted) == (4, 2, 2)
+    assert ledger.reasons == {"conflicting_request": 2}
+
+
+def test_an_output_that_holds_a_dataset_is_not_replaced_unasked(spec_file: Path, tmp_path: Path) -> None:
+    build(load_spec(spec_file), tmp_path / "out")
+    before = files(tmp_path / "out")
+    with pytest.raises(
+        DatasetError, match=r"out already holds a dataset; pass --overwrite to replace it after a success"
+    ):
+        build(load_spec(spec_file), tmp_path / "out")
+    assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_output_that_is_something_else_is_left_alone(spec_file: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    if kind == "folder":
+        out.mkdir()
+    (out / "mine.txt" if kind == "folder" else out).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(DatasetError, match=r"out exists and is not a dataset; choose another output, or remove it"):
+            build(load_spec(spec_file), out, overwrite=overwrite)
+    assert (out / "mine.txt" if kind == "folder" else out).read_text() == "mine"
+
+
+def test_overwriting_replaces_every_file_once_the_new_one_is_committed(spec_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(load_spec(spec_file), out)
+    old = set(files(out))
+    later = relog(spec_file, LOG.with_columns(item=pl.col("item") + 100))
+    assert build(later, out, overwrite=True).snapshot == 2
+    assert items(out) == [[], [111], []]
+    kept = old & set(files(out))
+    assert kept <= {"quarantine", "vocabulary"}, "folders without files"
+    assert len(files(out)) == len(old)
+
+
+def test_overwriting_keeps_the_old_dataset_if_the_build_fails(spec_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(load_spec(spec_file), out)
+    before = files(out)
+    with pytest.raises(DataError, match="no valid row"):
+        build(relog(spec_file, LOG.with_columns(user=None)), out, overwrite=True)
+    assert files(out) == before
+    assert items(out) == [[], [11], []]
+
+
+def test_overwriting_nothing_is_a_build(spec_file: Path, tmp_path: Path) -> None:
+    assert build(load_spec(spec_file), tmp_path / "out", overwrite=True).snapshot == 1
+
+
+def full_disk(*arguments: Any, **named: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def in_partition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.pa, "OSFile", full_disk)
+
+
+def in_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDisk:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+        write = flush = full_disk
+
+    def on_a_full_disk(self: HashingFile, path: Path) -> None:
+        real(self, path)
+        self._file.close()
+        self._file = FullDisk()  # type: ignore[assignment]
+
+    real = HashingFile.__init__
+    monkeypatch.setattr(HashingFile, "__init__", on_a_full_disk)
+
+
+def in_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.mkdir
+    monkeypatch.setattr(
+        Path, "mkdir", lambda self, *a, **k: full_disk() if self.name == "requests" else real(self, *a, **k)
+    )
+
+
+def in_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longbatch.schemas.snapshot.os.fsync", full_disk)
+
+
+def in_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks.pl.DataFrame, "write_parquet", full_disk)
+
+
+def in_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks.pa.ipc, "new_file", full_disk)
+
+
+@pytest.mark.parametrize("where", [in_partition, in_shard, in_folders, in_sync, in_quarantine, in_vocabulary])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_full_disk_is_said_and_leaves_nothing(
+    spec_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Callable[[pytest.MonkeyPatch], None],
+    existing: bool,
+) -> None:
+    out = tmp_path / "out"
+    users = pl.Series(["ann", "ann", "ann", None])
+    relog(spec_file, LOG.with_columns(user=users))
+    alter(spec_file, 'user_id = "user"', 'user_id = { column = "user", type = "string" }')
+    spec = alter(spec_file, "history_length", "max_rejected = 0.5\nhistory_length")
+    if existing:
+        build(spec, out)
+    before = files(out) if existing else []
+    with monkeypatch.context() as patched:
+        where(patched)
+        with pytest.raises(
+            MachineError, match=r"cannot write .*: No space left on device; free space there and run again"
+        ):
+            build(spec, out, overwrite=existing)
+    assert (files(out) if existing else out.exists()) == (before if existing else False)
+
+
+@pytest.mark.parametrize("stage", ["scan", "request ids", "vocabulary", "shards"])
+def test_an_interrupted_build_leaves_nothing(spec_file: Path, tmp_path: Path, stage: str) -> None:
+    def interrupt(now: str, done: float, total: float) -> None:
+        if now == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(load_spec(spec_file), tmp_path / "out", progress=interrupt)
+    assert not (tmp_path / "out").exists()
+
+
+class Meeting:
+    """The local engine, which waits for another one to be done before either commits."""
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        self.barrier = barrier
+
+    def build(self, spec: BuildSpec, root: Path, attempt: str, progress: Progress) -> Built:
+        built = LocalEngine(1).build(spec, root, attempt, progress)
+        self.barrier.wait(30)
+        return built
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_of_two_builds_of_one_output_one_wins_and_the_other_says_so(
+    spec_file: Path, tmp_path: Path, existing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, spec = tmp_path / "out", load_spec(spec_file)
+    if existing:
+        build(spec, out)
+    checked = threading.Barrier(2)
+    real = module._check_output
+
+    def check_together(root: Path, overwrite: bool) -> list[int]:
+        found = real(root, overwrite)
+        checked.wait(30)
+        return found
+
+    monkeypatch.setattr(module, "_check_output", check_together)
+    barrier, results = threading.Barrier(2), []
+
+    def run() -> None:
+        try:
+            results.append(build(spec, out, engine=Meeting(barrier), overwrite=existing))
+        except LongbatchError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (lost,) = [result for result in results if isinstance(result, LongbatchError)]
+    (won,) = [result for result in results if isinstance(result, BuildSummary)]
+    assert isinstance(lost, DatasetError | MachineError)
+    assert "another build committed first; nothing of this one is visible" in str(lost)
+    assert open_dataset(out).fingerprint == won.fingerprint
+    assert items(out) == [[], [11], []]
+    assert len([name for name in files(out) if name.endswith(".arrow")]) == 3, "two tables and the list of them"
+
+
+def test_text_ids_can_be_read_back(spec_file: Path, tmp_path: Path) -> None:
+    relog(spec_file, LOG.with_columns(user=pl.Series(["ann", "ann", "ann", "bob"])))
+    build(alter(spec_file, 'user_id = "user"', 'user_id = { column = "user", type = "string" }'), tmp_path / "out")
+    words = open_dataset(tmp_path / "out").vocabulary()
+    assert sorted(words["text"].to_pylist()) == ["ann", "bob"]
+
+
+def test_collisions_of_ids_are_counted(spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text of a user hashes to 7 here."""
+    monkeypatch.setattr(
+        "longbatch.pipelines.canonicalize.hash_text", lambda texts: pl.Series(texts.name, [7] * len(texts))
+    )
+    relog(spec_file, LOG.with_columns(user=pl.Series(["ann", "ann", "ann", "bob"])))
+    alter(spec_file, 'user_id = "user"', 'user_id = { column = "user", type = "string" }')
+    assert build(load_spec(spec_file), tmp_path / "out").collisions == 1
+    assert open_dataset(tmp_path / "out").snapshot.collisions == 1
+
+
+def test_the_spark_script_prints_errors_and_returns_their_codes(
+    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("longbatch.jobs.spark.SparkEngine", LocalEngine)
+    assert module.main([str(spec_file), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 3 requests, 4 targets\n"
+    assert module.main([str(spec_file), str(tmp_path / "out")]) == 1
+    assert "error: " in capsys.readouterr().err
+    assert module.main([str(tmp_path / "none.toml"), str(tmp_path / "other")]) == 2
+    assert module.main([str(spec_file), str(tmp_path / "out"), "--overwrite"]) == 0

@@ -1,0 +1,163 @@
+"""The Spark engine: the same dataset and the same books as the local engine's, from files and from tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pytest
+
+from longbatch.jobs import sources, spark, tasks
+from longbatch.jobs.build import BuildSummary, build
+from longbatch.jobs.local import LocalEngine
+from longbatch.jobs.spark import SparkEngine
+from longbatch.schemas.dataset import open_dataset
+from longbatch.schemas.errors import DataError, LongbatchError, MachineError, SourceError
+from longbatch.schemas.spec import load_spec
+
+pytest.importorskip("pyspark")
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Books = Callable[[Path, BuildSummary], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """The session that the engine itself makes, kept for all tests of this file; nothing is left where it ran."""
+    here, cwd = Path.cwd(), tmp_path_factory.mktemp("cwd")
+    root = tmp_path_factory.mktemp("root")
+    os.chdir(cwd)
+    try:
+        made, ours = SparkEngine("local[2]")._session(root, "tests")
+        assert ours
+        yield made
+        spark._stop(made)
+        assert list(cwd.iterdir()) == []
+        assert [path.name for path in root.iterdir()] == [".work-tests"]
+    finally:
+        os.chdir(here)
+
+
+@pytest.fixture
+def engine(session: SparkSession) -> SparkEngine:
+    return SparkEngine()
+
+
+def test_both_engines_build_the_same(dirty_log: Path, tmp_path: Path, books: Books, engine: SparkEngine) -> None:
+    spec = load_spec(dirty_log)
+    expected = books(tmp_path / "local", build(spec, tmp_path / "local", engine=LocalEngine(1)))
+    found = books(tmp_path / "spark", build(spec, tmp_path / "spark", engine=engine))
+    assert expected["ledgers"]["log"]["reasons"]["conflicting_request"] > 0
+    assert found == expected
+    assert sorted(path.name for path in (tmp_path / "spark").iterdir()) == sorted(tasks.FOLDERS)
+
+
+def test_buckets_pieces_and_files_change_nothing(
+    dirty_log: Path, tmp_path: Path, books: Books, engine: SparkEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = books(tmp_path / "local", build(load_spec(dirty_log), tmp_path / "local", engine=LocalEngine(1)))
+    folder = dirty_log.parent / "log"
+    rows = pl.concat([pl.read_parquet(path) for path in sorted(folder.iterdir())])
+    for path in list(folder.iterdir()):
+        path.unlink()
+    rows.sample(fraction=1, shuffle=True, seed=3).write_parquet(folder / "one.parquet", row_group_size=40)
+    monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", 60)
+    monkeypatch.setattr(sources, "CHUNK_ROWS", 80)
+    found = books(tmp_path / "spark", build(load_spec(dirty_log), tmp_path / "spark", engine=engine))
+    assert found == expected
+    assert len(open_dataset(tmp_path / "spark").shards) > 2
+
+
+def test_a_table_that_spark_knows_is_a_source(
+    dirty_log: Path, tmp_path: Path, books: Books, session: SparkSession, engine: SparkEngine
+) -> None:
+    expected = books(tmp_path / "local", build(load_spec(dirty_log), tmp_path / "local", engine=LocalEngine(1)))
+    session.read.parquet(str(dirty_log.parent / "log")).createOrReplaceTempView("dirty")
+    dirty_log.write_text(dirty_log.read_text().replace('"log/*.parquet"', '"dirty"\nformat = "table"'))
+    found = books(tmp_path / "spark", build(load_spec(dirty_log), tmp_path / "spark", engine=engine))
+    assert found == expected
+
+
+def test_a_table_without_a_column_is_refused(
+    dirty_log: Path, tmp_path: Path, session: SparkSession, engine: SparkEngine
+) -> None:
+    session.read.parquet(str(dirty_log.parent / "log")).drop("city", "tab").createOrReplaceTempView("narrow")
+    dirty_log.write_text(dirty_log.read_text().replace('"log/*.parquet"', '"narrow"\nformat = "table"'))
+    message = r"source log: table narrow has no column 'city', 'tab'; its columns are user, item, time, request, shown"
+    with pytest.raises(SourceError, match=message):
+        build(load_spec(dirty_log), tmp_path / "out", engine=engine)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_that_nobody_knows_is_named(dirty_log: Path, tmp_path: Path, engine: SparkEngine) -> None:
+    dirty_log.write_text(dirty_log.read_text().replace('"log/*.parquet"', '"nobody"\nformat = "table"'))
+    with pytest.raises(SourceError, match=r"source log: Spark knows no table nobody"):
+        build(load_spec(dirty_log), tmp_path / "out", engine=engine)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "message"),
+    [
+        (
+            'click = "int8"',
+            'liked = "int8"',
+            SourceError,
+            r"^source log: .*part-\d\.parquet has no column 'liked'; its",
+        ),
+        (
+            "shown = 1",
+            "shown =",
+            SourceError.__base__,
+            r"^requests\.where is not an expression of Polars SQL: 'shown ='",
+        ),
+        ('"log/*.parquet"', '"none/*.parquet"', SourceError, r"^source log: no file matches '.*none/\*\.parquet'"),
+        (
+            "max_rejected = 0.5",
+            "max_rejected = 0.01",
+            DataError,
+            r"^source log: .* were rejected, more than max_rejected",
+        ),
+    ],
+)
+def test_an_error_within_a_task_is_raised_as_our_own(
+    dirty_log: Path, tmp_path: Path, engine: SparkEngine, old: str, new: str, error: type[LongbatchError], message: str
+) -> None:
+    dirty_log.write_text(dirty_log.read_text().replace(old, new))
+    with pytest.raises(LongbatchError, match=message) as caught:
+        build(load_spec(dirty_log), tmp_path / "out", engine=engine)
+    assert type(caught.value) is error
+    assert caught.value.exit_code == error.exit_code
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_without_rows_is_no_valid_row(dirty_log: Path, tmp_path: Path, engine: SparkEngine) -> None:
+    for path in (dirty_log.parent / "log").iterdir():
+        pl.read_parquet(path).head(0).write_parquet(path)
+    for chosen in (engine, LocalEngine(1)):
+        with pytest.raises(DataError, match=r"source log has no valid row: 0 rows, 0 filtered, 0 rejected"):
+            build(load_spec(dirty_log), tmp_path / "out", engine=chosen)  # type: ignore[arg-type]
+
+
+def test_the_session_is_left_as_it_was(
+    dirty_log: Path, tmp_path: Path, session: SparkSession, engine: SparkEngine
+) -> None:
+    size = "spark.sql.inMemoryColumnarStorage.batchSize"
+    before = session.conf.get(size)
+    build(load_spec(dirty_log), tmp_path / "out", engine=engine)
+    assert session.conf.get(size) == before
+    assert session.sparkContext._jsc.getPersistentRDDs().isEmpty()  # type: ignore[union-attr]
+    assert session.range(3).count() == 3, "a session that is not ours is not stopped"
+
+
+def test_only_errors_of_ours_are_unwrapped() -> None:
+    told = "Traceback ...\nlongbatch.schemas.errors.DataError: a.csv, row 5: no number\n\tat java.lang.Thread"
+    assert repr(spark._own_error(RuntimeError(told))) == repr(DataError("a.csv, row 5: no number"))
+    for other in (RuntimeError("boom"), RuntimeError("longbatch.schemas.errors.Nonsense: x"), DataError("y")):
+        assert spark._own_error(other) is other
+    assert isinstance(spark._own_error(RuntimeError("[JAVA_GATEWAY_EXITED] ...")), MachineError)

@@ -1,0 +1,118 @@
+"""What commands tell people at their end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from longbatch.jobs.build import BuildSummary
+from longbatch.jobs.summary import build_text, dataset_text, size_text, user_text
+from longbatch.schemas.ledger import Counts, RowLedger
+
+COUNTS = Counts(users=1, requests=2000, targets=3, events=4, stored=2, beyond_history=1, after_last_request=1)
+LEDGER = RowLedger(rows=4000, filtered=1, rejected=2, duplicate=3, accepted=3994, reasons={"missing_user": 2})
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (1_234_567, "1.2 MB"), (5e9, "5.0 GB"), (7e15, "7000.0 TB")],
+)
+def test_bytes_are_told_in_powers_of_a_thousand(size: float, text: str) -> None:
+    assert size_text(size) == text
+
+
+def summary(**changes: Any) -> BuildSummary:
+    parts: dict[str, Any] = {
+        "path": "out",
+        "snapshot": 1,
+        "fingerprint": "f",
+        "counts": COUNTS,
+        "ledgers": {"log": LEDGER},
+    }
+    return BuildSummary(**{**parts, "collisions": 0, "shards": 1, "bytes": 12_345, "seconds": 2.0, **changes})
+
+
+def test_a_build_ends_with_the_fates_of_all_rows() -> None:
+    first, *lines = build_text(summary()).splitlines()
+    assert first == "built out, snapshot 1"
+    assert [line.split() for line in lines] == [
+        ["rows", "in", "(log)", "4,000"],
+        ["accepted", "3,994"],
+        ["filtered", "1"],
+        ["duplicate", "3"],
+        ["rejected", "2"],
+        ["missing_user", "2"],
+        ["users", "1"],
+        ["requests", "2,000"],
+        ["targets", "3"],
+        ["events", "4"],
+        ["stored", "2"],
+        ["beyond", "every", "history", "1"],
+        ["after", "the", "last", "request", "1"],
+        ["shards", "1"],
+        ["bytes", "12.3", "KB"],
+        ["seconds", "2.0", "(2,000", "rows/s)"],
+    ]
+
+
+def test_collisions_and_empty_lists_are_told_where_there_are_any() -> None:
+    text = build_text(summary(collisions=3, ledgers={"log": RowLedger(rows=1, accepted=1, empty_list=5)}, seconds=0.0))
+    assert "id collisions             3" in text
+    assert "  rows with empty lists   5" in text
+
+
+DESCRIBED = {
+    "path": "out",
+    "name": "small",
+    "snapshot": 1,
+    "fingerprint": "0123456789abcdef0123",
+    "history_length": 10_000,
+    "compression": "zstd",
+    "counts": COUNTS.as_dict(),
+    "targets_per_request": 1.5,
+    "mean_history": 1234.56,
+    "first_request_time": "2024-01-01",
+    "last_request_time": "2024-02-01",
+    "shards": 1,
+    "blocks": 2,
+    "bytes": {"timelines": 1000, "requests": 20},
+    "bytes_per_event": 3.14159,
+    "ledgers": {"log": LEDGER.as_dict()},
+    "timelines_schema": {"user_id": "int64"},
+    "requests_schema": {"request_id": "string"},
+}
+
+
+def test_a_dataset_is_told_with_its_columns() -> None:
+    text = dataset_text(DESCRIBED)
+    for line in (
+        "fingerprint  0123456789abcdef",
+        "targets per request  1.50",
+        "mean history  1,234.6 events, at most 10,000",
+        "files  1 shards, 2 blocks, zstd",
+        "timelines  1.0 KB, 3.14 B/event",
+        "  timelines.user_id: int64",
+        "  requests.request_id: string",
+    ):
+        assert line.split() in [told.split() for told in text.splitlines()]
+    assert "content hash" not in text
+    assert "content hash              abc" in dataset_text({**DESCRIBED, "content_hash": "abc"})
+
+
+def test_a_users_request_is_told_line_by_line() -> None:
+    shown = {
+        "request_id": 5,
+        "user_id": "ann",
+        "newest_events": [{"item_id": "song", "ratio": 0.5}],
+        "targets": [{"item_id": "new", "click": True}],
+    }
+    assert user_text(shown).splitlines() == [
+        "request_id  5",
+        "user_id     ann",
+        "newest events, oldest first:",
+        "  item_id=song  ratio=0.5",
+        "targets:",
+        "  item_id=new  click=True",
+    ]
+    assert "  (none was visible)" in user_text({**shown, "newest_events": []})
