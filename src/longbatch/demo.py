@@ -21,14 +21,15 @@ from longbatch.report import Outcome
 from longbatch.schemas.dataset import open_dataset
 from longbatch.schemas.errors import DataError, DatasetError, SpecError
 from longbatch.schemas.spec import load_spec
-from longbatch.trainer.config import TrainConfig
+from longbatch.trainer.config import ModelConfig, TrainConfig
 from longbatch.trainer.loop import evaluate, train
 from longbatch.trainer.scores import Progress, ProgressCallback
 from longbatch.validation.audit import audit
 
 Bars = Callable[[str, float, float], None]
 HISTORY_LENGTHS = (100, 500, 2_000, 10_000)
-DEMO_LOG = Simulation(users=1_000, events=4_000_000, seed=0)
+DEMO_LOG = Simulation(users=1_200, events=7_200_000, seed=0)
+DEMO_MODEL = ModelConfig(id_rows=4_096)  # few users: larger id tables would only memorise them
 AUDITED_USERS = 20
 MEASURED_BYTES = 300_000_000
 EVALUATED_REQUESTS = 2_000
@@ -79,13 +80,15 @@ def demo(out: Path, *, train_seconds: float, overwrite: bool, progress: Bars) ->
     stage.ends("simulate")
     built = build(load_spec(raw / "spec.toml"), dataset, progress=progress)
     stage.ends("build")
-    audited = audit(dataset, None, AUDITED_USERS, 0, lambda _, done, total: progress("audit", done, total or 1))
+    audited = audit(
+        dataset, None, AUDITED_USERS, 0, lambda part, done, total: progress(f"audit: {part}", done, total or 1)
+    )
     if audited.findings:
         raise DataError(f"the audit of {dataset} found: {'; '.join(audited.findings[:3])}")
     stage.ends("audit")
     savings = measure(open_dataset(dataset), out / "savings", budget_bytes=MEASURED_BYTES, progress=progress)
     stage.ends("measure")
-    config = TrainConfig(max_seconds=train_seconds, epochs=100)
+    config = TrainConfig(model=DEMO_MODEL, max_seconds=train_seconds, epochs=100)
     trained = train(dataset, run, config, progress=training_progress(progress, config))
     stage.ends("train")
     metrics = evaluate(
