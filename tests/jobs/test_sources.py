@@ -44,7 +44,7 @@ def rows(path: Any, **source: Any) -> list[tuple[Any, ...]]:
 
 def write(path: Path, text: str | bytes) -> Path:
     data = text.encode() if isinstance(text, str) else text
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path
 
 
@@ -263,10 +263,10 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path, nam
         ("a.parquet", b"", r"a\.parquet is not a readable Parquet file"),
         ("a.arrow", b"ARROW1 no arrow", r"a\.arrow is not a readable Arrow IPC file"),
         ("a.csv", b"user,item,time\n1,2,\xff\xfe\n", r"a\.csv cannot be read as CSV: .*UTF8"),
-        ("a.csv", gzip.compress(CSV.encode()), r"a\.csv has no readable CSV header"),
-        ("a.csv.gz", gzip.compress(CSV.encode() * 9999)[:-30], r"a\.csv\.gz has no readable CSV header: Truncated"),
+        ("a.csv", gzip.compress(CSV.encode(), mtime=0), r"a\.csv has no readable CSV header"),
+        ("a.csv.gz", gzip.compress(CSV.encode() * 9999, mtime=0)[:-30], r"a\.csv\.gz has no readable CSV header: Truncated"),
         ("a.csv.gz", b"no gzip", r"a\.csv\.gz has no readable CSV header"),
-        ("a.jsonl.gz", gzip.compress(JSONL * 9999)[:-30], r"a\.jsonl\.gz cannot be read"),
+        ("a.jsonl.gz", gzip.compress(JSONL * 9999, mtime=0)[:-30], r"a\.jsonl\.gz cannot be read"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
