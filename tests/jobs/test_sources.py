@@ -264,7 +264,11 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path, nam
         ("a.arrow", b"ARROW1 no arrow", r"a\.arrow is not a readable Arrow IPC file"),
         ("a.csv", b"user,item,time\n1,2,\xff\xfe\n", r"a\.csv cannot be read as CSV: .*UTF8"),
         ("a.csv", gzip.compress(CSV.encode(), mtime=0), r"a\.csv has no readable CSV header"),
-        ("a.csv.gz", gzip.compress(CSV.encode() * 9999, mtime=0)[:-30], r"a\.csv\.gz has no readable CSV header: Truncated"),
+        (
+            "a.csv.gz",
+            gzip.compress(CSV.encode() * 9999, mtime=0)[:-30],
+            r"a\.csv\.gz has no readable CSV header: Truncated",
+        ),
         ("a.csv.gz", b"no gzip", r"a\.csv\.gz has no readable CSV header"),
         ("a.jsonl.gz", gzip.compress(JSONL * 9999, mtime=0)[:-30], r"a\.jsonl\.gz cannot be read"),
     ],
