@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longbatch.pipelines.pack import ranges
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.shard import Block
 
@@ -248,12 +249,6 @@ def _user_layout(survey: Survey) -> Layout:
     rows = np.ones_like(row_bytes)
     make = _bind(user_level, survey)
     return Layout("user_level", "user level", np.arange(len(rows)), rows, row_bytes, make, survey.event_scale)
-
-
-def ranges(starts: Longs, sizes: Longs) -> Longs:
-    """Concatenate the ranges [start, start + size)."""
-    before = np.cumsum(sizes) - sizes
-    return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
 
 
 def _history_columns(survey: Survey, requests: Longs) -> dict[str, pa.Array]:

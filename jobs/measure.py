@@ -27,7 +27,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longbatch.jobs import plots
 from longbatch.jobs.layouts import (
     INT32_BYTES,
     SLICE_BYTES,
@@ -56,6 +54,8 @@ from longbatch.jobs.layouts import (
     write,
 )
 from longbatch.jobs.local import Progress
+from longbatch.jobs.savings import File, LayoutSavings, Savings
+from longbatch.jobs.savings_page import savings_page
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.errors import MachineError, SpecError
 from longbatch.schemas.shard import disk_message
@@ -63,67 +63,6 @@ from longbatch.schemas.shard import disk_message
 VERSION = 1
 BUDGET_BYTES = 600_000_000
 LEAST_BUDGET_BYTES = 1_000_000
-
-
-@dataclass(frozen=True)
-class File:
-    """A layout in one format and codec; sizes and times of the whole dataset.
-
-    standard_error: of bytes, from the differences between slices; None if there was but one slice, and not the whole.
-    """
-
-    format: str
-    codec: str
-    bytes: float
-    standard_error: float | None
-    write_seconds: float
-    read_seconds: float
-    settings: str
-
-    @property
-    def title(self) -> str:
-        """Format and codec."""
-        return f"{self.format} {self.codec}"
-
-
-@dataclass(frozen=True)
-class LayoutSavings:
-    """One layout: what it decodes to, next to the formula, and its files."""
-
-    name: str
-    title: str
-    decoded_bytes: float
-    decoded_per_target: float
-    predicted_per_target: float
-    copies_of_event: float
-    sample: dict[str, float]
-    files: list[File]
-
-    def file(self, title: str) -> File:
-        """Return the file of one format and codec, such as "Parquet zstd"."""
-        return next(file for file in self.files if file.title == title)
-
-
-@dataclass(frozen=True)
-class Savings:
-    """All that `savings.json` holds; its keys are explained at the top of this file."""
-
-    version: int
-    dataset: dict[str, Any]
-    formula: dict[str, float]
-    sampling: dict[str, int]
-    settings: dict[str, str]
-    layouts: list[LayoutSavings]
-    on_disk: dict[str, Any]
-    headline: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    def layout(self, name: str) -> LayoutSavings:
-        """Return a layout by its name, such as "sample_level_by_log"."""
-        return next(layout for layout in self.layouts if layout.name == name)
 
 
 def measure(
@@ -391,193 +330,3 @@ def scale_up(taken: Sequence[float], line: Sequence[int], whole: float) -> tuple
         return float(whole * ratio), None
     variance = (1 - share) * n / (n - 1) * ((y - ratio * x) ** 2).sum() / x.sum() ** 2
     return float(whole * ratio), float(whole * np.sqrt(variance))
-
-
-def savings_page(savings: Savings) -> str:
-    """The report for people: the same numbers, what they mean, which baseline is whose, and where ours loses."""
-    counts = savings.dataset
-    lead = plots.paragraph(
-        f"{counts['targets']:,} targets in {counts['requests']:,} requests of {counts['users']:,} users, each with the "
-        f"newest {counts['history_length']:,} events at most as its history. The same data, stored in each way that is "
-        "in use, and as longbatch stores it: every event of a user once, every request a cut into it."
-    )
-    return plots.page(
-        f"What longbatch saves: {counts['name']}",
-        [
-            ("", lead + plots.facts(_facts(savings.headline))),
-            ("Bytes a reader must decode", _decoded_section(savings)),
-            ("Bytes at rest", _files_section(savings, "bytes", "B", AT_REST)),
-            ("Time to read everything once", _files_section(savings, "read_seconds", "s", READING)),
-            ("Which comparison is yours", plots.bullets(BASELINES)),
-            ("Where longbatch does not win", plots.bullets(_losses(savings))),
-            ("All figures", _figures(savings)),
-            ("How this was measured", plots.bullets(_method(savings))),
-        ],
-    )
-
-
-AT_REST = (
-    "Copies of a history that lie near each other cost a codec with a large window (zstd) next to nothing; codecs with "
-    "a small one (lz4, snappy: 64 KB) miss every copy that lies further away than that. That is why order and codec "
-    "matter more here than the layout, and why a single ratio misleads. A log order that mixes the targets of one "
-    "request among those of others would compress worse than this one, where they share a time and stay together."
-)
-READING = (
-    "What a codec hid has to be written out again at every read, and then be copied, collated and moved to the device: "
-    "these times end at the Arrow arrays, so they are the least a reader spends."
-)
-BASELINES = (
-    "Rows are appended as they come, each with its history joined in: compare with sample level, in log order.",
-    "The table is sorted or clustered by user (a table format's sort order does it): compare with sample level, sorted "
-    "by user. It is the strongest sample-level baseline, and costs a sort.",
-    "Rows are grouped by request already: compare with request level. What is left to save is the overlap of one "
-    "user's histories.",
-    "The user level in another format is longbatch's own idea in other clothes: it says what the format costs.",
-)
-LIMITS = (
-    "A sample alone is easier to fetch from the sample level: one row holds all of it. Here it takes the request and "
-    "its timeline, though both lie in one pair of blocks.",
-    "With one target in most requests, short histories, or users who come once there is little to share: the formula "
-    "above tells beforehand.",
-    "Shuffling is by blocks and requests, not by single targets of any user.",
-)
-
-
-def _times(ratio: float) -> str:
-    return f"{plots.number_text(ratio)}×"
-
-
-def _facts(headline: dict[str, Any]) -> list[tuple[str, str]]:
-    best = headline["smallest_title"]
-    against_best = (
-        f"fewer bytes at rest than the smallest of the others: {best}"
-        if headline["smallest"] >= 1
-        else f"the bytes at rest of this dataset: {best} is smaller, see below"
-    )
-    return [
-        (_times(headline["decoded"]), "fewer bytes to decode than with the history copied into every sample"),
-        (_times(headline["log_order"]), "fewer bytes at rest than that in log order, as Parquet zstd"),
-        (_times(headline["sorted_by_user"]), "fewer bytes at rest than that sorted by user, as Parquet zstd"),
-        (_times(headline["smallest"]), against_best),
-    ]
-
-
-def _decoded_section(savings: Savings) -> str:
-    formula, levels = savings.formula, savings.layouts[::2]
-    titles = [layout.title.split(",")[0] for layout in levels]
-    chart = plots.bar_chart(
-        "Decoded bytes per target",
-        titles,
-        [layout.decoded_per_target for layout in levels],
-        "B",
-        highlight=[2],
-    )
-    words = plots.paragraph(
-        f"A formula predicts this from means: an event takes {formula['event_bytes']:.3g} bytes; a copied history "
-        f"serves {formula['targets_per_history']:.3g} targets of its request; a stored event lies in the histories of "
-        f"{formula['requests_per_event']:.3g} requests. Request level saves the first factor, user level both. "
-        "No codec changes this number: a model reads decoded bytes."
-    )
-    rows = [
-        [
-            title,
-            plots.number_text(layout.copies_of_event),
-            plots.number_text(layout.predicted_per_target, "B"),
-            plots.number_text(layout.decoded_per_target, "B"),
-        ]
-        for title, layout in zip(titles, levels, strict=True)
-    ]
-    return words + chart + plots.table(["Per target", "Copies of an event", "Formula", "Measured"], rows, highlight=[2])
-
-
-def _files_section(savings: Savings, what: str, unit: str, words: str) -> str:
-    shown = ("Parquet zstd", "Arrow zstd", "Arrow lz4")
-    bars = [
-        (f"{layout.title}, {name}", float(getattr(layout.file(name), what)))
-        for layout in savings.layouts[:-1]
-        for name in shown
-    ]
-    bars.append((f"longbatch dataset as it is (Arrow {savings.on_disk['codec']})", savings.on_disk[what]))
-    title = {
-        "bytes": "Bytes at rest, whole dataset",
-        "read_seconds": "Seconds to read and decode, one thread",
-    }[what]
-    labels, values = [label for label, _ in bars], [value for _, value in bars]
-    chart = plots.bar_chart(title, labels, values, unit, log=True, highlight=[len(bars) - 1])
-    return plots.paragraph(words) + chart
-
-
-def _losses(savings: Savings) -> list[str]:
-    """Every layout and format that beats the dataset as it is, at rest or in reading; then what numbers do not show."""
-    lost = []
-    for what, words in (("bytes", "smaller at rest"), ("read_seconds", "faster to read")):
-        mine = savings.on_disk[what]
-        better = [
-            (getattr(file, what) / mine, f"{layout.title}, {file.title}")
-            for layout in savings.layouts
-            for file in layout.files
-            if getattr(file, what) < mine
-        ]
-        shares = "; ".join(f"{title} ({ratio:.0%} of ours)" for ratio, title in sorted(better))
-        lost.append(f"In this run, {words} than the dataset as it is: {shares or 'none'}.")
-    lost[0] += (
-        f" (The dataset has small blocks, for shuffling and memory, and the default zstd level; the others have "
-        f"{SLICE_BYTES // 1_000_000} MB row groups and level {ZSTD_LEVEL}.)"
-    )
-    return [*lost, *LIMITS]
-
-
-def _figures(savings: Savings) -> str:
-    mine, targets = savings.on_disk, savings.dataset["targets"]
-    headers = ["", "at rest", "± s.e.", "at rest per target", "× ours", "read", "write", "decoded per target"]
-    rows = [
-        [
-            f"{layout.title}, {file.title}",
-            plots.number_text(file.bytes, "B"),
-            "?" if file.standard_error is None else f"{file.standard_error / max(file.bytes, 1.0):.1%}",
-            plots.number_text(file.bytes / targets, "B"),
-            plots.number_text(file.bytes / mine["bytes"]),
-            plots.number_text(file.read_seconds, "s"),
-            plots.number_text(file.write_seconds, "s"),
-            plots.number_text(layout.decoded_per_target, "B"),
-        ]
-        for layout in savings.layouts
-        for file in layout.files
-    ]
-    own = [
-        f"longbatch dataset as it is (Arrow {mine['codec']})",
-        plots.number_text(mine["bytes"], "B"),
-        "0.0%",
-        plots.number_text(mine["per_target"], "B"),
-        "1",
-        plots.number_text(mine["read_seconds"], "s"),
-        "–",
-        plots.number_text(mine["decoded_per_target"], "B"),
-    ]
-    words = "Bytes at rest and times are of the whole dataset; times are of one thread, without disk and network."
-    return plots.paragraph(words) + plots.table(headers, [*rows, own], highlight=[len(rows)])
-
-
-def _method(savings: Savings) -> list[str]:
-    sampling = savings.sampling
-    samples = [
-        f"{layout.title}: {layout.sample['share']:.1%} of it written, in {layout.sample['slices']} slices of "
-        f"{plots.number_text(layout.sample['slice_bytes'], 'B')} decoded "
-        f"({layout.sample['targets']:,} targets in {layout.sample['requests']:,} requests of "
-        f"{layout.sample['users']:,} users)."
-        for layout in savings.layouts
-    ]
-    return [
-        f"Slices are stretches of the table as it would lie on disk, drawn at random (seed {sampling['seed']}), one "
-        f"from each equal part, at most {plots.number_text(sampling['budget_bytes'], 'B')} decoded per layout; from "
-        f"{sampling['blocks']:,} of the dataset's {sampling['blocks_in_dataset']:,} blocks. Totals are scaled up by "
-        "decoded bytes, which are known for all surveyed blocks; ± is the standard error of that, from the differences "
-        "between slices.",
-        *samples,
-        "Below about 64 MB a slice is shorter than a file should be, and then Arrow zstd, which sees as far as a record "
-        "batch goes, does worse by user than it could: raise the budget.",
-        *(f"{name.capitalize()}: {words}." for name, words in savings.settings.items()),
-        "Times are single runs on one thread and vary by some tens of percent between runs; the dataset as it is was "
-        "read through its own reader, with every offset checked.",
-        "Bytes at rest of the dataset are its timelines and requests files, without vocabulary and quarantine.",
-    ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longbatch.jobs.build import BuildSummary
+from longbatch.jobs.savings import Savings
 from longbatch.jobs.simulate import SimulationReport
 from longbatch.validation.audit import Audit
 
@@ -142,3 +143,27 @@ def metrics_text(metrics: Sequence[Mapping[str, Any]]) -> str:
         for m in metrics
     ]
     return "\n".join(lines)
+
+
+def savings_text(savings: Savings, out: str) -> str:
+    """Bytes at rest and decoded of every layout, as a table, and how many times those of the dataset they are."""
+    lines = [f"{'layout':<32}{'format':<16}{'at rest':>12}{'per target':>12}{'decoded':>12}{'read':>10}{'write':>10}"]
+    targets = savings.dataset["targets"]
+    lines += [
+        f"{layout.title:<32}{file.title:<16}{size_text(file.bytes):>12}{size_text(file.bytes / targets):>12}"
+        f"{size_text(layout.decoded_per_target):>12}{file.read_seconds:>9.2f}s{file.write_seconds:>9.2f}s"
+        for layout in savings.layouts
+        for file in layout.files
+    ]
+    mine = savings.on_disk
+    lines.append(
+        f"{'this dataset':<32}{'Arrow ' + mine['codec']:<16}{size_text(mine['bytes']):>12}"
+        f"{size_text(mine['per_target']):>12}{size_text(mine['decoded_per_target']):>12}{mine['read_seconds']:>9.2f}s"
+    )
+    headline = savings.headline
+    lines.append(
+        f"times the bytes of this dataset: sample level in log order {headline['log_order']:.1f}, sorted by user "
+        f"{headline['sorted_by_user']:.1f} (Parquet zstd); to decode {headline['decoded']:.0f}; the smallest other "
+        f"layout, {headline['smallest_title']}, {headline['smallest']:.2f}"
+    )
+    return "\n".join([*lines, f"open {out}/savings.html"])

@@ -144,7 +144,7 @@ def _union_size(starts: Int64Array, ends: Int64Array) -> int:
     return int(np.maximum(0, ends - np.maximum(starts, reached)).sum())
 
 
-def _ranges(starts: Int64Array, sizes: Int64Array) -> Int64Array:
+def ranges(starts: Int64Array, sizes: Int64Array) -> Int64Array:
     """Concatenate the ranges [start, start + size)."""
     before = np.cumsum(sizes) - sizes
     return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
@@ -167,7 +167,7 @@ def _blocks(
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
     """Gather events, requests and targets once, in storage order, then slice them into blocks."""
     lengths = segments.event_end - segments.event_start
-    events = bucket.timelines.events[_ranges(segments.event_start, lengths)]
+    events = bucket.timelines.events[ranges(segments.event_start, lengths)]
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     kind = event_type(spec)
     names = {f.name: f.name if f.name in ("item_id", "event_time") else f"history.{f.name}" for f in kind}
@@ -202,7 +202,7 @@ def _requests_in_order(
     order = segments.request_order
     sizes = np.diff(bucket.requests.target_offsets)[order]
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
-    targets = bucket.requests.targets[_ranges(bucket.requests.target_offsets[:-1][order], sizes)]
+    targets = bucket.requests.targets[ranges(bucket.requests.target_offsets[:-1][order], sizes)]
     kind = target_type(spec)
     labels = spec.requests.labels
     names = {f.name: f"label.{f.name}" if f.name in labels else f"target.{f.name}" for f in kind}

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.schemas.dataset import Dataset
-from longbatch.schemas.errors import DataError, DatasetError, SourceError, SpecError
-from longbatch.schemas.shard import COUNTED, Block, check_file
+from longbatch.schemas.errors import SourceError, SpecError
+from longbatch.schemas.shard import Block
 from longbatch.schemas.snapshot import read_snapshot
 from longbatch.schemas.spec import BuildSpec
-from longbatch.validation.reference import (
-    Event,
-    Reference,
-    ReferenceRequest,
-    build_reference,
-    order,
-    read_raw,
-)
+from longbatch.validation.raw import read_raw
+from longbatch.validation.reference import Event, Reference, ReferenceRequest, build_reference, order
+from longbatch.validation.structure import Seen, blocks_of, file_findings, joined, structure_findings, total_findings
 
 Progress = Callable[[str, int, int | None], None]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -53,22 +47,6 @@ class Audit:
     events_checked: int = 0
 
 
-@dataclass
-class _Seen:
-    """What the structure checks remember from block to block.
-
-    user_id, events, bucket: per block (S,) of its timeline rows; totals: sums over all blocks;
-    last_row: user and segment of the last timeline row of the shard being read.
-    """
-
-    user_id: list[Int64Array] = field(default_factory=list)
-    events: list[Int64Array] = field(default_factory=list)
-    bucket: list[Int64Array] = field(default_factory=list)
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
-    last_row: tuple[int, int] | None = None
-    blocks: int = 0
-
-
 def audit(
     dataset_path: str | Path,
     spec: BuildSpec | None = None,
@@ -86,9 +64,9 @@ def audit(
     report = progress or (lambda stage, done, total: None)
     root = Path(dataset_path)
     dataset = Dataset(root, read_snapshot(root))
-    seen = _Seen()
-    findings = [*_file_findings(dataset), *_structure_findings(dataset, seen, report)]
-    findings += _total_findings(dataset, seen)
+    seen = Seen()
+    findings = [*file_findings(dataset), *structure_findings(dataset, seen, report)]
+    findings += total_findings(dataset, seen)
     raw = _raw_spec(dataset, spec)
     if raw is None:
         return Audit(findings, seen.blocks)
@@ -132,10 +110,10 @@ def _meaning(spec: BuildSpec) -> dict[str, Any]:
     return meaning
 
 
-def _sample(seen: _Seen, users: int, seed: int) -> set[int]:
+def _sample(seen: Seen, users: int, seed: int) -> set[int]:
     """Draw users, half of them evenly, half in proportion to their stored events."""
-    user_id, inverse = np.unique(_joined(seen.user_id), return_inverse=True)
-    events = np.bincount(inverse, weights=_joined(seen.events)) + 1
+    user_id, inverse = np.unique(joined(seen.user_id), return_inverse=True)
+    events = np.bincount(inverse, weights=joined(seen.events)) + 1
     if not len(user_id):
         return set()
     random = np.random.default_rng(seed)
@@ -146,211 +124,6 @@ def _sample(seen: _Seen, users: int, seed: int) -> set[int]:
 
 
 # Structure
-
-
-def _file_findings(dataset: Dataset) -> Iterator[str]:
-    """Compare every listed file with its length and checksum."""
-    entries = [row[table] for row in dataset.shards for table in ("timelines", "requests")]
-    for entry in [*entries, *dataset.snapshot.vocabulary, *dataset.snapshot.quarantine]:
-        try:
-            check_file(dataset.path, entry, checksum=True)
-        except DatasetError as error:
-            yield str(error)
-
-
-def _structure_findings(dataset: Dataset, seen: _Seen, report: Progress) -> Iterator[str]:
-    for number, row in enumerate(dataset.shards):
-        report("structure", number, len(dataset.shards))
-        seen.last_row = None
-        before = dict(seen.totals)
-        for place, block in _blocks_of(dataset, number):
-            if isinstance(block, str):
-                yield block
-                continue
-            seen.blocks += 1
-            for finding in _block_findings(dataset.spec, block, row["blocks"][place], row["bucket"], seen):
-                yield f"shard {number} ({row['requests']['path']}), block {place}: {finding}"
-        for name in COUNTED:
-            found = seen.totals[name] - before[name]
-            if found != row[f"total_{name}"]:
-                yield f"shard {number}: {found:,} {name} in its blocks, the snapshot lists {row[f'total_{name}']:,}"
-
-
-def _blocks_of(dataset: Dataset, number: int) -> Iterator[tuple[int, Block | str]]:
-    """Yield the blocks of a shard, or what makes them unreadable."""
-    try:
-        reader = dataset.shard(number)
-    except DatasetError as error:
-        yield 0, f"shard {number}: {error}"
-        return
-    for place in range(len(dataset.shards[number]["blocks"])):
-        try:
-            yield place, reader.block(place)
-        except DatasetError as error:
-            yield place, f"shard {number}: {error}"
-
-
-def _block_findings(spec: BuildSpec, block: Block, listed: dict[str, Any], bucket: int, seen: _Seen) -> Iterator[str]:
-    missing = [*_null_findings(block)]
-    yield from missing
-    if missing:
-        return
-    yield from _count_findings(spec, block, listed, seen)
-    yield from _timeline_row_findings(block, bucket, seen)
-    yield from _event_order_findings(spec, block)
-    yield from _request_order_findings(block)
-    yield from _cut_findings(spec, block)
-    yield from _target_findings(spec, block)
-
-
-def _null_findings(block: Block) -> Iterator[str]:
-    """Nulls may stand in features only."""
-    parts = {"timelines": (block.timelines, "events"), "requests": (block.requests, "targets")}
-    for table, (batch, nested) in parts.items():
-        needed = [name for name in batch.schema.names if name in _NEEDED]
-        yield from (f"{batch[name].null_count} nulls in {name} of {table}" for name in needed if batch[name].null_count)
-        values = batch[nested].flatten()
-        for name in ("item_id", "event_time"):
-            if values.type.get_field_index(name) >= 0 and (nulls := pc.struct_field(values, name).null_count):
-                yield f"{nulls} nulls in {name} of {nested}"
-
-
-_NEEDED = frozenset(
-    {"user_id", "segment", "events", "request_id", "timeline_row", "request_time", "history_end", "targets"}
-)
-
-
-def _count_findings(spec: BuildSpec, block: Block, listed: dict[str, Any], seen: _Seen) -> Iterator[str]:
-    """Compare what the block holds with what the snapshot lists."""
-    lengths = np.minimum(_numbers(block.requests["history_end"]), spec.history_length)
-    found: dict[str, Any] = {
-        "segments": block.timelines.num_rows,
-        "events": len(block.timelines["events"].flatten()),
-        "requests": block.requests.num_rows,
-        "targets": len(block.requests["targets"].flatten()),
-        "history_events": int(lengths.sum()),
-    }
-    for name in COUNTED:
-        seen.totals[name] += found[name]
-    times = pc.min_max(block.requests["request_time"]).as_py()
-    found |= {"first_request_time": times["min"], "last_request_time": times["max"]}
-    for name, value in found.items():
-        if value != listed[name]:
-            yield f"{name} is {value}, the snapshot lists {listed[name]}"
-
-
-def _timeline_row_findings(block: Block, bucket: int, seen: _Seen) -> Iterator[str]:
-    """Rows go up by user; the segments of a user count up from 0."""
-    user_id, segment = _numbers(block.timelines["user_id"]), _numbers(block.timelines["segment"])
-    if not len(user_id):
-        return
-    seen.user_id.append(user_id)
-    seen.events.append(_numbers(pc.list_value_length(block.timelines["events"])))
-    seen.bucket.append(np.full(len(user_id), bucket))
-    first = seen.last_row or (int(user_id[0]) - 1, 0)
-    users, segments = np.append(first[0], user_id), np.append(first[1], segment)
-    same = users[1:] == users[:-1]
-    fine = np.where(same, segments[1:] == segments[:-1] + 1, (segments[1:] == 0) & (users[1:] > users[:-1]))
-    seen.last_row = int(user_id[-1]), int(segment[-1])
-    yield from _first(~fine, lambda row: f"user {user_id[row]}: segment {segment[row]} is out of order")
-
-
-def _event_order_findings(spec: BuildSpec, block: Block) -> Iterator[str]:
-    """Without arrival times on disk, events go up by (event_time, item_id); with them no order is visible."""
-    time, item, owner = _events(block)
-    low, high = ((bound - _EPOCH) // timedelta(microseconds=1) for bound in spec.time_range)
-    user_id = _numbers(block.timelines["user_id"])
-    outside = (time < low) | (time > high)
-    yield from _first(outside, lambda place: f"user {user_id[owner[place]]}: an event has the time {time[place]} us")
-    if spec.history.arrival_time is None:
-        backward = (time[1:] < time[:-1]) | ((time[1:] == time[:-1]) & (item[1:] < item[:-1]))
-        backward &= owner[1:] == owner[:-1]
-        yield from _first(backward, lambda place: f"user {user_id[owner[place]]}: event {place + 1} is out of order")
-
-
-def _request_order_findings(block: Block) -> Iterator[str]:
-    """Requests go up by (user, segment, request time, request id), each once (whose timeline: the reader checks)."""
-    requests = block.requests
-    request_id = pc.rank(requests["request_id"], tiebreaker="dense")
-    keys = [*(requests[name] for name in ("user_id", "segment", "request_time")), request_id]
-    upward = np.zeros(max(0, requests.num_rows - 1), dtype=np.bool_)
-    for column in map(_numbers, reversed(keys)):
-        upward = (column[1:] > column[:-1]) | ((column[1:] == column[:-1]) & upward)
-    yield from _first(~upward, lambda i: f"{_named(requests, i + 1)}: out of order, or the same as the one before")
-    order_by_id = np.lexsort((_numbers(request_id), _numbers(requests["user_id"])))
-    user, ids = _numbers(requests["user_id"])[order_by_id], _numbers(request_id)[order_by_id]
-    twice = (user[1:] == user[:-1]) & (ids[1:] == ids[:-1])
-    yield from _first(twice, lambda i: f"{_named(requests, int(order_by_id[i]))}: stands twice in the block")
-
-
-def _cut_findings(spec: BuildSpec, block: Block) -> Iterator[str]:
-    """No history reaches its request's time; every stored event is within some request's reach.
-
-    All events of a segment in front of history_end are visible, so the latest event_time among them counts, also
-    where late events stand behind newer ones. Where neither arrival times nor own events can hide one, the event
-    at history_end must not be visible.
-    """
-    requests = block.requests
-    row, end = _numbers(requests["timeline_row"]), _numbers(requests["history_end"])
-    time, _, owner = _events(block)
-    offsets = _numbers(block.timelines["events"].offsets)
-    offsets = offsets - offsets[0]
-    ready = _running_maximum(time, owner) + spec.history.delay_us
-    asked = _numbers(requests["request_time"])
-    last = np.maximum(offsets[row] + end - 1, 0)
-    leak = (end > 0) & (ready[last] >= asked) if len(ready) else np.zeros(len(end), dtype=np.bool_)
-    yield from _first(leak, lambda i: f"{_named(requests, i)}: its history has events that it could not see")
-    lengths = np.diff(offsets)
-    if spec.history.arrival_time is None and spec.history.request_id is None and len(time):
-        following = np.minimum(offsets[row] + end, len(time) - 1)
-        lost = (end < lengths[row]) & (time[following] + spec.history.delay_us < asked)
-        yield from _first(lost, lambda i: f"{_named(requests, i)}: its history lacks events that it could see")
-    first, furthest = lengths.copy(), np.full(len(lengths), -1)
-    np.minimum.at(first, row, np.maximum(end - spec.history_length, 0))
-    np.maximum.at(furthest, row, end)
-    user_id = _numbers(block.timelines["user_id"])
-    unused = (first > 0) | (furthest < lengths)
-    yield from _first(unused, lambda i: f"user {user_id[i]}: stores events that no request reaches")
-
-
-def _target_findings(spec: BuildSpec, block: Block) -> Iterator[str]:
-    """Every request has targets, ordered by item, with all their labels."""
-    requests = block.requests
-    sizes = _numbers(pc.list_value_length(requests["targets"]))
-    yield from _first(sizes == 0, lambda i: f"{_named(requests, i)}: has no targets")
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    targets = requests["targets"].flatten()
-    item = _numbers(pc.struct_field(targets, "item_id"))
-    backward = (item[1:] < item[:-1]) & (owner[1:] == owner[:-1])
-    yield from _first(backward, lambda i: f"{_named(requests, owner[i])}: its targets are out of order")
-    for label in spec.requests.labels:
-        nulls = pc.struct_field(targets, label).is_null().to_numpy(zero_copy_only=False)
-        yield from _first(nulls, partial(_say_null, requests, owner, label))
-
-
-def _say_null(requests: pa.RecordBatch, owner: Int64Array, label: str, place: int) -> str:
-    return f"{_named(requests, owner[place])}: the label {label} is null"
-
-
-def _total_findings(dataset: Dataset, seen: _Seen) -> Iterator[str]:
-    """Compare the sums over all blocks with the snapshot's counts, and check its books."""
-    counts = dataset.counts
-    rows = np.unique(np.stack([_joined(seen.user_id), _joined(seen.bucket)]), axis=1)
-    twice = rows[0, 1:] == rows[0, :-1]
-    yield from _first(twice, lambda i: f"user {rows[0, i]}: is in bucket {rows[1, i]} and in bucket {rows[1, i + 1]}")
-    found = seen.totals | {
-        "users": rows.shape[1] - int(twice.sum()),
-        "stored_with_overlap": seen.totals["events"],
-    }
-    del found["events"]
-    for name, value in found.items():
-        if value != getattr(counts, name):
-            yield f"all shards hold {value:,} {name}, the snapshot says {getattr(counts, name):,}"
-    for check in (counts.check, *(lambda s=s, e=e: e.check(s) for s, e in dataset.snapshot.ledgers.items())):
-        try:
-            check()
-        except DataError as error:
-            yield str(error)
 
 
 def _book_findings(dataset: Dataset, reference: Reference) -> Iterator[str]:
@@ -366,47 +139,6 @@ def _book_findings(dataset: Dataset, reference: Reference) -> Iterator[str]:
 
 
 # Columns as arrays
-
-
-def _numbers(column: pa.Array) -> Int64Array:
-    """Integers or timestamps without nulls, (N,), as int64."""
-    return np.asarray(column.cast(pa.int64()).to_numpy(zero_copy_only=False))
-
-
-def _joined(parts: list[Int64Array]) -> Int64Array:
-    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
-
-
-def _events(block: Block) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """Event times in us, items, and the timeline row of all events of a block, (N,) each."""
-    events = block.timelines["events"].flatten()
-    sizes = _numbers(pc.list_value_length(block.timelines["events"]))
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    return (
-        _numbers(pc.struct_field(events, "event_time")),
-        _numbers(pc.struct_field(events, "item_id")),
-        owner,
-    )
-
-
-def _running_maximum(values: Int64Array, group: Int64Array) -> Int64Array:
-    """Return the largest value so far within each group, (N,); `group` goes up."""
-    distinct, rank = np.unique(values, return_inverse=True)
-    return np.asarray(distinct[np.maximum.accumulate(group * len(distinct) + rank) - group * len(distinct)])
-
-
-def _named(requests: pa.RecordBatch, row: Any) -> str:
-    return f"user {requests['user_id'][int(row)].as_py()}, request {requests['request_id'][int(row)].as_py()}"
-
-
-def _first(wrong: BoolArray, say: Callable[[int], str]) -> Iterator[str]:
-    """Say what is wrong at the first place, and at how many more."""
-    places = np.flatnonzero(wrong)
-    if len(places):
-        yield say(int(places[0])) + (f" (and {len(places) - 1:,} more like it)" if len(places) > 1 else "")
-
-
-# Content
 
 
 def compare(
@@ -430,7 +162,7 @@ def compare(
     events = 0
     for number, row in enumerate(dataset.shards):
         (progress or (lambda stage, done, total: None))("requests", number, len(dataset.shards))
-        for place, block in _blocks_of(dataset, number):
+        for place, block in blocks_of(dataset, number):
             if isinstance(block, str):
                 continue
             for finding, compared in _compare_block(dataset.spec, block, wanted, expected, found):

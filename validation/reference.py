@@ -20,51 +20,27 @@ Decisions where docs/meaning.md leaves room:
 from __future__ import annotations
 
 import bisect
-import glob
-import gzip
-import json
 import math
-import re
-import struct
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
-from decimal import Decimal
-from functools import cache
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from longbatch.schemas.errors import DataError, SourceError
+from longbatch.schemas.errors import DataError
 from longbatch.schemas.ledger import RowLedger
-from longbatch.schemas.spec import DURATION_US, BuildSpec, Explode, IdColumn, Label, TimeColumn
+from longbatch.schemas.spec import DURATION_US, BuildSpec, Explode, TimeColumn
 from longbatch.schemas.tables import (
     Mapped,
-    RequestIdColumn,
     canonical_columns,
     canonical_name,
     role_columns,
     source_roles,
 )
+from longbatch.validation.values import OutOfRange, Reader, Row, Unparsable, made_request_id, or_null, row_reader
 
-_WORD = 2**64
-_INTEGER = re.compile(r"([+-]?[0-9]+)(\.0+)?")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-Row = dict[str, Any]
 Event = tuple[Any, ...]
-Reader = Callable[[Any], Any]
-
-
-class Unparsable(Exception):
-    """A value that cannot be read as the declared type."""
-
-
-class OutOfRange(Exception):
-    """A time outside the spec's `time_range`."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +138,7 @@ def _plan(spec: BuildSpec, source: str) -> _Plan:
         for role in source_roles(spec, source)
     }
     columns = canonical_columns(spec, source)
-    return _Plan(spec, columns, names, {name: _row_reader(spec, mapped) for name, mapped in columns.items()})
+    return _Plan(spec, columns, names, {name: row_reader(spec, mapped) for name, mapped in columns.items()})
 
 
 def _accepted_rows(plan: _Plan, source: str, frame: pl.DataFrame) -> tuple[list[_Canonical], RowLedger]:
@@ -277,7 +253,7 @@ def _typed(plan: _Plan, frame: pl.DataFrame) -> pl.DataFrame:
         if mapped.column is not None and mapped.column not in typed:
             dtype = _where_type(mapped)
             if dtype != pl.String:
-                values = [_or_null(value, mapped) for value in frame[mapped.column].to_list()]
+                values = [or_null(value, mapped) for value in frame[mapped.column].to_list()]
                 typed[mapped.column] = pl.Series(mapped.column, values, dtype=dtype)
     return frame.with_columns(*typed.values())
 
@@ -287,16 +263,6 @@ def _where_type(mapped: Mapped) -> Any:
         return pl.Float64 if mapped.unit in DURATION_US else pl.String
     names = {"bool": "Boolean", "string": "String", "id": "String"}
     return getattr(pl, names.get(mapped.type, mapped.type.capitalize()))
-
-
-def _or_null(value: Any, mapped: Mapped) -> Any:
-    """Read a value as a `where` sees it; a numeric time is the number that stands in the log."""
-    try:
-        if value is None or isinstance(mapped, TimeColumn):
-            return None if value is None else _double(value)
-        return value_reader(mapped)(value)
-    except Unparsable:
-        return None
 
 
 def _explode(explode: Explode | None, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
@@ -408,238 +374,3 @@ def order(value: Any) -> tuple[Any, ...]:
     if isinstance(value, float) and math.isnan(value):
         return (2,)
     return (1, value)
-
-
-# Ids
-
-
-def mix(word: int) -> int:
-    """Scramble 64 bits (the finaliser of SplitMix64, Steele, Lea and Flood 2014)."""
-    word ^= word >> 30
-    word = word * 0xBF58476D1CE4E5B9 % _WORD
-    word ^= word >> 27
-    word = word * 0x94D049BB133111EB % _WORD
-    return word ^ word >> 31
-
-
-@cache
-def text_id(text: str) -> int:
-    """Return the id of a text, below 2**63."""
-    data = text.encode()
-    state = len(data) * 0x9E3779B97F4A7C15 % _WORD
-    for start in range(0, len(data), 8):
-        state = mix(state ^ int.from_bytes(data[start : start + 8].ljust(8, b"\0"), "little"))
-    return mix(state) >> 1
-
-
-def made_request_id(user_id: int, request_time_us: int) -> int:
-    """Return the id of a request in a log without request ids."""
-    return mix(mix(user_id % _WORD) ^ request_time_us % _WORD) >> 1
-
-
-# Values
-
-
-def _row_reader(spec: BuildSpec, mapped: Mapped) -> Reader:
-    """Return what reads a canonical value from a raw row: null or default where the raw value is missing."""
-    column = str(mapped.column)
-    default = getattr(mapped, "default", None)
-    read = value_reader(mapped)
-    earliest, latest = (_microseconds(bound, TimeColumn(column="")) for bound in spec.time_range)
-
-    def read_column(raw: Row) -> Any:
-        value = raw[column]
-        return read(default if value is None else value)
-
-    def read_membership(raw: Row) -> Any:
-        value = _is_contained(spec, raw, column)
-        return read(default if value is None else value)
-
-    def read_time(raw: Row) -> Any:
-        time_us = read(raw[column])
-        if time_us is not None and not earliest <= time_us <= latest:
-            raise OutOfRange
-        return time_us
-
-    if isinstance(mapped, Label) and mapped.contained_in:
-        column = mapped.contained_in
-        return read_membership
-    return read_time if isinstance(mapped, TimeColumn) else read_column
-
-
-def value_reader(mapped: Mapped) -> Reader:
-    """Return what reads a raw value as the declared type, null as null; times become microseconds UTC."""
-    read = _reader_of_type(mapped)
-    return lambda value: None if value is None else read(value)
-
-
-def _reader_of_type(mapped: Mapped) -> Reader:
-    if isinstance(mapped, TimeColumn):
-        return lambda value: _time(value, mapped)
-    if mapped.type == "string":
-        hashed = isinstance(mapped, IdColumn) and not isinstance(mapped, RequestIdColumn)
-        return (lambda value: text_id(_text(value))) if hashed else _text
-    if mapped.type == "id":
-        return lambda value: text_id(value) if isinstance(value, str) else _integer(value, 64)
-    if mapped.type == "bool":
-        return _boolean
-    if mapped.type in ("float32", "float64"):
-        return _single if mapped.type == "float32" else _double
-    bits = int(mapped.type.removeprefix("int"))
-    return lambda value: _integer(value, bits)
-
-
-def _is_contained(spec: BuildSpec, raw: Row, column: str) -> bool | None:
-    """Whether the row's item is in the list; None where there is no list."""
-    item, members = raw[spec.requests.item_id.column], raw[column]
-    if members is not None and not isinstance(members, list):
-        raise DataError(f"column {column} holds {members!r}, not a list; `contained_in` needs a list column")
-    return None if members is None else item is not None and item in members
-
-
-def _integer(value: Any, bits: int) -> int:
-    if isinstance(value, str):
-        digits = _INTEGER.fullmatch(value)
-        if digits is None:
-            raise Unparsable
-        value = digits[1]
-    elif not isinstance(value, int | float | Decimal) or not math.isfinite(value) or value != int(value):
-        raise Unparsable
-    number = int(value)
-    if not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
-        raise Unparsable
-    return number
-
-
-def _double(value: Any) -> float:
-    if not (_NUMBER.fullmatch(value) if isinstance(value, str) else isinstance(value, int | float | Decimal)):
-        raise Unparsable
-    return float(value)
-
-
-def _single(value: Any) -> float:
-    try:
-        return float(struct.unpack("<f", struct.pack("<f", _double(value)))[0])
-    except OverflowError:
-        raise Unparsable from None
-
-
-def _boolean(value: Any) -> bool:
-    if isinstance(value, str):
-        value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
-    if value is None or not isinstance(value, int | float | Decimal) or value not in (0, 1):
-        raise Unparsable
-    return bool(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
-
-
-def _time(value: Any, mapped: TimeColumn) -> int:
-    """Return microseconds UTC of a timestamp, a number with a unit, or text."""
-    if isinstance(value, date):
-        return _microseconds(value if isinstance(value, datetime) else datetime.combine(value, time()), mapped)
-    if mapped.unit in DURATION_US:
-        if isinstance(value, str):
-            digits = _INTEGER.fullmatch(value)
-            value = int(digits[1]) if digits else _double(value)
-        if not isinstance(value, int | float | Decimal) or math.isnan(value):
-            raise Unparsable
-        if math.isinf(value):
-            raise OutOfRange
-        return round(value * DURATION_US[mapped.unit])
-    if not isinstance(value, str):
-        raise SourceError(f"column {mapped.column} holds the number {value!r}; say its unit: s, ms or us")
-    try:
-        parsed = datetime.strptime(value, mapped.format) if mapped.format else datetime.fromisoformat(value)
-    except ValueError:
-        raise Unparsable from None
-    return _microseconds(parsed, mapped)
-
-
-def _microseconds(moment: datetime, mapped: TimeColumn) -> int:
-    """Naive times are local to the column's time zone (of an hour that comes twice, the first)."""
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=ZoneInfo(mapped.timezone))
-        if moment.astimezone(UTC).astimezone(moment.tzinfo).replace(tzinfo=None) != moment.replace(tzinfo=None):
-            raise Unparsable  # an hour that the clocks jumped over
-    since = moment.astimezone(UTC) - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-
-
-# Files
-
-
-def read_raw(spec: BuildSpec, source: str, users: Collection[int] | None = None) -> pl.DataFrame:
-    """Read a source's raw rows; CSV and JSON lines as text.
-
-    With `users` only the rows of these user ids, and those that share a request id with one of them, so that
-    a request id of several users is still seen as such.
-    """
-    rows = _scan(spec, source)
-    if users is None:
-        return rows.collect()
-    requests = spec.requests if source == spec.requests.source else None
-    role = requests or spec.history
-    of_users = _among(rows, role.user_id, set(users))
-    if requests is None or requests.request_id is None:
-        return rows.filter(of_users).collect()
-    request_id = pl.col(requests.request_id.column)
-    shared = rows.filter(of_users).select(request_id.unique()).collect().to_series().drop_nulls()
-    return rows.filter(of_users | request_id.is_in(shared.implode())).collect()
-
-
-def _among(rows: pl.LazyFrame, column: IdColumn, ids: set[int]) -> pl.Expr:
-    """Return the condition that a raw column holds one of the ids."""
-    values = rows.select(pl.col(column.column).unique()).collect().to_series().drop_nulls()
-    chosen = [value for value in values.to_list() if _or_null(value, column) in ids]
-    return pl.col(column.column).is_in(pl.Series(chosen, dtype=values.dtype).implode())
-
-
-def _scan(spec: BuildSpec, name: str) -> pl.LazyFrame:
-    source = spec.sources[name]
-    if source.file_format == "table":
-        raise SourceError(f"source {name} is a table of Spark; the reference reads files only, so export it first")
-    paths = [path for pattern in source.path for path in _files(pattern)]
-    if source.file_format == "parquet":
-        return pl.scan_parquet(paths)
-    if source.file_format == "arrow":
-        return pl.scan_ipc(paths)
-    if source.file_format == "csv":
-        return pl.scan_csv(
-            paths,
-            separator=source.field_separator,
-            quote_char=source.quote or None,
-            has_header=source.columns is None,
-            new_columns=source.columns,
-            infer_schema=False,
-        )
-    return pl.DataFrame([row for path in paths for row in _json_rows(path)], infer_schema_length=None).lazy()
-
-
-def _files(pattern: str) -> list[str]:
-    if "://" in pattern:
-        return [pattern]
-    found = sorted(glob.glob(pattern, recursive=True))
-    if not found:
-        raise SourceError(f"{pattern} matches no file; check the path of the source")
-    return found
-
-
-def _json_rows(path: str) -> Iterable[Row]:
-    """Yield the lines of a file as rows of texts, numbers as they are written."""
-    opening: Any = gzip.open if path.endswith(".gz") else open
-    with opening(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                row = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
-                yield {name: _json_text(value) for name, value in row.items()}
-
-
-def _json_text(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_json_text(element) for element in value]
-    return value if value is None else json.dumps(value) if isinstance(value, dict) else _text(value)

@@ -229,6 +229,29 @@ def validate(
 
 
 @app.command()
+def measure(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    out: Annotated[Path, typer.Argument(help="The folder for savings.json and savings.html.")],
+    budget: Annotated[int, typer.Option(min=1, help="Megabytes to write of each layout in each format.")] = 600,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure what storing each timeline once saves: sample, request and user level, in five formats.
+
+    \b
+    Example:
+      longbatch measure dataset savings
+    """
+    from longbatch.jobs.measure import measure as run
+    from longbatch.jobs.summary import savings_text
+    from longbatch.schemas.dataset import open_dataset
+
+    with progress_bars() as progress:
+        savings = run(open_dataset(dataset), out, budget_bytes=budget * 1_000_000, seed=seed, progress=progress)
+    show(savings.as_dict(), as_json, lambda: savings_text(savings, str(out)))
+
+
+@app.command()
 def train(
     dataset: Annotated[Path, typer.Argument(help="A dataset.")],
     run: Annotated[Path, typer.Argument(help="The folder to write the run to.")],

@@ -9,7 +9,7 @@ from typing import Any
 
 from longbatch.jobs import plots
 from longbatch.jobs.build import BuildSummary
-from longbatch.jobs.measure import Savings
+from longbatch.jobs.savings import Savings
 from longbatch.jobs.simulate import SimulationReport
 from longbatch.jobs.summary import metrics_text, size_text
 from longbatch.trainer.loop import TrainReport

@@ -27,7 +27,9 @@ from longbatch.jobs.layouts import (
     survey,
     write,
 )
-from longbatch.jobs.measure import Savings, measure, savings_page, scale_up
+from longbatch.jobs.measure import measure, scale_up
+from longbatch.jobs.savings import Savings
+from longbatch.jobs.savings_page import savings_page
 from longbatch.schemas.dataset import Dataset, open_dataset
 from longbatch.schemas.errors import MachineError, SpecError
 from longbatch.schemas.spec import parse_spec

@@ -19,7 +19,7 @@ from longbatch.schemas.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec import BuildSpec, parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
 from longbatch.validation.audit import audit
-from longbatch.validation.reference import read_raw
+from longbatch.validation.raw import read_raw
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 T = 1_700_000_000

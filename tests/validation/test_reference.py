@@ -10,15 +10,9 @@ import pytest
 
 from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.spec import BuildSpec, parse_spec
-from longbatch.validation.reference import (
-    Reference,
-    build_reference,
-    made_request_id,
-    mix,
-    order,
-    read_raw,
-    text_id,
-)
+from longbatch.validation.raw import read_raw
+from longbatch.validation.reference import Reference, build_reference, order
+from longbatch.validation.values import made_request_id, mix, text_id
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 T = 1_700_000_000  # seconds; a time of a literal row is T plus a few

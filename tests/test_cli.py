@@ -1,0 +1,112 @@
+"""The commands, as a user types them: exit codes, JSON, errors in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+SPEC = """
+[sources.log]
+path = "log.parquet"
+[history]
+source = "log"
+user_id = "user_id"
+item_id = "item_id"
+event_time = { column = "time", unit = "s" }
+[requests]
+source = "log"
+user_id = "user_id"
+item_id = "item_id"
+request_time = { column = "time", unit = "s" }
+labels = { click = "int8" }
+"""
+
+
+def longbatch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "longbatch.cli", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    log = pl.DataFrame(
+        {
+            "user_id": [7, 7, 8],
+            "item_id": [1, 2, 3],
+            "time": [1_700_000_000, 1_700_000_010, 1_700_000_020],
+            "click": [0, 1, 1],
+        }
+    )
+    log.write_parquet(tmp_path / "log.parquet")
+    (tmp_path / "spec.toml").write_text(SPEC)
+    return tmp_path / "spec.toml"
+
+
+def test_build_inspect_validate_and_measure_end_with_zero(spec: Path, tmp_path: Path) -> None:
+    dataset = str(tmp_path / "dataset")
+    built = longbatch("build", str(spec), dataset, "--json")
+    assert built.returncode == 0, built.stderr
+    assert json.loads(built.stdout)["counts"]["requests"] == 3
+    inspected = longbatch("inspect", dataset, "--content-hash", "--json")
+    assert json.loads(inspected.stdout)["counts"]["targets"] == 3
+    request = longbatch("inspect", dataset, "--user", "7")
+    assert "item_id=1" in request.stdout
+    assert "item_id=2" in request.stdout
+    assert json.loads(longbatch("validate", dataset, "--json").stdout)["findings"] == []
+    measured = longbatch("measure", dataset, str(tmp_path / "savings"), "--budget", "1")
+    assert measured.returncode == 0, measured.stderr
+    assert "this dataset" in measured.stdout
+    assert (tmp_path / "savings" / "savings.html").exists()
+
+
+def test_an_output_that_exists_ends_with_one(spec: Path, tmp_path: Path) -> None:
+    dataset = str(tmp_path / "dataset")
+    longbatch("build", str(spec), dataset)
+    again = longbatch("build", str(spec), dataset)
+    assert again.returncode == 1
+    assert "error: " in again.stderr
+    assert "already holds a dataset; pass --overwrite" in again.stderr
+
+
+def test_a_faulty_spec_ends_with_two_and_names_the_key(spec: Path, tmp_path: Path) -> None:
+    spec.write_text(SPEC.replace("event_time", "evnt_time"))
+    faulty = longbatch("build", str(spec), str(tmp_path / "dataset"))
+    assert faulty.returncode == 2
+    assert "history.evnt_time: unknown key; did you mean `event_time`?" in faulty.stderr
+    assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("build", "--nope"), "No such option"),
+        (("frobnicate",), "No such command"),
+        (("build", "spec.toml", "out", "--master", "local[2]"), "--master is for --engine spark"),
+        (("evaluate", "run", "dataset", "--history-lengths", "ten"), "takes whole numbers and commas"),
+    ],
+)
+def test_wrong_usage_ends_with_two(arguments: tuple[str, ...], message: str) -> None:
+    wrong = longbatch(*arguments)
+    assert wrong.returncode == 2
+    assert message in wrong.stderr
+
+
+def test_no_dataset_ends_with_one_and_says_what_to_do(tmp_path: Path) -> None:
+    absent = longbatch("inspect", str(tmp_path))
+    assert absent.returncode == 1
+    assert "is not a dataset: it has no snapshots; build one with `longbatch build`" in absent.stderr
+
+
+def test_the_help_of_build_shows_complete_specs_that_parse() -> None:
+    from longbatch.schemas.spec import parse_spec
+
+    text = longbatch("build", "--help").stdout
+    blocks = text.split("A spec for ")[1:]
+    assert len(blocks) == 3
+    for block in blocks:
+        lines = [line.strip() for line in block.splitlines()[1:]]
+        parse_spec("\n".join(line for line in lines if line.startswith("[") or " = " in line))
