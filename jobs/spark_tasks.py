@@ -1,0 +1,222 @@
+"""What runs inside Spark tasks: Arrow batches in, Arrow batches out, nothing of Spark but the task's number.
+
+Map: pieces or table rows to *parts*, one row per chunk, kind and bucket, whose `data` is an Arrow stream. Reduce: all
+parts of a bucket to its shard on disk and one *result* row that describes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from longbatch.jobs.sources import CHUNK_ROWS, Chunk, Piece, plain_types, read_piece
+from longbatch.jobs.tasks import (
+    Built,
+    bucket_parts,
+    make_bucket,
+    make_quarantine,
+    make_vocabulary,
+    split_by_bucket,
+    type_chunk,
+)
+from longbatch.pipelines.canonicalize import conflicting_requests
+from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.schemas.shard import SHARDS_SCHEMA
+from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.tables import canonical_schema
+
+PARTS = pa.schema({"bucket": pa.int32(), "kind": pa.string(), "name": pa.string(), "data": pa.binary()})
+PARTS_DDL = "bucket int, kind string, name string, data binary"
+RESULTS_DDL = "shards binary, books string"
+FLUSH_BYTES = 32 << 20
+
+
+def map_pieces(spec_json: str, buckets: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    spec = BuildSpec.model_validate_json(spec_json)
+    for batch in batches:
+        for text in batch["piece"].to_pylist():
+            piece = Piece(**json.loads(text))
+            for chunk in read_piece(spec, piece):
+                yield from _map_chunk(spec, piece.source, chunk, buckets)
+
+
+def _piece_chunks(spec: BuildSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[Chunk]:
+    for batch in batches:
+        for text in batch["piece"].to_pylist():
+            yield from read_piece(spec, Piece(**json.loads(text)))
+
+
+def map_table(
+    spec_json: str, source: str, name: str, buckets: int, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    spec = BuildSpec.model_validate_json(spec_json)
+    for chunk in _table_chunks(name, batches):
+        yield from _map_chunk(spec, source, chunk, buckets)
+
+
+def _table_chunks(name: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Chunk]:
+    """Chunks of about CHUNK_ROWS from the small batches that Spark sends."""
+    first, held, rows = 0, [], 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        if rows >= CHUNK_ROWS:
+            yield _table_chunk(name, first, held)
+            first, held, rows = first + rows, [], 0
+    if held:
+        yield _table_chunk(name, first, held)
+
+
+def _table_chunk(name: str, first: int, batches: list[pa.RecordBatch]) -> Chunk:
+    return Chunk(name, first, plain_types(pl.DataFrame(pl.from_arrow(pa.Table.from_batches(batches)))))
+
+
+def _map_chunk(spec: BuildSpec, source: str, chunk: Chunk, buckets: int) -> Iterator[pa.RecordBatch]:
+    """Parts of one chunk, in record batches of about FLUSH_BYTES."""
+    typed = type_chunk(spec, source, chunk)
+    name = f"{chunk.path}#{chunk.first_row}"
+    home = sum(name.encode()) % buckets
+    rows: list[dict[str, Any]] = [_part(home, f"ledger:{source}", name, json.dumps(typed.ledger.as_dict()).encode())]
+    if typed.rejected.height or chunk.malformed:
+        rows.append(_part(home, f"rejected:{source}", _origin(chunk), _stream(_whole(typed.rejected))))
+    for kind, (frame, bucket) in bucket_parts(spec, source, typed, buckets).items():
+        for number, batch in enumerate(split_by_bucket(frame, bucket, buckets)):
+            if batch.num_rows:
+                rows.append(_part(number, kind, name, _stream(batch)))
+            if sum(len(row["data"]) for row in rows) >= FLUSH_BYTES:
+                yield pa.RecordBatch.from_pylist(rows, schema=PARTS)
+                rows = []
+    if rows:
+        yield pa.RecordBatch.from_pylist(rows, schema=PARTS)
+
+
+def _part(bucket: int, kind: str, name: str, data: bytes) -> dict[str, Any]:
+    return {"bucket": bucket, "kind": kind, "name": name, "data": data}
+
+
+def _origin(chunk: Chunk) -> str:
+    return json.dumps({"path": chunk.path, "first_row": chunk.first_row, "malformed": chunk.malformed})
+
+
+def _whole(frame: pl.DataFrame) -> pa.RecordBatch:
+    batches = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=frame.head(0).to_arrow().schema)
+
+
+def _stream(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def frame_of(parts: list[bytes]) -> pl.DataFrame:
+    tables = [pa.ipc.open_stream(part).read_all() for part in parts]
+    return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
+
+
+def conflicts_of(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for _, parts in groupby(_rows(batches), key=lambda row: row["bucket"]):
+        conflicts = conflicting_requests(frame_of([row["data"] for row in parts]))
+        if len(conflicts):
+            yield pa.RecordBatch.from_pydict({"ids": [_stream(_whole(conflicts.to_frame()))]}, schema=_IDS)
+
+
+_IDS = pa.schema({"ids": pa.binary()})
+
+
+def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
+    """One dict per part: few and large, never one per row of the data."""
+    for batch in batches:
+        yield from batch.to_pylist()
+
+
+def reduce_buckets(
+    spec_json: str, root: str, attempt: str, conflicts: list[Any], batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """Build every bucket of this partition; file names carry the task attempt, so a retry never meets its elder."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    name = f"{attempt}-{context.taskAttemptId() if context else 0}"
+    spec = BuildSpec.model_validate_json(spec_json)
+    ids = pl.Series("request_id", conflicts) if conflicts else None
+    for bucket, parts in groupby(_rows(batches), key=lambda row: int(row["bucket"])):
+        kinds = {kind: list(rows) for kind, rows in groupby(parts, key=lambda row: str(row["kind"]))}
+        yield _pack_result(_reduce_bucket(spec, Path(root), name, bucket, kinds, ids))
+
+
+def _reduce_bucket(
+    spec: BuildSpec,
+    root: Path,
+    attempt: str,
+    bucket: int,
+    kinds: dict[str, list[dict[str, Any]]],
+    conflicts: pl.Series | None,
+) -> Built:
+    built = Built()
+    frames = {}
+    for source in spec.sources:
+        for row in kinds.pop(f"ledger:{source}", []):
+            built += Built(ledgers={source: RowLedger(**json.loads(row["data"]))})
+        for number, row in enumerate(kinds.pop(f"rejected:{source}", [])):
+            origin = json.loads(row["name"])
+            chunk = Chunk(origin["path"], origin["first_row"], pl.DataFrame(), tuple(origin["malformed"]))
+            file = f"{source}-{attempt}-{bucket:05d}-{number:04d}"
+            built += make_quarantine(frame_of([row["data"]]), chunk, root, file)
+        parts = kinds.pop(f"rows:{source}", [])
+        empty = pl.DataFrame(pl.from_arrow(canonical_schema(spec, source).empty_table()))
+        frames[source] = frame_of([row["data"] for row in parts]) if parts else empty
+        del parts
+    words = kinds.pop("vocabulary", [])
+    if words:
+        built += make_vocabulary(frame_of([row["data"] for row in words]), spec, root, bucket, attempt)
+    return built + make_bucket(spec, frames, conflicts, root, bucket, attempt)
+
+
+def _pack_result(built: Built) -> pa.RecordBatch:
+    shards = _stream(pa.RecordBatch.from_pylist(built.shards, schema=SHARDS_SCHEMA))
+    books = {
+        "vocabulary": built.vocabulary,
+        "quarantine": built.quarantine,
+        "ledgers": {source: ledger.as_dict() for source, ledger in built.ledgers.items()},
+        "counts": built.counts.as_dict(),
+        "collisions": built.collisions,
+    }
+    schema = pa.schema({"shards": pa.binary(), "books": pa.string()})
+    return pa.RecordBatch.from_pydict({"shards": [shards], "books": [json.dumps(books)]}, schema=schema)
+
+
+def unpack_result(shards: bytes, text: str) -> Built:
+    books = json.loads(text)
+    return Built(
+        shards=pa.ipc.open_stream(shards).read_all().to_pylist(),
+        vocabulary=books["vocabulary"],
+        quarantine=books["quarantine"],
+        ledgers={source: RowLedger(**ledger) for source, ledger in books["ledgers"].items()},
+        counts=Counts(**books["counts"]),
+        collisions=books["collisions"],
+    )
+
+
+def quarantine_rows(
+    spec_json: str, from_files: bool, root: str, attempt: str, conflicts: list[Any], batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    task = context.taskAttemptId() if context else 0
+    spec = BuildSpec.model_validate_json(spec_json)
+    source, ids = spec.requests.source, pl.Series("request_id", conflicts)
+    chunks = _piece_chunks(spec, batches) if from_files else _table_chunks(spec.sources[source].path[0], batches)
+    for number, chunk in enumerate(chunks):
+        typed = type_chunk(spec, source, chunk, ids)
+        hit = typed.rejected.filter(pl.col("_reasons") == ["conflicting_request"])
+        name = f"conflicts-{attempt}-{task}-{number:06d}"
+        yield _pack_result(make_quarantine(hit, Chunk(chunk.path, chunk.first_row, chunk.frame), Path(root), name))
