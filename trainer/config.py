@@ -91,7 +91,8 @@ class TrainConfig(Strict):
 
     labels: the first is the main one; empty means all labels of the dataset.
     train_before: requests before it train, the others evaluate: a time, or the share of requests, in
-    order of time, that trains; None trains on everything.  `evaluate_before` ends the evaluation.
+    order of time, that trains; None trains on everything.  `evaluate_before` ends the evaluation, which
+    takes about `evaluate_requests` of the requests, drawn at random, or all.
     batch_size: requests per step.
     """
 
@@ -107,6 +108,7 @@ class TrainConfig(Strict):
     max_seconds: float | None = Field(default=None, gt=0)
     train_before: AwareDatetime | float | None = 0.8
     evaluate_before: AwareDatetime | None = None
+    evaluate_requests: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
     num_workers: int = Field(default=0, ge=0)
 

@@ -75,7 +75,13 @@ def train(
     checkpoint.save(run, run_dir)
     results: list[Metrics] = []
     if split_us is not None:
-        results = evaluate(run_dir, dataset_path, before=config.evaluate_before, progress=progress)
+        results = evaluate(
+            run_dir,
+            dataset_path,
+            before=config.evaluate_before,
+            max_requests=config.evaluate_requests,
+            progress=progress,
+        )
     report = TrainReport(**{**vars(report), "metrics": results, "train_before": _text(split_us)})
     summary = {**asdict(report), "targets_per_second": report.targets_per_second}
     (Path(run_dir) / "report.json").write_text(json.dumps(summary, indent=2) + "\n")

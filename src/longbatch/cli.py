@@ -337,7 +337,7 @@ def bench(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="The folder to write.")] = Path("demo"),
-    seconds: Annotated[float, typer.Option(min=1, help="Training time.")] = 120.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Training time.")] = 110.0,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

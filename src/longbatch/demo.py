@@ -31,8 +31,8 @@ HISTORY_LENGTHS = (100, 500, 2_000, 10_000)
 DEMO_LOG = Simulation(users=1_200, events=7_200_000, seed=0)
 DEMO_MODEL = ModelConfig(id_rows=4_096)  # few users: larger id tables would only memorise them
 AUDITED_USERS = 20
-MEASURED_BYTES = 300_000_000
-EVALUATED_REQUESTS = 2_000
+MEASURED_BYTES = 256_000_000
+EVALUATED_REQUESTS = 1_500
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def demo(out: Path, *, train_seconds: float, overwrite: bool, progress: Bars) ->
     stage.ends("audit")
     savings = measure(open_dataset(dataset), out / "savings", budget_bytes=MEASURED_BYTES, progress=progress)
     stage.ends("measure")
-    config = TrainConfig(model=DEMO_MODEL, max_seconds=train_seconds, epochs=100)
+    config = TrainConfig(model=DEMO_MODEL, max_seconds=train_seconds, epochs=100, evaluate_requests=300)
     trained = train(dataset, run, config, progress=training_progress(progress, config))
     stage.ends("train")
     metrics = evaluate(
