@@ -26,22 +26,22 @@ from longbatch.jobs.tasks import (
     Built,
     bucket_count,
     bucket_parts,
+    empty_rows,
     make_bucket,
     make_quarantine,
     make_vocabulary,
+    quarantine_conflicts,
     split_by_bucket,
     type_chunk,
 )
-from longbatch.pipelines.canonicalize import conflicting_requests
+from longbatch.pipelines.canonicalize import TEXT_FORMATS, conflicting_requests
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.ledger import RowLedger
 from longbatch.schemas.shard import disk_message
 from longbatch.schemas.spec import BuildSpec
-from longbatch.schemas.tables import canonical_schema
 
 Progress = Callable[[str, float, float], None]
 T = TypeVar("T")
-TEXT_FORMATS = ("csv", "jsonl")
 
 
 class Partition:
@@ -149,7 +149,7 @@ class LocalEngine:
     ) -> Built:
         """Read the requests' source once more, only to keep the rows of conflicting requests as they came."""
         tasks = (
-            partial(_quarantine_conflicts, spec, chunk, conflicts, root, f"conflicts-{attempt}-{number:06d}")
+            partial(quarantine_conflicts, spec, chunk, conflicts, root, f"conflicts-{attempt}-{number:06d}")
             for number, chunk in enumerate(_chunks(spec, [p for p in pieces if p.source == spec.requests.source]))
         )
         return sum(self._run(tasks), Built())
@@ -222,12 +222,6 @@ def _chunks(spec: BuildSpec, pieces: list[Piece]) -> Iterator[Chunk]:
         yield from read_piece(spec, piece)
 
 
-def _quarantine_conflicts(spec: BuildSpec, chunk: Chunk, conflicts: pl.Series, root: Path, name: str) -> Built:
-    typed = type_chunk(spec, spec.requests.source, chunk, conflicts)
-    hit = typed.rejected.filter(pl.col("_reasons") == ["conflicting_request"])
-    return make_quarantine(hit, Chunk(chunk.path, chunk.first_row, chunk.frame), root, name)
-
-
 def _conflicts_of(owners: Partition, bucket: int) -> pl.Series | None:
     pairs = owners.read(bucket)
     return None if pairs is None else conflicting_requests(pairs)
@@ -249,6 +243,5 @@ def _shard(
     frames = {}
     for source in spec.sources:
         rows = partitions[f"rows:{source}"].read(bucket)
-        empty = pl.DataFrame(pl.from_arrow(canonical_schema(spec, source).empty_table()))
-        frames[source] = empty if rows is None else rows
+        frames[source] = empty_rows(spec, source) if rows is None else rows
     return make_bucket(spec, frames, conflicts, root, bucket, attempt)

@@ -19,9 +19,12 @@ from longbatch.jobs.sources import CHUNK_ROWS, Chunk, Piece, plain_types, read_p
 from longbatch.jobs.tasks import (
     Built,
     bucket_parts,
+    empty_rows,
     make_bucket,
     make_quarantine,
     make_vocabulary,
+    one_batch,
+    quarantine_conflicts,
     split_by_bucket,
     type_chunk,
 )
@@ -29,7 +32,6 @@ from longbatch.pipelines.canonicalize import conflicting_requests
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.shard import SHARDS_SCHEMA
 from longbatch.schemas.spec import BuildSpec
-from longbatch.schemas.tables import canonical_schema
 
 PARTS = pa.schema({"bucket": pa.int32(), "kind": pa.string(), "name": pa.string(), "data": pa.binary()})
 PARTS_DDL = "bucket int, kind string, name string, data binary"
@@ -39,17 +41,17 @@ FLUSH_BYTES = 32 << 20
 
 def map_pieces(spec_json: str, buckets: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     spec = BuildSpec.model_validate_json(spec_json)
+    for source, chunk in _piece_chunks(spec, batches):
+        yield from _map_chunk(spec, source, chunk, buckets)
+
+
+def _piece_chunks(spec: BuildSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, Chunk]]:
+    """Source and chunk of every piece that the rows name."""
     for batch in batches:
         for text in batch["piece"].to_pylist():
             piece = Piece(**json.loads(text))
             for chunk in read_piece(spec, piece):
-                yield from _map_chunk(spec, piece.source, chunk, buckets)
-
-
-def _piece_chunks(spec: BuildSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[Chunk]:
-    for batch in batches:
-        for text in batch["piece"].to_pylist():
-            yield from read_piece(spec, Piece(**json.loads(text)))
+                yield piece.source, chunk
 
 
 def map_table(
@@ -84,7 +86,7 @@ def _map_chunk(spec: BuildSpec, source: str, chunk: Chunk, buckets: int) -> Iter
     home = sum(name.encode()) % buckets
     rows: list[dict[str, Any]] = [_part(home, f"ledger:{source}", name, json.dumps(typed.ledger.as_dict()).encode())]
     if typed.rejected.height or chunk.malformed:
-        rows.append(_part(home, f"rejected:{source}", _origin(chunk), _stream(_whole(typed.rejected))))
+        rows.append(_part(home, f"rejected:{source}", _origin(chunk), _stream(one_batch(typed.rejected))))
     for kind, (frame, bucket) in bucket_parts(spec, source, typed, buckets).items():
         for number, batch in enumerate(split_by_bucket(frame, bucket, buckets)):
             if batch.num_rows:
@@ -104,11 +106,6 @@ def _origin(chunk: Chunk) -> str:
     return json.dumps({"path": chunk.path, "first_row": chunk.first_row, "malformed": chunk.malformed})
 
 
-def _whole(frame: pl.DataFrame) -> pa.RecordBatch:
-    batches = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=frame.head(0).to_arrow().schema)
-
-
 def _stream(batch: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -125,7 +122,7 @@ def conflicts_of(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for _, parts in groupby(_rows(batches), key=lambda row: row["bucket"]):
         conflicts = conflicting_requests(frame_of([row["data"] for row in parts]))
         if len(conflicts):
-            yield pa.RecordBatch.from_pydict({"ids": [_stream(_whole(conflicts.to_frame()))]}, schema=_IDS)
+            yield pa.RecordBatch.from_pydict({"ids": [_stream(one_batch(conflicts.to_frame()))]}, schema=_IDS)
 
 
 _IDS = pa.schema({"ids": pa.binary()})
@@ -137,14 +134,19 @@ def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
+def _task_number() -> int:
+    """Number of this task attempt, unique within a Spark application."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    return context.taskAttemptId() if context else 0
+
+
 def reduce_buckets(
     spec_json: str, root: str, attempt: str, conflicts: list[Any], batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """Build every bucket of this partition; file names carry the task attempt, so a retry never meets its elder."""
-    from pyspark import TaskContext
-
-    context = TaskContext.get()
-    name = f"{attempt}-{context.taskAttemptId() if context else 0}"
+    name = f"{attempt}-{_task_number()}"
     spec = BuildSpec.model_validate_json(spec_json)
     ids = pl.Series("request_id", conflicts) if conflicts else None
     for bucket, parts in groupby(_rows(batches), key=lambda row: int(row["bucket"])):
@@ -171,9 +173,7 @@ def _reduce_bucket(
             file = f"{source}-{attempt}-{bucket:05d}-{number:04d}"
             built += make_quarantine(frame_of([row["data"]]), chunk, root, file)
         parts = kinds.pop(f"rows:{source}", [])
-        empty = pl.DataFrame(pl.from_arrow(canonical_schema(spec, source).empty_table()))
-        frames[source] = frame_of([row["data"] for row in parts]) if parts else empty
-        del parts
+        frames[source] = frame_of([row["data"] for row in parts]) if parts else empty_rows(spec, source)
     words = kinds.pop("vocabulary", [])
     if words:
         built += make_vocabulary(frame_of([row["data"] for row in words]), spec, root, bucket, attempt)
@@ -208,15 +208,11 @@ def unpack_result(shards: bytes, text: str) -> Built:
 def quarantine_rows(
     spec_json: str, from_files: bool, root: str, attempt: str, conflicts: list[Any], batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    from pyspark import TaskContext
-
-    context = TaskContext.get()
-    task = context.taskAttemptId() if context else 0
+    task = _task_number()
     spec = BuildSpec.model_validate_json(spec_json)
     source, ids = spec.requests.source, pl.Series("request_id", conflicts)
-    chunks = _piece_chunks(spec, batches) if from_files else _table_chunks(spec.sources[source].path[0], batches)
+    table = spec.sources[source].path[0]
+    chunks = (chunk for _, chunk in _piece_chunks(spec, batches)) if from_files else _table_chunks(table, batches)
     for number, chunk in enumerate(chunks):
-        typed = type_chunk(spec, source, chunk, ids)
-        hit = typed.rejected.filter(pl.col("_reasons") == ["conflicting_request"])
         name = f"conflicts-{attempt}-{task}-{number:06d}"
-        yield _pack_result(make_quarantine(hit, Chunk(chunk.path, chunk.first_row, chunk.frame), Path(root), name))
+        yield _pack_result(quarantine_conflicts(spec, chunk, ids, Path(root), name))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from longbatch.pipelines.memory import user_column
 from longbatch.pipelines.pack import pack
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.ledger import Counts, RowLedger
-from longbatch.schemas.shard import disk_message, write_shard
+from longbatch.schemas.shard import codec_of, disk_message, write_shard
 from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.tables import canonical_schema
 
 ROWS_PER_BUCKET = 1 << 20
 MAX_BUCKETS = 8192
@@ -87,10 +88,20 @@ def split_by_bucket(frame: pl.DataFrame, bucket: Any, buckets: int) -> list[pa.R
     """One record batch per bucket, possibly empty; within a bucket the rows keep their order."""
     order = np.argsort(bucket, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=buckets))])
-    table = frame[order].to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
-    batches = table.to_batches()
-    whole = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+    whole = one_batch(frame[order])
     return [whole.slice(int(a), int(b - a)) for a, b in pairwise(bounds)]
+
+
+def one_batch(frame: pl.DataFrame) -> pa.RecordBatch:
+    """Return a frame as one record batch, of no rows if it has none, in types that every Arrow reader knows."""
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
+    batches = table.to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+
+
+def empty_rows(spec: BuildSpec, source: str) -> pl.DataFrame:
+    """Return no canonical rows, for a bucket that has none of a source."""
+    return pl.DataFrame(pl.from_arrow(canonical_schema(spec, source).empty_table()))
 
 
 def make_bucket(
@@ -115,12 +126,12 @@ def make_vocabulary(words: pl.DataFrame, spec: BuildSpec, root: Path, bucket: in
         return Built()
     collisions = words.height - words["id"].n_unique()
     path = root / "vocabulary" / f"{bucket:05d}-{attempt}.arrow"
-    codec = None if spec.compression == "none" else spec.compression
+    options = pa.ipc.IpcWriteOptions(compression=codec_of(spec.compression))
     table = words.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(
         pa.schema({"id": pa.int64(), "text": pa.string()})
     )
     try:
-        with pa.ipc.new_file(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        with pa.ipc.new_file(str(path), table.schema, options=options) as writer:
             writer.write_table(table)
     except OSError as error:
         raise MachineError(disk_message(error, path)) from None
@@ -142,6 +153,13 @@ def make_quarantine(rejected: pl.DataFrame, chunk: Chunk, root: Path, name: str)
     except OSError as error:
         raise MachineError(disk_message(error, path)) from None
     return Built(quarantine=[file_entry(root, path, rows.height)])
+
+
+def quarantine_conflicts(spec: BuildSpec, chunk: Chunk, conflicts: pl.Series, root: Path, name: str) -> Built:
+    """Write those rows of a chunk, as they came, that have no other fault than a conflicting request."""
+    typed = canonicalize(chunk.frame, spec, spec.requests.source, conflicts)
+    hit = typed.rejected.filter(pl.col("_reasons") == ["conflicting_request"])
+    return make_quarantine(hit, replace(chunk, malformed=()), root, name)
 
 
 def file_entry(root: Path, path: Path, rows: int) -> dict[str, Any]:

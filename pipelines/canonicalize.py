@@ -69,9 +69,8 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
         rejected=rejected.height,
         accepted=rows.height,
         empty_list=empty,
-        reasons=dict(sorted(faults.filter(reject).sum().row(0, named=True).items())) if rejected.height else {},
+        reasons=_reason_counts(faults.filter(reject)),
     )
-    ledger = RowLedger(**{**ledger.as_dict(), "reasons": {r: n for r, n in ledger.reasons.items() if n}})
     return Canonical(rows, _owners(rows, spec, source), vocabulary, rejected, ledger)
 
 
@@ -261,6 +260,12 @@ def _rejected(raw: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
     reasons = [pl.when(pl.col(name)).then(pl.lit(name)) for name in faults.columns]
     listed = faults.select(_reasons=pl.concat_list(reasons).list.drop_nulls())
     return raw.with_columns(listed["_reasons"])
+
+
+def _reason_counts(faults: pl.DataFrame) -> dict[str, int]:
+    """How many rows have each fault, by name, those that none has left out."""
+    counts = faults.sum().row(0, named=True) if faults.height else {}
+    return {reason: count for reason, count in sorted(counts.items()) if count}
 
 
 def _owners(rows: pl.DataFrame, spec: BuildSpec, source: str) -> pl.DataFrame | None:

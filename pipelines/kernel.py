@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from longbatch.pipelines.hashing import Int64Array, request_ids_of
-from longbatch.pipelines.order import Order, compact, dense_rank, repeated_rows, sort_rows
+from longbatch.pipelines.order import compact, dense_rank, repeated_rows, sort_rows
 from longbatch.schemas.ledger import RowLedger
 from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.tables import canonical_name, history_columns, request_columns, source_roles
@@ -72,7 +72,7 @@ def build_bucket(spec: BuildSpec, rows: Mapping[str, pl.DataFrame], conflicts: p
     timelines = _timelines(spec, kept[spec.history.source])
     requests = _requests(spec, kept[spec.requests.source])
     start, end = _visible_ends(timelines, requests.requests)
-    end = _before_own_events(spec, timelines, requests.requests, start, end)
+    end = _before_own_events(spec, timelines, requests.requests, end)
     return Bucket(timelines, requests, end - start, start, ledgers)
 
 
@@ -192,9 +192,7 @@ def _visible_ends(timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Ar
     return start, np.searchsorted(events, asked, side="left").astype(np.int64)
 
 
-def _before_own_events(
-    spec: BuildSpec, timelines: Timelines, requests: pl.DataFrame, start: Int64Array, end: Int64Array
-) -> Int64Array:
+def _before_own_events(spec: BuildSpec, timelines: Timelines, requests: pl.DataFrame, end: Int64Array) -> Int64Array:
     """Move each end in front of the first event that carries the request's own id."""
     if "request_id" not in timelines.events.columns or not requests.height:
         return end
@@ -223,6 +221,3 @@ def _may_precede_its_request(spec: BuildSpec, events: pl.DataFrame, requests: pl
     return events.select(
         pl.when("is_target").then(before_own).otherwise(pl.lit(asked)).fill_null(False).alias("asked")
     ).to_series()
-
-
-__all__ = ["Bucket", "Order", "Requests", "Timelines", "build_bucket", "visible_time"]
