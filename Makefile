@@ -13,7 +13,7 @@ export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
 export GX_ANALYTICS_ENABLED := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup demo test check links clean
+.PHONY: setup demo test fuzz check links clean
 
 setup: $(VENV)/.ready links
 
@@ -40,6 +40,10 @@ check: setup
 
 test: check
 	pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+# The property tests draw the same cases each time; this draws new ones.
+fuzz: setup
+	pytest -n 2 --dist loadfile --hypothesis-profile=fuzz
 
 clean:
 	rm -rf $(VENV) .links .cache demo

@@ -201,7 +201,10 @@ def _spread(across: Sequence[float], least: float = 9.0) -> list[int]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round values at equal distance that enclose [low, high]: three to seven of them."""
-    span = (high - low) or abs(high) or 1.0
+    widest = max(abs(low), abs(high))
+    span = high - low
+    if span <= 1e-12 * widest or span < 1e-300:  # no wider than the digits shown: one value
+        span = widest if widest >= 1e-300 else 1.0
     rough = span / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * (1 - 1e-9))

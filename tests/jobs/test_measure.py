@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longbatch.jobs import layouts as layouts_module
@@ -358,10 +358,13 @@ def test_lines_leave_gaps_and_say_when_they_do_not_start_at_zero() -> None:
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+@example(0.0, 5e-324)
+@example(3.0, 1e-13)
 def test_ticks_enclose_the_values(low: float, span: float) -> None:
     ticks = plots._ticks(low, low + span)
-    assert ticks[0] <= low + 1e-6 * max(1, abs(low))
-    assert ticks[-1] >= low + span - 1e-6 * max(1, abs(low + span))
+    slack = 1e-6 * max(1, abs(low), span)
+    assert ticks[0] <= low + slack
+    assert ticks[-1] >= low + span - slack
     assert 2 <= len(ticks) <= 7
 
 

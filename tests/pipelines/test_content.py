@@ -191,7 +191,7 @@ def test_events_that_no_request_reaches_are_no_content() -> None:
     assert hashed(plays=pl.concat([PLAYS, later, stranger], how="vertical_relaxed")) == hashed()
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=30),
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=20),

@@ -32,7 +32,6 @@ Frames = dict[str, pl.DataFrame]
 every_case = settings(
     max_examples=500,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
