@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from longbatch.jobs.local import LocalEngine, Progress
-from longbatch.jobs.tasks import FOLDERS, Built
-from longbatch.schemas.errors import DataError, DatasetError, LongbatchError, MachineError
+from longbatch.jobs.tasks import FOLDERS, Built, make_samples
+from longbatch.jobs.thresholds import check_built
+from longbatch.schemas.errors import DatasetError, LongbatchError, MachineError
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.shard import disk_message
 from longbatch.schemas.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
 from longbatch.schemas.spec import BuildSpec, load_spec
+from longbatch.validation.rules import check_threshold_names
 
 
 class Engine(Protocol):
@@ -66,19 +68,21 @@ def build(
     `overwrite` replaces an existing dataset, after success only. Raises SpecError, SourceError, DataError
     (the data failed a check), DatasetError (`out` exists), MachineError (disk full).
     """
+    check_threshold_names(spec)
     root, started = Path(out), time.monotonic()
     attempt = uuid.uuid4().hex[:12]
     existing = _check_output(root, overwrite)
     with _attempt(root, attempt):
         built = (engine or LocalEngine()).build(spec, root, attempt, progress)
-        _check(spec, built)
-        snapshot = _snapshot(spec, built, (existing[-1] if existing else 0) + 1)
+        check_built(spec, built, root)
+        samples = make_samples(built.samples, root, attempt)
+        snapshot = _snapshot(spec, built, samples, (existing[-1] if existing else 0) + 1)
         replaced = _unlisted(root, snapshot) if existing else []
         commit(root, snapshot)
     for path in replaced:
         path.unlink(missing_ok=True)
     listed = [row[table] for row in snapshot.shards for table in ("timelines", "requests")]
-    listed += [*snapshot.vocabulary, *snapshot.quarantine]
+    listed += [*snapshot.vocabulary, *snapshot.quarantine, *snapshot.samples]
     return BuildSummary(
         path=str(root),
         snapshot=snapshot.number,
@@ -129,32 +133,7 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _check(spec: BuildSpec, built: Built) -> None:
-    """The laws of conservation, the threshold of rejects, and that there is anything at all."""
-    for source, ledger in built.ledgers.items():
-        ledger.check(source)
-        if ledger.accepted == 0:
-            raise DataError(f"source {source} has no valid row: {_fates(ledger)}; nothing was committed")
-        considered = ledger.rows - ledger.filtered
-        if ledger.rejected > spec.max_rejected * considered:
-            raise DataError(
-                f"source {source}: {ledger.rejected:,} of {considered:,} rows "
-                f"({ledger.rejected / considered:.2%}) were rejected, more than max_rejected = "
-                f"{spec.max_rejected:.2%}: {_fates(ledger)}; mend the log or raise max_rejected; nothing was committed"
-            )
-    built.counts.check()
-    if built.counts.requests == 0:
-        raise DataError("no row became a target: check requests.where; nothing was committed")
-
-
-def _fates(ledger: RowLedger) -> str:
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in ledger.reasons.items())
-    return f"{ledger.rows:,} rows, {ledger.filtered:,} filtered, {ledger.rejected:,} rejected" + (
-        f" ({reasons})" if reasons else ""
-    )
-
-
-def _snapshot(spec: BuildSpec, built: Built, number: int) -> Snapshot:
+def _snapshot(spec: BuildSpec, built: Built, samples: list[dict[str, Any]], number: int) -> Snapshot:
     shards = tuple(sorted(built.shards, key=lambda row: (row["bucket"], row["timelines"]["path"])))
     return Snapshot(
         number=number,
@@ -165,6 +144,9 @@ def _snapshot(spec: BuildSpec, built: Built, number: int) -> Snapshot:
         shards=shards,
         vocabulary=tuple(sorted(built.vocabulary, key=lambda entry: str(entry["path"]))),
         quarantine=tuple(sorted(built.quarantine, key=lambda entry: str(entry["path"]))),
+        samples=tuple(samples),
+        profile=built.profile,
+        log_end=built.log_end,
         fingerprint=fingerprint(spec, shards),
     )
 
@@ -176,7 +158,7 @@ def _unlisted(root: Path, snapshot: Snapshot) -> list[Path]:
     writing already cannot commit any more, for this one takes their number).
     """
     listed = {row[table]["path"] for row in snapshot.shards for table in ("timelines", "requests")}
-    listed |= {entry["path"] for entry in (*snapshot.vocabulary, *snapshot.quarantine)}
+    listed |= {entry["path"] for entry in (*snapshot.vocabulary, *snapshot.quarantine, *snapshot.samples)}
     paths = [path for folder in FOLDERS for path in (root / folder).iterdir()]
     return [path for path in paths if path.relative_to(root).as_posix() not in listed]
 

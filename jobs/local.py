@@ -34,7 +34,7 @@ from longbatch.jobs.tasks import (
     split_by_bucket,
     type_chunk,
 )
-from longbatch.pipelines.canonicalize import TEXT_FORMATS, conflicting_requests
+from longbatch.pipelines.canonicalize import TEXT_FORMATS, Facts, conflicting_requests, known_facts
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.ledger import RowLedger
 from longbatch.schemas.shard import disk_message
@@ -106,6 +106,7 @@ class LocalEngine:
         conflicts = self._conflicts(partitions["owners"], buckets, progress)
         if conflicts is not None and len(conflicts):
             scanned += self._quarantine_conflicts(spec, pieces, conflicts, root, attempt)
+        facts = known_facts(spec, [scanned.latest_action], conflicts)
         words = self._each(
             "vocabulary",
             [partial(_words, spec, partitions["vocabulary"], root, b, attempt) for b in range(buckets)],
@@ -113,10 +114,10 @@ class LocalEngine:
         )
         shards = self._each(
             "shards",
-            [partial(_shard, spec, partitions, conflicts, root, b, attempt) for b in range(buckets)],
+            [partial(_shard, spec, partitions, facts, root, b, buckets, attempt) for b in range(buckets)],
             progress,
         )
-        return sum([*words, *shards], scanned)
+        return sum([*words, *shards], scanned + Built(log_end=facts.log_end))
 
     def _scan(
         self,
@@ -213,7 +214,7 @@ def _scan_chunks(
             if frame.height:
                 partitions[kind].write(f"{name}-{part:04d}", split_by_bucket(frame, bucket, buckets))
         built += make_quarantine(typed.rejected, chunk, root, f"{source}-{attempt}-{name}-{part:04d}")
-        built += Built(ledgers={source: typed.ledger})
+        built += Built(ledgers={source: typed.ledger}, latest_action=typed.latest_action)
     return size, built
 
 
@@ -235,13 +236,14 @@ def _words(spec: BuildSpec, vocabulary: Partition, root: Path, bucket: int, atte
 def _shard(
     spec: BuildSpec,
     partitions: dict[str, Partition],
-    conflicts: pl.Series | None,
+    facts: Facts,
     root: Path,
     bucket: int,
+    buckets: int,
     attempt: str,
 ) -> Built:
     frames = {}
     for source in spec.sources:
         rows = partitions[f"rows:{source}"].read(bucket)
         frames[source] = empty_rows(spec, source) if rows is None else rows
-    return make_bucket(spec, frames, conflicts, root, bucket, attempt)
+    return make_bucket(spec, frames, facts, root, bucket, buckets, attempt)

@@ -12,11 +12,12 @@ import glob
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.fs
@@ -25,7 +26,8 @@ from pyarrow import csv
 
 from longbatch.pipelines.canonicalize import needed_columns
 from longbatch.schemas.errors import DataError, SourceError
-from longbatch.schemas.spec import BuildSpec, Source
+from longbatch.schemas.source import MadeTime, Source
+from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.tables import list_columns
 
 CHUNK_ROWS = 1 << 20
@@ -38,6 +40,7 @@ class Piece:
     """What one task reads: row groups [first, last) of a Parquet file, or all of another file.
 
     size: bytes on disk, for progress. rows: exact for Parquet, estimated for others. first_row: of the file.
+    file: number of the file in the source.
     """
 
     source: str
@@ -47,16 +50,28 @@ class Piece:
     first: int = 0
     last: int = 0
     first_row: int = 0
+    file: int = 0
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Raw rows of one file, beginning at its row `first_row`; `malformed` are lines that were no rows at all."""
+    """Raw rows of one file, beginning at its row `first_row`; `malformed` are lines that were no rows at all.
+
+    malformed_rows: where among the rows of the file those lines stand, ascending; empty where that is not known.
+    """
 
     path: str
     first_row: int
     frame: pl.DataFrame
     malformed: tuple[str, ...] = ()
+    malformed_rows: tuple[int, ...] = ()
+
+    def source_rows(self, places: pl.Series) -> pl.Series:
+        """Return which rows of the file, malformed lines counted, these rows of the frame are."""
+        sound_before = np.asarray(self.malformed_rows, dtype=np.int64) - self.first_row
+        sound_before -= np.arange(len(sound_before))
+        place = places.cast(pl.Int64).to_numpy()
+        return pl.Series(places.name, place + self.first_row + np.searchsorted(sound_before, place, side="right"))
 
 
 Reader = Callable[[Source, Piece, list[str]], Iterator[Chunk]]
@@ -109,11 +124,11 @@ def plan_pieces(spec: BuildSpec, source: str) -> list[Piece]:
     except SourceError as error:
         raise SourceError(f"source {source}: {error}") from None
     pieces: list[Piece] = []
-    for path, size in files:
+    for number, (path, size) in enumerate(files):
         if entry.file_format == "parquet":
-            pieces += _parquet_pieces(source, path, size)
+            pieces += [replace(piece, file=number) for piece in _parquet_pieces(source, path, size)]
         else:
-            pieces.append(Piece(source, path, size, rows=_estimated_rows(path, size)))
+            pieces.append(Piece(source, path, size, rows=_estimated_rows(path, size), file=number))
     return pieces
 
 
@@ -153,13 +168,24 @@ def read_piece(spec: BuildSpec, piece: Piece) -> Iterator[Chunk]:
         "jsonl": partial(_read_json, lists=list_columns(spec, piece.source)),
         "arrow": _read_arrow,
     }
+    place = piece.first_row
     for chunk in readers[entry.file_format](entry, piece, columns):
         try:
             frame = plain_types(chunk.frame)
         except pl.exceptions.PolarsError as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{chunk.path} holds a binary column whose bytes are not UTF-8 text: {reason}") from None
-        yield Chunk(chunk.path, chunk.first_row, frame, chunk.malformed)
+        if entry.made_time:
+            frame = with_made_time(frame, entry.made_time, piece.file, place)
+        place += frame.height
+        yield replace(chunk, frame=frame)
+
+
+def with_made_time(frame: pl.DataFrame, made: MadeTime, file: int, place: int) -> pl.DataFrame:
+    """Add the time made from the place of each row among the rows of its file, malformed lines not counted."""
+    first = made.of_file(file) + place
+    times = pl.int_range(first, first + pl.len(), dtype=pl.Int64).cast(pl.Datetime("us", "UTC"))
+    return frame.with_columns(times.alias(made.column))
 
 
 def plain_types(frame: pl.DataFrame) -> pl.DataFrame:
@@ -224,17 +250,18 @@ def _read_csv(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk
     if not names:
         return
     require_columns(columns, names, piece)
-    malformed: list[str] = []
+    header_rows = 0 if entry.columns else 1
+    malformed: list[tuple[int, str]] = []
 
-    def skip(row: Any) -> str:
-        malformed.append(str(row.text))
+    def skip(line: Any) -> str:
+        malformed.append((line.number - 1 - header_rows, str(line.text)))
         return "skip"
 
     try:
         reader = csv.open_csv(
             system.open_input_stream(inner, compression="detect"),
             read_options=csv.ReadOptions(
-                column_names=names, skip_rows=0 if entry.columns else 1, block_size=CHUNK_BYTES, use_threads=False
+                column_names=names, skip_rows=header_rows, block_size=CHUNK_BYTES, use_threads=False
             ),
             parse_options=_csv_options(entry, skip),
             convert_options=csv.ConvertOptions(
@@ -245,19 +272,31 @@ def _read_csv(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk
                 quoted_strings_can_be_null=False,
             ),
         )
-        row = 0
-        for batch in reader:
-            yield Chunk(piece.path, row, pl.DataFrame(pl.from_arrow(batch)), tuple(malformed))
-            row += batch.num_rows + len(malformed)
-            malformed.clear()
-        if malformed:
-            empty = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
-            yield Chunk(piece.path, row, empty, tuple(malformed))
+        yield from _csv_chunks(piece.path, reader, malformed)
     except pa.ArrowInvalid as error:
         if "Empty CSV" not in str(error):
             raise DataError(f"{piece.path} cannot be read as CSV: {error}") from None
     except OSError as error:
         raise DataError(f"{piece.path} cannot be read: {error}") from None
+
+
+def _csv_chunks(path: str, reader: Any, malformed: list[tuple[int, str]]) -> Iterator[Chunk]:
+    """Chunks of a reader that appends to `malformed` what it meets, (row of the file, text), also ahead of a batch."""
+    row = 0
+    for batch in reader:
+        end, own = row + batch.num_rows, 0
+        while own < len(malformed) and malformed[own][0] <= end:
+            end, own = end + 1, own + 1
+        yield _csv_chunk(path, row, batch, malformed[:own])
+        del malformed[:own]
+        row = end
+    if malformed:
+        yield _csv_chunk(path, row, reader.schema.empty_table(), malformed)
+
+
+def _csv_chunk(path: str, row: int, rows: Any, malformed: list[tuple[int, str]]) -> Chunk:
+    frame = pl.DataFrame(pl.from_arrow(rows))
+    return Chunk(path, row, frame, tuple(text for _, text in malformed), tuple(number for number, _ in malformed))
 
 
 def _csv_options(entry: Source, handler: Any = None) -> Any:

@@ -28,6 +28,8 @@ from longbatch.jobs.java import provide_java
 from longbatch.jobs.local import Progress
 from longbatch.jobs.sources import Piece, plan_pieces
 from longbatch.jobs.spark_tasks import (
+    LATEST_ACTION,
+    OWNERS,
     PARTS_DDL,
     RESULTS_DDL,
     conflicts_of,
@@ -38,11 +40,8 @@ from longbatch.jobs.spark_tasks import (
     reduce_buckets,
     unpack_result,
 )
-from longbatch.jobs.tasks import (
-    Built,
-    bucket_count,
-)
-from longbatch.pipelines.canonicalize import needed_columns
+from longbatch.jobs.tasks import Built, bucket_count
+from longbatch.pipelines.canonicalize import known_facts, needed_columns
 from longbatch.schemas import errors
 from longbatch.schemas.ledger import RowLedger
 from longbatch.schemas.spec import BuildSpec
@@ -139,18 +138,21 @@ def _build(session: SparkSession, spec: BuildSpec, root: Path, attempt: str, pro
     empty = Built(ledgers={source: RowLedger() for source in spec.sources})
     if mapped is None:
         return empty
-    with _persisted(session, mapped, wanted=spec.requests.request_id is not None):
-        conflicts = [] if spec.requests.request_id is None else _find_conflicts(mapped, buckets)
+    asked = spec.requests.request_id is not None, spec.actions is not None
+    with _persisted(session, mapped, wanted=any(asked)):
+        conflicts = _find_conflicts(mapped, buckets) if asked[0] else []
+        log_end = known_facts(spec, _latest_actions(mapped) if asked[1] else [], None).log_end
         progress("shards", 1, 3)
+        make = partial(reduce_buckets, spec.model_dump_json(), str(root), attempt, buckets, conflicts, log_end)
         reduced = (
-            mapped.filter("kind <> 'owners'")
+            mapped.filter(f"kind not in ('{OWNERS}', '{LATEST_ACTION}')")
             .repartitionById(buckets, mapped["bucket"])
             .sortWithinPartitions("bucket", "kind", "name")
-            .mapInArrow(partial(reduce_buckets, spec.model_dump_json(), str(root), attempt, conflicts), RESULTS_DDL)
+            .mapInArrow(make, RESULTS_DDL)
             .collect()
         )
     progress("shards", 2, 3)
-    built = sum((unpack_result(row["shards"], row["books"]) for row in reduced), empty)
+    built = sum((unpack_result(row["shards"], row["books"]) for row in reduced), empty) + Built(log_end=log_end)
     if conflicts:
         built += _quarantine_conflicts(session, spec, pieces, root, attempt, conflicts)
     progress("shards", 3, 3)
@@ -208,9 +210,13 @@ def _map_table(session: SparkSession, spec: BuildSpec, source: str, buckets: int
     return selected.mapInArrow(partial(map_table, spec.model_dump_json(), source, name, buckets), PARTS_DDL)
 
 
+def _latest_actions(mapped: DataFrame) -> list[int]:
+    return [int(row["name"]) for row in mapped.filter(f"kind = '{LATEST_ACTION}'").select("name").collect()]
+
+
 def _find_conflicts(mapped: DataFrame, buckets: int) -> list[Any]:
     """Request ids that several users share: each id's owners meet in one bucket."""
-    owners = mapped.filter("kind = 'owners'").repartitionById(buckets, mapped["bucket"])
+    owners = mapped.filter(f"kind = '{OWNERS}'").repartitionById(buckets, mapped["bucket"])
     found = owners.sortWithinPartitions("bucket").mapInArrow(conflicts_of, "ids binary").collect()
     frames = [frame_of([row["ids"]]) for row in found]
     return pl.concat(frames)["request_id"].to_list() if frames else []

@@ -7,6 +7,7 @@ parts of a bucket to its shard on disk and one *result* row that describes it.
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -28,14 +29,16 @@ from longbatch.jobs.tasks import (
     split_by_bucket,
     type_chunk,
 )
-from longbatch.pipelines.canonicalize import conflicting_requests
+from longbatch.pipelines.canonicalize import Facts, conflicting_requests
 from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.schemas.profile import TABLES, profile_of
 from longbatch.schemas.shard import SHARDS_SCHEMA
 from longbatch.schemas.spec import BuildSpec
 
 PARTS = pa.schema({"bucket": pa.int32(), "kind": pa.string(), "name": pa.string(), "data": pa.binary()})
 PARTS_DDL = "bucket int, kind string, name string, data binary"
 RESULTS_DDL = "shards binary, books string"
+OWNERS, LATEST_ACTION = "owners", "latest_action"  # kinds of parts that the driver asks for before the reduce
 FLUSH_BYTES = 32 << 20
 
 
@@ -85,6 +88,8 @@ def _map_chunk(spec: BuildSpec, source: str, chunk: Chunk, buckets: int) -> Iter
     name = f"{chunk.path}#{chunk.first_row}"
     home = sum(name.encode()) % buckets
     rows: list[dict[str, Any]] = [_part(home, f"ledger:{source}", name, json.dumps(typed.ledger.as_dict()).encode())]
+    if typed.latest_action is not None:
+        rows.append(_part(home, LATEST_ACTION, str(typed.latest_action), b""))
     if typed.rejected.height or chunk.malformed:
         rows.append(_part(home, f"rejected:{source}", _origin(chunk), _stream(one_batch(typed.rejected))))
     for kind, (frame, bucket) in bucket_parts(spec, source, typed, buckets).items():
@@ -103,7 +108,8 @@ def _part(bucket: int, kind: str, name: str, data: bytes) -> dict[str, Any]:
 
 
 def _origin(chunk: Chunk) -> str:
-    return json.dumps({"path": chunk.path, "first_row": chunk.first_row, "malformed": chunk.malformed})
+    lines = {"malformed": chunk.malformed, "malformed_rows": chunk.malformed_rows}
+    return json.dumps({"path": chunk.path, "first_row": chunk.first_row, **lines})
 
 
 def _stream(batch: pa.RecordBatch) -> bytes:
@@ -143,15 +149,21 @@ def _task_number() -> int:
 
 
 def reduce_buckets(
-    spec_json: str, root: str, attempt: str, conflicts: list[Any], batches: Iterable[pa.RecordBatch]
+    spec_json: str,
+    root: str,
+    attempt: str,
+    buckets: int,
+    conflicts: list[Any],
+    log_end: int | None,
+    batches: Iterable[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
     """Build every bucket of this partition; file names carry the task attempt, so a retry never meets its elder."""
     name = f"{attempt}-{_task_number()}"
     spec = BuildSpec.model_validate_json(spec_json)
-    ids = pl.Series("request_id", conflicts) if conflicts else None
+    facts = Facts(pl.Series("request_id", conflicts) if conflicts else None, log_end)
     for bucket, parts in groupby(_rows(batches), key=lambda row: int(row["bucket"])):
         kinds = {kind: list(rows) for kind, rows in groupby(parts, key=lambda row: str(row["kind"]))}
-        yield _pack_result(_reduce_bucket(spec, Path(root), name, bucket, kinds, ids))
+        yield _pack_result(_reduce_bucket(spec, Path(root), name, bucket, buckets, kinds, facts))
 
 
 def _reduce_bucket(
@@ -159,8 +171,9 @@ def _reduce_bucket(
     root: Path,
     attempt: str,
     bucket: int,
+    buckets: int,
     kinds: dict[str, list[dict[str, Any]]],
-    conflicts: pl.Series | None,
+    facts: Facts,
 ) -> Built:
     built = Built()
     frames = {}
@@ -169,7 +182,7 @@ def _reduce_bucket(
             built += Built(ledgers={source: RowLedger(**json.loads(row["data"]))})
         for number, row in enumerate(kinds.pop(f"rejected:{source}", [])):
             origin = json.loads(row["name"])
-            chunk = Chunk(origin["path"], origin["first_row"], pl.DataFrame(), tuple(origin["malformed"]))
+            chunk = Chunk(**origin, frame=pl.DataFrame())
             file = f"{source}-{attempt}-{bucket:05d}-{number:04d}"
             built += make_quarantine(frame_of([row["data"]]), chunk, root, file)
         parts = kinds.pop(f"rows:{source}", [])
@@ -177,7 +190,7 @@ def _reduce_bucket(
     words = kinds.pop("vocabulary", [])
     if words:
         built += make_vocabulary(frame_of([row["data"] for row in words]), spec, root, bucket, attempt)
-    return built + make_bucket(spec, frames, conflicts, root, bucket, attempt)
+    return built + make_bucket(spec, frames, facts, root, bucket, buckets, attempt)
 
 
 def _pack_result(built: Built) -> pa.RecordBatch:
@@ -188,12 +201,15 @@ def _pack_result(built: Built) -> pa.RecordBatch:
         "ledgers": {source: ledger.as_dict() for source, ledger in built.ledgers.items()},
         "counts": built.counts.as_dict(),
         "collisions": built.collisions,
+        "profile": built.profile.as_dict(),
+        "samples": {name: b64encode(_stream(one_batch(rows))).decode() for name, rows in built.samples.items()},
     }
     schema = pa.schema({"shards": pa.binary(), "books": pa.string()})
     return pa.RecordBatch.from_pydict({"shards": [shards], "books": [json.dumps(books)]}, schema=schema)
 
 
 def unpack_result(shards: bytes, text: str) -> Built:
+    """Read back what a task built."""
     books = json.loads(text)
     return Built(
         shards=pa.ipc.open_stream(shards).read_all().to_pylist(),
@@ -202,6 +218,8 @@ def unpack_result(shards: bytes, text: str) -> Built:
         ledgers={source: RowLedger(**ledger) for source, ledger in books["ledgers"].items()},
         counts=Counts(**books["counts"]),
         collisions=books["collisions"],
+        profile=profile_of(books["profile"]),
+        samples={name: frame_of([b64decode(books["samples"][name])]) for name in TABLES if name in books["samples"]},
     )
 
 

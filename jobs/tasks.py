@@ -17,25 +17,31 @@ import polars as pl
 import pyarrow as pa
 
 from longbatch.jobs.sources import Chunk
-from longbatch.pipelines.canonicalize import Canonical, canonicalize
+from longbatch.pipelines.canonicalize import Canonical, Facts, canonicalize
 from longbatch.pipelines.hashing import bucket_of, hash_text
 from longbatch.pipelines.kernel import build_bucket
 from longbatch.pipelines.memory import user_column
 from longbatch.pipelines.pack import pack
+from longbatch.pipelines.profile import Samples, profile_bucket
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.schemas.profile import TABLES, Profile
 from longbatch.schemas.shard import codec_of, disk_message, write_shard
 from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.tables import canonical_schema
+from longbatch.validation.rules import CONFLICTING_REQUEST, MALFORMED_ROW
 
 ROWS_PER_BUCKET = 1 << 20
 MAX_BUCKETS = 8192
-FOLDERS = ("timelines", "requests", "vocabulary", "quarantine", "snapshots")
+FOLDERS = ("timelines", "requests", "vocabulary", "quarantine", "samples", "snapshots")
 
 
 @dataclass(frozen=True)
 class Built:
-    """What an engine returns for the commit: rows of the shards table, file entries, and the books."""
+    """What an engine returns for the commit: rows of the shards table, file entries, the books, and the profile.
+
+    latest_action: the latest time of an action; log_end: up to when actions are complete; microseconds, or None.
+    """
 
     shards: list[dict[str, Any]] = field(default_factory=list)
     vocabulary: list[dict[str, Any]] = field(default_factory=list)
@@ -43,6 +49,10 @@ class Built:
     ledgers: Mapping[str, RowLedger] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     collisions: int = 0
+    profile: Profile = field(default_factory=Profile)
+    samples: Samples = field(default_factory=dict)
+    latest_action: int | None = None
+    log_end: int | None = None
 
     def __add__(self, other: Built) -> Built:
         """Return both parts together."""
@@ -54,7 +64,16 @@ class Built:
             {s: self.ledgers.get(s, RowLedger()) + other.ledgers.get(s, RowLedger()) for s in sources},
             self.counts + other.counts,
             self.collisions + other.collisions,
+            self.profile + other.profile,
+            _both(self.samples, other.samples),
+            max((time for time in (self.latest_action, other.latest_action) if time is not None), default=None),
+            other.log_end if self.log_end is None else self.log_end,
         )
+
+
+def _both(samples: Samples, others: Samples) -> Samples:
+    found = {name: [part[name] for part in (samples, others) if name in part] for name in TABLES}
+    return {name: pl.concat(parts) for name, parts in found.items() if parts}
 
 
 def bucket_count(rows: int) -> int:
@@ -68,8 +87,8 @@ def type_chunk(spec: BuildSpec, source: str, chunk: Chunk, conflicts: pl.Series 
     lost = len(chunk.malformed)
     if not lost:
         return typed
-    ledger = typed.ledger + RowLedger(rows=lost, rejected=lost, reasons={"malformed_row": lost})
-    return Canonical(typed.rows, typed.owners, typed.vocabulary, typed.rejected, ledger)
+    ledger = typed.ledger + RowLedger(rows=lost, rejected=lost, reasons={MALFORMED_ROW: lost})
+    return replace(typed, ledger=ledger)
 
 
 def bucket_parts(spec: BuildSpec, source: str, typed: Canonical, buckets: int) -> dict[str, tuple[pl.DataFrame, Any]]:
@@ -107,16 +126,18 @@ def empty_rows(spec: BuildSpec, source: str) -> pl.DataFrame:
 def make_bucket(
     spec: BuildSpec,
     frames: Mapping[str, pl.DataFrame],
-    conflicts: pl.Series | None,
+    facts: Facts,
     root: Path,
     bucket: int,
+    buckets: int,
     attempt: str,
 ) -> Built:
-    """Run the kernel on one user bucket and write its shard."""
-    made = build_bucket(spec, frames, conflicts)
+    """Run the kernel on one of the user buckets and write its shard."""
+    made = build_bucket(spec, frames, facts)
+    profile, samples = profile_bucket(spec, made, -(-spec.expectations.sample_rows // buckets))
     blocks, counts = pack(made, spec)
     row = write_shard(root, bucket, attempt, spec, blocks)
-    return Built(shards=[row] if row else [], ledgers=made.ledgers, counts=counts)
+    return Built([row] if row else [], ledgers=made.ledgers, counts=counts, profile=profile, samples=samples)
 
 
 def make_vocabulary(words: pl.DataFrame, spec: BuildSpec, root: Path, bucket: int, attempt: str) -> Built:
@@ -140,10 +161,12 @@ def make_vocabulary(words: pl.DataFrame, spec: BuildSpec, root: Path, bucket: in
 
 def make_quarantine(rejected: pl.DataFrame, chunk: Chunk, root: Path, name: str) -> Built:
     """Write the rejected rows of one chunk: original columns, `_reasons`, `_source_file`, `_source_row`."""
-    lines = pl.DataFrame({"_text": chunk.malformed}, schema={"_text": pl.String})
-    rows = rejected.rename({"_row": "_source_row"}).with_columns(pl.col("_source_row").cast(pl.Int64) + chunk.first_row)
-    if lines.height:
-        lines = lines.with_columns(_reasons=pl.lit(["malformed_row"], dtype=pl.List(pl.String)))
+    rows = rejected.rename({"_row": "_source_row"})
+    rows = rows.with_columns(chunk.source_rows(rows["_source_row"]))
+    if chunk.malformed:
+        places = chunk.malformed_rows or [None] * len(chunk.malformed)
+        lines = pl.DataFrame({"_text": chunk.malformed, "_source_row": pl.Series(places, dtype=pl.Int64)})
+        lines = lines.with_columns(_reasons=pl.lit([MALFORMED_ROW], dtype=pl.List(pl.String)))
         rows = pl.concat([rows, lines], how="diagonal")
     if not rows.height:
         return Built()
@@ -158,8 +181,21 @@ def make_quarantine(rejected: pl.DataFrame, chunk: Chunk, root: Path, name: str)
 def quarantine_conflicts(spec: BuildSpec, chunk: Chunk, conflicts: pl.Series, root: Path, name: str) -> Built:
     """Write those rows of a chunk, as they came, that have no other fault than a conflicting request."""
     typed = canonicalize(chunk.frame, spec, spec.requests.source, conflicts)
-    hit = typed.rejected.filter(pl.col("_reasons") == ["conflicting_request"])
+    hit = typed.rejected.filter(pl.col("_reasons") == [CONFLICTING_REQUEST])
     return make_quarantine(hit, replace(chunk, malformed=()), root, name)
+
+
+def make_samples(samples: Samples, root: Path, attempt: str) -> list[dict[str, Any]]:
+    """Write the samples of the build's tables as Parquet; return their file entries, with the table's name."""
+    entries = []
+    for table, rows in samples.items():
+        path = root / "samples" / f"{table}-{attempt}.parquet"
+        try:
+            rows.write_parquet(path, compression="zstd")
+        except OSError as error:
+            raise MachineError(disk_message(error, path)) from None
+        entries.append({"table": table, **file_entry(root, path, rows.height)})
+    return entries
 
 
 def file_entry(root: Path, path: Path, rows: int) -> dict[str, Any]:

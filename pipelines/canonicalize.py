@@ -6,18 +6,22 @@ of a user, or of a request id, are together (docs/meaning.md).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
 
 from longbatch.pipelines.hashing import hash_text
-from longbatch.pipelines.parse import Reading, read_column
+from longbatch.pipelines.parse import Reading, microseconds, read_column
 from longbatch.schemas.errors import SourceError, SpecError
 from longbatch.schemas.ledger import RowLedger
-from longbatch.schemas.spec import BuildSpec, Explode, Source
-from longbatch.schemas.tables import canonical_name, raw_columns, role_columns, source_roles
+from longbatch.schemas.source import Explode, Source
+from longbatch.schemas.spec import BuildSpec, Role
+from longbatch.schemas.tables import ROLE_COLUMN, canonical_name, raw_columns, role_columns, source_roles
+from longbatch.validation.rules import CONFLICTING_REQUEST
 
 REQUEST_ID = "request_id"
+Readings = dict[Role, dict[str, Reading]]
 TEXT_FORMATS = frozenset({"csv", "jsonl"})
 
 
@@ -29,14 +33,27 @@ class Canonical:
     owners: distinct (request_id, user_id) of the targets, to find ids that several users share; or None.
     vocabulary: distinct (id, text) of all hashed text.
     rejected: the raw columns of rejected rows, with `_reasons` and `_row` (row of the chunk, before explode).
-    ledger: the fates so far; `accepted` still counts duplicates and conflicts.
+    latest_action: the latest time of an action in microseconds; None without actions.
+    ledger: the fates so far; `accepted` still counts duplicates, conflicts and what policies leave out.
     """
 
     rows: pl.DataFrame
     owners: pl.DataFrame | None
     vocabulary: pl.DataFrame
     rejected: pl.DataFrame
+    latest_action: int | None
     ledger: RowLedger
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the kernel must know of all users' rows before it builds any user.
+
+    conflicts: request ids that several users share. log_end: up to when the actions are complete, in microseconds.
+    """
+
+    conflicts: pl.Series | None = None
+    log_end: int | None = None
 
 
 def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.Series | None = None) -> Canonical:
@@ -54,8 +71,8 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
     empty = arrived.height - exploded["_row"].n_unique() if entry.explode else 0
     readings = _readings(exploded.schema, spec, source)
     selected = _selected(exploded, spec, source, readings)
-    faults = _faults(exploded, spec, source, readings, selected, conflicts)
-    in_any = pl.any_horizontal(selected)
+    faults = _faults(exploded, spec, readings, selected, conflicts)
+    in_any = pl.any_horizontal([selected[role] for role in readings])
     bad = faults.select(pl.any_horizontal(pl.all())).to_series() if faults.width else None
     verdict = exploded.select(in_any.alias("selected"), (pl.lit(False) if bad is None else bad).alias("bad"))
     keep = verdict["selected"] & ~verdict["bad"]
@@ -71,7 +88,8 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
         empty_list=empty,
         reasons=_reason_counts(faults.filter(reject)),
     )
-    return Canonical(rows, _owners(rows, spec, source), vocabulary, rejected, ledger)
+    owners, latest = _owners(rows, spec, source), _latest_action(rows, spec, source)
+    return Canonical(rows, owners, vocabulary, rejected, latest, ledger)
 
 
 def explode(raw: pl.DataFrame, how: Explode) -> pl.DataFrame:
@@ -119,16 +137,25 @@ def where_columns(spec: BuildSpec, source: str) -> list[str]:
     """Return the raw columns that the `where` filters of a source read."""
     found: dict[str, None] = {}
     for role in source_roles(spec, source):
-        where = getattr(spec, role).where
-        if where:
-            found |= dict.fromkeys(_expression(where, role).meta.root_names())
+        for name, where in _wheres(spec, role).items():
+            found |= dict.fromkeys(_expression(where, name).meta.root_names() if where else [])
     return list(found)
+
+
+def _wheres(spec: BuildSpec, role: Role) -> dict[str, str | None]:
+    """Return the filters of a role by where the spec has them: its own, and those of labels over the actions."""
+    wheres: dict[str, str | None] = {str(role): spec.section(role).where}
+    if role == "actions":
+        wheres |= {f"requests.labels.{name}": label.where for name, label in spec.requests.later_labels.items()}
+    return wheres
 
 
 def needed_columns(spec: BuildSpec, source: str) -> list[str]:
     """Return the columns to read from a source's files: mapped, filtered on, or exploded; no others."""
     entry: Source = spec.sources[source]
     wanted = dict.fromkeys([*raw_columns(spec, source), *where_columns(spec, source)])
+    if entry.made_time:
+        wanted.pop(entry.made_time.column, None)
     if entry.explode is None:
         return list(wanted)
     made = {entry.explode.position, *(entry.explode.text.fields if entry.explode.text else ())}
@@ -147,38 +174,36 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _readings(schema: pl.Schema, spec: BuildSpec, source: str) -> dict[str, dict[str, Reading]]:
+def _readings(schema: pl.Schema, spec: BuildSpec, source: str) -> Readings:
     """Role -> role column -> reading. Shared readings are equal expressions, computed once by Polars."""
     try:
         return {
-            role: {name: read_column(m, name, schema, spec) for name, m in role_columns(spec, role).items()}
+            role: {name: read_column(m, role, name, schema, spec) for name, m in role_columns(spec, role).items()}
             for role in source_roles(spec, source)
         }
     except SourceError as error:
         raise SourceError(f"source {source}: {error}") from None
 
 
-def _selected(
-    raw: pl.DataFrame, spec: BuildSpec, source: str, readings: dict[str, dict[str, Reading]]
-) -> list[pl.Series]:
-    """Return for each role of the source which rows it selects, as named boolean columns."""
+def _selected(raw: pl.DataFrame, spec: BuildSpec, source: str, readings: Readings) -> dict[str, pl.Series]:
+    """Return which rows each role of the source selects, and each label over the actions ("value.<label>")."""
     view = raw
     if spec.sources[source].file_format in TEXT_FORMATS:
         view = _typed_for_where(raw, spec, readings)
-    masks = []
+    masks = {}
     for role in readings:
-        where = getattr(spec, role).where
-        mask = pl.lit(True) if where is None else _expression(where, role).fill_null(False)
-        try:
-            masks.append(view.select(pl.repeat(True, pl.len()).and_(mask).alias(role)).to_series())
-        except pl.exceptions.PolarsError as error:
-            raise SpecError(
-                f"{role}.where cannot be computed on source {source}: {where!r}: {_one_line(error)}"
-            ) from None
-    return masks
+        for name, where in _wheres(spec, role).items():
+            mask = pl.lit(True) if where is None else _expression(where, name).fill_null(False)
+            try:
+                masks[name] = view.select(pl.repeat(True, pl.len()).and_(mask).alias(name)).to_series()
+            except pl.exceptions.PolarsError as error:
+                raise SpecError(
+                    f"{name}.where cannot be computed on source {source}: {where!r}: {_one_line(error)}"
+                ) from None
+    return {name.replace("requests.labels.", "value."): mask for name, mask in masks.items()}
 
 
-def _typed_for_where(raw: pl.DataFrame, spec: BuildSpec, readings: dict[str, dict[str, Reading]]) -> pl.DataFrame:
+def _typed_for_where(raw: pl.DataFrame, spec: BuildSpec, readings: Readings) -> pl.DataFrame:
     """Text columns as the spec types them, so that `where` can compare numbers."""
     typed: dict[str, pl.Expr] = {}
     for role, columns in readings.items():
@@ -197,44 +222,41 @@ def _typed_for_where(raw: pl.DataFrame, spec: BuildSpec, readings: dict[str, dic
 def _faults(
     raw: pl.DataFrame,
     spec: BuildSpec,
-    source: str,
-    readings: dict[str, dict[str, Reading]],
-    selected: list[pl.Series],
+    readings: Readings,
+    selected: dict[str, pl.Series],
     conflicts: pl.Series | None,
 ) -> pl.DataFrame:
     """One boolean column per reason; a role's faults count only on rows that the role selects."""
     faults: dict[str, pl.Expr] = {}
-    for mask, (role, columns) in zip(selected, readings.items(), strict=True):
+    for role, columns in readings.items():
         for name, reading in columns.items():
+            mask = selected[role] & selected[name] if name in selected else selected[role]
             for reason, fault in reading.faults.items():
-                if role == "history" and reason == "missing_request":
-                    continue
                 hit = pl.lit(mask) & fault
                 faults[reason] = faults[reason] | hit if reason in faults else hit
             if conflicts is not None and role == "requests" and name == REQUEST_ID:
-                faults["conflicting_request"] = pl.lit(mask) & reading.value.is_in(conflicts.implode())
+                faults[CONFLICTING_REQUEST] = pl.lit(mask) & reading.value.is_in(conflicts.implode())
     return raw.select(**{reason: fault.fill_null(False) for reason, fault in faults.items()})
 
 
 def _values(
-    raw: pl.DataFrame,
-    selected: list[pl.Series],
-    readings: dict[str, dict[str, Reading]],
-    keep: pl.Series,
-    spec: BuildSpec,
+    raw: pl.DataFrame, selected: dict[str, pl.Series], readings: Readings, keep: pl.Series, spec: BuildSpec
 ) -> pl.DataFrame:
     values: dict[str, pl.Expr] = {}
     for role, columns in readings.items():
         mapped = role_columns(spec, role)
         for name, reading in columns.items():
-            values.setdefault(canonical_name(mapped[name]), reading.value)
-    if len(selected) == 2:
-        values |= {"in_history": pl.lit(selected[0]), "is_target": pl.lit(selected[1])}
+            value = reading.value
+            if name in selected:
+                value = pl.when(pl.lit(selected[name])).then(value)
+            values.setdefault(canonical_name(mapped[name]), value)
+    if len(readings) > 1:
+        values |= {ROLE_COLUMN[role]: pl.lit(selected[role]) for role in readings}
     rows = raw.select(**values)
     return rows if keep.all() else rows.filter(keep)
 
 
-def _hashed_columns(spec: BuildSpec, readings: dict[str, dict[str, Reading]]) -> list[str]:
+def _hashed_columns(spec: BuildSpec, readings: Readings) -> list[str]:
     """Canonical columns that come out as text and are stored as ids."""
     return [
         canonical_name(role_columns(spec, role)[name])
@@ -273,13 +295,32 @@ def _owners(rows: pl.DataFrame, spec: BuildSpec, source: str) -> pl.DataFrame | 
     if spec.requests.source != source or spec.requests.request_id is None:
         return None
     names = role_columns(spec, "requests")
-    targets = rows.filter("is_target") if "is_target" in rows.columns else rows
+    targets = rows_of(rows, "requests")
     pairs = targets.select(request_id=canonical_name(names[REQUEST_ID]), user_id=canonical_name(names["user_id"]))
     changed = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift()) for name in pairs.columns)
     return pairs.filter(changed | (pl.int_range(pl.len()) == 0)).unique()
+
+
+def rows_of(rows: pl.DataFrame, role: Role) -> pl.DataFrame:
+    """Return the canonical rows that play a role: all of a source that feeds no other."""
+    return rows.filter(ROLE_COLUMN[role]) if ROLE_COLUMN[role] in rows.columns else rows
+
+
+def _latest_action(rows: pl.DataFrame, spec: BuildSpec, source: str) -> int | None:
+    if spec.actions is None or spec.actions.source != source:
+        return None
+    latest = rows_of(rows, "actions")[canonical_name(spec.actions.event_time)].max()
+    return latest if isinstance(latest, int) else None
 
 
 def conflicting_requests(owners: pl.DataFrame) -> pl.Series:
     """Request ids that more than one user carries; `owners` holds all pairs of the ids it holds."""
     users = owners.unique().group_by("request_id").len()
     return users.filter(pl.col("len") > 1)["request_id"].sort()
+
+
+def known_facts(spec: BuildSpec, latest_actions: Iterable[int | None], conflicts: pl.Series | None) -> Facts:
+    """Gather the facts: conflicting requests, and the end of the log of actions, declared or seen."""
+    until = spec.actions.until if spec.actions else None
+    latest = max((time for time in latest_actions if time is not None), default=None)
+    return Facts(conflicts, latest if until is None else microseconds(until))

@@ -59,9 +59,14 @@ def _hash_bytes(data: npt.NDArray[np.uint8], starts: Int64Array, lengths: Int64A
         remaining, begin = remaining - 8, begin + 8
 
 
-def request_ids_of(user_id: Int64Array, request_time: Int64Array) -> Int64Array:
-    """Ids of requests that the log does not name: one per user and time, (N,) -> (N,)."""
+def request_ids_of(user_id: Int64Array, request_time: Int64Array, place: Int64Array | None = None) -> Int64Array:
+    """Ids of requests that the log does not name, from user and time, (N,) -> (N,).
+
+    `place` counts, from 0, the requests of one user at one time.
+    """
     mixed = mix(mix(user_id.view(np.uint64)) ^ request_time.view(np.uint64))
+    if place is not None:
+        mixed = np.where(place == 0, mixed, mix(mixed + place.view(np.uint64)))
     return (mixed >> np.uint64(1)).astype(np.int64)
 
 

@@ -10,16 +10,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from longbatch.pipelines.hashing import Int64Array, request_ids_of
-from longbatch.pipelines.order import compact, dense_rank, repeated_rows, sort_rows
-from longbatch.schemas.ledger import RowLedger
-from longbatch.schemas.spec import BuildSpec
-from longbatch.schemas.tables import canonical_name, history_columns, request_columns, source_roles
+from longbatch.pipelines.canonicalize import Facts, rows_of
+from longbatch.pipelines.grouping import Requests, group_targets
+from longbatch.pipelines.hashing import Int64Array
+from longbatch.pipelines.later import add_later_labels, closed_requests
+from longbatch.pipelines.order import paired_keys, repeated_rows, sort_rows
+from longbatch.pipelines.policies import HELD_BACK, KEPT, NO_ROLE, Fates, judge_users, policy_counts
+from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.schemas.profile import Large
+from longbatch.schemas.spec import BuildSpec, Role
+from longbatch.schemas.tables import (
+    ROLE_COLUMN,
+    canonical_name,
+    history_columns,
+    request_columns,
+    role_columns,
+    source_roles,
+)
+from longbatch.validation.rules import CONFLICTING_REQUEST
 
+BoolArray = npt.NDArray[np.bool_]
 VISIBLE_TIME = "visible_time"
-REQUEST = "_request"
 
 
 @dataclass(frozen=True)
@@ -36,44 +50,103 @@ class Timelines:
 
 
 @dataclass(frozen=True)
-class Requests:
-    """All requests of a bucket by (user, request time, request id), and their targets in the same order.
-
-    requests: R rows request_id, user_id, request_time, request.<features>.
-    targets: G rows item_id, target.<features>, label.<labels>; target_offsets: (R + 1,) into them.
-    """
-
-    requests: pl.DataFrame
-    targets: pl.DataFrame
-    target_offsets: Int64Array
-
-
-@dataclass(frozen=True)
 class Bucket:
-    """What the kernel makes of a bucket. history_end: (R,) in each user's whole timeline."""
+    """What the kernel makes of a bucket.
+
+    history_end: (R,) in each user's whole timeline; event_start: (R,) where each request's user begins among the
+    sorted events. ledgers: what changed since canonicalize: duplicates, conflicting requests and rows that policies
+    left out leave `accepted`. counts: what the policies left out; policy_users: the largest users they applied to.
+    """
 
     timelines: Timelines
     requests: Requests
     history_end: Int64Array
     event_start: Int64Array
     ledgers: dict[str, RowLedger]
+    counts: Counts
+    policy_users: dict[str, tuple[Large, ...]]
 
 
-def build_bucket(spec: BuildSpec, rows: Mapping[str, pl.DataFrame], conflicts: pl.Series | None = None) -> Bucket:
-    """Run the kernel on all canonical rows of some users, per source.
-
-    `event_start` of the result, (R,), is where each request's user begins among the sorted events.
-    `ledgers` hold only what changed since canonicalize: duplicates and conflicting requests leave `accepted`.
-    """
+def build_bucket(spec: BuildSpec, rows: Mapping[str, pl.DataFrame], facts: Facts | None = None) -> Bucket:
+    """Run the kernel on all canonical rows of some users, per source."""
+    facts = facts or Facts()
     kept, ledgers = {}, {}
     for source, frame in rows.items():
-        unique, ledgers[source] = _settle(spec, source, frame, conflicts)
-        kept[source] = unique
-    timelines = _timelines(spec, kept[spec.history.source])
-    requests = _requests(spec, kept[spec.requests.source])
-    start, end = _visible_ends(timelines, requests.requests)
-    end = _before_own_events(spec, timelines, requests.requests, end)
-    return Bucket(timelines, requests, end - start, start, ledgers)
+        kept[source], ledgers[source] = _settle(spec, source, frame, facts.conflicts)
+    events, targets = (_role_frame(spec, kept, role) for role in ("history", "requests"))
+    judged = judge_users(spec.users, events["user_id"].to_numpy(), targets["user_id"].to_numpy())
+    event_fate, target_fate = judged.events.copy(), judged.targets.copy()
+    timelines = _timelines(_kept(events, event_fate))
+    grouped = group_targets(spec, _kept(targets, target_fate))
+    counts = judged.counts
+    if spec.requests.later_labels:
+        closed = closed_requests(spec, grouped.requests, facts.log_end)
+        grouped, held = _hold_back(grouped, closed)
+        target_fate[np.flatnonzero(target_fate == KEPT)[held]] = HELD_BACK
+        counts += Counts(held_back_requests=int((~closed).sum()), held_back_targets=len(held))
+        grouped = add_later_labels(spec, grouped, _role_frame(spec, kept, "actions"))
+    if event_fate.any() or target_fate.any():
+        _book_policies(spec, kept, event_fate, target_fate, ledgers)
+    start, end = _visible_ends(timelines, grouped.requests)
+    end = _before_own_events(spec, timelines, grouped.requests, end)
+    return Bucket(timelines, grouped, end - start, start, ledgers, counts, judged.users)
+
+
+def _role_frame(spec: BuildSpec, kept: Mapping[str, pl.DataFrame], role: Role) -> pl.DataFrame:
+    """Return the rows that play a role, in the names of the role's columns."""
+    rows = rows_of(kept[spec.section(role).source], role)
+    columns = [pl.col(canonical_name(m)).alias(name) for name, m in role_columns(spec, role).items()]
+    if role == "history":
+        columns.insert(0, pl.col(VISIBLE_TIME))
+        if spec.one_log:
+            request_time = canonical_name(request_columns(spec)["request_time"])
+            columns += [pl.col("is_target"), pl.col(request_time).alias("request_time")]
+    return rows.select(columns)
+
+
+def _kept(rows: pl.DataFrame, fate: Fates) -> pl.DataFrame:
+    return rows.filter(pl.Series(fate == KEPT)) if fate.any() else rows
+
+
+def _hold_back(grouped: Requests, closed: BoolArray) -> tuple[Requests, Int64Array]:
+    """Return the requests that are closed, and the places (among the grouped rows) of the targets of the others."""
+    if closed.all():
+        return grouped, np.empty(0, dtype=np.int64)
+    sizes = np.diff(grouped.target_offsets)
+    keep = np.repeat(closed, sizes)
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes[closed])])
+    requests = grouped.requests.filter(pl.Series(closed))
+    targets = grouped.targets.filter(pl.Series(keep))
+    return Requests(requests, targets, offsets, grouped.rows[keep]), grouped.rows[~keep]
+
+
+def _book_policies(
+    spec: BuildSpec,
+    kept: Mapping[str, pl.DataFrame],
+    event_fate: Fates,
+    target_fate: Fates,
+    ledgers: dict[str, RowLedger],
+) -> None:
+    """Move rows that policies left out of all their roles from `accepted` to the policy, in each source's ledger."""
+    for source, rows in kept.items():
+        fates = []
+        played: tuple[tuple[Role, Fates], ...] = (("history", event_fate), ("requests", target_fate))
+        for role, fate in played:
+            plays = _plays(spec, source, rows, role)
+            spread = np.full(rows.height, NO_ROLE, dtype=np.uint8)
+            spread[plays] = fate if plays.any() else 0
+            fates.append(spread)
+        left = policy_counts(fates[0], fates[1], _plays(spec, source, rows, "actions"))
+        ledgers[source] += RowLedger(accepted=-sum(left.values()), policies=left)
+
+
+def _plays(spec: BuildSpec, source: str, rows: pl.DataFrame, role: Role) -> BoolArray:
+    """Which rows of a source play a role, (N,)."""
+    if role not in source_roles(spec, source):
+        return np.zeros(rows.height, dtype=np.bool_)
+    if ROLE_COLUMN[role] in rows.columns:
+        return rows[ROLE_COLUMN[role]].to_numpy()
+    return np.ones(rows.height, dtype=np.bool_)
 
 
 def _settle(
@@ -84,7 +157,8 @@ def _settle(
     if conflicts is not None and len(conflicts) and spec.requests.source == source:
         request_id = canonical_name(request_columns(spec)["request_id"])
         hit = pl.col(request_id).is_in(conflicts.implode())
-        keep = (~(hit & pl.col("is_target") if spec.one_log else hit)).fill_null(True)
+        is_target = ROLE_COLUMN["requests"]
+        keep = (~(hit & pl.col(is_target) if is_target in rows.columns else hit)).fill_null(True)
         before = rows.height
         rows = rows.filter(keep)
         conflicting = before - rows.height
@@ -96,7 +170,7 @@ def _settle(
         rejected=conflicting,
         duplicate=int(repeated.sum()),
         accepted=-conflicting - int(repeated.sum()),
-        reasons={"conflicting_request": conflicting} if conflicting else {},
+        reasons={CONFLICTING_REQUEST: conflicting} if conflicting else {},
     )
     return rows[order.permutation[~repeated]], ledger
 
@@ -113,66 +187,14 @@ def visible_time(spec: BuildSpec) -> pl.Expr:
 def _sort_columns(spec: BuildSpec, source: str, available: list[str]) -> list[str]:
     """Every column of a source's rows, those of its (first) role's order in front."""
     role = source_roles(spec, source)[0]
-    columns = history_columns(spec) if role == "history" else request_columns(spec)
-    leading = [canonical_name(m) for name, m in columns.items() if name != "arrival_time"]
+    leading = [canonical_name(m) for name, m in role_columns(spec, role).items() if name != "arrival_time"]
     if role == "history":
         leading.insert(1, VISIBLE_TIME)
     return list(dict.fromkeys([*leading, *available]))
 
 
-def _timelines(spec: BuildSpec, rows: pl.DataFrame) -> Timelines:
-    events = rows.filter("in_history") if spec.one_log else rows
-    names = {role: canonical_name(m) for role, m in history_columns(spec).items()}
-    columns = [pl.col(VISIBLE_TIME), *(pl.col(name).alias(role) for role, name in names.items())]
-    if spec.one_log:
-        request_time = canonical_name(request_columns(spec)["request_time"])
-        columns += [pl.col("is_target"), pl.col(request_time).alias("request_time")]
-    frame = events.select(columns)
-    return Timelines(frame, frame["user_id"].to_numpy(), frame[VISIBLE_TIME].to_numpy())
-
-
-def _requests(spec: BuildSpec, rows: pl.DataFrame) -> Requests:
-    """Group target rows into requests; see docs/meaning.md, Requests."""
-    names = {role: canonical_name(m) for role, m in request_columns(spec).items()}
-    targets = rows.filter("is_target") if spec.one_log else rows
-    targets = targets.select(pl.col(name).alias(role) for role, name in names.items())
-    if "request_id" not in names:
-        ids = request_ids_of(targets["user_id"].to_numpy(), targets["request_time"].to_numpy())
-        targets = targets.with_columns(request_id=pl.Series(ids, dtype=pl.Int64))
-    columns = [name for name in targets.columns if name.startswith(("target.", "label."))]
-    targets = targets[sort_rows(targets, ["user_id", "request_id"]).permutation]
-    starts = _run_starts(targets, ["user_id", "request_id"])
-    first = _first_of_each(targets, starts, columns)
-    order = sort_rows(first, ["user_id", "request_time", "request_id"]).permutation
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    sizes = np.diff(np.append(starts, targets.height))
-    targets = targets.select("item_id", *columns).with_columns(pl.Series(REQUEST, np.repeat(rank, sizes)))
-    targets = targets[sort_rows(targets, [REQUEST, "item_id", *columns]).permutation].drop(REQUEST)
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes[order])])
-    return Requests(first[order], targets, offsets)
-
-
-def _first_of_each(targets: pl.DataFrame, starts: Int64Array, columns: list[str]) -> pl.DataFrame:
-    """One row per request: its ids, its earliest time, and the request features of its first row.
-
-    `targets` are sorted by request, which begin at `starts`. Only where the rows of a request disagree
-    on a feature does it matter which row is the first.
-    """
-    features = [name for name in targets.columns if name.startswith("request.")]
-    time = targets["request_time"].to_numpy()
-    earliest = np.minimum.reduceat(time, starts) if len(starts) else time
-    request = ["user_id", "request_id"]
-    if features and len(_run_starts(targets, [*request, *features])) > len(starts):
-        order = sort_rows(targets, [*request, "request_time", "item_id", *columns, *features])
-        targets = targets[order.permutation]
-    return targets[starts].select("request_id", "user_id", pl.Series("request_time", earliest), *features)
-
-
-def _run_starts(frame: pl.DataFrame, columns: list[str]) -> Int64Array:
-    """Return the first rows of the runs of equal values of `columns` in a sorted frame."""
-    changed = pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift()) for c in columns)
-    return np.flatnonzero(frame.select(changed | (pl.int_range(pl.len()) == 0)).to_series().to_numpy()).astype(np.int64)
+def _timelines(events: pl.DataFrame) -> Timelines:
+    return Timelines(events, events["user_id"].to_numpy(), events[VISIBLE_TIME].to_numpy())
 
 
 def _visible_ends(timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Array, Int64Array]:
@@ -182,12 +204,7 @@ def _visible_ends(timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Ar
     if not len(user_id) or not len(timelines.user_id):
         return start, start.copy()
     everybody = np.concatenate([timelines.user_id, user_id])
-    moments = np.concatenate([timelines.visible_time, time])
-    ranks, rank_bits = dense_rank(everybody)
-    codes, code_bits = compact(moments)
-    if rank_bits + code_bits > 64:
-        codes, code_bits = dense_rank(moments)
-    key = (ranks << np.uint64(code_bits)) | codes
+    key = paired_keys(everybody, np.concatenate([timelines.visible_time, time]))
     events, asked = key[: len(timelines.user_id)], key[len(timelines.user_id) :]
     return start, np.searchsorted(events, asked, side="left").astype(np.int64)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.canonicalize import canonicalize, conflicting_requests
+from longbatch.pipelines.canonicalize import canonicalize, conflicting_requests, known_facts
 from longbatch.pipelines.hashing import bucket_of
 from longbatch.pipelines.kernel import build_bucket
 from longbatch.pipelines.pack import pack
@@ -48,6 +48,7 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
     ledgers = {source: part.ledger for source, part in canonical.items()}
     owners = canonical[spec.requests.source].owners
     conflicts = None if owners is None else conflicting_requests(owners)
+    facts = known_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
     blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]] = []
     counts = Counts()
     for number in range(buckets):
@@ -57,7 +58,7 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
             )
             for source, part in canonical.items()
         }
-        bucket = build_bucket(spec, rows, conflicts)
+        bucket = build_bucket(spec, rows, facts)
         ledgers = {source: ledgers[source] + bucket.ledgers[source] for source in ledgers}
         packed, counted = pack(bucket, spec)
         blocks += packed

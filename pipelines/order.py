@@ -91,6 +91,17 @@ def dense_rank(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int]:
     return np.searchsorted(distinct, values).astype(np.uint64), (len(distinct) - 1).bit_length()
 
 
+def paired_keys(groups: npt.NDArray[np.integer], moments: Int64Array) -> UInt64Array:
+    """Keys (N,) that order as the pairs (group, moment) do."""
+    if not len(groups):
+        return np.empty(0, dtype=np.uint64)
+    ranks, rank_bits = dense_rank(groups)
+    codes, code_bits = compact(moments)
+    if rank_bits + code_bits > 64:
+        codes, code_bits = dense_rank(moments)
+    return (ranks << np.uint64(code_bits)) | codes
+
+
 def repeated_rows(frame: pl.DataFrame, order: Order) -> BoolArray:
     """Which sorted rows equal the row before in every column, (N,); `order` must sort by all columns."""
     repeated = np.zeros(frame.height, dtype=np.bool_)

@@ -122,7 +122,7 @@ def _count(bucket: Bucket, spec: BuildSpec, segments: Segments) -> Counts:
     stored = _union_size(segments.event_start, segments.event_end)
     users = np.flatnonzero(_changes(bucket.requests.requests["user_id"].to_numpy()))
     reach = int(_reduce(np.maximum, bucket.history_end, users).sum())
-    return Counts(
+    return bucket.counts + Counts(
         users=len(users),
         segments=len(lengths),
         requests=bucket.requests.requests.height,

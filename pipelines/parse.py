@@ -5,14 +5,16 @@ A value that is there but cannot be read is never turned into a null or a zero i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
+from longbatch.schemas.columns import Feature, IdColumn, Label, TimeColumn
 from longbatch.schemas.errors import SourceError
-from longbatch.schemas.spec import BuildSpec, Feature, IdColumn, Label, TimeColumn
-from longbatch.schemas.tables import Mapped, RequestIdColumn
+from longbatch.schemas.spec import BuildSpec, Role
+from longbatch.schemas.tables import ActionValue, Mapped, RequestIdColumn
+from longbatch.validation.rules import TIME_OUT_OF_RANGE, declared_faults, missing, unparsable
 
 UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
 NUMERIC = {
@@ -39,20 +41,28 @@ class Reading:
     hashed: bool = False
 
 
-def read_column(mapped: Mapped, role: str, schema: pl.Schema, spec: BuildSpec) -> Reading:
-    """Return the reading of a mapped column in the role `role` ("user_id", "label.click", ...).
+def read_column(mapped: Mapped, role: Role, name: str, schema: pl.Schema, spec: BuildSpec) -> Reading:
+    """Return the reading of the column `name` ("user_id", "label.click", ...) of a role.
 
     Raises SourceError when the raw column is missing or of a type that cannot be read as declared.
     """
+    if isinstance(mapped, ActionValue) and mapped.column is None:
+        return Reading(pl.lit(1, dtype=pl.Int8), {})
     if isinstance(mapped, Label) and mapped.contained_in:
-        return _read_contained(mapped, role, schema, spec)
-    column = str(mapped.column)
-    dtype = _dtype_of(column, schema)
+        column, reading = mapped.contained_in, _read_contained(mapped, schema, spec)
+    else:
+        column, reading = str(mapped.column), _read_value(mapped, schema, spec)
+    reason = missing(role, name)
+    if reason is None or getattr(mapped, "default", None) is not None:
+        return reading
+    return replace(reading, faults={reason: pl.col(column).is_null(), **reading.faults})
+
+
+def _read_value(mapped: Mapped, schema: pl.Schema, spec: BuildSpec) -> Reading:
+    dtype = _dtype_of(str(mapped.column), schema)
     if isinstance(mapped, TimeColumn):
         return _read_time(mapped, dtype, spec)
-    if isinstance(mapped, IdColumn):
-        return _read_id(mapped, role, dtype)
-    return _read_feature(mapped, role, dtype)
+    return _read_id(mapped, dtype) if isinstance(mapped, IdColumn) else _read_feature(mapped, dtype)
 
 
 def _dtype_of(column: str, schema: pl.Schema) -> pl.DataType:
@@ -67,26 +77,26 @@ def _dtype_of(column: str, schema: pl.Schema) -> pl.DataType:
 
 
 def _faults(column: str, value: pl.Expr) -> dict[str, pl.Expr]:
-    return {f"unparsable:{column}": pl.col(column).is_not_null() & value.is_null()}
+    return {unparsable(column): pl.col(column).is_not_null() & value.is_null()}
 
 
-def _read_id(mapped: IdColumn, role: str, dtype: pl.DataType) -> Reading:
-    missing = {f"missing_{role.removesuffix('_id')}": pl.col(mapped.column).is_null()}
+def _read_id(mapped: IdColumn, dtype: pl.DataType) -> Reading:
     if mapped.type == "string":
         text = pl.col(mapped.column).cast(pl.String)
-        return Reading(text, missing, hashed=not isinstance(mapped, RequestIdColumn))
+        return Reading(text, {}, hashed=not isinstance(mapped, RequestIdColumn))
     value = _as_integer(mapped.column, dtype, pl.Int64())
-    return Reading(value, missing | _faults(mapped.column, value))
+    return Reading(value, _faults(mapped.column, value))
 
 
-def _read_feature(mapped: Feature | Label, role: str, dtype: pl.DataType) -> Reading:
+def _read_feature(mapped: Feature | Label, dtype: pl.DataType) -> Reading:
     column = str(mapped.column)
     value, hashed = _as_type(column, dtype, mapped.type)
-    faults = _faults(column, value)
+    as_text = hashed or mapped.type == "string"
+    if mapped.values and not as_text and isinstance(mapped.values[0], str):
+        raise SourceError(f"values {list(mapped.values)} are text, but column {column!r} holds numbers")
+    faults = _faults(column, value) | declared_faults(mapped, column, value, as_text=as_text)
     if mapped.default is not None:
-        value = value.fill_null(_default(mapped, as_text=hashed or mapped.type == "string"))
-    elif isinstance(mapped, Label):
-        faults[f"missing_label:{role.removeprefix('label.')}"] = pl.col(column).is_null()
+        value = value.fill_null(_default(mapped, as_text=as_text))
     return Reading(value, faults, hashed)
 
 
@@ -137,7 +147,7 @@ def _as_bool(column: str, dtype: pl.DataType) -> pl.Expr:
     return pl.when(value == 1).then(True).when(value == 0).then(False)
 
 
-def _read_contained(mapped: Label, role: str, schema: pl.Schema, spec: BuildSpec) -> Reading:
+def _read_contained(mapped: Label, schema: pl.Schema, spec: BuildSpec) -> Reading:
     lists, item = str(mapped.contained_in), spec.requests.item_id.column
     if lists not in schema:
         raise SourceError(f"column {lists!r} is not in the source; its columns are {', '.join(schema)}")
@@ -152,8 +162,8 @@ def _read_contained(mapped: Label, role: str, schema: pl.Schema, spec: BuildSpec
     inside = pl.when(pl.col(lists).is_not_null()).then(pl.col(lists).list.contains(pl.col(item)).fill_null(False))
     value = inside.cast(_dtype(mapped.type))
     if mapped.default is not None:
-        return Reading(value.fill_null(_default(mapped, as_text=False)), {})
-    return Reading(value, {f"missing_label:{role.removeprefix('label.')}": pl.col(lists).is_null()})
+        value = value.fill_null(_default(mapped, as_text=False))
+    return Reading(value, {})
 
 
 def _dtype(type_name: str) -> pl.DataType:
@@ -161,22 +171,22 @@ def _dtype(type_name: str) -> pl.DataType:
 
 
 def _read_time(mapped: TimeColumn, dtype: pl.DataType, spec: BuildSpec) -> Reading:
-    """Microseconds UTC; the faults missing_time, unparsable:<column>, time_out_of_range."""
+    """Microseconds UTC; the faults unparsable:<column> and time_out_of_range."""
     raw = pl.col(mapped.column)
-    low, high = (_microseconds(limit) for limit in spec.time_range)
+    low, high = (microseconds(limit) for limit in spec.time_range)
     value, inside = _time_value(mapped, dtype, low, high)
     return Reading(
         pl.when(inside).then(value),
         {
-            "missing_time": raw.is_null(),
-            f"unparsable:{mapped.column}": raw.is_not_null() & value.is_null(),
-            "time_out_of_range": value.is_not_null() & ~inside,
+            unparsable(mapped.column): raw.is_not_null() & value.is_null(),
+            TIME_OUT_OF_RANGE: value.is_not_null() & ~inside,
         },
     )
 
 
-def _microseconds(moment: datetime) -> int:
-    return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()) * 1_000_000
+def microseconds(moment: datetime) -> int:
+    """Microseconds UTC since 1970 of a moment with a time zone."""
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _time_value(mapped: TimeColumn, dtype: pl.DataType, low: int, high: int) -> tuple[pl.Expr, pl.Expr]:

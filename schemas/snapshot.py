@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.schemas.profile import Profile, profile_of
 from longbatch.schemas.shard import SHARDS_SCHEMA, check_file, disk_message
 from longbatch.schemas.spec import BuildSpec
 
@@ -30,7 +31,9 @@ SNAPSHOT_NAME = re.compile(r"^(\d{8})\.json$")
 class Snapshot:
     """One committed version of a dataset.
 
-    shards: rows of SHARDS_SCHEMA, by bucket. vocabulary, quarantine: file entries {path, bytes, sha256, rows}.
+    shards: rows of SHARDS_SCHEMA, by bucket. vocabulary, quarantine, samples: file entries {path, bytes, sha256, rows},
+    of samples also {table}. profile: counters and skew. log_end: up to when the actions are complete, in microseconds;
+    None without labels from later events.
     """
 
     number: int
@@ -42,6 +45,9 @@ class Snapshot:
     vocabulary: tuple[dict[str, Any], ...]
     quarantine: tuple[dict[str, Any], ...]
     fingerprint: str
+    samples: tuple[dict[str, Any], ...] = ()
+    profile: Profile = field(default_factory=Profile)
+    log_end: int | None = None
 
 
 def fingerprint(spec: BuildSpec, shards: tuple[dict[str, Any], ...]) -> str:
@@ -121,6 +127,9 @@ def _document(snapshot: Snapshot, shards: dict[str, Any]) -> dict[str, Any]:
         "shards": shards,
         "vocabulary": list(snapshot.vocabulary),
         "quarantine": list(snapshot.quarantine),
+        "samples": list(snapshot.samples),
+        "profile": snapshot.profile.as_dict(),
+        "log_end": snapshot.log_end,
     }
 
 
@@ -187,5 +196,8 @@ def _parse(root: Path, number: int, document: dict[str, Any]) -> Snapshot:
         shards=shards,
         vocabulary=tuple(document["vocabulary"]),
         quarantine=tuple(document["quarantine"]),
+        samples=tuple(document["samples"]),
+        profile=profile_of(document["profile"]),
+        log_end=document["log_end"],
         fingerprint=found,
     )

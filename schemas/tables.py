@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from longbatch.schemas.spec import BuildSpec, Feature, FeatureType, IdColumn, Label, TimeColumn
+from longbatch.schemas.columns import Feature, FeatureType, IdColumn, Label, TimeColumn
+from longbatch.schemas.spec import BuildSpec, Role
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 FEATURE_TYPES: dict[FeatureType, pa.DataType] = {
@@ -22,11 +23,17 @@ FEATURE_TYPES: dict[FeatureType, pa.DataType] = {
     "string": pa.string(),
     "id": pa.int64(),
 }
+# The column of a source's canonical rows that says whether a row plays a role; there where it has several.
+ROLE_COLUMN: dict[Role, str] = {"history": "in_history", "requests": "is_target", "actions": "is_action"}
 Mapped = IdColumn | TimeColumn | Feature | Label
 
 
 class RequestIdColumn(IdColumn):
     """A request id: kept as it is, text or integer, for it is never looked up in a table."""
+
+
+class ActionValue(Label):
+    """What an action adds to a label with an aggregate: null where the label's `where` does not select it."""
 
 
 def canonical_name(mapped: Mapped) -> str:
@@ -37,9 +44,13 @@ def canonical_name(mapped: Mapped) -> str:
         return f"{mapped.column}#request_id({mapped.type})"
     if isinstance(mapped, IdColumn):
         return f"{mapped.column}#id({mapped.type})"
+    kind = mapped.type if not isinstance(mapped, ActionValue) else f"action({mapped.type},{mapped.where})"
     if isinstance(mapped, Label) and mapped.contained_in:
-        return f"#in({mapped.contained_in},{mapped.type})"
-    return f"{mapped.column}#{mapped.type}" + ("" if mapped.default is None else f"={mapped.default!r}")
+        kind = f"in({mapped.contained_in},{mapped.type})"
+    declared = [
+        f"{key}={value!r}" for key in ("default", "min", "max", "values") if (value := getattr(mapped, key)) is not None
+    ]
+    return f"{mapped.column or ''}#{kind}" + "".join(f" {part}" for part in declared)
 
 
 def canonical_type(mapped: Mapped) -> pa.DataType:
@@ -80,19 +91,44 @@ def request_columns(spec: BuildSpec) -> dict[str, Mapped]:
         "item_id": requests.item_id,
         **{f"request.{name}": feature for name, feature in requests.features.items()},
         **{f"target.{name}": feature for name, feature in requests.target_features.items()},
-        **{f"label.{name}": label for name, label in requests.labels.items()},
+        **{f"label.{name}": label for name, label in requests.labels.items() if not label.aggregate},
     }
     return {name: mapped for name, mapped in roles.items() if mapped is not None}
 
 
-def source_roles(spec: BuildSpec, source: str) -> tuple[str, ...]:
-    """Return which of "history" and "requests" a source feeds."""
-    return tuple(role for role in ("history", "requests") if getattr(spec, role).source == source)
+def action_columns(spec: BuildSpec) -> dict[str, Mapped]:
+    """Role name -> mapped column of everything that labels with an aggregate need; none without [actions]."""
+    actions = spec.actions
+    if actions is None:
+        return {}
+    values = {f"value.{name}": _action_value(label) for name, label in spec.requests.later_labels.items()}
+    roles: dict[str, Mapped | None] = {
+        "user_id": actions.user_id,
+        "event_time": actions.event_time,
+        "item_id": actions.item_id,
+        "request_id": request_id_column(actions.request_id),
+        **values,
+    }
+    return {name: mapped for name, mapped in roles.items() if mapped is not None}
 
 
-def role_columns(spec: BuildSpec, role: str) -> dict[str, Mapped]:
+def _action_value(label: Label) -> ActionValue:
+    """One for each action that counts, or the column that is summed or compared; a null there adds nothing."""
+    if label.column is None:
+        return ActionValue(aggregate=label.aggregate, within=label.within, where=label.where, type="int8")
+    return ActionValue(**label.model_dump(exclude={"default"}))
+
+
+def source_roles(spec: BuildSpec, source: str) -> tuple[Role, ...]:
+    """Return which of "history", "requests" and "actions" a source feeds."""
+    return tuple(role for role in spec.roles if spec.section(role).source == source)
+
+
+def role_columns(spec: BuildSpec, role: Role) -> dict[str, Mapped]:
     """Return the mapped columns of one role."""
-    return history_columns(spec) if role == "history" else request_columns(spec)
+    if role == "history":
+        return history_columns(spec)
+    return request_columns(spec) if role == "requests" else action_columns(spec)
 
 
 def canonical_columns(spec: BuildSpec, source: str) -> dict[str, Mapped]:
@@ -102,10 +138,10 @@ def canonical_columns(spec: BuildSpec, source: str) -> dict[str, Mapped]:
 
 
 def canonical_schema(spec: BuildSpec, source: str) -> pa.Schema:
-    """Arrow schema of a source's canonical rows; a source of both roles also says which each row plays."""
+    """Arrow schema of a source's canonical rows; a source of several roles also says which each row plays."""
     fields = [pa.field(name, canonical_type(m)) for name, m in canonical_columns(spec, source).items()]
-    if spec.one_log:
-        fields += [pa.field("in_history", pa.bool_()), pa.field("is_target", pa.bool_())]
+    roles = source_roles(spec, source)
+    fields += [pa.field(ROLE_COLUMN[role], pa.bool_()) for role in roles if len(roles) > 1]
     return pa.schema(fields)
 
 

@@ -97,7 +97,8 @@ def test_a_build_commits_a_dataset_and_says_what_is_in_it(spec_file: Path, tmp_p
     assert (summary.snapshot, summary.fingerprint, summary.shards) == (1, opened.fingerprint, 1)
     assert summary.counts == opened.counts
     assert (summary.counts.requests, summary.counts.targets, summary.counts.stored) == (3, 4, 1)
-    assert summary.bytes == sum(row[table]["bytes"] for row in opened.shards for table in ("timelines", "requests"))
+    shards = sum(row[table]["bytes"] for row in opened.shards for table in ("timelines", "requests"))
+    assert summary.bytes == shards + sum(entry["bytes"] for entry in opened.snapshot.samples)
     assert summary.as_dict()["ledgers"]["log"]["accepted"] == 4
     assert items(tmp_path / "out") == [[], [11], []]
 
@@ -153,14 +154,16 @@ FAILURES: list[tuple[Change, type[LongbatchError], str]] = [
     (
         failing(log={"click": [1, None, 1, 1]}),
         DataError,
-        r"source log: 1 of 4 rows \(25\.00%\) were rejected, more than max_rejected = 1\.00%: .*\(missing_label:click 1\); mend the log",
+        r"source log: 1 of 4 rows \(25\.00%\) were rejected, more than max_rejected = 1\.00%: .*\(missing_label:click 1\)\n"
+        r"  missing_label:click: .*log1\.parquet, row 1: user = 1, time = 1700000001, item = 12, request = 2, click = None\n"
+        r"Mend the log or raise the threshold; nothing was committed",
     ),
     (failing(log={"request": [1, 2, 2, 1]}), DataError, r"2 of 4 rows .*\(conflicting_request 2\)"),
     (failing(log={"user": [None, None, None, None]}), DataError, r"source log has no valid row: .*missing_user 4"),
     (
         failing(spec=('click = "int8" }', 'click = "int8" }\nwhere = "item > 99"')),
         DataError,
-        r"no row became a target: check requests\.where",
+        r"no request is left: no row became a target; check requests\.where",
     ),
     (
         failing(spec=('"request"\n[requests]', '"request"\nwhere = "item > 99"\n[requests]\nwhere = "item > 99"')),

@@ -150,7 +150,7 @@ def test_text_ids_are_hashed_and_their_words_kept() -> None:
 def test_a_default_text_id_is_hashed_too() -> None:
     spec = spec_of(requests={"features": {"city": {"column": "city", "type": "id", "default": "?"}}})
     found = canonicalize(log({"city": None}, {"city": "Rome"}), spec, "log")
-    assert found.rows["city#id='?'"].to_list() == hash_text(pl.Series(["?", "Rome"])).to_list()
+    assert found.rows["city#id default='?'"].to_list() == hash_text(pl.Series(["?", "Rome"])).to_list()
 
 
 def test_owners_are_the_pairs_of_request_and_user_among_the_targets() -> None:

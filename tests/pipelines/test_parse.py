@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 
 from longbatch.pipelines.parse import read_column
+from longbatch.schemas.columns import Feature, IdColumn, Label, TimeColumn
 from longbatch.schemas.errors import SourceError
-from longbatch.schemas.spec import BuildSpec, Feature, IdColumn, Label, TimeColumn
+from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.tables import Mapped, RequestIdColumn
 
 SPEC = BuildSpec.model_validate(
@@ -29,7 +30,8 @@ US = 1_000_000
 def read(mapped: Mapped, values: Any, role: str = "x", dtype: Any = None, **others: Any) -> list[tuple[Any, list[str]]]:
     """Return (value, reasons) of each row of a column called `x`."""
     frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype, strict=False), **others})
-    reading = read_column(mapped, role, frame.schema, SPEC)
+    name = "request_time" if isinstance(mapped, TimeColumn) else role
+    reading = read_column(mapped, "requests", name, frame.schema, SPEC)
     found = frame.select(reading.value.alias("value"), *(f.alias(r) for r, f in reading.faults.items()))
     return [(row.pop("value"), [r for r, hit in row.items() if hit]) for row in found.to_dicts()]
 
@@ -93,8 +95,8 @@ def test_a_value_that_cannot_be_read_does_not_take_the_default() -> None:
 
 def test_an_id_feature_is_hashed_where_it_is_text() -> None:
     schema = pl.Schema({"x": pl.String, "n": pl.Int32})
-    assert read_column(Feature(column="x", type="id"), "x", schema, SPEC).hashed
-    assert not read_column(Feature(column="n", type="id"), "x", schema, SPEC).hashed
+    assert read_column(Feature(column="x", type="id"), "requests", "x", schema, SPEC).hashed
+    assert not read_column(Feature(column="n", type="id"), "requests", "x", schema, SPEC).hashed
 
 
 def test_a_text_default_for_a_column_of_numbers_is_refused() -> None:
@@ -120,10 +122,10 @@ def test_an_id_that_is_no_whole_number_is_at_fault() -> None:
 
 def test_a_request_id_stays_text() -> None:
     schema = pl.Schema({"x": pl.String})
-    reading = read_column(RequestIdColumn(column="x", type="string"), "request_id", schema, SPEC)
+    reading = read_column(RequestIdColumn(column="x", type="string"), "requests", "request_id", schema, SPEC)
     assert not reading.hashed
     assert list(reading.faults) == ["missing_request"]
-    assert read_column(IdColumn(column="x", type="string"), "item_id", schema, SPEC).hashed
+    assert read_column(IdColumn(column="x", type="string"), "requests", "item_id", schema, SPEC).hashed
 
 
 @pytest.mark.parametrize(

@@ -32,18 +32,30 @@ def test_a_row_without_a_fate_is_an_error() -> None:
 def test_counts_add_up() -> None:
     one = Counts(users=1, requests=2, targets=3, events=4, stored=4, stored_with_overlap=4, history_events=5)
     other = Counts(users=1, segments=2, events=3, beyond_history=1, after_last_request=2)
-    assert (one + other).as_dict() == {
-        "users": 2,
-        "segments": 2,
-        "requests": 2,
-        "targets": 3,
-        "events": 7,
-        "stored": 4,
-        "stored_with_overlap": 4,
-        "beyond_history": 1,
-        "after_last_request": 2,
-        "history_events": 5,
-    }
+    assert one + other == Counts(
+        users=2,
+        segments=2,
+        requests=2,
+        targets=3,
+        events=7,
+        stored=4,
+        stored_with_overlap=4,
+        beyond_history=1,
+        after_last_request=2,
+        history_events=5,
+    )
+
+
+def test_rows_that_a_policy_left_out_are_accounted_for() -> None:
+    books = RowLedger(rows=5, accepted=2, policies={"whale_cap": 2, "held_back": 1})
+    books.check("log")
+    assert (books + books).policies == {"held_back": 2, "whale_cap": 4}
+
+
+def test_targets_accepted_and_not_in_a_request_are_an_error() -> None:
+    Counts(targets=7).check(accepted_targets=7)
+    with pytest.raises(DataError, match=r"8 targets accepted, 7 in requests; nothing is committed"):
+        Counts(targets=7).check(accepted_targets=8)
 
 
 def test_an_event_that_is_neither_stored_nor_out_of_reach_is_an_error() -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from longbatch.schemas.columns import Feature, Label, duration_us
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.spec import BuildSpec, Feature, Label, Source, duration_us, load_spec, parse_spec
+from longbatch.schemas.source import Source
+from longbatch.schemas.spec import BuildSpec, load_spec, parse_spec
 
 SPEC = """
 [sources.log]
@@ -186,7 +188,7 @@ INVALID = [
     (
         'click = "int8"',
         'click = { column = "click", contained_in = "clicked" }',
-        r"requests\.labels\.click: a label needs either `column` or `contained_in`, and not both",
+        r"requests\.labels\.click: a label needs one of `column`, `contained_in` and `aggregate`, and not two of the first",
     ),
     (
         'price = "float32"',
@@ -208,7 +210,7 @@ INVALID = [
     (
         "[history]",
         '[sources.more]\npath = "x.csv"\n[history]',
-        r"sources \['more'\] are used by neither history nor requests",
+        r"sources \['more'\] are used by none of history, requests",
     ),
     (
         'item_id = "item_id"\nevent_time',
@@ -306,7 +308,7 @@ def test_other_durations_are_refused(text: str) -> None:
 
 
 def test_a_delay_of_centuries_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"history\.delay: a delay of more than a century; check its unit \(found"):
+    with pytest.raises(SpecError, match=r"history\.delay: a duration of more than a century; check its unit \(found"):
         parse_spec(with_lines("[history]", 'delay = "99999999999d"'))
 
 

@@ -76,7 +76,7 @@ def test_each_reading_of_a_raw_column_is_one_canonical_column() -> None:
             "request#request_id(string)": pa.string(),
             "time#time(s,None,UTC)": pa.int64(),
             "tab#int16": pa.int16(),
-            "price#float32=0.5": pa.float32(),
+            "price#float32 default=0.5": pa.float32(),
             "#in(clicked,int8)": pa.int8(),
             "like#bool": pa.bool_(),
             "in_history": pa.bool_(),

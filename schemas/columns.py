@@ -1,0 +1,199 @@
+"""The columns a spec maps: ids, times, features, labels; their types, and which of their values are allowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import available_timezones
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+FeatureType = Literal["int8", "int16", "int32", "int64", "float32", "float64", "bool", "string", "id"]
+LabelType = Literal["int8", "int16", "int32", "int64", "float32", "float64", "bool"]
+TimeUnit = Literal["s", "ms", "us", "iso"]
+Aggregate = Literal["any", "count", "sum", "max"]
+
+DURATION_US = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+LONGEST_US = 36_525 * DURATION_US["d"]
+LABEL_TYPE_OF: dict[str, LabelType] = {"any": "int8", "count": "int32", "sum": "int64", "max": "int64"}
+
+
+def duration_us(text: str) -> int:
+    """Microseconds of a duration such as "5s", "250ms", "2h"; units us, ms, s, m, h, d."""
+    match = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", text)
+    if match is None or match[2] not in DURATION_US:
+        raise ValueError(f"{text!r} is not a duration; write a whole number and a unit, such as 5s, 250ms, 2h, 1d")
+    return int(match[1]) * DURATION_US[match[2]]
+
+
+def _is_duration(value: str) -> str:
+    if duration_us(value) > LONGEST_US:
+        raise ValueError("a duration of more than a century; check its unit")
+    return value
+
+
+def _column(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
+def one_or_more(value: Any) -> Any:
+    """Let a text stand for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class IdColumn(Strict):
+    """A column of ids: `int64` as they are, or `string`, hashed to int64 with the text kept."""
+
+    column: str
+    type: Literal["int64", "string"] = "int64"
+
+
+class TimeColumn(Strict):
+    """A column of times. A timestamp-typed column needs no unit; numbers need s, ms or us; text needs iso."""
+
+    column: str
+    unit: TimeUnit | None = None
+    format: str | None = None
+    timezone: str = "UTC"
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError("no such time zone; write one of the IANA names, such as Europe/Berlin")
+        return value
+
+
+def fits(default: bool | int | float | str, type_name: FeatureType) -> bool:
+    """Whether a default is a value of the type. An id is a number, or a text to be hashed."""
+    if type_name in ("string", "id"):
+        return isinstance(default, str) or (type_name == "id" and type(default) is int and abs(default) < 2**63)
+    if type_name == "bool":
+        return default in (0, 1)
+    if type_name.startswith("float"):
+        return isinstance(default, int | float) and not isinstance(default, bool)
+    limit = 1 << (int(type_name.removeprefix("int")) - 1)
+    return type(default) is int and -limit <= default < limit
+
+
+class Declared(Strict):
+    """What a column's values are declared to be: `min` and `max` (both allowed), or a list of `values`."""
+
+    min: int | float | None = None
+    max: int | float | None = None
+    values: tuple[int | str, ...] | None = Field(default=None, min_length=1)
+
+    def check_declared(self, type_name: FeatureType) -> None:
+        """Raise ValueError where what is declared cannot be of the column's type."""
+        if (self.min is not None or self.max is not None) and type_name in ("bool", "string", "id"):
+            raise ValueError(f"min and max are for numbers, not for {type_name}; use `values`")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}, so no value would be allowed")
+        if self.values is None:
+            return
+        if type_name.startswith("float") or type_name == "bool":
+            raise ValueError(f"`values` are whole numbers or texts, not {type_name}; use min and max")
+        odd = [value for value in self.values if not fits(value, type_name)]
+        if odd or len({type(value) for value in self.values}) > 1:
+            raise ValueError(f"values {list(self.values)} are not all of type {type_name}; change one of them")
+
+
+class Feature(Declared):
+    """A column stored as a feature, converted to `type`; a null takes `default` where one is given."""
+
+    column: str
+    type: FeatureType
+    default: int | float | bool | str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.default is not None and not fits(self.default, self.type):
+            raise ValueError(f"default {self.default!r} is not of type {self.type}; change one of them")
+        self.check_declared(self.type)
+        return self
+
+
+class Label(Declared):
+    """A label of a target, from one of three origins.
+
+    A `column` of the target's own row; whether the row's item is among the items of a list column
+    (`contained_in`); or an `aggregate` over the actions on the same item `within` a time after the request:
+    any, count, or the sum or max of the actions' `column`, of those actions that `where` selects.
+    """
+
+    column: str | None = None
+    type: LabelType = "int8"
+    default: int | float | bool | None = None
+    contained_in: str | None = None
+    aggregate: Aggregate | None = None
+    within: Annotated[str, AfterValidator(_is_duration)] | None = None
+    where: str | None = None
+
+    @property
+    def within_us(self) -> int:
+        """The window after the request in microseconds."""
+        return duration_us(self.within or "0s")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.aggregate is None:
+            self._check_own_row()
+        else:
+            self._check_aggregate(self.aggregate)
+        if self.default is not None and not fits(self.default, self.type):
+            raise ValueError(f"default {self.default!r} is not of type {self.type}; change one of them")
+        self.check_declared(self.type)
+        return self
+
+    def _check_own_row(self) -> None:
+        if (self.column is None) == (self.contained_in is None):
+            raise ValueError("a label needs one of `column`, `contained_in` and `aggregate`, and not two of the first")
+        if self.within is not None or self.where is not None:
+            raise ValueError("`within` and `where` belong to a label with an `aggregate` over the actions log")
+
+    def _check_aggregate(self, aggregate: Aggregate) -> None:
+        if self.contained_in is not None:
+            raise ValueError("a label is either `contained_in` a list or an `aggregate` of actions, not both")
+        if (self.column is not None) != (aggregate in ("sum", "max")):
+            raise ValueError("sum and max need the `column` they are taken of; any and count have none")
+        if not self.within_us:
+            raise ValueError('an aggregate needs `within`, the time after the request that counts, such as "30m"')
+        if self.default is not None and aggregate != "max":
+            raise ValueError("only max has a `default` (0 if not given): any, count and sum of no action are 0")
+        if aggregate == "count" and not self.type.startswith("int"):
+            raise ValueError(f"a count is an integer, not {self.type}")
+        if aggregate in ("sum", "max") and self.type == "bool":
+            raise ValueError("sum and max are numbers, not bool; use any")
+
+
+def _features(value: Any) -> Any:
+    """Expand `name = "int32"` to `name = { column = "name", type = "int32" }`."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: {"column": name, "type": entry} if isinstance(entry, str) else _with_column(name, entry)
+        for name, entry in value.items()
+    }
+
+
+def _with_column(name: str, entry: Any) -> Any:
+    if not isinstance(entry, Mapping) or "contained_in" in entry:
+        return entry
+    if "aggregate" in entry:
+        return {"type": LABEL_TYPE_OF.get(str(entry["aggregate"]), "int8"), **entry}
+    return {"column": name, **entry}
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Duration = Annotated[str, AfterValidator(_is_duration)]
+Id = Annotated[IdColumn, BeforeValidator(_column)]
+Time = Annotated[TimeColumn, BeforeValidator(_column)]
+Features = Annotated[dict[Name, Feature], BeforeValidator(_features)]
+Labels = Annotated[dict[Name, Label], BeforeValidator(_features)]
