@@ -65,6 +65,24 @@ def test_build_inspect_validate_and_measure_end_with_zero(spec: Path, tmp_path: 
     assert (tmp_path / "savings" / "savings.html").exists()
 
 
+def test_a_preset_builds_from_its_raw_folder_and_its_printed_spec_means_the_same(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,10,4.5,964982703\n1,11,2.0,964992703\n")
+    built = longbatch("build", "preset:movielens", str(tmp_path), str(tmp_path / "dataset"), "--json")
+    assert built.returncode == 0, built.stderr
+    (tmp_path / "spec.toml").write_text(longbatch("presets", "movielens").stdout)
+    again = longbatch("build", str(tmp_path / "spec.toml"), str(tmp_path / "again"), "--json")
+    counts = [json.loads(run.stdout)["counts"] for run in (built, again)]
+    assert counts[0] == counts[1]
+    assert counts[0]["requests"] == 1
+
+
+def test_presets_lists_the_public_datasets_and_where_they_come_from() -> None:
+    assert "mind           MIND: news" in longbatch("presets").stdout
+    what, raw = json.loads(longbatch("presets", "--json").stdout)["presets"]["mind"]
+    assert what.startswith("MIND: news")
+    assert raw.endswith("from https://msnews.github.io.")
+
+
 def test_an_output_that_exists_ends_with_one(spec: Path, tmp_path: Path) -> None:
     dataset = str(tmp_path / "dataset")
     longbatch("build", str(spec), dataset)
@@ -88,6 +106,10 @@ def test_a_faulty_spec_ends_with_two_and_names_the_key(spec: Path, tmp_path: Pat
         (("build", "--nope"), "No such option"),
         (("frobnicate",), "No such command"),
         (("build", "spec.toml", "out", "--master", "local[2]"), "--master is for --engine spark"),
+        (("build", "spec.toml", "raw", "out"), "usage: longbatch build SPEC OUT; found spec.toml raw out"),
+        (("build", "preset:mind", "out"), "usage: longbatch build preset:NAME RAW OUT; found preset:mind out"),
+        (("build", "preset:movielense", "raw", "out"), "no preset 'movielense'; did you mean movielens?"),
+        (("presets", "kuairnd-1k"), "no preset 'kuairnd-1k'; did you mean kuairand-1k?"),
         (("evaluate", "run", "dataset", "--history-lengths", "ten"), "takes whole numbers and commas"),
     ],
 )

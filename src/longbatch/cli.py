@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from longbatch.schemas.errors import LongbatchError, SpecError
+
+if TYPE_CHECKING:
+    from longbatch.schemas.spec import BuildSpec
 
 app = typer.Typer(
     name="longbatch",
@@ -29,6 +32,7 @@ BUILD_EXAMPLES = """\b
 Examples:
   longbatch build log/spec.toml dataset
   longbatch build spec.toml dataset --overwrite --engine spark --master 'local[4]'
+  longbatch build preset:kuairand-1k KuaiRand-1K dataset   # `longbatch presets` lists the public datasets
   spark-submit jobs/build.py spec.toml dataset
 
 \b
@@ -125,8 +129,13 @@ def show(document: dict[str, Any], as_json: bool, text: Callable[[], str]) -> No
 
 @app.command(epilog=BUILD_EXAMPLES)
 def build(
-    spec: Annotated[Path, typer.Argument(help="The build spec (TOML).")],
-    out: Annotated[Path, typer.Argument(help="The dataset to write.")],
+    spec: Annotated[str, typer.Argument(help="The build spec (TOML), or preset:NAME for a public dataset.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[RAW] OUT", help="OUT: the dataset to write. RAW: only for a preset, the folder of its raw files."
+        ),
+    ],
     engine: Annotated[Literal["local", "spark"], typer.Option(help="Where to run.")] = "local",
     master: Annotated[str | None, typer.Option(help="Spark master, such as local[4] or spark://host:7077.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads of the local engine; default: cores.")] = None,
@@ -138,14 +147,51 @@ def build(
     from longbatch.jobs.local import LocalEngine
     from longbatch.jobs.spark import SparkEngine
     from longbatch.jobs.summary import build_text
-    from longbatch.schemas.spec import load_spec
 
     if master and engine == "local":
         raise SpecError("--master is for --engine spark")
+    meant, out = spec_and_out(spec, folders)
     chosen = SparkEngine(master) if engine == "spark" else LocalEngine(workers)
     with progress_bars() as progress:
-        summary = run(load_spec(spec), out, engine=chosen, overwrite=overwrite, progress=progress)
+        summary = run(meant, out, engine=chosen, overwrite=overwrite, progress=progress)
     show(summary.as_dict(), as_json, lambda: build_text(summary))
+
+
+def spec_and_out(spec: str, folders: list[Path]) -> tuple[BuildSpec, Path]:
+    """What to build, and where to: SPEC OUT, or preset:NAME RAW OUT."""
+    from longbatch.jobs.presets import PREFIX, load_preset
+    from longbatch.schemas.spec import load_spec
+
+    usage = "preset:NAME RAW OUT" if spec.startswith(PREFIX) else "SPEC OUT"
+    if len(folders) != len(usage.split()) - 1:
+        raise SpecError(f"usage: longbatch build {usage}; found {' '.join([spec, *map(str, folders)])}")
+    if spec.startswith(PREFIX):
+        return load_preset(spec.removeprefix(PREFIX), folders[0]), folders[1]
+    return load_spec(spec), folders[0]
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print the spec of this preset.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the public datasets that `longbatch build preset:NAME RAW OUT` knows, or print the spec of one.
+
+    \b
+    Examples:
+      longbatch presets
+      longbatch presets movielens > ml-32m/spec.toml      # to change it: its paths start at its own folder
+      longbatch build ml-32m/spec.toml dataset
+    """
+    from longbatch.jobs.presets import about_preset, preset_names, preset_text
+
+    if name is not None:
+        text = preset_text(name)
+        show({"name": name, "spec": text}, as_json, lambda: text.rstrip("\n"))
+        return
+    about = {known: about_preset(known) for known in preset_names()}
+    lines = [f"{known:<14} {what}\n{'':<14} {raw}" for known, (what, raw) in about.items()]
+    show({"presets": about}, as_json, lambda: "\n".join(lines))
 
 
 @app.command()
@@ -312,23 +358,28 @@ def evaluate(
 
 @app.command()
 def bench(
-    what: Annotated[Literal["build"], typer.Argument(help="What to measure.")],
+    what: Annotated[Literal["build", "quality"], typer.Argument(help="What to measure.")],
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run of the same checks.")] = False,
     spark: Annotated[bool, typer.Option(help="Measure the spark engine too.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; medians are shown.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Measure what the documentation claims, each figure beside its floor in the same run.
+    """Measure what the documentation claims, each figure beside its floor in the same run, or beside what is true.
 
     \b
-    Example:
+    Examples:
       longbatch bench build --quick
+      longbatch bench quality
     """
     from longbatch.benchmarks import checks
     from longbatch.benchmarks.build import bench_build
+    from longbatch.benchmarks.quality import bench_quality
 
     with progress_bars() as progress:
-        found, figures = bench_build(quick=quick, spark=spark, repeats=repeats, progress=progress)
+        if what == "quality":
+            found, figures = bench_quality(quick=quick, spark=spark, progress=progress)
+        else:
+            found, figures = bench_build(quick=quick, spark=spark, repeats=repeats, progress=progress)
     show(checks.document(found, figures), as_json, lambda: checks.text(found, figures))
     if not all(check.holds for check in found):
         raise typer.Exit(1)

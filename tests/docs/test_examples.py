@@ -143,14 +143,6 @@ def delay(folder: Path) -> None:
     write(folder, "log.parquet", rows)
 
 
-def mind(folder: Path) -> None:
-    lines = [
-        "1\tU13740\t11/11/2019 9:05:58 AM\tN55189 N42782\tN55689-1 N35729-0",
-        "2\tU13740\t11/12/2019 1:00:00 PM\t\tN20678-0 N39317-1 N58114-0",
-    ]
-    (folder / "behaviors.tsv").write_text("\n".join(lines) + "\n")
-
-
 # example -> (rows, requests, targets, sum of all history lengths)
 BUILT: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     "one_log": (one_log, 1, 2, 1),
@@ -161,7 +153,6 @@ BUILT: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     "times_numbers": (times_numbers, 1, 1, 1),
     "times_text": (times_text, 1, 1, 1),
     "delay": (delay, 2, 3, 1),
-    "mind": (mind, 2, 5, 1),
 }
 
 

@@ -6,10 +6,11 @@ import pytest
 
 from longbatch.jobs.build import build
 from longbatch.jobs.local import LocalEngine
+from longbatch.jobs.presets import load_preset
 from longbatch.jobs.spark import SparkEngine
 from longbatch.pipelines.content import content_hash
 from longbatch.schemas.dataset import open_dataset
-from longbatch.schemas.spec import BuildSpec, load_spec
+from longbatch.schemas.spec import BuildSpec, parse_spec
 from longbatch.validation.audit import audit
 
 ROOT = Path(__file__).parents[2]
@@ -18,20 +19,16 @@ EXPECTED = {
     "rails": {"requests": 118_364, "targets": 354_623, "users": 10_027, "events": 354_623},
     "ebnerd": {"requests": 1_046, "targets": 10_848, "users": 38, "events": 8_303},
 }
-FOLDERS = {"rails": "git_activity", "ebnerd": "ebnerd"}
 ALL_USERS = None
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real logs are not at {DATA}")
 
 
 def spec_of(name: str) -> BuildSpec:
-    """The example's spec, its paths taken from the folder of the real log."""
-    spec = load_spec(ROOT / "examples" / f"{name}.toml")
-    sources = {
-        source: entry.model_copy(update={"path": tuple(str(DATA / FOLDERS[name] / Path(p).name) for p in entry.path)})
-        for source, entry in spec.sources.items()
-    }
-    return spec.model_copy(update={"sources": sources})
+    """The preset of EB-NeRD, or the example of the git log, with the paths of the real log."""
+    if name == "ebnerd":
+        return load_preset(name, DATA / "ebnerd")
+    return parse_spec((ROOT / "examples" / "rails.toml").read_text()).with_paths_from(DATA / "git_activity")
 
 
 @pytest.mark.parametrize("name", EXPECTED)
