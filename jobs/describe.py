@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -15,6 +15,7 @@ from longbatch.schemas.dataset import Dataset, user_requests
 from longbatch.schemas.errors import SpecError
 
 NEWEST_SHOWN = 10
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
@@ -39,6 +40,10 @@ def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
         "bytes_per_event": sizes["timelines"] / max(1, counts.stored),
         "ledgers": {source: ledger.as_dict() for source, ledger in dataset.snapshot.ledgers.items()},
         "collisions": dataset.snapshot.collisions,
+        "log_end": None
+        if dataset.snapshot.log_end is None
+        else _iso(EPOCH + timedelta(microseconds=dataset.snapshot.log_end)),
+        "skew": dataset.snapshot.profile.as_dict()["skew"],
         "timelines_schema": {field.name: str(field.type) for field in dataset.timelines_schema},
         "requests_schema": {field.name: str(field.type) for field in dataset.requests_schema},
     }

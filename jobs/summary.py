@@ -38,12 +38,32 @@ def _fates(ledgers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             rows[f"  {fate}"] = ledger[fate]
         for reason, count in ledger["reasons"].items():
             rows[f"    {reason}"] = count
+        for policy, count in ledger["policies"].items():
+            rows[f"  {policy}"] = count
         if ledger["empty_list"]:
             rows["  rows with empty lists"] = ledger["empty_list"]
     return rows
 
 
 def _counts(counts: Mapping[str, int]) -> dict[str, Any]:
+    return _kept(counts) | {f"  {text}": counts[name] for name, text in LEFT_OUT.items() if counts[name]}
+
+
+LEFT_OUT = {
+    "capped_users": "users capped to their newest events",
+    "capped_events": "events older than those",
+    "rejected_users": "users with too many events, left out",
+    "rejected_events": "their events",
+    "rejected_targets": "their targets",
+    "short_users": "users with too few events, left out",
+    "short_events": "their events (too few)",
+    "short_targets": "their targets (too few)",
+    "held_back_requests": "requests held back: a window not over",
+    "held_back_targets": "their targets (held back)",
+}
+
+
+def _kept(counts: Mapping[str, int]) -> dict[str, Any]:
     return {
         "users": counts["users"],
         "requests": counts["requests"],
@@ -87,9 +107,33 @@ def dataset_text(described: Mapping[str, Any]) -> str:
         "requests table": size_text(described["bytes"]["requests"]),
     }
     rows |= _fates(described["ledgers"])
+    rows |= _skew(described["skew"])
     columns = [f"  timelines.{name}: {kind}" for name, kind in described["timelines_schema"].items()]
     columns += [f"  requests.{name}: {kind}" for name, kind in described["requests_schema"].items()]
     return "\n".join([str(described["path"]), _lines(rows), "columns", *columns])
+
+
+def _skew(skew: Mapping[str, Any]) -> dict[str, Any]:
+    """The largest users and requests, and how long histories are."""
+    rows: dict[str, Any] = {}
+    for title, found, unit in (("users", skew["users"], "events"), ("requests", skew["requests"], "targets")):
+        if found:
+            named = ", ".join(f"{large['name']} ({large['size']:,})" for large in found[:SHOWN])
+            rows[f"largest {title}, {unit}"] = named
+    for policy, found in skew["policy_users"].items():
+        rows[f"{policy}, largest users"] = ", ".join(f"{large['name']} ({large['size']:,})" for large in found[:SHOWN])
+    lengths = {int(bits): count for bits, count in skew["history_lengths"].items()}
+    total = sum(lengths.values())
+    for bits, count in sorted(lengths.items()):
+        low, high = (1 << bits) >> 1, (1 << bits) - 1
+        bar = "#" * round(30 * count / max(lengths.values()))
+        rows[f"history of {low:,} to {high:,}" if high > low else f"history of {high}"] = (
+            f"{count:>12,} requests {count / total:6.1%} {bar}"
+        )
+    return rows
+
+
+SHOWN = 5
 
 
 def user_text(shown: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ class Explode(Strict):
 class MadeTime(Strict):
     """A time for logs that have none, whose order is the order of their rows: a column made from it.
 
-    Row i of file k (in the order of the sorted paths, both from 0) gets `start + k * per_file + i` microseconds.
+    Row i of file k (files in the order of the paths, those of a glob sorted; both from 0) gets `start + k * per_file + i` microseconds.
     """
 
     column: str

@@ -128,6 +128,11 @@ class Expectations(Strict):
     impressions: str | None = None
     requests: str | None = None
 
+    @property
+    def suites(self) -> dict[str, str | None]:
+        """Table -> path of the user's own suite for it, or None."""
+        return {"events": self.events, "impressions": self.impressions, "requests": self.requests}
+
 
 class BuildSpec(Strict):
     """A whole build: sources, what they mean, and how the dataset is stored."""
@@ -218,12 +223,15 @@ class BuildSpec(Strict):
         return self.history.source == self.requests.source
 
     def with_paths_from(self, folder: Path) -> BuildSpec:
-        """Return the spec with relative source paths made absolute against `folder`."""
+        """Return the spec with the relative paths of sources and suites made absolute against `folder`."""
         sources = {
             name: source.model_copy(update={"path": tuple(_absolute(p, folder, source.format) for p in source.path)})
             for name, source in self.sources.items()
         }
-        return self.model_copy(update={"sources": sources})
+        suites = {table: path for table, path in self.expectations.suites.items() if path}
+        own = {table: _absolute(path, folder, None) for table, path in suites.items()}
+        expectations = self.expectations.model_copy(update=own)
+        return self.model_copy(update={"sources": sources, "expectations": expectations})
 
 
 def _absolute(path: str, folder: Path, format: SourceFormat | None) -> str:

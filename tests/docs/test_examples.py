@@ -143,6 +143,23 @@ def delay(folder: Path) -> None:
     write(folder, "log.parquet", rows)
 
 
+def actions(folder: Path) -> None:
+    """User 1 plays 5 times and is shown 12 items in a session; user 2 plays once; user 1's last session is held back."""
+    day, minute = 86_400_000, 60_000
+    done = {
+        "user_id": [1] * 7 + [2],
+        "item_id": [1, 2, 3, 4, 5, 20, 20, 1],
+        "time_ms": [NOVEMBER_15 - 1000 * n for n in range(5, 0, -1)]
+        + [NOVEMBER_15 + minute, NOVEMBER_15 + 2 * minute, NOVEMBER_15],
+        "action": ["play"] * 6 + ["buy", "play"],
+        "watched_ms": [100] * 5 + [7_000, None, 100],
+    }
+    write(folder, "actions/a.parquet", done)
+    shown_at = [NOVEMBER_15 + n * minute for n in range(12)] + [NOVEMBER_15 + 17 * day, NOVEMBER_15]
+    seen = {"user_id": [1] * 13 + [2], "item_id": [20 + n for n in range(12)] + [50, 60], "time_ms": shown_at}
+    write(folder, "impressions/a.parquet", seen)
+
+
 # example -> (rows, requests, targets, sum of all history lengths)
 BUILT: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     "one_log": (one_log, 1, 2, 1),
@@ -153,6 +170,7 @@ BUILT: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     "times_numbers": (times_numbers, 1, 1, 1),
     "times_text": (times_text, 1, 1, 1),
     "delay": (delay, 2, 3, 1),
+    "actions": (actions, 2, 12, 5 + 7),
 }
 
 
@@ -170,3 +188,15 @@ def test_an_example_builds_from_its_kind_of_log(name: str, tmp_path: Path) -> No
     assert {source: ledger.rejected for source, ledger in summary.ledgers.items()} == dict.fromkeys(summary.ledgers, 0)
     counts = summary.counts
     assert (counts.requests, counts.targets, counts.history_events) == (requests, targets, history_events)
+
+
+def test_the_example_of_later_labels_counts_what_its_policies_leave_out(tmp_path: Path) -> None:
+    actions(tmp_path)
+    summary, dataset = build_example("actions", tmp_path)
+    counts = summary.counts
+    assert (counts.short_users, counts.held_back_requests) == (1, 1)
+    assert summary.ledgers["impressions"].policies == {"held_back": 1, "short_history": 1}
+    first, second = dataset.scan()["targets"].to_pylist()
+    assert (len(first), len(second)) == (10, 2)
+    assert first[0] == {"item_id": 20, "bought": 1, "watched_ms": 7_000}
+    assert first[1] == {"item_id": 21, "bought": 0, "watched_ms": 0}

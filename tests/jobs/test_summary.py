@@ -62,6 +62,16 @@ def test_collisions_and_empty_lists_are_told_where_there_are_any() -> None:
     assert "  rows with empty lists   5" in text
 
 
+def test_what_policies_left_out_is_told_where_they_left_out_any() -> None:
+    counts = Counts(rejected_users=2, rejected_events=9, held_back_requests=4)
+    text = build_text(summary(counts=counts, ledgers={"log": RowLedger(rows=9, policies={"rejected_user": 9})}))
+    assert [line.split() for line in text.splitlines() if "left out" in line or "rejected_user" in line] == [
+        ["rejected_user", "9"],
+        ["users", "with", "too", "many", "events,", "left", "out", "2"],
+    ]
+    assert "users capped" not in text
+
+
 DESCRIBED = {
     "path": "out",
     "name": "small",
@@ -79,6 +89,12 @@ DESCRIBED = {
     "bytes": {"timelines": 1000, "requests": 20},
     "bytes_per_event": 3.14159,
     "ledgers": {"log": LEDGER.as_dict()},
+    "skew": {
+        "users": [{"size": 4_000, "name": "7"}],
+        "requests": [{"size": 3, "name": "7/55"}],
+        "history_lengths": {0: 1, 1: 1, 11: 2},
+        "policy_users": {"whale_cap": [{"size": 4_000, "name": "7"}]},
+    },
     "timelines_schema": {"user_id": "int64"},
     "requests_schema": {"request_id": "string"},
 }
@@ -92,6 +108,11 @@ def test_a_dataset_is_told_with_its_columns() -> None:
         "mean history  1,234.6 events, at most 10,000",
         "files  1 shards, 2 blocks, zstd",
         "timelines  1.0 KB, 3.14 B/event",
+        "largest users, events  7 (4,000)",
+        "largest requests, targets  7/55 (3)",
+        "whale_cap, largest users  7 (4,000)",
+        "history of 0  1 requests  25.0% ###############",
+        "history of 1,024 to 2,047  2 requests  50.0% ##############################",
         "  timelines.user_id: int64",
         "  requests.request_id: string",
     ):
