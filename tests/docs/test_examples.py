@@ -196,7 +196,7 @@ def test_the_example_of_later_labels_counts_what_its_policies_leave_out(tmp_path
     counts = summary.counts
     assert (counts.short_users, counts.held_back_requests) == (1, 1)
     assert summary.ledgers["impressions"].policies == {"held_back": 1, "short_history": 1}
-    first, second = dataset.scan()["targets"].to_pylist()
+    first, second = (row for batch in dataset.scan() for row in batch["targets"].to_pylist())
     assert (len(first), len(second)) == (10, 2)
     assert first[0] == {"item_id": 20, "bought": 1, "watched_ms": 7_000}
     assert first[1] == {"item_id": 21, "bought": 0, "watched_ms": 0}
