@@ -1,0 +1,103 @@
+"""Row rules: what is declared of columns, and how many rejects are too many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from longbatch.schemas.columns import Feature
+from longbatch.schemas.errors import SpecError
+from longbatch.schemas.ledger import RowLedger
+from longbatch.schemas.spec import BuildSpec
+from longbatch.validation.rules import check_threshold_names, declared_faults, excesses, possible_reasons
+
+
+def faults(feature: Feature, values: list[Any], dtype: Any, *, as_text: bool = False) -> list[list[str]]:
+    frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype)})
+    found = frame.select(**declared_faults(feature, "x", pl.col("x"), as_text=as_text))
+    return [[reason for reason, hit in row.items() if hit] for row in found.to_dicts()]
+
+
+def test_both_ends_of_a_declared_range_are_in_it() -> None:
+    feature = Feature(column="x", type="int32", min=0, max=10)
+    assert faults(feature, [-1, 0, 10, 11, None], pl.Int32) == [["out_of_range:x"], [], [], ["out_of_range:x"], []]
+
+
+def test_nan_and_infinity_are_out_of_any_range() -> None:
+    feature = Feature(column="x", type="float64", min=0.0)
+    values = [0.5, float("nan"), float("inf"), None]
+    assert faults(feature, values, pl.Float64) == [[], ["out_of_range:x"], ["out_of_range:x"], []]
+
+
+def test_a_value_that_is_not_declared_is_unknown() -> None:
+    feature = Feature(column="x", type="id", values=("like", "play"))
+    assert faults(feature, ["play", "Play", "", None], pl.String, as_text=True) == [
+        [],
+        ["unknown:x"],
+        ["unknown:x"],
+        [],
+    ]
+
+
+def test_numbers_are_compared_as_numbers() -> None:
+    assert faults(Feature(column="x", type="int8", values=(0, 1)), [0, 1, 2], pl.Int8) == [[], [], ["unknown:x"]]
+
+
+def spec(**keys: Any) -> BuildSpec:
+    return BuildSpec.model_validate(
+        {
+            "sources": {"log": {"path": "log.parquet"}},
+            "history": {"source": "log", "user_id": "u", "item_id": "i", "event_time": "t"},
+            "requests": {
+                "source": "log",
+                "user_id": "u",
+                "item_id": "i",
+                "request_time": "t",
+                "request_id": "r",
+                "target_features": {"tab": {"type": "int8", "values": [0, 1], "max": 1}},
+                "labels": {"click": "int8"},
+            },
+            **keys,
+        }
+    )
+
+
+def test_every_reason_a_source_can_give_is_known_beforehand() -> None:
+    assert possible_reasons(spec(), "log") == [
+        "malformed_row",
+        "missing_user",
+        "unparsable:u",
+        "missing_time",
+        "unparsable:t",
+        "time_out_of_range",
+        "missing_item",
+        "unparsable:i",
+        "missing_request",
+        "unparsable:r",
+        "unparsable:tab",
+        "out_of_range:tab",
+        "unknown:tab",
+        "missing_label:click",
+        "unparsable:click",
+        "conflicting_request",
+    ]
+
+
+def test_a_threshold_for_no_reason_is_refused_with_the_nearest() -> None:
+    check_threshold_names(spec(max_rejected_for={"missing_user": 0.1}))
+    with pytest.raises(SpecError, match=r"max_rejected_for names 'unparsable:tabs', .*did you mean 'unparsable:tab'\?"):
+        check_threshold_names(spec(max_rejected_for={"unparsable:tabs": 0.1}))
+    with pytest.raises(SpecError, match=r"names 'xyz', .*the reasons are malformed_row, missing_user"):
+        check_threshold_names(spec(max_rejected_for={"xyz": 0.1}))
+
+
+def test_a_share_reached_exactly_is_allowed_and_one_row_more_is_not() -> None:
+    ledger = RowLedger(rows=1100, filtered=100, rejected=10, accepted=990, reasons={"missing_user": 10})
+    assert excesses(ledger, 0.01, {"missing_user": 0.01}) == []
+    over = excesses(ledger, 0.009, {"missing_user": 0.0, "missing_item": 0.0})
+    assert [str(excess) for excess in over] == [
+        "10 of 1,000 rows (1.00%) were rejected, more than max_rejected = 0.90%",
+        "10 of 1,000 rows (1.00%) were rejected for missing_user, more than max_rejected_for.'missing_user' = 0.00%",
+    ]
