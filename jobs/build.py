@@ -6,6 +6,7 @@ spark-submit jobs/build.py SPEC OUT [--overwrite]
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 import uuid
@@ -81,6 +82,7 @@ def build(
         commit(root, snapshot)
     for path in replaced:
         path.unlink(missing_ok=True)
+    shutil.rmtree(root / "reports", ignore_errors=True)  # of the snapshot that this one replaced
     listed = [row[table] for row in snapshot.shards for table in ("timelines", "requests")]
     listed += [*snapshot.vocabulary, *snapshot.quarantine, *snapshot.samples]
     return BuildSummary(

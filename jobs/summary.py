@@ -8,6 +8,7 @@ from typing import Any
 from longbatch.jobs.build import BuildSummary
 from longbatch.jobs.savings import Savings
 from longbatch.jobs.simulate import SimulationReport
+from longbatch.jobs.validate import Validation
 from longbatch.validation.audit import Audit
 
 UNITS = ("B", "KB", "MB", "GB", "TB")
@@ -176,6 +177,19 @@ def audit_text(found: Audit) -> str:
     )
     verdict = [f"finding: {finding}" for finding in found.findings] or ["no finding"]
     return "\n".join([checked, *verdict])
+
+
+def validation_text(found: Validation) -> str:
+    """What the audit checked and found, and what became of the expectations."""
+    lines = [audit_text(found.audit)]
+    if found.expectations is not None:
+        results = found.expectations
+        count = sum(suite.expectations for suite in results.suites)
+        lines.append(f"{count} expectations in {len(results.suites)} suites, {len(results.failures)} not met")
+        lines += [f"not met: {failure}" for failure in results.failures]
+        lines += [f"warning: {warning}" for warning in results.warnings]
+        lines.append(f"Data Docs: {results.data_docs}")
+    return "\n".join(lines)
 
 
 def metrics_text(metrics: Sequence[Mapping[str, Any]]) -> str:

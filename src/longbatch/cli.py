@@ -254,23 +254,38 @@ def validate(
     against: Annotated[Path | None, typer.Option(help="A spec whose logs to compare with; default: its own.")] = None,
     users: Annotated[int, typer.Option(min=0, help="Users to recompute from the raw log; 0: all.")] = 20,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    expectations: Annotated[bool, typer.Option(help="Run Great Expectations, and write its Data Docs.")] = True,
     as_json: Json = False,
 ) -> None:
     """Audit a dataset: its structure, and sampled users recomputed from the raw log, event by event.
 
+    Then Great Expectations looks at the counters and samples of the build, and writes DATASET/reports/data_docs.
+    Ends with 0 if nothing is found, with 1 if something is. Where the raw log is gone, only the structure is checked.
+
     \b
-    Example:
+    Examples:
       longbatch validate dataset --users 50
+      longbatch validate dataset --against moved/spec.toml     # the same spec, with other paths
+      longbatch validate dataset --no-expectations
     """
-    from longbatch.jobs.summary import audit_text
+    from longbatch.jobs.summary import validation_text
+    from longbatch.jobs.validate import validate as run
     from longbatch.schemas.spec import load_spec
-    from longbatch.validation.audit import audit
 
     spec = load_spec(against) if against else None
     with progress_bars() as progress:
-        found = audit(dataset, spec, users or None, seed, lambda stage, done, total: progress(stage, done, total or 1))
-    show(vars(found), as_json, lambda: audit_text(found))
-    if found.findings:
+        found = run(
+            dataset,
+            spec,
+            users=users or None,
+            seed=seed,
+            expectations=expectations,
+            progress=lambda stage, done, total: progress(stage, done, total or 1),
+        )
+    show(found.as_dict(), as_json, lambda: validation_text(found))
+    if found.audit.not_compared:
+        typer.echo(f"nothing was compared with the raw log: {found.audit.not_compared}", err=True)
+    if not found.passed:
         raise typer.Exit(1)
 
 
@@ -358,7 +373,7 @@ def evaluate(
 
 @app.command()
 def bench(
-    what: Annotated[Literal["build", "quality"], typer.Argument(help="What to measure.")],
+    what: Annotated[Literal["build", "quality", "validate"], typer.Argument(help="What to measure.")],
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run of the same checks.")] = False,
     spark: Annotated[bool, typer.Option(help="Measure the spark engine too.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; medians are shown.")] = 3,
@@ -374,10 +389,13 @@ def bench(
     from longbatch.benchmarks import checks
     from longbatch.benchmarks.build import bench_build
     from longbatch.benchmarks.quality import bench_quality
+    from longbatch.benchmarks.validate import bench_validate
 
     with progress_bars() as progress:
         if what == "quality":
             found, figures = bench_quality(quick=quick, spark=spark, progress=progress)
+        elif what == "validate":
+            found, figures = bench_validate(quick=quick, repeats=repeats, progress=progress)
         else:
             found, figures = bench_build(quick=quick, spark=spark, repeats=repeats, progress=progress)
     show(checks.document(found, figures), as_json, lambda: checks.text(found, figures))

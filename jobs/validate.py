@@ -1,0 +1,69 @@
+"""`longbatch validate`: the audit of a dataset, and Great Expectations on the profile and the samples of its build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from longbatch.schemas.dataset import Dataset
+from longbatch.schemas.profile import TABLES
+from longbatch.schemas.shard import check_file
+from longbatch.schemas.snapshot import read_snapshot
+from longbatch.schemas.spec import BuildSpec
+from longbatch.validation.audit import Audit, audit
+from longbatch.validation.structure import Progress
+
+if TYPE_CHECKING:
+    from longbatch.validation.expectations import ExpectationResults
+
+DATA_DOCS = Path("reports") / "data_docs"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the audit found, and what became of the expectations; None where they were not asked for."""
+
+    audit: Audit
+    expectations: ExpectationResults | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found, and every expectation met that is no warning."""
+        return not self.audit.findings and not (self.expectations and self.expectations.failures)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        expectations = self.expectations.as_dict() if self.expectations else None
+        return {**vars(self.audit), "expectations": expectations, "passed": self.passed}
+
+
+def validate(
+    path: Path,
+    spec: BuildSpec | None = None,
+    *,
+    users: int | None = 20,
+    seed: int = 0,
+    expectations: bool = True,
+    progress: Progress = lambda stage, done, total: None,
+) -> Validation:
+    """Audit a dataset (see `audit`), and run its expectations; Data Docs go to `reports/data_docs` in the dataset.
+
+    Samples that the audit finds altered, or that are gone, have no expectations: the findings say so.
+    """
+    found = audit(path, spec, users, seed, progress)
+    dataset = Dataset(path, read_snapshot(path))
+    broken = any("samples/" in finding for finding in found.findings)
+    if not expectations or broken:
+        return Validation(found, None)
+    from longbatch.validation.expectations import run_expectations
+
+    snapshot = dataset.snapshot
+    files = {entry["table"]: check_file(path, entry) for entry in snapshot.samples}
+    samples = {table: pl.read_parquet(files[table]) for table in TABLES if table in files}
+    results = run_expectations(
+        spec or snapshot.spec, snapshot.profile, samples, snapshot.ledgers, path / DATA_DOCS, progress
+    )
+    return Validation(found, results)
