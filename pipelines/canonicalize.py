@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from longbatch.pipelines.hashing import hash_text
-from longbatch.pipelines.parse import Reading, microseconds, read_column
+from longbatch.pipelines.parse import Reading, as_number, microseconds, read_column
 from longbatch.schemas.errors import SourceError, SpecError
 from longbatch.schemas.ledger import RowLedger
 from longbatch.schemas.source import Explode, Source
@@ -214,6 +214,8 @@ def _typed_for_where(raw: pl.DataFrame, spec: BuildSpec, readings: Readings) -> 
                 continue
             if unit in ("s", "ms", "us"):
                 typed[column] = pl.col(column).cast(pl.Float64, strict=False)
+            elif getattr(mapped, "at_least", None) is not None:
+                typed[column] = as_number(column)
             elif not columns[name].hashed and getattr(mapped, "type", "string") != "string":
                 typed[column] = columns[name].value.alias(column)
     return raw.with_columns(**typed)

@@ -62,6 +62,8 @@ def _read_value(mapped: Mapped, schema: pl.Schema, spec: BuildSpec) -> Reading:
     dtype = _dtype_of(str(mapped.column), schema)
     if isinstance(mapped, TimeColumn):
         return _read_time(mapped, dtype, spec)
+    if isinstance(mapped, Label) and mapped.at_least is not None:
+        return _read_threshold(mapped, mapped.at_least)
     return _read_id(mapped, dtype) if isinstance(mapped, IdColumn) else _read_feature(mapped, dtype)
 
 
@@ -98,6 +100,19 @@ def _read_feature(mapped: Feature | Label, dtype: pl.DataType) -> Reading:
     if mapped.default is not None:
         value = value.fill_null(_default(mapped, as_text=as_text))
     return Reading(value, faults, hashed)
+
+
+def _read_threshold(mapped: Label, least: float) -> Reading:
+    column = str(mapped.column)
+    number = as_number(column)
+    value = (number >= least).cast(_dtype(mapped.type))
+    faults = _faults(column, value)
+    return Reading(value if mapped.default is None else value.fill_null(_default(mapped, as_text=False)), faults)
+
+
+def as_number(column: str) -> pl.Expr:
+    """Return a column as float64; null where it is no number, or NaN."""
+    return pl.col(column).cast(pl.Float64, strict=False).fill_nan(None)
 
 
 def _default(mapped: Feature | Label, *, as_text: bool) -> pl.Expr:

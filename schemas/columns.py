@@ -123,14 +123,15 @@ class Feature(Declared):
 class Label(Declared):
     """A label of a target, from one of three origins.
 
-    A `column` of the target's own row; whether the row's item is among the items of a list column
-    (`contained_in`); or an `aggregate` over the actions on the same item `within` a time after the request:
+    A `column` of the target's own row, or whether it is `at_least` a number; whether the row's item is among the
+    items of a list column (`contained_in`); or an `aggregate` over the actions on the same item `within` a time after the request:
     any, count, or the sum or max of the actions' `column`, of those actions that `where` selects.
     """
 
     column: str | None = None
     type: LabelType = "int8"
     default: int | float | bool | None = None
+    at_least: int | float | None = None
     contained_in: str | None = None
     aggregate: Aggregate | None = None
     within: Annotated[str, AfterValidator(_is_duration)] | None = None
@@ -155,12 +156,16 @@ class Label(Declared):
     def _check_own_row(self) -> None:
         if (self.column is None) == (self.contained_in is None):
             raise ValueError("a label needs one of `column`, `contained_in` and `aggregate`, and not two of the first")
+        if self.at_least is not None and (self.column is None or self.type.startswith("float")):
+            raise ValueError("`at_least` compares a `column` and gives 0 or 1, of an integer type or bool")
+        if self.at_least is not None and (self.min, self.max, self.values) != (None, None, None):
+            raise ValueError("`at_least` gives 0 or 1; declare min, max and values at a feature of that column")
         if self.within is not None or self.where is not None:
             raise ValueError("`within` and `where` belong to a label with an `aggregate` over the actions log")
 
     def _check_aggregate(self, aggregate: Aggregate) -> None:
-        if self.contained_in is not None:
-            raise ValueError("a label is either `contained_in` a list or an `aggregate` of actions, not both")
+        if self.contained_in is not None or self.at_least is not None:
+            raise ValueError("an `aggregate` of actions goes neither with `contained_in` nor with `at_least`")
         if (self.column is not None) != (aggregate in ("sum", "max")):
             raise ValueError("sum and max need the `column` they are taken of; any and count have none")
         if not self.within_us:

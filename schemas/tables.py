@@ -25,6 +25,7 @@ FEATURE_TYPES: dict[FeatureType, pa.DataType] = {
 }
 # The column of a source's canonical rows that says whether a row plays a role; there where it has several.
 ROLE_COLUMN: dict[Role, str] = {"history": "in_history", "requests": "is_target", "actions": "is_action"}
+DECLARED_KEYS = ("default", "min", "max", "values", "at_least")
 Mapped = IdColumn | TimeColumn | Feature | Label
 
 
@@ -48,7 +49,9 @@ def canonical_name(mapped: Mapped) -> str:
     if isinstance(mapped, Label) and mapped.contained_in:
         kind = f"in({mapped.contained_in},{mapped.type})"
     declared = [
-        f"{key}={value!r}" for key in ("default", "min", "max", "values") if (value := getattr(mapped, key)) is not None
+        f"{key}={value!r}"
+        for key in ("default", "min", "max", "values", "at_least")
+        if (value := getattr(mapped, key, None)) is not None
     ]
     return f"{mapped.column or ''}#{kind}" + "".join(f" {part}" for part in declared)
 

@@ -191,6 +191,8 @@ def text_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     time = {"column": "time", "unit": "s"}
     wheres = st.sampled_from([None, "tab > 0", "score > 1", "flag", f"time > {T + 1}", "request != 'a'"])
     numbers = wheres.filter(lambda where: types["tab"] != "id" or where != "tab > 0")
+    high = {"column": "score", "at_least": 1.5} | ({"default": 1} if draw(st.booleans()) else {})
+    labels = {"high": high} if draw(st.booleans()) else {}
     both = {
         "source": "log",
         "user_id": "user",
@@ -201,7 +203,7 @@ def text_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
         **draw(small_specs),
         "sources": {"log": {"path": "log.csv"}},
         "history": {**both, "event_time": time, "features": types, "where": draw(numbers)},
-        "requests": {**both, "request_time": time, "features": types, "where": draw(numbers)},
+        "requests": {**both, "request_time": time, "features": types, "where": draw(numbers), "labels": labels},
     }
     return BuildSpec.model_validate(spec), {"log": frame}
 

@@ -222,7 +222,149 @@ INVALID = [
         'user_id = "uid"\nitem_id = "item_id"\nevent_time',
         r"history and requests read one source, so their user_id must be the same column",
     ),
+    (
+        "[sources.log]",
+        "max_rejected_for = { missing_user = 2 }\n[sources.log]",
+        r"max_rejected_for holds shares of rows",
+    ),
+    ('price = "float32"', 'price = { type = "float32", min = 2, max = 1 }', r"min 2 is above max 1, so no value would"),
+    ('price = "float32"', 'price = { type = "string", min = 2 }', r"min and max are for numbers, not for string"),
+    (
+        'price = "float32"',
+        'price = { type = "float32", values = [1] }',
+        r"`values` are whole numbers or texts, not float32",
+    ),
+    ('"int32"', '{ type = "int8", values = [1, 300] }', r"values \[1, 300\] are not all of type int8"),
+    ('"int32"', '{ type = "id", values = [1, "a"] }', r"values \[1, 'a'\] are not all of type id"),
+    ('click = "int8"', 'click = { column = "x", at_least = 1, max = 3 }', r"`at_least` gives 0 or 1; declare min, max"),
+    (
+        'click = "int8"',
+        'click = { at_least = 1, type = "float32" }',
+        r"`at_least` compares a `column` and gives 0 or 1",
+    ),
+    (
+        'click = "int8"',
+        'click = { column = "x", within = "1h" }',
+        r"`within` and `where` belong to a label with an `aggr",
+    ),
+    (
+        'click = "int8"',
+        'x = { aggregate = "any", within = "1h", at_least = 2 }',
+        r"goes neither with `contained_in` nor",
+    ),
+    ('click = "int8"', 'x = { aggregate = "any" }', r"an aggregate needs `within`, the time after the request"),
+    ('click = "int8"', 'x = { aggregate = "sum", within = "1h" }', r"sum and max need the `column` they are taken of"),
+    ('click = "int8"', 'x = { aggregate = "any", column = "y", within = "1h" }', r"any and count have none"),
+    (
+        'click = "int8"',
+        'x = { aggregate = "count", type = "float32", within = "1h" }',
+        r"a count is an integer, not float32",
+    ),
+    (
+        'click = "int8"',
+        'x = { aggregate = "max", column = "y", type = "bool", within = "1h" }',
+        r"are numbers, not bool",
+    ),
+    ('click = "int8"', 'x = { aggregate = "any", within = "1h", default = 1 }', r"only max has a `default`"),
+    (
+        'click = "int8"',
+        'x = { aggregate = "any", within = "1h" }',
+        r"labels \['x'\] have an `aggregate`; say over which log",
+    ),
+    (
+        'click = "int8"',
+        'x = { aggregate = "mean", within = "1h" }',
+        r"aggregate: Input should be 'any', 'count', 'sum' or 'm",
+    ),
+    (
+        'request_id = "request_id"',
+        'request_id = "r"\nsession_gap = "1m"',
+        r"request_id says what a request is; take away",
+    ),
+    ('request_id = "request_id"', 'session_gap = "1 minute"', r"requests\.session_gap: '1 minute' is not a duration"),
+    ('request_id = "request_id"', "max_targets = 0", r"requests\.max_targets: .* greater than or equal to 1"),
+    ("[sources.log]", "[users]\nmax_events = 2\nmin_events = 3\n[sources.log]", r"max_events 2 is below min_events 3"),
+    (
+        "[sources.log]",
+        "[users]\nmax_event = 2\n[sources.log]",
+        r"users\.max_event: unknown key; did you mean `max_events`",
+    ),
+    (
+        'path = "log/*.parquet"',
+        'path = "t"\nformat = "table"\nmade_time = { column = "x", start = 2020-01-01T00:00:00Z, per_file = "1d" }',
+        r"made_time counts the rows of files; a table has none",
+    ),
 ]
+
+
+ACTIONS = """
+[actions]
+source = "log"
+user_id = "user_id"
+item_id = "item_id"
+event_time = { column = "time", unit = "ms" }
+"""
+LATER = 'click = { aggregate = "any", within = "30m", where = "clicked" }'
+
+
+def test_labels_from_later_events_take_the_type_of_their_aggregate() -> None:
+    labels = (
+        'a = { aggregate = "any", within = "1h" }\nb = { aggregate = "count", within = "1h" }\n'
+        'c = { aggregate = "sum", column = "x", within = "1h" }\n'
+        'd = { aggregate = "max", column = "x", within = "90s", type = "float32" }'
+    )
+    spec = parse_spec(with_line('click = "int8"', labels) + ACTIONS)
+    assert {name: label.type for name, label in spec.requests.later_labels.items()} == {
+        "a": "int8",
+        "b": "int32",
+        "c": "int64",
+        "d": "float32",
+    }
+    assert spec.requests.labels["d"].within_us == 90_000_000
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (LATER, 'click = "int8"', r"section \[actions\] is there, but no label has an `aggregate`"),
+        ('[actions]\nsource = "log"', '[actions]\nsource = "done"', r"actions\.source is 'done', but the sources are"),
+        (
+            '[actions]\nsource = "log"\nuser_id = "user_id"',
+            '[actions]\nsource = "log"\nuser_id = "u"',
+            r"actions and requ",
+        ),
+        (
+            '[actions]\nsource = "log"\nuser_id = "user_id"\nitem_id = "item_id"',
+            '[actions]\nsource = "log"\nuser_id = "user_id"\nitem_id = { column = "item_id", type = "string" }',
+            r"actions\.item_id and requests\.item_id differ in type, so no item would ever match",
+        ),
+    ],
+)
+def test_actions_that_cannot_be_meant_are_refused(old: str, new: str, message: str) -> None:
+    text = with_line('click = "int8"', LATER) + ACTIONS
+    parse_spec(text)
+    with pytest.raises(SpecError, match=message):
+        parse_spec(with_line(old, new, text))
+
+
+def test_suites_of_ones_own_are_found_from_the_specs_folder(tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text(SPEC + '[expectations]\nevents = "mine.json"\nrequests = "/far/other.json"\n')
+    expectations = load_spec(path).expectations
+    assert expectations.suites == {
+        "events": str(tmp_path / "mine.json"),
+        "impressions": None,
+        "requests": "/far/other.json",
+    }
+
+
+def test_a_made_time_counts_rows_from_the_start_of_each_file() -> None:
+    made = 'made_time = { column = "time", start = 2020-01-01T00:00:00Z, per_file = "7d" }'
+    spec = parse_spec(with_lines('path = "log/*.parquet"', made))
+    time = spec.sources["log"].made_time
+    assert time is not None
+    assert time.of_file(0) == 1_577_836_800_000_000
+    assert time.of_file(2) == time.of_file(0) + 14 * 86_400_000_000
 
 
 @pytest.mark.parametrize(("old", "new", "message"), INVALID)
