@@ -14,16 +14,18 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Check:
-    """A measured value and the limit it must keep: at most, or at least."""
+    """A measured value and the limit it must keep: at most, at least, or exactly."""
 
     name: str
     value: float
     limit: float
-    sense: Literal["<=", ">="] = "<="
+    sense: Literal["<=", ">=", "=="] = "<="
 
     @property
     def holds(self) -> bool:
         """Whether the limit is kept."""
+        if self.sense == "==":
+            return self.value == self.limit
         return self.value <= self.limit if self.sense == "<=" else self.value >= self.limit
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,13 +52,17 @@ def document(checks: Sequence[Check], figures: Sequence[Figure]) -> dict[str, An
 
 def text(checks: Sequence[Check], figures: Sequence[Figure]) -> str:
     """The table that people read."""
-    lines = [f"{figure.name:<58} {figure.value:>12,.3f} {figure.unit}" for figure in figures]
+    lines = [f"{figure.name:<58} {_number(figure.value):>12} {figure.unit}" for figure in figures]
     lines += ["", f"{'check':<58} {'value':>12} {'limit':>12}  holds"]
     lines += [
-        f"{check.name:<58} {check.value:>12,.3f} {check.sense} {check.limit:>9,.3f}  {'yes' if check.holds else 'NO'}"
+        f"{check.name:<58} {_number(check.value):>12} {check.sense} {_number(check.limit):>9}  {'yes' if check.holds else 'NO'}"
         for check in checks
     ]
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
 
 @dataclass(frozen=True)

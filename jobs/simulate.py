@@ -2,10 +2,12 @@
 
     OUT/log/day-0001.parquet ...   the log, one row per shown item, rows in order of request time
     OUT/spec.toml                  `longbatch build OUT/spec.toml DATASET`
-    OUT/truth.json                 parameters, planted dirt, and the AUC that each history length makes attainable
+    OUT/truth.json                 parameters, planted dirt, the books a build must come to, and the AUC that each
+                                   history length makes attainable
     OUT/truth/day-0049.parquet ... the true label probabilities of the targets: never an input of a model
 
-`simulated_world` says what is planted, `simulated_truth` what the yardstick is, `simulated_dirt` what is broken.
+`simulated_world` says what is planted, `simulated_truth` what the yardstick is, `simulated_dirt` what is broken,
+`simulated_misfits` which users are left out, `simulated_books` what a build must count.
 """
 
 import json
@@ -15,15 +17,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from longbatch.jobs.simulated_dirt import ACCEPTED, draw_dirt, write_as_text
-from longbatch.jobs.simulated_rows import draw_rows
-from longbatch.jobs.simulated_spec import SPEC
+from longbatch.jobs.simulated_books import add_planted, by_kind, expected_counts, expected_ledger
+from longbatch.jobs.simulated_dirt import ACCEPTED, Recipe, as_written, draw_dirt, mingle
+from longbatch.jobs.simulated_misfits import Limits, draw_misfits, honest_limits
+from longbatch.jobs.simulated_rows import Rows, draw_rows
+from longbatch.jobs.simulated_spec import POLICIES, SPEC
 from longbatch.jobs.simulated_truth import (
     TRUTH_VERSION,
     Sample,
@@ -33,6 +38,8 @@ from longbatch.jobs.simulated_truth import (
     truth_table,
 )
 from longbatch.jobs.simulated_world import (
+    DAY_MS,
+    EPOCH_MS,
     FEED,
     LONGEST_USER,
     Catalogue,
@@ -46,6 +53,7 @@ from longbatch.jobs.simulated_world import (
 )
 
 SAMPLED_USERS = 200  # for the attainable AUC
+WITHIN_HOURS = 1  # the window of the label "bought" of a dirty log
 THREADS = 2  # each holds one file of the log in memory
 Progress = Callable[[int, int], None]
 
@@ -54,8 +62,8 @@ Progress = Callable[[int, int], None]
 class Simulation:
     """What to simulate; the same parameters give the same log, on any number of threads.
 
-    `events` is the exact number of clean rows; `dirty` adds about that fraction of broken ones. `days` is the
-    period, of which the last fifth has the targets: about `targets_per_user` requests of each active user.
+    `events` is the exact number of clean rows; `dirty` adds about that fraction of broken ones, and the rows of a
+    few users that policies leave out (two bots have more events than any other user). `days` is the period, of which the last fifth has the targets: about `targets_per_user` requests of each active user.
     Raises ValueError for parameters that make no log.
     """
 
@@ -90,9 +98,9 @@ class Simulation:
 
 @dataclass(frozen=True)
 class SimulationReport:
-    """What was written: `rows` = clean `events` + dirty rows; `targets` are the valid rows of discover requests.
+    """What was written: `rows` = clean `events` + planted rows; `targets` are the valid rows of discover requests.
 
-    `planted`: kind of dirt -> rows; `attainable`: see `simulated_truth`; `events_per_second` counts the whole
+    `planted`: kind of dirt or policy -> rows; `attainable`: see `simulated_truth`; `events_per_second` counts the whole
     run, yardstick included.
     """
 
@@ -119,6 +127,7 @@ class Plan:
     requests: Requests
     population: Population
     catalogue: Catalogue
+    limits: Limits
     files: list[File]
     seeds: list[np.random.SeedSequence]
     rows_before: dict[str, list[int]]  # table of the spec -> clean rows in the files before each file
@@ -129,6 +138,7 @@ class Written:
     """What one file contributes to the report."""
 
     clean_rows: int
+    feed_rows: int
     rows: int
     targets: int
     planted: dict[str, dict[str, int]]
@@ -158,7 +168,7 @@ def simulate(
         plan = make_plan(parameters)
         written = write_files(unfinished, plan, progress, threads)
         attainable = attainable_auc(join_samples([file.sample for file in written]))
-        (unfinished / "spec.toml").write_text(spec_text(parameters))
+        (unfinished / "spec.toml").write_text(spec_text(plan))
         truth = truth_document(plan, written, attainable)
         (unfinished / "truth.json").write_text(json.dumps(truth, indent=2) + "\n")
         size_bytes = sum(path.stat().st_size for path in (unfinished / "log").iterdir())
@@ -181,13 +191,24 @@ def simulate(
     )
 
 
-def spec_text(parameters: Simulation) -> str:
+def spec_text(plan: Plan) -> str:
     """The build spec of the log; it tolerates the dirt that was asked for, and no more than twice that."""
-    return SPEC.format(
+    parameters = plan.parameters
+    text = SPEC.format(
         history_length=parameters.history_length,
         max_rejected=max(0.01, 2 * parameters.dirty),
         suffix=parameters.format,
     )
+    if not parameters.dirty:
+        return text
+    end = datetime.fromtimestamp(end_ms(parameters) / 1_000, UTC)
+    until = (end + timedelta(hours=WITHIN_HOURS)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return text + POLICIES.format(within=f"{WITHIN_HOURS}h", until=until, **asdict(plan.limits))
+
+
+def end_ms(parameters: Simulation) -> int:
+    """When the period ends: no clean request is later."""
+    return EPOCH_MS + parameters.days * DAY_MS
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:
@@ -222,6 +243,7 @@ def make_plan(parameters: Simulation) -> Plan:
         requests,
         population,
         draw_catalogue(np.random.Generator(np.random.SFC64(for_catalogue))),
+        honest_limits(requests, parameters.users),
         files,
         for_files.spawn(len(files)),
         {
@@ -262,24 +284,38 @@ def write_file(out: Path, plan: Plan, file: File) -> Written:
     rows = draw_rows(requests, file.start + 1, plan.population, plan.catalogue, rows_rng)
     log, truth, planted = rows.log, truth_table(rows), dict[str, dict[str, int]]()
     if parameters.dirty:
-        # Ids of added requests follow all clean ones; a file adds fewer requests than it has.
-        first_id = len(plan.requests.user) + file.start + 1
-        before = {table: counts[file.number] for table, counts in plan.rows_before.items()}
-        dirt = draw_dirt(rows.log, before, parameters.dirty, parameters.format, first_id, dirt_rng)
-        planted = dirt.planted
-        copied = truth[np.searchsorted(rows.target_rows, dirt.accepted["source"].to_numpy())]
-        truth = pl.concat([truth, copied.with_columns(dirt.accepted["request_id"])])
-        log = pl.concat([write_as_text(log) if parameters.format == "csv" else log, dirt.rows])
+        log, truth, planted = add_dirt(plan, file, rows, truth, dirt_rng)
     write_log(log, out / "log" / f"{file.name}.{parameters.format}")
     if truth.height or file.number == len(plan.files) - 1:  # so that there is always a table to read
         truth.write_parquet(out / "truth" / f"{file.name}.parquet", compression="zstd", compression_level=1)
-    return Written(rows.log.height, log.height, truth.height, planted, take_sample(rows, SAMPLED_USERS))
+    feed_rows = rows.log.height - len(rows.target_rows)
+    sample = take_sample(rows, SAMPLED_USERS)
+    return Written(rows.log.height, feed_rows, log.height, truth.height, planted, sample)
+
+
+def add_dirt(
+    plan: Plan, file: File, rows: Rows, truth: pl.DataFrame, rng: np.random.Generator
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, dict[str, int]]]:
+    """The log of a file with its dirt, the truth with the added targets, and the rows planted; misfits come last."""
+    parameters, requests = plan.parameters, len(plan.requests.user)
+    recipe = Recipe(parameters.dirty, parameters.format, end_ms(parameters))
+    before = {table: counts[file.number] for table, counts in plan.rows_before.items()}
+    # Ids of added requests follow all clean ones; a file adds fewer requests than it has.
+    dirt = draw_dirt(rows.log, before, recipe, requests + file.start + 1, rng)
+    copied = truth[np.searchsorted(rows.target_rows, dirt.added["source"].to_numpy())]
+    truth = pl.concat([truth, copied.with_columns(dirt.added["request_id"])])
+    extra, planted = dirt.rows, dirt.planted
+    if file.number == len(plan.files) - 1:
+        misfits, left_out = draw_misfits(rows.log, plan.limits, parameters.users + 1, 2 * requests + 1, rng)
+        extra = pl.concat([extra, as_written(misfits, parameters.format)])
+        planted = add_planted([planted, left_out])
+    return mingle(as_written(rows.log, parameters.format), extra, rng), truth, planted
 
 
 def write_log(log: pl.DataFrame, path: Path) -> None:
     """Write one file of the log, Parquet or CSV by its suffix."""
     if path.suffix == ".csv":
-        log.write_csv(path)
+        log.write_csv(path, quote_style="never")
     else:
         log.write_parquet(path, compression="zstd", compression_level=1, statistics=True)
 
@@ -288,24 +324,19 @@ def truth_document(
     plan: Plan, written: list[Written], attainable: dict[str, dict[str, float | None]]
 ) -> dict[str, Any]:
     """truth.json: what is known beside the log, but for the probabilities of single targets."""
-    by_table: dict[str, dict[str, int]] = {}
-    for file in written:
-        for table, counts in file.planted.items():
-            kept = by_table.setdefault(table, {})
-            for kind, count in counts.items():
-                kept[kind] = kept.get(kind, 0) + count
-    planted: dict[str, int] = {}
-    for counts in by_table.values():
-        for kind, count in counts.items():
-            planted[kind] = planted.get(kind, 0) + count
+    planted = add_planted(file.planted for file in written)
+    targets = sum(file.targets for file in written)
+    events = sum(file.feed_rows for file in written)
     return {
         "version": TRUTH_VERSION,
         "parameters": asdict(plan.parameters),
         "rows": sum(file.rows for file in written),
-        "targets": sum(file.targets for file in written),
+        "targets": targets,
         "target_start_ms": window_start_ms(plan.parameters.days),
-        "planted": planted,
-        "planted_by_table": by_table,
+        "planted": by_kind(planted),
+        "planted_by_table": planted,
         "planted_but_valid": list(ACCEPTED),
+        "ledger": expected_ledger(plan.parameters.events, planted).as_dict(),
+        "counts": expected_counts(events, targets, planted),
         "attainable": attainable,
     }

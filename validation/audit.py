@@ -1,43 +1,41 @@
 """The audit of a dataset: what its files say about themselves, and what the raw log says about them.
 
-`audit` first streams every block and checks its structure on whole columns. Then, where the raw log is at hand,
-the naive reference works out some users straight from it, and every request of theirs is compared: the exact
-history, request time, features, targets and labels. Findings are sentences that name shard, block, user, request.
+`audit` first reads every file and block and checks them on whole columns. Then, where the raw log is at hand, the
+naive reference works out some users straight from it, and every request of theirs is compared: the exact history,
+request time, features, targets and labels. Findings are sentences that name shard, block, user, request.
+
+Memory: a block, about 50 bytes for each user, and the reference of a group of users with GROUP_ROWS raw rows
+together, or of the one user who has more.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.errors import SourceError, SpecError
-from longbatch.schemas.shard import Block
+from longbatch.schemas.ledger import RowLedger
 from longbatch.schemas.snapshot import read_snapshot
 from longbatch.schemas.spec import BuildSpec
-from longbatch.validation.raw import read_raw
-from longbatch.validation.reference import Event, Reference, ReferenceRequest, build_reference, order
-from longbatch.validation.structure import Seen, blocks_of, file_findings, joined, structure_findings, total_findings
-
-Progress = Callable[[str, int, int | None], None]
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from longbatch.validation.census import Censuses, take_census
+from longbatch.validation.comparison import Comparison, book_findings, compare
+from longbatch.validation.files import source_files
+from longbatch.validation.listed import file_findings, total_findings
+from longbatch.validation.log_end import log_end
+from longbatch.validation.raw import read_rows
+from longbatch.validation.reference import Reference, build_reference
+from longbatch.validation.rules import MALFORMED_ROW
+from longbatch.validation.sample import draw_users, everybody, group_users
+from longbatch.validation.structure import Progress, Seen, Users, structure_findings
 
 
 @dataclass(frozen=True)
 class Audit:
     """What an audit found. All blocks are checked for structure; users, requests and the events of their
-    histories count as checked where they were compared with the raw log.
+    histories count as checked where they were compared with the raw log; `not_compared` says why none were.
     """
 
     findings: list[str]
@@ -45,6 +43,7 @@ class Audit:
     users_checked: int = 0
     requests_checked: int = 0
     events_checked: int = 0
+    not_compared: str = ""
 
 
 def audit(
@@ -52,217 +51,124 @@ def audit(
     spec: BuildSpec | None = None,
     users: int | None = 20,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Audit:
     """Check a dataset's structure, and `users` of its users (None: all) against the raw log.
 
     `spec` says where the raw log is; without it the dataset's own spec does, and if its files are gone only the
-    structure is checked (`users_checked` is 0). Half of the users are drawn evenly, half in proportion to their
-    events, so that long histories are among them. Raises DatasetError where there is no dataset, SpecError if
-    `spec` means something else than the dataset's, SourceError if its files are not there.
+    structure is checked. Half of the users are drawn evenly, half in proportion to their events, so that long
+    histories are among them; to them come up to `users` users who have requests in the log but are not in the dataset.
+    Raises DatasetError where there is no dataset, SpecError if `spec` means something else than the dataset's,
+    SourceError if its files are not there, DataError if they cannot be read.
     """
-    report = progress or (lambda stage, done, total: None)
     root = Path(dataset_path)
     dataset = Dataset(root, read_snapshot(root))
+    raw = _same_meaning(dataset, spec) if spec else dataset.spec
+    gone = _gone(raw)
+    if spec and gone:
+        raise gone
     seen = Seen()
-    findings = [*file_findings(dataset), *structure_findings(dataset, seen, report)]
+    findings = [*file_findings(dataset, progress), *structure_findings(dataset, seen, progress)]
     findings += total_findings(dataset, seen)
-    raw = _raw_spec(dataset, spec)
-    if raw is None:
-        return Audit(findings, seen.blocks)
-    sample = None if users is None else _sample(seen, users, seed)
-    report("raw log", 0, None)
-    frames = {source: read_raw(raw, source, sample) for source in raw.sources}
-    reference = build_reference(raw, frames, sample)
-    compared = compare(dataset, reference, sample, report)
-    if users is None:
-        findings += _book_findings(dataset, reference)
-    return Audit(
-        findings + compared.findings,
-        seen.blocks,
-        compared.users_checked,
-        compared.requests_checked,
-        compared.events_checked,
-    )
+    if gone:
+        return Audit(findings, seen.blocks, not_compared=str(gone))
+    compared = _compared(dataset, raw, seen.users(), users, seed, progress)
+    findings += compared.findings
+    return Audit(findings, seen.blocks, compared.users, compared.requests, compared.events)
 
 
-def _raw_spec(dataset: Dataset, spec: BuildSpec | None) -> BuildSpec | None:
-    """Return the spec to read the raw log with, or None if its files are not there."""
-    if spec is not None:
-        theirs, ours = _meaning(spec), _meaning(dataset.spec)
-        different = [part for part in ours if theirs[part] != ours[part]]
-        if different:
-            raise SpecError(f"the spec is not the one {dataset.path} was built by: {different} differ; use that one")
-        return spec
+def _gone(raw: BuildSpec) -> SourceError | None:
+    """Return what says that files of the raw log are not there."""
     try:
-        for source in dataset.spec.sources:
-            read_raw(dataset.spec, source, ())
-    except (SourceError, OSError):
-        return None
-    return dataset.spec
+        for source in raw.sources:
+            source_files(raw, source)
+    except SourceError as error:
+        return error
+    return None
+
+
+def _same_meaning(dataset: Dataset, spec: BuildSpec) -> BuildSpec:
+    """Return the spec. Raises SpecError unless it means the same as the dataset's, whatever its paths."""
+    theirs, ours = _meaning(spec), _meaning(dataset.spec)
+    different = [part for part in ours if theirs[part] != ours[part]]
+    if different:
+        raise SpecError(f"the spec is not the one {dataset.path} was built by: {different} differ; use that one")
+    return spec
 
 
 def _meaning(spec: BuildSpec) -> dict[str, Any]:
-    """Return all of a spec that the content of a dataset depends on."""
-    meaning = spec.model_dump(exclude={"name", "compression", "block_events", "block_targets", "max_rejected"})
+    """Return all of a spec that the content of a dataset depends on, but not how its files are to be read."""
+    meaning = spec.model_dump(exclude=_MEANINGLESS)
     for source in meaning["sources"].values():
-        source["path"] = source["format"] = None
+        for how in ("path", "format", "separator", "quote", "columns"):
+            del source[how]
     return meaning
 
 
-def _sample(seen: Seen, users: int, seed: int) -> set[int]:
-    """Draw users, half of them evenly, half in proportion to their stored events."""
-    user_id, inverse = np.unique(joined(seen.user_id), return_inverse=True)
-    events = np.bincount(inverse, weights=joined(seen.events)) + 1
-    if not len(user_id):
-        return set()
-    random = np.random.default_rng(seed)
-    count = min(users, len(user_id))
-    long = random.choice(user_id, size=count // 2, replace=False, p=events / events.sum())
-    others = np.setdiff1d(user_id, long)
-    return {*long.tolist(), *random.choice(others, size=count - len(long), replace=False).tolist()}
+_MEANINGLESS = {
+    "name",
+    "compression",
+    "block_events",
+    "block_targets",
+    "max_rejected",
+    "max_rejected_for",
+    "expectations",
+}
 
 
-# Structure
+# The raw log
 
 
-def _book_findings(dataset: Dataset, reference: Reference) -> Iterator[str]:
-    """Compare the snapshot's books with the reference's."""
-    for source, ledger in reference.ledgers.items():
-        listed = dataset.snapshot.ledgers[source]
-        if listed != ledger:
-            yield f"source {source}: the snapshot counts {listed}, the raw log gives {ledger}"
-    counts, events = dataset.counts, reference.events
-    listed_events = (counts.stored + counts.beyond_history, counts.after_last_request)
-    if listed_events != (events.stored_or_beyond, events.after_last_request):
-        yield f"the snapshot counts {listed_events} events within and after requests, the raw log gives {events}"
+def _compared(
+    dataset: Dataset, raw: BuildSpec, stored: Users, users: int | None, seed: int, progress: Progress
+) -> Comparison:
+    """Compare users with the raw log, a group of them at a time; the books too where one group has all rows."""
+    rows = sum(ledger.rows for ledger in dataset.snapshot.ledgers.values())
+    advance = _counter(progress, "raw users", rows)
+    censuses = {source: take_census(raw, source, advance) for source in raw.sources}
+    end = log_end(raw)
+    asked = censuses[raw.requests.source]
+    chosen = everybody(stored, censuses) if users is None else draw_users(stored, asked, users, seed)
+    groups = group_users(chosen, censuses)
+    whole = users is None and len(groups) == 1
+    read, compared = _counter(progress, "raw log", 2 * rows * len(groups)), Comparison([*_end_findings(dataset, end)])
+    advance = _counter(progress, "comparison", len(dataset.shards) * len(groups))
+    for group in groups:
+        some = None if whole else set(group.tolist())
+        reference = _reference_of(raw, some, censuses, end, read)
+        compared += compare(dataset, reference, some, advance)
+        if whole:
+            compared += Comparison([*book_findings(dataset, reference)])
+    for stage in ("raw users", "raw log", "comparison"):
+        progress(stage, 1, 1)
+    return compared
 
 
-# Columns as arrays
+def _counter(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    """Return what adds to a stage's progress; totals are estimates."""
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done = min(done + more, total)
+        progress(stage, done, total)
+
+    progress(stage, 0, total)
+    return advance
 
 
-def compare(
-    dataset: Dataset,
-    reference: Reference,
-    users: Collection[int] | None = None,
-    progress: Progress | None = None,
-) -> Audit:
-    """Compare every request of `users` (None: all of the dataset) with the reference's, histories event by event.
-
-    Histories overlap, so they are not compared one by one. A request's history on disk is S[a:b] of its segment
-    S; the reference's is T[c:d] of the user's timeline T. Only if b - a = d - c (checked for each) are the two
-    compared, at the shift d - b. Requests of a segment with the same shift are taken together: if S and T, moved
-    by the shift, are equal from the lowest a to the highest b, then S[a:b] = T[a+shift:b+shift] = T[c:d] for each
-    of them, element by element. If they are not, each history is compared on its own, to name the requests.
-    """
-    expected = {(request.user_id, request.request_id): request for request in reference.requests}
-    wanted = None if users is None else pa.array(sorted(users), pa.int64())
-    found: set[tuple[int, Any]] = set()
-    findings: list[str] = []
-    events = 0
-    for number, row in enumerate(dataset.shards):
-        (progress or (lambda stage, done, total: None))("requests", number, len(dataset.shards))
-        for place, block in blocks_of(dataset, number):
-            if isinstance(block, str):
-                continue
-            for finding, compared in _compare_block(dataset.spec, block, wanted, expected, found):
-                events += compared
-                if finding:
-                    findings.append(f"shard {number} ({row['requests']['path']}), block {place}: {finding}")
-    for user_id, request_id in sorted(set(expected) - found, key=str):
-        findings.append(f"user {user_id}, request {request_id}: is in the raw log, but not in the dataset")
-    return Audit(findings, 0, len({user_id for user_id, _ in found}), len(found), events)
+def _end_findings(dataset: Dataset, end: int | None) -> Iterator[str]:
+    if dataset.snapshot.log_end != end:
+        yield f"the snapshot says that the actions end at {dataset.snapshot.log_end} us, the raw log gives {end}"
 
 
-def _compare_block(
-    spec: BuildSpec,
-    block: Block,
-    users: pa.Array | None,
-    expected: dict[tuple[int, Any], ReferenceRequest],
-    found: set[tuple[int, Any]],
-) -> Iterator[tuple[str, int]]:
-    """Yield findings and the number of history events compared."""
-    requests = block.requests
-    if users is not None:
-        requests = requests.filter(pc.is_in(requests["user_id"], value_set=users))
-    segments: dict[int, list[tuple[dict[str, Any], ReferenceRequest]]] = defaultdict(list)
-    for request in _request_rows(requests):
-        key = request["user_id"], request["request_id"]
-        if key in found:
-            yield f"user {key[0]}, request {key[1]}: stands twice in the dataset", 0
-        elif key not in expected:
-            yield f"user {key[0]}, request {key[1]}: is in the dataset, but not in the raw log", 0
-        else:
-            yield from ((finding, 0) for finding in _field_findings(spec, request, expected[key]))
-            segments[request["timeline_row"]].append((request, expected[key]))
-        found.add(key)
-    for row, pairs in segments.items():
-        yield from ((finding, 0) for finding in _history_findings(spec, _segment(block, row), pairs))
-        yield "", sum(min(request["history_end"], spec.history_length) for request, _ in pairs)
-
-
-def _request_rows(requests: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Requests as dicts, times in microseconds."""
-    place = requests.schema.get_field_index("request_time")
-    times = requests["request_time"].cast(pa.int64())
-    rows: list[dict[str, Any]] = requests.set_column(place, "request_time", times).to_pylist()
-    return rows
-
-
-def _segment(block: Block, row: int) -> list[Event]:
-    """Return the events of one timeline row as tuples, times in microseconds."""
-    events = block.timelines["events"]
-    start, end = events.offsets[row].as_py(), events.offsets[row + 1].as_py()
-    columns = events.values.slice(start, end - start).flatten()
-    numbers = [column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column for column in columns]
-    return list(zip(*(column.to_pylist() for column in numbers), strict=True))
-
-
-def _field_findings(spec: BuildSpec, request: dict[str, Any], expected: ReferenceRequest) -> Iterator[str]:
-    """Compare all of a request but its history."""
-    theirs = {"request_time": expected.request_time, **expected.features, "targets": expected.targets}
-    for name, value in theirs.items():
-        if request[name] != value and _plain(request[name]) != _plain(value):
-            yield f"{_of(expected)}: {name} is {request[name]}, the raw log gives {value}"
-
-
-def _history_findings(
-    spec: BuildSpec, segment: list[Event], pairs: Iterable[tuple[dict[str, Any], ReferenceRequest]]
-) -> Iterator[str]:
-    """Compare the histories of one segment's requests; see `compare` for why it is enough."""
-    shifts: dict[int, list[tuple[int, int, ReferenceRequest]]] = defaultdict(list)
-    for request, expected in pairs:
-        end = request["history_end"]
-        start = max(0, end - spec.history_length)
-        if end - start != expected.history_end - expected.history_start:
-            length = expected.history_end - expected.history_start
-            yield f"{_of(expected)}: its history has {end - start} events, the raw log gives {length}"
-        elif end > start:
-            shifts[expected.history_end - end].append((start, end, expected))
-    for shift, cuts in shifts.items():
-        low, high = min(start for start, _, _ in cuts), max(end for _, end, _ in cuts)
-        timeline = cuts[0][2].timeline
-        if not _equal(segment[low:high], timeline[low + shift : high + shift]):
-            yield from (_first_difference(segment[start:end], expected) for start, end, expected in cuts)
-
-
-def _first_difference(history: list[Event], expected: ReferenceRequest) -> str:
-    for place, (ours, theirs) in enumerate(zip(history, expected.history, strict=True)):
-        if not _equal([ours], [theirs]):
-            return f"{_of(expected)}: event {place} of its history is {ours}, the raw log gives {theirs}"
-    return ""
-
-
-def _of(request: ReferenceRequest) -> str:
-    return f"user {request.user_id}, request {request.request_id}"
-
-
-def _equal(ours: list[Event], theirs: list[Event]) -> bool:
-    return ours == theirs or _plain(ours) == _plain(theirs)
-
-
-def _plain(value: Any) -> Any:
-    """Make NaN equal to itself, however deep it lies."""
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else order(value)
+def _reference_of(
+    raw: BuildSpec, users: set[int] | None, censuses: Censuses, end: int | None, advance: Callable[[int], None]
+) -> Reference:
+    """Work out some users (None: all) from their raw rows; lines that were no rows are in its books."""
+    chunks = {source: read_rows(raw, source, users, census, advance) for source, census in censuses.items()}
+    reference = build_reference(raw, {source: chunk.frame for source, chunk in chunks.items()}, users, end)
+    lost = {source: chunk.malformed for source, chunk in chunks.items() if chunk.malformed}
+    malformed = {s: RowLedger(rows=n, rejected=n, reasons={MALFORMED_ROW: n}) for s, n in lost.items()}
+    ledgers = {s: ledger + malformed.get(s, RowLedger()) for s, ledger in reference.ledgers.items()}
+    return replace(reference, ledgers=ledgers)

@@ -1,18 +1,16 @@
-"""Raw rows for the naive reference, read from a source's files the simple way: whole, and text as text."""
+"""Raw rows for the naive reference: those of some users, or all. Memory: some chunks, and the rows asked for."""
 
 from __future__ import annotations
 
-import glob
-import gzip
-import json
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection
 
 import polars as pl
 
-from longbatch.schemas.errors import SourceError
-from longbatch.schemas.spec import BuildSpec, IdColumn
-from longbatch.validation.values import Row, as_text, or_null
+from longbatch.schemas.columns import IdColumn
+from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.tables import list_columns, raw_columns, source_roles
+from longbatch.validation.census import key_of, made_columns, take_census, user_column
+from longbatch.validation.files import LINE, Advance, Chunk, chunks, parse_lines
 
 
 def read_raw(spec: BuildSpec, source: str, users: Collection[int] | None = None) -> pl.DataFrame:
@@ -21,67 +19,93 @@ def read_raw(spec: BuildSpec, source: str, users: Collection[int] | None = None)
     With `users` only the rows of these user ids, and those that share a request id with one of them, so that
     a request id of several users is still seen as such.
     """
-    rows = _scan(spec, source)
-    if users is None:
-        return rows.collect()
-    requests = spec.requests if source == spec.requests.source else None
-    role = requests or spec.history
-    of_users = _among(rows, role.user_id, set(users))
-    if requests is None or requests.request_id is None:
-        return rows.filter(of_users).collect()
-    request_id = pl.col(requests.request_id.column)
-    shared = rows.filter(of_users).select(request_id.unique()).collect().to_series().drop_nulls()
-    return rows.filter(of_users | request_id.is_in(shared.implode())).collect()
+    return read_rows(spec, source, users).frame
 
 
-def _among(rows: pl.LazyFrame, column: IdColumn, ids: set[int]) -> pl.Expr:
-    """Return the condition that a raw column holds one of the ids."""
-    values = rows.select(pl.col(column.column).unique()).collect().to_series().drop_nulls()
-    chosen = [value for value in values.to_list() if or_null(value, column) in ids]
-    return pl.col(column.column).is_in(pl.Series(chosen, dtype=values.dtype).implode())
+def read_rows(
+    spec: BuildSpec,
+    source: str,
+    users: Collection[int] | None = None,
+    census: pl.DataFrame | None = None,
+    advance: Advance = lambda rows: None,
+) -> Chunk:
+    """Do what `read_raw` does, and count the lines that were no rows, whoever's they were.
+
+    `census` of the source spares a pass over its files; `advance` is told of rows as they pass.
+    A source whose ids stand in lists or packed text is read whole.
+    """
+    keys: list[tuple[IdColumn, pl.Series]] = []
+    if users is not None:
+        keys = _keys(spec, source, users, take_census(spec, source) if census is None else census, advance)
+    columns, found, malformed = needed_columns(spec, source), [], 0
+    for chunk in chunks(spec, source, keyed(spec, source, [column.column for column, _ in keys]), advance):
+        frame = chunk.frame
+        if keys:
+            frame = _alone(frame.filter(pl.any_horizontal(_holds(frame, *key) for key in keys)))
+        rows = rows_in(spec, source, frame)
+        found.append(rows.frame)
+        malformed += chunk.malformed + rows.malformed
+    nothing = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+    return Chunk(pl.concat(found or [nothing], how="vertical_relaxed"), malformed)
 
 
-def _scan(spec: BuildSpec, name: str) -> pl.LazyFrame:
-    source = spec.sources[name]
-    if source.file_format == "table":
-        raise SourceError(f"source {name} is a table of Spark; the reference reads files only, so export it first")
-    paths = [path for pattern in source.path for path in _files(pattern)]
-    if source.file_format == "parquet":
-        return pl.scan_parquet(paths)
-    if source.file_format == "arrow":
-        return pl.scan_ipc(paths)
-    if source.file_format == "csv":
-        return pl.scan_csv(
-            paths,
-            separator=source.field_separator,
-            quote_char=source.quote or None,
-            has_header=source.columns is None,
-            new_columns=source.columns,
-            infer_schema=False,
-        )
-    return pl.DataFrame([row for path in paths for row in _json_rows(path)], infer_schema_length=None).lazy()
+def keyed(spec: BuildSpec, source: str, keys: list[str]) -> list[str]:
+    """Return the columns to ask of a chunk whose rows are to be chosen by `keys`: of JSON lines only these."""
+    return keys if spec.sources[source].file_format == "jsonl" else needed_columns(spec, source)
 
 
-def _files(pattern: str) -> list[str]:
-    if "://" in pattern:
-        return [pattern]
-    found = sorted(glob.glob(pattern, recursive=True))
-    if not found:
-        raise SourceError(f"{pattern} matches no file; check the path of the source")
-    return found
+def rows_in(spec: BuildSpec, source: str, frame: pl.DataFrame) -> Chunk:
+    """Return the raw rows of (a part of) a chunk: its rows as they are, or what its JSON lines hold."""
+    if LINE not in frame.columns:
+        return Chunk(frame)
+    made = [entry.column for entry in [spec.sources[source].made_time] if entry]
+    columns = [name for name in needed_columns(spec, source) if name not in made]
+    parsed = parse_lines(frame[LINE], columns, list_columns(spec, source))
+    return Chunk(parsed.frame.with_columns(frame.select(made)), parsed.malformed)
 
 
-def _json_rows(path: str) -> Iterable[Row]:
-    """Yield the lines of a file as rows of texts, numbers as they are written."""
-    opening: Any = gzip.open if path.endswith(".gz") else open
-    with opening(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                row = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
-                yield {name: _json_text(value) for name, value in row.items()}
+def _keys(
+    spec: BuildSpec, source: str, users: Collection[int], census: pl.DataFrame, advance: Advance
+) -> list[tuple[IdColumn, pl.Series]]:
+    """Return which id columns must hold one of which keys: those of the users, or of their requests."""
+    user = user_column(spec, source)
+    request = spec.requests.request_id if source == spec.requests.source else None
+    if any(column.column in made_columns(spec, source) for column in (user, request) if column):
+        return []
+    wanted = pl.Series(sorted(users), dtype=pl.Int64)
+    of_users = census.filter(pl.col("user_id").is_in(wanted.implode()))["key"]
+    if request is None:
+        return [(user, of_users)]
+    shared = [pl.Series("key", dtype=pl.String)]
+    for chunk in chunks(spec, source, [user.column, request.column], advance):
+        mine = chunk.frame.filter(_holds(chunk.frame, user, of_users)).select(pl.col(request.column).unique())
+        shared.append(mine.select(key=key_of(mine, request)).to_series())
+    return [(user, of_users), (request, pl.concat(shared).unique().drop_nulls())]
 
 
-def _json_text(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_json_text(element) for element in value]
-    return value if value is None else json.dumps(value) if isinstance(value, dict) else as_text(value)
+def _holds(frame: pl.DataFrame, column: IdColumn, keys: pl.Series) -> pl.Expr:
+    """Return where a raw id is one of these keys."""
+    dtype = frame.schema[column.column]
+    if dtype.is_numeric():
+        return pl.col(column.column).is_in(keys.cast(dtype, strict=False).drop_nulls().implode())
+    return key_of(frame, column).is_in(keys.implode())
+
+
+def _alone(frame: pl.DataFrame) -> pl.DataFrame:
+    """Copy the few rows that a filter left: their text would keep the memory of all the others."""
+    return pl.DataFrame(pl.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.oldest())))
+
+
+def needed_columns(spec: BuildSpec, source: str) -> list[str]:
+    """Return the columns to read of a source's files: mapped, filtered on, or exploded."""
+    found = dict.fromkeys(raw_columns(spec, source))
+    for role in source_roles(spec, source):
+        labels = spec.requests.later_labels.values() if role == "actions" else ()
+        for where in (spec.section(role).where, *(label.where for label in labels)):
+            found |= dict.fromkeys(pl.sql_expr(where).meta.root_names() if where else [])
+    entry = spec.sources[source].explode
+    if entry is None:
+        return list(found)
+    lists = [*entry.lists, *([entry.text.column] if entry.text else [])]
+    made = {entry.position, *(entry.text.fields if entry.text else ())}
+    return list(dict.fromkeys([*(name for name in found if name not in made), *lists]))

@@ -3,42 +3,32 @@
 It exists to be compared with: it shares no code with the pipelines, only the spec. Polars appears in two
 places: it reads files, and it evaluates a `where` (`pl.sql_expr` on the raw frame) to a list of booleans.
 Memory and time grow with everything it is given; a log of 350,000 rows takes half a minute, so for bigger ones
-choose some `users`.
+choose some `users`. How values are read is in `values.py`, what becomes of rows in `fates.py`, labels from later
+events in `later_labels.py`; here are policies, requests and histories of one user.
 
-Decisions where docs/meaning.md leaves room:
-* `conflicting_request` looks only at rows that have no other reason to be rejected;
-* a value that cannot be used, in a column that no role of the row needs, counts as missing for duplicates;
-* a `where` on CSV or JSON lines sees mapped columns in their declared types (a column with several readings
-  in the first), numeric times as floats, everything else as text; what does not parse is null;
-* a number that float32 can only hold as infinity is out of the type's range;
-* text such as 11.0 or 11.00 is an integer, 11. is not;
-* ISO text is what `datetime.fromisoformat` of Python 3.11 reads; a float as text is what `str` makes of it;
-* an infinite time is out of range, NaN as a time is unparsable; the bounds of `time_range` are within it;
-* NaN equals NaN and -0.0 equals 0.0, in duplicates and in the order of a timeline.
+Decisions where docs/meaning.md leaves room (more in the files named):
+* rows that are alike in all that orders events, or targets, are ordered by all of their source's columns and then
+  by their roles. It can only matter for which of them counts as left out;
+* an event that a policy leaves out is in no timeline: it does not end the history of the request it carries;
+* users that have actions only, or no sound row, are no users: no policy counts them;
+* books count all rows given, what policies left out and all else only the chosen users.
 """
 
 from __future__ import annotations
 
 import bisect
-import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from longbatch.schemas.errors import DataError
-from longbatch.schemas.ledger import RowLedger
-from longbatch.schemas.spec import DURATION_US, BuildSpec, Explode, TimeColumn
-from longbatch.schemas.tables import (
-    Mapped,
-    canonical_columns,
-    canonical_name,
-    role_columns,
-    source_roles,
-)
-from longbatch.validation.values import OutOfRange, Reader, Row, Unparsable, made_request_id, or_null, row_reader
+from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.schemas.spec import BuildSpec, Role
+from longbatch.validation.fates import Key, SoundRow, SourceRows, source_rows
+from longbatch.validation.later_labels import Actions, actions_by_item, later_labels, windows_are_over
+from longbatch.validation.values import Row, made_request_id, microseconds, order
 
 Event = tuple[Any, ...]
 
@@ -76,301 +66,241 @@ class EventCounts:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a build must yield; requests are ordered by (user_id, request_time, request_id)."""
+    """What a build must yield; requests are ordered by (user_id, request_time, request_id).
+
+    `events` and `targets` are what the policies leave; of `left_out` only what policies took is filled.
+    `log_end`: until when the log of actions is complete, microseconds UTC; None without actions.
+    """
 
     requests: list[ReferenceRequest]
     ledgers: dict[str, RowLedger]
     events: EventCounts
     targets: int
+    left_out: Counts
+    log_end: int | None
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How to read one source: its canonical columns, each role's names for them, and how to read each."""
+class _Group:
+    """The target rows that are one request."""
 
-    spec: BuildSpec
-    columns: dict[str, Mapped]
-    roles: dict[str, dict[str, str]]
-    readers: dict[str, Reader]
+    request_id: int | str
+    request_time: int
+    rows: list[SoundRow]
 
 
 @dataclass(frozen=True)
-class _Canonical:
-    """A typed row: canonical values, the roles that selected it, and its reasons for rejection."""
+class _User:
+    """What the policies leave of a user: events, oldest first, requests, and all actions."""
 
-    values: Row
-    roles: tuple[str, ...]
-    reasons: frozenset[str]
+    user_id: int
+    events: list[SoundRow]
+    groups: list[_Group]
+    actions: list[SoundRow]
+    left_out: dict[str, int]
 
 
 def build_reference(
-    spec: BuildSpec, frames: Mapping[str, pl.DataFrame], users: Collection[int] | None = None
+    spec: BuildSpec,
+    frames: Mapping[str, pl.DataFrame],
+    users: Collection[int] | None = None,
+    log_end: int | None = None,
 ) -> Reference:
     """Work out requests, histories, targets and row counts from raw frames, one frame per source.
 
-    `users` limits requests and event counts to some user ids; the ledgers count every row of the frames.
+    `users` limits requests and what is counted of them to some user ids; the ledgers count every row of the frames.
+    `log_end` says until when the log of actions is complete, in microseconds UTC. If it is None, the frames say so,
+    or the spec's `until`. Frames of sampled users cannot: with them it must be given. Raises DataError where the
+    result for a label is not of its type.
     """
-    ledgers: dict[str, RowLedger] = {}
-    played: dict[str, dict[int, list[Row]]] = {"history": defaultdict(list), "requests": defaultdict(list)}
-    for source in spec.sources:
-        plan = _plan(spec, source)
-        accepted, ledgers[source] = _accepted_rows(plan, source, frames[source])
-        for row in accepted:
-            for role in row.roles:
-                part = {name: row.values[canonical] for name, canonical in plan.roles[role].items()}
-                played[role][part["user_id"]].append(part)
-    events, targets = played["history"], played["requests"]
-    chosen = sorted({*events, *targets} if users is None else users)
-    parts = [_build_user(spec, user, events.get(user, []), targets.get(user, [])) for user in chosen]
-    requests = [request for part, _ in parts for request in part]
-    reached = sum(counts.stored_or_beyond for _, counts in parts)
-    after = sum(counts.after_last_request for _, counts in parts)
-    target_count = sum(len(request.targets) for request in requests)
-    return Reference(requests, ledgers, EventCounts(reached, after), target_count)
-
-
-# A row's fate
-
-
-def _plan(spec: BuildSpec, source: str) -> _Plan:
-    names = {
-        role: {name: canonical_name(mapped) for name, mapped in role_columns(spec, role).items()}
-        for role in source_roles(spec, source)
-    }
-    columns = canonical_columns(spec, source)
-    return _Plan(spec, columns, names, {name: row_reader(spec, mapped) for name, mapped in columns.items()})
-
-
-def _accepted_rows(plan: _Plan, source: str, frame: pl.DataFrame) -> tuple[list[_Canonical], RowLedger]:
-    """Give every row of a source its fate; return the accepted rows and the counts."""
-    frame, empty = _explode(plan.spec.sources[source].explode, frame)
-    rows = _canonical_rows(plan, source, frame)
-    selected = [row for row in rows if row.roles]
-    conflicts = _conflicting_requests(plan, selected)
-    reasons: Counter[str] = Counter()
-    rejected = 0
-    distinct: dict[Any, _Canonical] = {}
-    for row in selected:
-        found = row.reasons
-        if not found and "requests" in row.roles and _request_id(plan, row) in conflicts:
-            found = frozenset({"conflicting_request"})
-        rejected += bool(found)
-        reasons.update(found)
-        if not found:
-            distinct.setdefault((row.roles, *map(order, row.values.values())), row)
-    ledger = RowLedger(
-        rows=len(rows),
-        filtered=len(rows) - len(selected),
-        rejected=rejected,
-        duplicate=len(selected) - rejected - len(distinct),
-        accepted=len(distinct),
-        empty_list=empty,
-        reasons=dict(sorted(reasons.items())),
+    sources = {source: source_rows(spec, source, frames[source]) for source in spec.sources}
+    end = _log_end(spec, sources) if log_end is None else log_end
+    wanted = set(users or ())
+    rows_of = _rows_of_users(sources)
+    everyone = [_apply_policies(spec, user, rows_of[user], end) for user in sorted(rows_of)]
+    chosen = everyone if users is None else [user for user in everyone if user.user_id in wanted]
+    parts = [_requests_of(spec, user) for user in chosen]
+    reached = [max((request.history_end for request in part), default=0) for part in parts]
+    requests = [request for part in parts for request in part]
+    left_out: Counter[str] = Counter()
+    for user in chosen:
+        left_out.update(user.left_out)
+    return Reference(
+        requests,
+        {source: rows.ledger_after_policies() for source, rows in sources.items()},
+        EventCounts(sum(reached), sum(len(user.events) for user in chosen) - sum(reached)),
+        sum(len(request.targets) for request in requests),
+        Counts(**left_out),
+        end,
     )
-    return list(distinct.values()), ledger
 
 
-def _canonical_rows(plan: _Plan, source: str, frame: pl.DataFrame) -> list[_Canonical]:
-    """Type every row and say which roles select it and what is wrong with it."""
-    visible = frame if _is_typed(plan.spec, source) else _typed(plan, frame)
-    selects = {role: _where(getattr(plan.spec, role).where, visible) for role in plan.roles}
-    rows = []
-    for index, raw in enumerate(frame.to_dicts()):
-        values, faults = _read_row(plan, raw)
-        roles = tuple(role for role, selected in selects.items() if selected[index])
-        reasons = {reason for role in roles for reason in _role_reasons(plan, role, values, faults)}
-        rows.append(_Canonical(values, roles, frozenset(reasons)))
-    return rows
+def _log_end(spec: BuildSpec, sources: Mapping[str, SourceRows]) -> int | None:
+    if spec.actions is None or spec.actions.until is None:
+        return None if spec.actions is None else sources[spec.actions.source].latest_action
+    return microseconds(spec.actions.until)
 
 
-def _read_row(plan: _Plan, raw: Row) -> tuple[Row, dict[str, str]]:
-    """Return a row's canonical values, null where unusable, and the fault of each unusable one."""
-    values: Row = {}
-    faults: dict[str, str] = {}
-    for name, mapped in plan.columns.items():
-        try:
-            values[name] = plan.readers[name](raw)
-        except Unparsable:
-            values[name] = getattr(mapped, "default", None)
-            faults[name] = f"unparsable:{mapped.column}"
-        except OutOfRange:
-            values[name] = None
-            faults[name] = "time_out_of_range"
-    return values, faults
+def _rows_of_users(sources: Mapping[str, SourceRows]) -> dict[int, dict[Role, list[SoundRow]]]:
+    """Return every user's rows by the role that they play; those of several roles several times."""
+    rows_of: dict[int, dict[Role, list[SoundRow]]] = {}
+    for source in sources.values():
+        for row in source.rows:
+            for role, values in row.values.items():
+                rows_of.setdefault(values["user_id"], {"history": [], "requests": [], "actions": []})[role].append(row)
+    return rows_of
 
 
-def _role_reasons(plan: _Plan, role: str, values: Row, faults: dict[str, str]) -> Iterable[str]:
-    """Yield every reason why one role cannot use the row."""
-    for name, canonical in plan.roles[role].items():
-        if canonical in faults:
-            yield faults[canonical]
-        elif values[canonical] is None and (missing := _missing(role, name)):
-            yield missing
+# Policies
 
 
-def _missing(role: str, name: str) -> str | None:
-    """Return the reason for a null in a role's column, or None where a null is no fault."""
-    if name in ("user_id", "item_id"):
-        return f"missing_{name.removesuffix('_id')}"
-    if name == "request_id":
-        return "missing_request" if role == "requests" else None
-    if name in ("event_time", "arrival_time", "request_time"):
-        return "missing_time"
-    return f"missing_label:{name.removeprefix('label.')}" if name.startswith("label.") else None
+def _apply_policies(spec: BuildSpec, user_id: int, rows: dict[Role, list[SoundRow]], log_end: int | None) -> _User:
+    """Leave out what the policies say, note it at the rows, and return what stays."""
+    events, targets = sorted(rows["history"], key=_timeline_order(spec)), rows["requests"]
+    refused = _refused(spec, len(events))
+    if refused and (events or targets):
+        policy, name = refused
+        _leave_out(policy, "history", events)
+        _leave_out(policy, "requests", targets)
+        left_out = {f"{name}_users": 1, f"{name}_events": len(events), f"{name}_targets": len(targets)}
+        return _User(user_id, [], [], [], left_out)
+    too_many = max(0, len(events) - (spec.users.max_events or len(events)))
+    _leave_out("whale_cap", "history", events[:too_many])
+    asked = _grouped(spec, user_id, targets)
+    requests = [request for request in asked if windows_are_over(spec, request.request_time, log_end)]
+    open_ones = [request for request in asked if not windows_are_over(spec, request.request_time, log_end)]
+    held_back = [row for request in open_ones for row in request.rows]
+    _leave_out("held_back", "requests", held_back)
+    left_out = {"held_back_requests": len(open_ones), "held_back_targets": len(held_back)}
+    left_out |= {"capped_users": min(too_many, 1), "capped_events": too_many}
+    return _User(user_id, events[too_many:], requests, rows["actions"], left_out)
 
 
-def _conflicting_requests(plan: _Plan, rows: list[_Canonical]) -> set[Any]:
-    """Return the request ids that sound rows of different users carry."""
-    users: dict[Any, set[int]] = defaultdict(set)
-    user = canonical_name(plan.spec.requests.user_id)
+def _refused(spec: BuildSpec, events: int) -> tuple[str, str] | None:
+    """Return the policy that leaves out a user with so many events, and its name in the counts."""
+    most = spec.users.max_events
+    if most is not None and events > most and spec.users.over_max_events == "reject_user":
+        return "rejected_user", "rejected"
+    return ("short_history", "short") if events < spec.users.min_events else None
+
+
+def _leave_out(policy: str, role: Role, rows: list[SoundRow]) -> None:
     for row in rows:
-        if "requests" in row.roles and not row.reasons and _request_id(plan, row) is not None:
-            users[_request_id(plan, row)].add(row.values[user])
-    return {request_id for request_id, carriers in users.items() if len(carriers) > 1}
+        row.left_out[role] = policy
 
 
-def _request_id(plan: _Plan, row: _Canonical) -> Any:
-    """Return the request id that a target row carries, None where the spec maps none."""
-    return row.values.get(plan.roles["requests"].get("request_id", ""))
+# Requests
 
 
-def _where(where: str | None, frame: pl.DataFrame) -> list[bool]:
-    """Evaluate a `where` on every row; null is not true."""
-    if where is None:
-        return [True] * frame.height
-    selected = frame.with_columns(pl.sql_expr(where).alias("#where"))["#where"].to_list()
-    return [value is True for value in selected]
+def _grouped(spec: BuildSpec, user_id: int, rows: list[SoundRow]) -> list[_Group]:
+    """Return a user's target rows as requests: by request id, or else by session."""
+    if spec.requests.request_id is None:
+        return _sessions(spec, user_id, rows)
+    same_id: dict[int | str, list[SoundRow]] = defaultdict(list)
+    for row in rows:
+        same_id[row.values["requests"]["request_id"]].append(row)
+    return [_Group(request_id, min(map(_row_time, group)), group) for request_id, group in same_id.items()]
 
 
-def _is_typed(spec: BuildSpec, source: str) -> bool:
-    return spec.sources[source].file_format not in ("csv", "jsonl")
+def _sessions(spec: BuildSpec, user_id: int, rows: list[SoundRow]) -> list[_Group]:
+    """Cut the ordered rows where the time to the row before is too long, or the request is full."""
+    requests: list[list[SoundRow]] = []
+    last_time = 0
+    first_key = _first_order(spec)
+    for row in sorted(rows, key=lambda row: (first_key(row.values["requests"]), row.key)):
+        too_late = _row_time(row) - last_time > spec.requests.session_gap_us
+        if not requests or too_late or len(requests[-1]) == spec.requests.max_targets:
+            requests.append([])
+        requests[-1].append(row)
+        last_time = _row_time(row)
+    groups: list[_Group] = []
+    at_time: Counter[int] = Counter()
+    for request in requests:
+        time = _row_time(request[0])
+        groups.append(_Group(made_request_id(user_id, time, at_time[time]), time, request))
+        at_time[time] += 1
+    return groups
 
 
-def _typed(plan: _Plan, frame: pl.DataFrame) -> pl.DataFrame:
-    """Convert the mapped columns of a frame of texts to their declared types; unparsable becomes null."""
-    typed: dict[str, pl.Series] = {}
-    for mapped in plan.columns.values():
-        if mapped.column is not None and mapped.column not in typed:
-            dtype = _where_type(mapped)
-            if dtype != pl.String:
-                values = [or_null(value, mapped) for value in frame[mapped.column].to_list()]
-                typed[mapped.column] = pl.Series(mapped.column, values, dtype=dtype)
-    return frame.with_columns(*typed.values())
+def _row_time(row: SoundRow) -> int:
+    time: int = row.values["requests"]["request_time"]
+    return time
 
 
-def _where_type(mapped: Mapped) -> Any:
-    if isinstance(mapped, TimeColumn):
-        return pl.Float64 if mapped.unit in DURATION_US else pl.String
-    names = {"bool": "Boolean", "string": "String", "id": "String"}
-    return getattr(pl, names.get(mapped.type, mapped.type.capitalize()))
+def _target_order(spec: BuildSpec) -> Callable[[Row], Key]:
+    """Return what orders the targets of a request.
+
+    Labels from later events are not needed for it: rows of a request that are alike in their item have the same.
+    """
+    own = [name for name, label in spec.requests.labels.items() if not label.aggregate]
+    names = ["item_id", *(f"target.{n}" for n in spec.requests.target_features), *(f"label.{n}" for n in own)]
+    return lambda row: tuple(order(row[name]) for name in names)
 
 
-def _explode(explode: Explode | None, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """Return one row per list element, and how many rows had none."""
-    if explode is None:
-        return frame, 0
-    rows: list[Row] = []
-    empty = 0
-    for raw in frame.to_dicts():
-        elements = _elements(explode, raw)
-        empty += not elements
-        for position, element in enumerate(elements):
-            rows.append(raw | element | ({explode.position: position} if explode.position else {}))
-    schema = dict(frame.schema)
-    schema |= {name: getattr(frame.schema[name], "inner", pl.String()) for name in explode.lists}
-    schema |= {name: pl.String() for name in (explode.text.fields if explode.text else ())}
-    schema |= {explode.position: pl.Int64()} if explode.position else {}
-    return pl.DataFrame(rows, schema=schema), empty
+def _first_order(spec: BuildSpec) -> Callable[[Row], Key]:
+    """Return what orders target rows where it matters which is first."""
+    target_key, names = _target_order(spec), [f"request.{name}" for name in spec.requests.features]
+    return lambda row: (row["request_time"], target_key(row), *(order(row[name]) for name in names))
 
 
-def _elements(explode: Explode, raw: Row) -> list[Row]:
-    """Return the columns that each list element of one row fills."""
-    text = explode.text
-    if text:
-        pieces = [piece for piece in (raw[text.column] or "").split(text.separator) if piece]
-        splits = [p.split(text.field_separator) if text.field_separator else [p] for p in pieces]
-        return [dict(zip(text.fields, parts + [None] * len(text.fields), strict=False)) for parts in splits]
-    lists = {name: raw[name] or [] for name in explode.lists}
-    if len({len(values) for values in lists.values()}) > 1:
-        raise DataError(f"the lists {list(lists)} of one row differ in length: {raw}; repair the row")
-    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+# Histories and targets
 
 
-# Requests and histories of one user
-
-
-def _build_user(
-    spec: BuildSpec, user: int, event_rows: list[Row], target_rows: list[Row]
-) -> tuple[list[ReferenceRequest], EventCounts]:
-    """Order a user's timeline, group the targets into requests and cut every history."""
-    keyed = sorted(((_event_key(spec, row), row) for row in event_rows), key=lambda pair: pair[0])
-    visible_times = [key[0] for key, _ in keyed]
+def _requests_of(spec: BuildSpec, user: _User) -> list[ReferenceRequest]:
+    """Cut the history of every request of a user and work out its targets; in the order of their times."""
+    events = [row.values["history"] for row in user.events]
+    visible_times = list(map(_visibility(spec), events))
     features = [f"history.{name}" for name in spec.history.features]
-    timeline = [(row["item_id"], row["event_time"], *(row[f] for f in features)) for _, row in keyed]
+    timeline = [(event["item_id"], event["event_time"], *(event[name] for name in features)) for event in events]
     first_own: dict[Any, int] = {}
-    for place, (_, row) in enumerate(keyed):
-        if row.get("request_id") is not None:
-            first_own.setdefault(row["request_id"], place)
-    grouped: dict[Any, list[Row]] = defaultdict(list)
-    for row in target_rows:
-        grouped[row.get("request_id", (row["request_time"],))].append(row)
+    for place, event in enumerate(events):
+        if event.get("request_id") is not None:
+            first_own.setdefault(event["request_id"], place)
+    actions = actions_by_item(spec, (row.values["actions"] for row in user.actions))
     requests = []
-    for request_id, rows in grouped.items():
-        request_time = min(row["request_time"] for row in rows)
-        visible = bisect.bisect_left(visible_times, request_time)  # how many are < request_time
-        end = min(visible, first_own.get(request_id, visible))
-        if isinstance(request_id, tuple):
-            request_id = made_request_id(user, request_time)
+    for group in sorted(user.groups, key=lambda group: (group.request_time, group.request_id)):
+        visible = bisect.bisect_left(visible_times, group.request_time)  # how many are < request_time
+        end = min(visible, first_own.get(group.request_id, visible))
         start = max(0, end - spec.history_length)
-        features_of_request, targets = _group(spec, rows)
+        of_request, targets = _features_and_targets(spec, user.user_id, group, actions)
         requests.append(
-            ReferenceRequest(request_id, user, request_time, features_of_request, timeline, start, end, targets)
+            ReferenceRequest(
+                group.request_id, user.user_id, group.request_time, of_request, timeline, start, end, targets
+            )
         )
-    requests.sort(key=lambda request: (request.request_time, request.request_id))
-    reached = max((request.history_end for request in requests), default=0)
-    return requests, EventCounts(reached, len(timeline) - reached)
+    return requests
 
 
-def _event_key(spec: BuildSpec, row: Row) -> tuple[Any, ...]:
+def _features_and_targets(spec: BuildSpec, user_id: int, group: _Group, actions: Actions) -> tuple[Row, list[Row]]:
+    """Return the features of a request, and its targets in order."""
+    rows = [row.values["requests"] for row in group.rows]
+    first = min(rows, key=_first_order(spec))
+    features = {name: first[f"request.{name}"] for name in spec.requests.features}
+    return features, [_target(spec, user_id, group, actions, row) for row in sorted(rows, key=_target_order(spec))]
+
+
+def _target(spec: BuildSpec, user_id: int, group: _Group, actions: Actions, row: Row) -> Row:
+    """Return a target: its item, its features, and its labels of both origins, in the spec's order."""
+    item_id = row["item_id"]
+    later = later_labels(spec, actions, user_id, group.request_id, group.request_time, item_id)
+    features = {name: row[f"target.{name}"] for name in spec.requests.target_features}
+    labels = {name: later[name] if name in later else row[f"label.{name}"] for name in spec.requests.labels}
+    return {"item_id": item_id, **features, **labels}
+
+
+def _timeline_order(spec: BuildSpec) -> Callable[[SoundRow], Key]:
     """Return what orders a timeline: visible time first, then the rest of the total order."""
-    visible_time = row["event_time"] + spec.history.delay_us
-    if "arrival_time" in row:
-        visible_time = max(visible_time, row["arrival_time"])
-    features = (row[f"history.{name}"] for name in spec.history.features)
-    return (
-        visible_time,
-        row["event_time"],
-        row["item_id"],
-        *map(order, features),
-        order(row.get("request_id")),
-    )
+    visible_time, features = _visibility(spec), [f"history.{name}" for name in spec.history.features]
+
+    def key(row: SoundRow) -> Key:
+        event = row.values["history"]
+        ties = [order(event.get(name)) for name in (*features, "request_id")]
+        return (visible_time(event), event["event_time"], event["item_id"], ties, row.key)
+
+    return key
 
 
-def _group(spec: BuildSpec, rows: list[Row]) -> tuple[Row, list[Row]]:
-    """Return the request features and the ordered targets of one request's rows."""
-    labels = spec.requests.labels
-    target_names = [*(f"target.{n}" for n in spec.requests.target_features), *(f"label.{n}" for n in labels)]
-    request_names = [f"request.{name}" for name in spec.requests.features]
-
-    def target_key(row: Row) -> list[Any]:
-        return [order(row[name]) for name in ("item_id", *target_names)]
-
-    def first_key(row: Row) -> list[Any]:
-        return [row["request_time"], *target_key(row), *(order(row[name]) for name in request_names)]
-
-    first = min(rows, key=first_key)
-    features = {name.partition(".")[2]: first[name] for name in request_names}
-    targets = [
-        {"item_id": row["item_id"], **{name.partition(".")[2]: row[name] for name in target_names}}
-        for row in sorted(rows, key=target_key)
-    ]
-    return features, targets
-
-
-def order(value: Any) -> tuple[Any, ...]:
-    """Return a sort key: nulls first, text by code point (as its UTF-8 bytes), false before true, NaN last."""
-    if value is None:
-        return (0,)
-    if isinstance(value, float) and math.isnan(value):
-        return (2,)
-    return (1, value)
+def _visibility(spec: BuildSpec) -> Callable[[Row], int]:
+    """Return what says when serving can see an event."""
+    delay_us = spec.history.delay_us
+    return lambda event: max(event["event_time"] + delay_us, event.get("arrival_time", event["event_time"]))

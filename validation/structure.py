@@ -14,58 +14,82 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.schemas.dataset import Dataset
-from longbatch.schemas.errors import DataError, DatasetError
-from longbatch.schemas.shard import COUNTED, Block, check_file
+from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.shard import COUNTED, Block
 from longbatch.schemas.spec import BuildSpec
 
-Progress = Callable[[str, int, int | None], None]
+Progress = Callable[[str, float, float], None]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Users:
+    """All users of a dataset, (U,) ascending, and how many events their segments store, (U,)."""
+
+    user_id: Int64Array
+    events: Int64Array
+
+
 @dataclass
 class Seen:
-    """What the structure checks remember from block to block.
+    """What the structure checks remember from block to block; about 50 bytes for each user.
 
-    user_id, events, bucket: per block (S,) of its timeline rows; totals: sums over all blocks;
+    runs: per block (3, N) of its N users: user, shard, stored events. totals: sums over all blocks.
     last_row: user and segment of the last timeline row of the shard being read.
+    last_requests: the last user's id and requests so far, for a user that goes on in the next block.
     """
 
-    user_id: list[Int64Array] = field(default_factory=list)
-    events: list[Int64Array] = field(default_factory=list)
-    bucket: list[Int64Array] = field(default_factory=list)
+    runs: list[Int64Array] = field(default_factory=list)
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
-    last_row: tuple[int, int] | None = None
     blocks: int = 0
+    last_row: tuple[int, int] | None = None
+    last_requests: tuple[int, list[pa.Array]] | None = None
 
-
-def file_findings(dataset: Dataset) -> Iterator[str]:
-    """Compare every listed file with its length and checksum."""
-    entries = [row[table] for row in dataset.shards for table in ("timelines", "requests")]
-    for entry in [*entries, *dataset.snapshot.vocabulary, *dataset.snapshot.quarantine]:
-        try:
-            check_file(dataset.path, entry, checksum=True)
-        except DatasetError as error:
-            yield str(error)
+    def users(self) -> Users:
+        """Return every user once."""
+        user_id, _, events = np.concatenate([np.empty((3, 0), dtype=np.int64), *self.runs], axis=1)
+        distinct, place = np.unique(user_id, return_inverse=True)
+        return Users(distinct, np.bincount(place, events, len(distinct)).astype(np.int64))
 
 
 def structure_findings(dataset: Dataset, seen: Seen, report: Progress) -> Iterator[str]:
+    """Check every block by itself and beside its neighbours, and each shard's totals."""
     for number, row in enumerate(dataset.shards):
         report("structure", number, len(dataset.shards))
-        seen.last_row = None
+        seen.last_row = seen.last_requests = None
         before = dict(seen.totals)
         for place, block in blocks_of(dataset, number):
             if isinstance(block, str):
                 yield block
                 continue
             seen.blocks += 1
-            for finding in _block_findings(dataset.spec, block, row["blocks"][place], row["bucket"], seen):
+            for finding in _block_findings(dataset.spec, block, row["blocks"][place], number, seen):
                 yield f"shard {number} ({row['requests']['path']}), block {place}: {finding}"
-        for name in COUNTED:
-            found = seen.totals[name] - before[name]
-            if found != row[f"total_{name}"]:
-                yield f"shard {number}: {found:,} {name} in its blocks, the snapshot lists {row[f'total_{name}']:,}"
+        yield from _shard_findings(number, row, {name: seen.totals[name] - before[name] for name in COUNTED})
+    report("structure", len(dataset.shards), len(dataset.shards))
+    yield from _home_findings(seen)
+
+
+def _shard_findings(number: int, row: dict[str, Any], found: dict[str, int]) -> Iterator[str]:
+    """Compare a shard's totals with what is in its blocks, and its times with those listed for them."""
+    for name, value in found.items():
+        if value != row[f"total_{name}"]:
+            yield f"shard {number}: {value:,} {name} in its blocks, the snapshot lists {row[f'total_{name}']:,}"
+    for name, extreme in (("first_request_time", min), ("last_request_time", max)):
+        time = extreme(block[name] for block in row["blocks"])
+        if time != row[name]:
+            yield f"shard {number}: {name} is {row[name]}, that of its blocks is {time}"
+
+
+def _home_findings(seen: Seen) -> Iterator[str]:
+    """Check that all of a user is in one shard."""
+    user_id, shard, _ = np.concatenate([np.empty((3, 0), dtype=np.int64), *seen.runs], axis=1)
+    order = np.argsort(user_id, kind="stable")
+    user_id, shard = user_id[order], shard[order]
+    strays = (user_id[1:] == user_id[:-1]) & (shard[1:] != shard[:-1])
+    yield from first_finding(strays, lambda i: f"user {user_id[i]}: is in shard {shard[i]} and in shard {shard[i + 1]}")
 
 
 def blocks_of(dataset: Dataset, number: int) -> Iterator[tuple[int, Block | str]]:
@@ -82,15 +106,16 @@ def blocks_of(dataset: Dataset, number: int) -> Iterator[tuple[int, Block | str]
             yield place, f"shard {number}: {error}"
 
 
-def _block_findings(spec: BuildSpec, block: Block, listed: dict[str, Any], bucket: int, seen: Seen) -> Iterator[str]:
+def _block_findings(spec: BuildSpec, block: Block, listed: dict[str, Any], shard: int, seen: Seen) -> Iterator[str]:
     missing = [*_null_findings(block)]
     yield from missing
     if missing:
         return
     yield from _count_findings(spec, block, listed, seen)
-    yield from _timeline_row_findings(block, bucket, seen)
+    yield from _timeline_row_findings(block, shard, seen)
     yield from _event_order_findings(spec, block)
     yield from _request_order_findings(block)
+    yield from _repeated_request_findings(block, seen)
     yield from _cut_findings(spec, block)
     yield from _target_findings(spec, block)
 
@@ -131,14 +156,14 @@ def _count_findings(spec: BuildSpec, block: Block, listed: dict[str, Any], seen:
             yield f"{name} is {value}, the snapshot lists {listed[name]}"
 
 
-def _timeline_row_findings(block: Block, bucket: int, seen: Seen) -> Iterator[str]:
+def _timeline_row_findings(block: Block, shard: int, seen: Seen) -> Iterator[str]:
     """Rows go up by user; the segments of a user count up from 0."""
     user_id, segment = numbers(block.timelines["user_id"]), numbers(block.timelines["segment"])
     if not len(user_id):
         return
-    seen.user_id.append(user_id)
-    seen.events.append(numbers(pc.list_value_length(block.timelines["events"])))
-    seen.bucket.append(np.full(len(user_id), bucket))
+    starts = np.flatnonzero(np.append(True, user_id[1:] != user_id[:-1]))
+    stored = np.add.reduceat(numbers(pc.list_value_length(block.timelines["events"])), starts)
+    seen.runs.append(np.stack([user_id[starts], np.full(len(starts), shard), stored]))
     first = seen.last_row or (int(user_id[0]) - 1, 0)
     users, segments = np.append(first[0], user_id), np.append(first[1], segment)
     same = users[1:] == users[:-1]
@@ -175,10 +200,24 @@ def _request_order_findings(block: Block) -> Iterator[str]:
     yield from first_finding(
         ~upward, lambda i: f"{named(requests, i + 1)}: out of order, or the same as the one before"
     )
-    order_by_id = np.lexsort((numbers(request_id), numbers(requests["user_id"])))
-    user, ids = numbers(requests["user_id"])[order_by_id], numbers(request_id)[order_by_id]
+
+
+def _repeated_request_findings(block: Block, seen: Seen) -> Iterator[str]:
+    """A user's request ids differ, also from one segment and block to the next."""
+    requests, request_id = block.requests, pc.rank(block.requests["request_id"], tiebreaker="dense")
+    order = np.lexsort((numbers(request_id), numbers(requests["user_id"])))
+    user, ids = numbers(requests["user_id"])[order], numbers(request_id)[order]
     twice = (user[1:] == user[:-1]) & (ids[1:] == ids[:-1])
-    yield from first_finding(twice, lambda i: f"{named(requests, int(order_by_id[i]))}: stands twice in the block")
+    yield from first_finding(twice, lambda i: f"{named(requests, int(order[i]))}: stands twice in the block")
+    if not len(user):
+        return
+    earlier_user, earlier = seen.last_requests or (int(user[0]), [])
+    if earlier and earlier_user == user[0]:
+        known = pc.is_in(requests["request_id"], value_set=pa.concat_arrays(earlier))
+        again = numbers(known) * (numbers(requests["user_id"]) == earlier_user)
+        yield from first_finding(again > 0, lambda i: f"{named(requests, i)}: stands in an earlier block too")
+    last = requests.filter(pc.equal(requests["user_id"], int(user[-1])))["request_id"]
+    seen.last_requests = int(user[-1]), [*(earlier if earlier_user == user[-1] else []), last]
 
 
 def _cut_findings(spec: BuildSpec, block: Block) -> Iterator[str]:
@@ -230,36 +269,9 @@ def _say_null(requests: pa.RecordBatch, owner: Int64Array, label: str, place: in
     return f"{named(requests, owner[place])}: the label {label} is null"
 
 
-def total_findings(dataset: Dataset, seen: Seen) -> Iterator[str]:
-    """Compare the sums over all blocks with the snapshot's counts, and check its books."""
-    counts = dataset.counts
-    rows = np.unique(np.stack([joined(seen.user_id), joined(seen.bucket)]), axis=1)
-    twice = rows[0, 1:] == rows[0, :-1]
-    yield from first_finding(
-        twice, lambda i: f"user {rows[0, i]}: is in bucket {rows[1, i]} and in bucket {rows[1, i + 1]}"
-    )
-    found = seen.totals | {
-        "users": rows.shape[1] - int(twice.sum()),
-        "stored_with_overlap": seen.totals["events"],
-    }
-    del found["events"]
-    for name, value in found.items():
-        if value != getattr(counts, name):
-            yield f"all shards hold {value:,} {name}, the snapshot says {getattr(counts, name):,}"
-    for check in (counts.check, *(lambda s=s, e=e: e.check(s) for s, e in dataset.snapshot.ledgers.items())):
-        try:
-            check()
-        except DataError as error:
-            yield str(error)
-
-
 def numbers(column: pa.Array) -> Int64Array:
     """Integers or timestamps without nulls, (N,), as int64."""
     return np.asarray(column.cast(pa.int64()).to_numpy(zero_copy_only=False))
-
-
-def joined(parts: list[Int64Array]) -> Int64Array:
-    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
 
 def _events(block: Block) -> tuple[Int64Array, Int64Array, Int64Array]:
@@ -289,6 +301,3 @@ def first_finding(wrong: BoolArray, say: Callable[[int], str]) -> Iterator[str]:
     places = np.flatnonzero(wrong)
     if len(places):
         yield say(int(places[0])) + (f" (and {len(places) - 1:,} more like it)" if len(places) > 1 else "")
-
-
-# Content

@@ -12,12 +12,10 @@ from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from longbatch.schemas.columns import DURATION_US, Declared, Feature, FeatureType, IdColumn, Label, TimeColumn
 from longbatch.schemas.errors import DataError, SourceError
-from longbatch.schemas.spec import DURATION_US, BuildSpec, IdColumn, Label, TimeColumn
-from longbatch.schemas.tables import (
-    Mapped,
-    RequestIdColumn,
-)
+from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.tables import Mapped, RequestIdColumn
 
 _WORD = 2**64
 _INTEGER = re.compile(r"([+-]?[0-9]+)(\.0+)?")
@@ -26,14 +24,21 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Row = dict[str, Any]
 Reader = Callable[[Any], Any]
+Faults = tuple[str, ...]
+RowReader = Callable[[Row], tuple[Any, Faults]]
 
 
 class Unparsable(Exception):
     """A value that cannot be read as the declared type."""
 
 
-class OutOfRange(Exception):
-    """A time outside the spec's `time_range`."""
+def order(value: Any) -> tuple[Any, ...]:
+    """Return a sort key: nulls first, text by code point (as its UTF-8 bytes), false before true, NaN last."""
+    if value is None:
+        return (0,)
+    if isinstance(value, float) and math.isnan(value):
+        return (2,)
+    return (1, value)
 
 
 def mix(word: int) -> int:
@@ -55,43 +60,87 @@ def text_id(text: str) -> int:
     return mix(state) >> 1
 
 
-def made_request_id(user_id: int, request_time_us: int) -> int:
-    """Return the id of a request in a log without request ids."""
-    return mix(mix(user_id % _WORD) ^ request_time_us % _WORD) >> 1
+def made_request_id(user_id: int, request_time_us: int, place: int = 0) -> int:
+    """Return the id of a request in a log without request ids: the `place`-th of the user's at that time, from 0."""
+    state = mix(user_id % _WORD) ^ request_time_us % _WORD
+    return mix((mix(state) + place) % _WORD if place else state) >> 1
 
 
 # Values
 
 
-def row_reader(spec: BuildSpec, mapped: Mapped) -> Reader:
-    """Return what reads a canonical value from a raw row: null or default where the raw value is missing."""
-    column = str(mapped.column)
-    default = getattr(mapped, "default", None)
-    read = value_reader(mapped)
-    earliest, latest = (_microseconds(bound, TimeColumn(column="")) for bound in spec.time_range)
+def row_reader(spec: BuildSpec, mapped: Mapped) -> RowReader:
+    """Return what reads a canonical value from a raw row, and every reason why it cannot be used.
 
-    def read_column(raw: Row) -> Any:
-        value = raw[column]
-        return read(default if value is None else value)
+    A value that cannot be read, or a time out of range, counts as missing: it is the default, or null.
+    """
+    read, faults_of = _column_reader(spec, mapped), _fault_finder(spec, mapped)
+    hashed = isinstance(mapped, Feature) and mapped.type == "id"
+    missing = value_reader(mapped)(getattr(mapped, "default", None))
+    missing = text_id(missing) if hashed and isinstance(missing, str) else missing
 
-    def read_membership(raw: Row) -> Any:
-        value = _is_contained(spec, raw, column)
-        return read(default if value is None else value)
+    def read_row(raw: Row) -> tuple[Any, Faults]:
+        try:
+            value = read(raw)
+        except Unparsable:
+            return missing, (f"unparsable:{_raw_name(mapped)}",)
+        faults = () if value is None else faults_of(value)
+        if value is None or (faults and isinstance(mapped, TimeColumn)):
+            return missing, faults
+        return text_id(value) if hashed and isinstance(value, str) else value, faults
 
-    def read_time(raw: Row) -> Any:
-        time_us = read(raw[column])
-        if time_us is not None and not earliest <= time_us <= latest:
-            raise OutOfRange
-        return time_us
+    return read_row
 
+
+def _raw_name(mapped: Mapped) -> str:
+    """Return the raw column as reasons name it; a label that is `contained_in` a list is named by the list."""
+    return str(mapped.contained_in if isinstance(mapped, Label) and mapped.contained_in else mapped.column)
+
+
+def _column_reader(spec: BuildSpec, mapped: Mapped) -> Reader:
+    """Return what reads a value as declared from a raw row: null where it is missing; an action's 1 is in no column."""
+    column, read = _raw_name(mapped), value_reader(mapped)
     if isinstance(mapped, Label) and mapped.contained_in:
-        column = mapped.contained_in
-        return read_membership
-    return read_time if isinstance(mapped, TimeColumn) else read_column
+        return lambda raw: read(_is_contained(spec, raw, column))
+    if isinstance(mapped, Label) and mapped.at_least is not None:
+        least = mapped.at_least
+        return lambda raw: None if raw[column] is None else read(_number(raw[column]) >= least)
+    return (lambda raw: 1) if mapped.column is None else (lambda raw: read(raw[column]))
+
+
+def _fault_finder(spec: BuildSpec, mapped: Mapped) -> Callable[[Any], Faults]:
+    """Return what names the faults of a value as declared that is there."""
+    if isinstance(mapped, TimeColumn):
+        earliest, latest = (microseconds(bound) for bound in spec.time_range)
+        return lambda time_us: () if earliest <= time_us <= latest else ("time_out_of_range",)
+    if not isinstance(mapped, Declared) or (mapped.min, mapped.max, mapped.values) == (None, None, None):
+        return lambda value: ()
+    lowest, highest = _bound(mapped.min, mapped.type), _bound(mapped.max, mapped.type)
+    known = None if mapped.values is None else {as_text(value) for value in mapped.values}
+
+    def faults_of(value: Any) -> Faults:
+        inside = (lowest is None or value >= lowest) and (highest is None or value <= highest)  # never of NaN
+        faults = () if inside else (f"out_of_range:{_raw_name(mapped)}",)
+        return faults if known is None or as_text(value) in known else (*faults, f"unknown:{_raw_name(mapped)}")
+
+    return faults_of
+
+
+def _bound(bound: float | None, type_name: FeatureType) -> float | None:
+    """Read a bound as the values that it is for: 0.1 allows the float32 nearest to 0.1."""
+    if type_name != "float32" or bound is None:
+        return bound
+    try:
+        return _single(bound)
+    except Unparsable:
+        return bound
 
 
 def value_reader(mapped: Mapped) -> Reader:
-    """Return what reads a raw value as the declared type, null as null; times become microseconds UTC."""
+    """Return what reads a raw value as the declared type, null as null; times become microseconds UTC.
+
+    It raises Unparsable. Users, items and requests are hashed where they are, the text of an `id` feature is not yet.
+    """
     read = _reader_of_type(mapped)
     return lambda value: None if value is None else read(value)
 
@@ -103,7 +152,7 @@ def _reader_of_type(mapped: Mapped) -> Reader:
         hashed = isinstance(mapped, IdColumn) and not isinstance(mapped, RequestIdColumn)
         return (lambda value: text_id(as_text(value))) if hashed else as_text
     if mapped.type == "id":
-        return lambda value: text_id(value) if isinstance(value, str) else _integer(value, 64)
+        return lambda value: value if isinstance(value, str) else _integer(value, 64)
     if mapped.type == "bool":
         return _boolean
     if mapped.type in ("float32", "float64"):
@@ -140,6 +189,13 @@ def _double(value: Any) -> float:
     return float(value)
 
 
+def _number(value: Any) -> float:
+    number = _double(value)
+    if math.isnan(number):
+        raise Unparsable
+    return number
+
+
 def _single(value: Any) -> float:
     try:
         return float(struct.unpack("<f", struct.pack("<f", _double(value)))[0])
@@ -161,32 +217,31 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-def _time(value: Any, mapped: TimeColumn) -> int:
-    """Return microseconds UTC of a timestamp, a number with a unit, or text."""
+def _time(value: Any, mapped: TimeColumn) -> float:
+    """Return microseconds UTC of a timestamp, a number with a unit, or text; an infinite number stays infinite."""
     if isinstance(value, date):
-        return _microseconds(value if isinstance(value, datetime) else datetime.combine(value, time()), mapped)
+        moment = value if isinstance(value, datetime) else datetime.combine(value, time())
+        return microseconds(moment, mapped.timezone)
     if mapped.unit in DURATION_US:
         if isinstance(value, str):
             digits = _INTEGER.fullmatch(value)
             value = int(digits[1]) if digits else _double(value)
         if not isinstance(value, int | float | Decimal) or math.isnan(value):
             raise Unparsable
-        if math.isinf(value):
-            raise OutOfRange
-        return round(value * DURATION_US[mapped.unit])
+        return float(value) if math.isinf(value) else round(value * DURATION_US[mapped.unit])
     if not isinstance(value, str):
         raise SourceError(f"column {mapped.column} holds the number {value!r}; say its unit: s, ms or us")
     try:
         parsed = datetime.strptime(value, mapped.format) if mapped.format else datetime.fromisoformat(value)
     except ValueError:
         raise Unparsable from None
-    return _microseconds(parsed, mapped)
+    return microseconds(parsed, mapped.timezone)
 
 
-def _microseconds(moment: datetime, mapped: TimeColumn) -> int:
-    """Naive times are local to the column's time zone (of an hour that comes twice, the first)."""
+def microseconds(moment: datetime, timezone: str = "UTC") -> int:
+    """Return microseconds since 1970; naive times are local (of an hour that comes twice, the first)."""
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=ZoneInfo(mapped.timezone))
+        moment = moment.replace(tzinfo=ZoneInfo(timezone))
         if moment.astimezone(UTC).astimezone(moment.tzinfo).replace(tzinfo=None) != moment.replace(tzinfo=None):
             raise Unparsable  # an hour that the clocks jumped over
     since = moment.astimezone(UTC) - _EPOCH
@@ -198,6 +253,8 @@ def or_null(value: Any, mapped: Mapped) -> Any:
     try:
         if value is None or isinstance(mapped, TimeColumn):
             return None if value is None else _double(value)
+        if isinstance(mapped, Label) and mapped.at_least is not None:
+            return _number(value)
         return value_reader(mapped)(value)
     except Unparsable:
         return None

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from longbatch.jobs.simulate import Simulation, SimulationReport, simulate
-from longbatch.jobs.simulated_dirt import kinds, plan_copies
+from longbatch.jobs.simulated_books import expected_ledger
+from longbatch.jobs.simulated_dirt import Recipe, kinds, mingle, plan_copies
+from longbatch.jobs.simulated_misfits import BOTS, NEWCOMERS, Limits, draw_misfits, honest_limits
 from longbatch.jobs.simulated_rows import LABELS
 from longbatch.jobs.simulated_truth import Sample, attainable_auc, auc, count_topics, fit_logistic, read_truth
 from longbatch.jobs.simulated_world import (
@@ -22,6 +24,7 @@ from longbatch.jobs.simulated_world import (
     draw_sizes,
     window_start_ms,
 )
+from longbatch.schemas.ledger import POLICIES, RowLedger
 from longbatch.schemas.spec import load_spec
 
 SMALL = Simulation(users=60, events=300_000, seed=7, days=30)
@@ -42,6 +45,8 @@ COLUMNS = {
     "long_view": pl.Int8,
     "like": pl.Int8,
 }
+END_MS = EPOCH_MS + 30 * DAY_MS  # of SMALL and DIRTY
+CSV = Recipe(0.02, "csv", END_MS)
 
 
 def read_log(out: Path) -> pl.DataFrame:
@@ -212,38 +217,168 @@ def test_the_spec_builds_the_log(clean: tuple[Path, SimulationReport]) -> None:
     raw = tomllib.loads((clean[0] / "spec.toml").read_text())
     mapped = raw["history"]["features"] | raw["requests"]["target_features"] | raw["requests"]["labels"]
     for name, type_name in mapped.items():
-        assert COLUMNS[name] == getattr(pl, type_name.capitalize())
+        declared = type_name if isinstance(type_name, str) else type_name["type"]
+        assert COLUMNS[name] == getattr(pl, declared.capitalize())
 
 
-def test_dirt_is_added_and_the_clean_rows_stay(dirty: tuple[Path, SimulationReport], log: pl.DataFrame) -> None:
-    everything = read_log(dirty[0])
-    report = dirty[1]
+def test_the_spec_declares_what_the_clean_log_keeps(clean: tuple[Path, SimulationReport], log: pl.DataFrame) -> None:
+    spec = load_spec(clean[0] / "spec.toml")
+    targets = log.filter(pl.col("tab") > 0)
+    asked = spec.requests
+    for rows, features in ((log, spec.history.features), (targets, asked.target_features | asked.features)):
+        for name, feature in features.items():
+            if feature.min is not None:
+                assert rows[name].is_between(feature.min, feature.max).all()
+            if feature.values:
+                assert set(rows[name]) == set(feature.values)
+    assert spec.users.max_events is None
+    assert spec.actions is None
+
+
+def planted_by_table(out: Path) -> dict[str, dict[str, int]]:
+    planted: dict[str, dict[str, int]] = read_truth(out).document["planted_by_table"]
+    return planted
+
+
+def test_dirt_is_added_among_the_clean_rows_which_stay_in_order(
+    dirty: tuple[Path, SimulationReport], log: pl.DataFrame
+) -> None:
+    everything, report = read_log(dirty[0]), dirty[1]
+    assert dict(everything.schema) == COLUMNS | {"topic": pl.Int32}
     assert everything.height == report.rows == log.height + sum(report.planted.values())
-    assert sum(report.planted.values()) == pytest.approx(0.02 * log.height, rel=0.02)
-    assert everything.unique().join(log, on=list(COLUMNS), how="semi").height == log.height
+    dirt = sum(rows for kind, rows in report.planted.items() if kind not in ("rejected_user", "short_history"))
+    assert dirt == pytest.approx(0.02 * log.height, rel=0.02)
+    wide = log.with_columns(pl.col("topic").cast(pl.Int32)).with_row_index("clean")
+    kept = everything.with_row_index("place").unique(list(COLUMNS), keep="first").sort("place")
+    found = kept.join(wide, on=list(COLUMNS), how="inner", maintain_order="left")
+    assert found.height == log.height
+    late = found["clean"].cast(pl.Int64).diff() < 0
+    assert late.sum() < 0.01 * log.height, "but for copies that come before the row they copy"
 
 
 def test_every_planted_kind_is_in_the_log_as_often_as_counted(
     dirty: tuple[Path, SimulationReport], log: pl.DataFrame
 ) -> None:
-    everything, planted = read_log(dirty[0]), read_truth(dirty[0]).document["planted"]
-    is_feed = pl.col("tab") == 0
-    time = pl.when(is_feed).then("event_time").otherwise("request_time")
-    fresh = everything.filter(pl.col("request_id") > dirty[1].requests)
-    users = fresh.group_by("request_id").agg(pl.col("user_id", "request_time").n_unique(), pl.len())
+    everything, planted = read_log(dirty[0]), planted_by_table(dirty[0])
+    is_feed, is_target = pl.col("tab") == 0, pl.col("tab") > 0
+    honest = pl.col("request_id").is_null() | (pl.col("request_id") <= 2 * dirty[1].requests)
+    events, targets = everything.filter(is_feed & honest), everything.filter(is_target & honest)
+    fresh = targets.filter(pl.col("request_id") > dirty[1].requests)
+    users = fresh.group_by("request_id").agg(
+        pl.col("user_id", "request_time").n_unique(), pl.len(), late=pl.col("request_time").max() > END_MS
+    )
+    wrong_dwell = (pl.col("dwell_ms") < 0) | (pl.col("dwell_ms") > 86_400_000)
+    no_item, no_time = pl.col("item_id").is_null(), pl.col("request_time").is_null()
     found = {
-        "duplicate": everything.height - everything.unique().height,
-        "missing_user": everything["user_id"].null_count(),
-        "missing_item": everything["item_id"].null_count(),
-        "missing_time": everything.filter(time.is_null()).height,
-        "time_out_of_range": everything.filter((time <= 0) | (time > 4_102_444_800_000)).height,
-        **{f"missing_label:{label}": everything[label].null_count() for label in LABELS},
+        "duplicate": events.height - events.unique().height,
+        "missing_user": events["user_id"].null_count(),
+        "missing_item": events.filter(no_item & ~wrong_dwell).height,
+        "missing_time": events["event_time"].null_count(),
+        "time_out_of_range": events.filter(impossible("event_time")).height,
+        "unparsable:topic": events.filter(pl.col("topic").cast(pl.Int16, strict=False).is_null()).height,
+        "out_of_range:dwell_ms": events.filter(wrong_dwell & ~no_item).height,
+        "unknown:click": events.filter(~pl.col("click").is_in([0, 1])).height,
+        "missing_item+out_of_range:dwell_ms": events.filter(wrong_dwell & no_item).height,
+    }
+    left_out = {"filtered", "rejected_user", "short_history"}
+    assert found == {kind: rows for kind, rows in planted["history"].items() if kind not in left_out}
+    found = {
+        "duplicate": targets.height - targets.unique().height,
+        "missing_user": targets["user_id"].null_count(),
+        "missing_item": targets["item_id"].null_count(),
+        "missing_time": targets.filter(no_time & pl.col("click").is_not_null()).height,
+        "time_out_of_range": targets.filter(impossible("request_time")).height,
+        "unparsable:topic": targets.filter(pl.col("topic").cast(pl.Int16, strict=False).is_null()).height,
+        "missing_request": targets["request_id"].null_count(),
+        "missing_label:click": targets.filter(~no_time & pl.col("click").is_null()).height,
+        "missing_label:long_view": targets["long_view"].null_count(),
+        "missing_label:like": targets["like"].null_count(),
+        "out_of_range:position": targets.filter(~pl.col("position").is_between(0, 11)).height,
+        "unknown:tab": targets.filter(pl.col("tab") > 2).height,
+        "unknown:like": targets.filter(~pl.col("like").is_in([0, 1])).height,
+        "missing_time+missing_label:click": targets.filter(no_time & pl.col("click").is_null()).height,
         "conflicting_request": users.filter(pl.col("user_id") == 2)["len"].sum(),
         "differing_request_time": users.filter(pl.col("request_time") == 2)["len"].sum(),
+        "held_back": users.filter("late")["len"].sum(),
+        "action": everything.filter(pl.col("tab") < 0).height,
     }
-    assert found == planted
-    assert min(planted.values()) > 0
+    assert found == {kind: rows for kind, rows in planted["requests"].items() if kind not in left_out}
+    filtered = planted["history"]["filtered"] + planted["requests"]["filtered"]
+    assert everything["tab"].null_count() == filtered
+    assert min(rows for table in planted.values() for rows in table.values()) > 0
     assert set(users["len"]) == {2}
+
+
+def impossible(time: str) -> pl.Expr:
+    return (pl.col(time) <= 0) | (pl.col(time) > 4_102_444_800_000)
+
+
+def test_bots_have_an_event_a_millisecond_and_more_than_anybody_and_newcomers_hardly_any(
+    dirty: tuple[Path, SimulationReport], log: pl.DataFrame
+) -> None:
+    everything, planted = read_log(dirty[0]), planted_by_table(dirty[0])
+    limits = load_spec(dirty[0] / "spec.toml").users
+    honest = log.filter(pl.col("tab") == 0).group_by("user_id").len()["len"]
+    assert limits.max_events == honest.max()
+    assert limits.over_max_events == "reject_user"
+    assert 2 <= limits.min_events <= honest.min()
+    misfits = everything.filter(pl.col("request_id") > 2 * dirty[1].requests)
+    bots, newcomers = (
+        misfits.filter((pl.col("user_id") <= SMALL.users + BOTS) == is_bot).group_by("user_id", "tab").len()
+        for is_bot in (True, False)
+    )
+    assert bots.filter(pl.col("tab") == 0)["len"].to_list() == [limits.max_events + 1] * BOTS
+    assert newcomers.filter(pl.col("tab") == 0)["len"].to_list() == [limits.min_events - 1] * NEWCOMERS
+    assert {
+        "rejected_user": bots.filter(pl.col("tab") > 0)["len"].sum(),
+        "short_history": newcomers.filter(pl.col("tab") > 0)["len"].sum(),
+    } == {kind: planted["requests"][kind] for kind in ("rejected_user", "short_history")}
+    first = misfits.filter(pl.col("user_id") == SMALL.users + 1).sort("event_time")["event_time"]
+    assert set(first.diff().drop_nulls()) == {1}
+
+
+def test_a_user_without_any_event_leaves_no_room_for_newcomers(log: pl.DataFrame) -> None:
+    plan, _ = draw_requests(20, 20_000, 14, 10, np.random.SeedSequence(0))
+    everybody = honest_limits(plan, 20)
+    assert everybody.min_events > 0
+    assert honest_limits(plan, 21) == Limits(everybody.max_events, 0)
+    rows, planted = draw_misfits(log, Limits(100, 0), 1_000, 1, np.random.default_rng(0))
+    assert rows["user_id"].n_unique() == BOTS
+    assert planted["history"] == {"rejected_user": BOTS * 101, "short_history": 0}
+
+
+def test_the_truth_has_the_fate_of_every_row(dirty: tuple[Path, SimulationReport]) -> None:
+    document = read_truth(dirty[0]).document
+    ledger = RowLedger(**document["ledger"])
+    ledger.check("log")
+    assert ledger.rows == document["rows"]
+    assert set(ledger.policies) == set(POLICIES) - {"whale_cap"}
+    assert document["counts"]["targets"] == document["targets"]
+    assert sum(ledger.reasons.values()) > ledger.rejected, "some rows are rejected for two reasons"
+
+
+def test_a_row_with_two_faults_is_one_rejected_row() -> None:
+    planted = {
+        "history": {"duplicate": 3, "filtered": 4, "missing_user": 5, "missing_user+missing_item": 2},
+        "requests": {"missing_user": 1, "held_back": 6, "action": 7},
+    }
+    assert expected_ledger(100, planted) == RowLedger(
+        rows=128,
+        filtered=4,
+        rejected=8,
+        duplicate=3,
+        accepted=107,
+        reasons={"missing_item": 2, "missing_user": 8},
+        policies={"held_back": 6},
+    )
+
+
+def test_mingled_rows_keep_the_order_of_the_clean_ones() -> None:
+    clean, dirt = pl.DataFrame({"row": range(1_000)}), pl.DataFrame({"row": range(-100, 0)})
+    rows = mingle(clean, dirt, np.random.default_rng(0))["row"]
+    assert rows.filter(rows >= 0).to_list() == list(range(1_000))
+    assert sorted(rows.filter(rows < 0)) == list(range(-100, 0))
+    assert (rows < 0).arg_true().diff().max() < 100, "they are everywhere"
 
 
 def test_an_added_valid_request_has_its_truth(dirty: tuple[Path, SimulationReport]) -> None:
@@ -252,18 +387,22 @@ def test_an_added_valid_request_has_its_truth(dirty: tuple[Path, SimulationRepor
     added = truth.targets.filter(pl.col("request_id") > dirty[1].requests)
     assert added.height == dirty[1].planted["differing_request_time"]
     assert added.join(everything, on=keys, how="semi").height == added.height
-    assert truth.document["planted_but_valid"] == ["differing_request_time"]
+    assert truth.document["planted_but_valid"] == ["differing_request_time", "action"]
 
 
-def test_a_csv_log_also_has_values_that_cannot_be_parsed(tmp_path: Path) -> None:
+def test_a_csv_log_also_has_values_that_cannot_be_parsed_and_lines_that_are_no_rows(tmp_path: Path) -> None:
     report = simulate(tmp_path / "csv", Simulation(users=20, events=60_000, dirty=0.05, format="csv"))
-    paths = sorted((tmp_path / "csv" / "log").glob("*.csv"))
-    everything = pl.concat(pl.read_csv(path, infer_schema=False) for path in paths)
-    assert everything.columns == list(COLUMNS)
-    assert everything.height == report.rows
+    lines = [path.read_text().splitlines() for path in sorted((tmp_path / "csv" / "log").glob("*.csv"))]
+    assert {file[0] for file in lines} == {",".join(COLUMNS)}
+    fields = [line.split(",") for file in lines for line in file[1:]]
+    assert len(fields) == report.rows
+    malformed = [len(line) for line in fields if len(line) != len(COLUMNS)]
+    assert len(malformed) == report.planted["malformed_row"] > 0
+    assert set(malformed) == {13, 15}
+    everything = pl.DataFrame([line for line in fields if len(line) == len(COLUMNS)], list(COLUMNS), orient="row")
     for column in ("event_time", "dwell_ms", "request_time", "click"):
-        unparsable = everything[column].cast(pl.Int64, strict=False).null_count() - everything[column].null_count()
-        assert unparsable == report.planted[f"unparsable:{column}"] > 0
+        number = everything[column].replace("", "0").cast(pl.Int64, strict=False)
+        assert number.null_count() == report.planted[f"unparsable:{column}"] > 0
     assert load_spec(tmp_path / "csv" / "spec.toml").max_rejected == 0.1
 
 
@@ -276,7 +415,7 @@ def test_a_clean_csv_log_equals_the_parquet_log(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 5_000), max_size=8), st.sampled_from([0.001, 0.01, 0.2]))
 def test_each_kind_gets_its_share_whatever_the_cut_into_files(files: list[int], fraction: float) -> None:
-    planted = kinds("requests", "csv")
+    planted = kinds("requests", CSV)
     before = np.cumsum([0, *files]).tolist()
     copies = [plan_copies(fraction, start, rows, planted) for start, rows in zip(before, files, strict=False)]
     whole = plan_copies(fraction, 0, before[-1], planted)

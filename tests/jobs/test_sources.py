@@ -130,6 +130,23 @@ def test_csv_lines_that_are_no_rows_are_kept_as_malformed(tmp_path: Path) -> Non
     assert chunk.malformed == ("2,12", "3,13,300,4")
 
 
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("block", [30, 64, 200, 1 << 20])
+def test_csv_rows_are_numbered_as_they_stand_in_the_file_malformed_lines_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bool, block: int
+) -> None:
+    monkeypatch.setattr(sources, "CHUNK_BYTES", block)
+    bad = {0, 7, 8, 9, 30, 31, 32, 33, 34, 35, 36, 37, 50, 59}
+    lines = [f"{n},{n}" if n in bad else f'"{n}",{n},"a\n{n}"' for n in range(60)]
+    text = "\n\n".join([*(["user,item,time"] if header else []), *lines])
+    found = chunks(write(tmp_path / "a.csv", text), columns=None if header else ["user", "item", "time"])
+    numbered = [str(row) for chunk in found for row in chunk.source_rows(pl.Series(range(chunk.frame.height)))]
+    assert numbered == [user for chunk in found for user in chunk.frame["user"]]
+    malformed = {text: row for chunk in found for row, text in zip(chunk.malformed_rows, chunk.malformed, strict=True)}
+    assert malformed == {f"{row},{row}": row for row in bad}
+    assert len(found) > 5 or block > 100
+
+
 def test_csv_of_malformed_lines_only(tmp_path: Path) -> None:
     (chunk,) = chunks(write(tmp_path / "a.csv", "user,item,time\n1\n"))
     assert (chunk.frame.height, chunk.malformed) == (0, ("1",))

@@ -45,7 +45,7 @@ def test_a_threshold_of_one_reason_stops_the_build_and_shows_rows(tmp_path: Path
     message = (
         r"source log: 1 of 4 rows \(25\.00%\) were rejected for unknown:tab, more than max_rejected_for\.'unknown:tab' = 0\.00%: "
         r"4 rows, 0 filtered, 1 rejected \(unknown:tab 1\)\n"
-        r"  unknown:tab: .*log\.parquet, row 2: user = 2, item = 3, time = 1700000000, tab = 7\n"
+        r"  unknown:tab: .*log\.parquet, row 2: user = 2, time = 1700000000, item = 3, tab = 7\n"
         r"Mend the log or raise the threshold; nothing was committed"
     )
     with pytest.raises(DataError, match=message):

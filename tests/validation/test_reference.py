@@ -11,8 +11,8 @@ import pytest
 from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.spec import BuildSpec, parse_spec
 from longbatch.validation.raw import read_raw
-from longbatch.validation.reference import Reference, build_reference, order
-from longbatch.validation.values import made_request_id, mix, text_id
+from longbatch.validation.reference import Reference, build_reference
+from longbatch.validation.values import made_request_id, mix, order, text_id
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 T = 1_700_000_000  # seconds; a time of a literal row is T plus a few
@@ -354,7 +354,8 @@ def test_files_are_read_as_text_and_users_come_with_those_they_share_a_request_w
     with gzip.open(tmp_path / "log.csv.gz", "wt") as file:
         file.write(CSV)
     spec = parse_spec(ONE_LOG.replace("log.parquet", "*.csv.gz")).with_paths_from(tmp_path)
-    assert read_raw(spec, "log").rows()[2] == ("2", "8", "12", str(T), None)
+    third = {"user": "2", "request": "8", "item": "12", "time": str(T), "click": None}
+    assert read_raw(spec, "log").row(2, named=True) == third
     assert read_raw(spec, "log", {1})["user"].to_list() == ["1", "2"]
     assert read_raw(spec, "log", {3})["user"].to_list() == ["3"]
 
@@ -378,6 +379,27 @@ def test_a_where_on_text_files_compares_numbers(tmp_path: Path) -> None:
     spec = spec.with_paths_from(tmp_path)
     reference = build_reference(spec, {"log": read_raw(spec, "log")})
     assert [r.request_id for r in reference.requests] == [7, 9]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_made_time_counts_the_rows_of_each_file(suffix: str, tmp_path: Path) -> None:
+    """Files are in the order of the patterns and of their names, each once."""
+    for name in ("b", "a2", "a1"):
+        frame = pl.DataFrame({"user": [1, 2], "request": [7, 8], "item": [5, 6], "click": [0, 1]})
+        getattr(frame, "write_ndjson" if suffix == "jsonl" else f"write_{suffix}")(tmp_path / f"{name}.{suffix}")
+    if suffix == "jsonl":
+        (tmp_path / "a2.jsonl").write_text("no row\n" + (tmp_path / "a2.jsonl").read_text())
+    made = 'made_time = { column = "time", start = "2023-11-14T22:13:20Z", per_file = "10s" }'
+    text = ONE_LOG.replace('"log.parquet"', f'["b.{suffix}", "a*.{suffix}", "*.{suffix}"]').replace(', unit = "s"', "")
+    spec = with_lines(text, log=made).with_paths_from(tmp_path)
+    times = read_raw(spec, "log")["time"]
+    assert times.dtype == pl.Datetime("us", "UTC")
+    first = T * 1_000_000
+    everyone = [first + 10_000_000 * file + row for file in range(3) for row in range(2)]
+    assert times.to_physical().to_list() == everyone
+    assert read_raw(spec, "log", {2})["time"].to_physical().to_list() == everyone[1::2]
+    reference = build_reference(spec, {"log": read_raw(spec, "log", {2})})
+    assert [event[1] for event in reference.requests[0].timeline] == everyone[1::2]
 
 
 def test_a_path_that_matches_nothing_and_a_table_are_refused(tmp_path: Path) -> None:
