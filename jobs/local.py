@@ -34,7 +34,8 @@ from longbatch.jobs.tasks import (
     split_by_bucket,
     type_chunk,
 )
-from longbatch.pipelines.canonicalize import TEXT_FORMATS, Facts, conflicting_requests, known_facts
+from longbatch.pipelines.canonicalize import Facts, conflicting_requests, known_facts
+from longbatch.pipelines.where import TEXT_FORMATS
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.ledger import RowLedger
 from longbatch.schemas.shard import disk_message

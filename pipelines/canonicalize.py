@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from longbatch.pipelines.hashing import hash_text
-from longbatch.pipelines.parse import Reading, as_number, microseconds, read_column
-from longbatch.schemas.errors import SourceError, SpecError
+from longbatch.pipelines.parse import microseconds, read_column
+from longbatch.pipelines.where import Readings, select_rows, where_columns
+from longbatch.schemas.errors import SourceError
 from longbatch.schemas.ledger import RowLedger
 from longbatch.schemas.source import Explode, Source
 from longbatch.schemas.spec import BuildSpec, Role
@@ -21,8 +22,6 @@ from longbatch.schemas.tables import ROLE_COLUMN, canonical_name, raw_columns, r
 from longbatch.validation.rules import CONFLICTING_REQUEST
 
 REQUEST_ID = "request_id"
-Readings = dict[Role, dict[str, Reading]]
-TEXT_FORMATS = frozenset({"csv", "jsonl"})
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
         raise SourceError(f"source {source}: {error}") from None
     empty = arrived.height - exploded["_row"].n_unique() if entry.explode else 0
     readings = _readings(exploded.schema, spec, source)
-    selected = _selected(exploded, spec, source, readings)
+    selected = select_rows(exploded, spec, source, readings)
     faults = _faults(exploded, spec, readings, selected, conflicts)
     in_any = pl.any_horizontal([selected[role] for role in readings])
     bad = faults.select(pl.any_horizontal(pl.all())).to_series() if faults.width else None
@@ -133,23 +132,6 @@ def _split_fields(frame: pl.DataFrame, how: Explode) -> pl.DataFrame:
     return frame.with_columns(fields).drop("_parts")
 
 
-def where_columns(spec: BuildSpec, source: str) -> list[str]:
-    """Return the raw columns that the `where` filters of a source read."""
-    found: dict[str, None] = {}
-    for role in source_roles(spec, source):
-        for name, where in _wheres(spec, role).items():
-            found |= dict.fromkeys(_expression(where, name).meta.root_names() if where else [])
-    return list(found)
-
-
-def _wheres(spec: BuildSpec, role: Role) -> dict[str, str | None]:
-    """Return the filters of a role by where the spec has them: its own, and those of labels over the actions."""
-    wheres: dict[str, str | None] = {str(role): spec.section(role).where}
-    if role == "actions":
-        wheres |= {f"requests.labels.{name}": label.where for name, label in spec.requests.later_labels.items()}
-    return wheres
-
-
 def needed_columns(spec: BuildSpec, source: str) -> list[str]:
     """Return the columns to read from a source's files: mapped, filtered on, or exploded; no others."""
     entry: Source = spec.sources[source]
@@ -163,17 +145,6 @@ def needed_columns(spec: BuildSpec, source: str) -> list[str]:
     return list(dict.fromkeys([name for name in wanted if name not in made] + lists))
 
 
-def _expression(where: str, role: str) -> pl.Expr:
-    try:
-        return pl.sql_expr(where)
-    except pl.exceptions.PolarsError as error:
-        raise SpecError(f"{role}.where is not an expression of Polars SQL: {where!r}: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def _readings(schema: pl.Schema, spec: BuildSpec, source: str) -> Readings:
     """Role -> role column -> reading. Shared readings are equal expressions, computed once by Polars."""
     try:
@@ -183,42 +154,6 @@ def _readings(schema: pl.Schema, spec: BuildSpec, source: str) -> Readings:
         }
     except SourceError as error:
         raise SourceError(f"source {source}: {error}") from None
-
-
-def _selected(raw: pl.DataFrame, spec: BuildSpec, source: str, readings: Readings) -> dict[str, pl.Series]:
-    """Return which rows each role of the source selects, and each label over the actions ("value.<label>")."""
-    view = raw
-    if spec.sources[source].file_format in TEXT_FORMATS:
-        view = _typed_for_where(raw, spec, readings)
-    masks = {}
-    for role in readings:
-        for name, where in _wheres(spec, role).items():
-            mask = pl.lit(True) if where is None else _expression(where, name).fill_null(False)
-            try:
-                masks[name] = view.select(pl.repeat(True, pl.len()).and_(mask).alias(name)).to_series()
-            except pl.exceptions.PolarsError as error:
-                raise SpecError(
-                    f"{name}.where cannot be computed on source {source}: {where!r}: {_one_line(error)}"
-                ) from None
-    return {name.replace("requests.labels.", "value."): mask for name, mask in masks.items()}
-
-
-def _typed_for_where(raw: pl.DataFrame, spec: BuildSpec, readings: Readings) -> pl.DataFrame:
-    """Text columns as the spec types them, so that `where` can compare numbers."""
-    typed: dict[str, pl.Expr] = {}
-    for role, columns in readings.items():
-        for name, mapped in role_columns(spec, role).items():
-            unit = getattr(mapped, "unit", None)
-            column = mapped.column
-            if column is None or column in typed or raw.schema[column] != pl.String:
-                continue
-            if unit in ("s", "ms", "us"):
-                typed[column] = pl.col(column).cast(pl.Float64, strict=False)
-            elif getattr(mapped, "at_least", None) is not None:
-                typed[column] = as_number(column)
-            elif not columns[name].hashed and getattr(mapped, "type", "string") != "string":
-                typed[column] = columns[name].value.alias(column)
-    return raw.with_columns(**typed)
 
 
 def _faults(

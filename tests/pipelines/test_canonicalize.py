@@ -304,6 +304,12 @@ def test_where_sees_columns_that_are_not_mapped() -> None:
         ("item >", r"requests\.where is not an expression of Polars SQL: 'item >'"),
         ("kind = 1", r"requests\.where cannot be computed on source log: 'kind = 1'.*kind"),
         ("item", r"requests\.where cannot be computed on source log: 'item'"),
+        (
+            "item = MAX(item)",
+            r"requests\.where looks at other rows: 'item = MAX\(item\)'; logs are read in parts, so it may",
+        ),
+        ("COUNT(*) > 2", r"requests\.where looks at other rows"),
+        ("ROW_NUMBER() OVER (ORDER BY item) = 1", r"requests\.where looks at other rows"),
     ],
 )
 def test_a_where_that_cannot_be_computed_is_refused(where: str, message: str) -> None:
