@@ -113,7 +113,7 @@ def _attempt(root: Path, attempt: str) -> Iterator[None]:
 
     Other builds may be writing, or have committed, to the same root meanwhile: their files are left alone.
     """
-    made = not root.exists()
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         for folder in FOLDERS:
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def _attempt(root: Path, attempt: str) -> Iterator[None]:
             for path in (root / folder).glob(f"*{attempt}*"):
                 path.unlink(missing_ok=True)
         if not snapshot_numbers(root):
-            _remove_empty([*(root / folder for folder in FOLDERS), *([root] if made else [])])
+            _remove_empty([*(root / folder for folder in FOLDERS), *made])
         if isinstance(error, OSError):
             raise MachineError(disk_message(error, root)) from None
         raise

@@ -22,6 +22,7 @@ from longbatch.schemas.tables import ROLE_COLUMN, canonical_name, raw_columns, r
 from longbatch.validation.rules import CONFLICTING_REQUEST
 
 REQUEST_ID = "request_id"
+QUARANTINE_NAMES = frozenset({"_row", "_reasons", "_source_file", "_source_row", "_text", "_parts"})
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
     Raises SourceError for a missing column or one of a type that cannot mean what the spec says.
     """
     entry = spec.sources[source]
+    taken = [name for name in raw.columns if name in QUARANTINE_NAMES]
+    if taken:
+        raise SourceError(
+            f"source {source}: a column is called {taken[0]!r}, a name that quarantine needs; rename it in the log"
+        )
     arrived = raw.with_row_index("_row")
     try:
         exploded = explode(arrived, entry.explode) if entry.explode else arrived

@@ -103,6 +103,14 @@ def test_a_build_commits_a_dataset_and_says_what_is_in_it(spec_file: Path, tmp_p
     assert items(tmp_path / "out") == [[], [11], []]
 
 
+def test_folders_made_for_a_build_that_fails_go_with_it(spec_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    spec_file.write_text(spec_file.read_text().replace('click = "int8"', 'clack = "int8"'))
+    with pytest.raises(SourceError, match="clack"):
+        build(load_spec(spec_file), tmp_path / "there" / "a" / "b" / "out")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 def test_two_builds_of_one_log_are_equal_byte_for_byte(spec_file: Path, tmp_path: Path) -> None:
     first, second = (build(load_spec(spec_file), tmp_path / name).fingerprint for name in ("a", "b"))
     assert first == second

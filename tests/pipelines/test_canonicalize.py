@@ -12,9 +12,9 @@ from longbatch.pipelines.canonicalize import (
     canonicalize,
     conflicting_requests,
     needed_columns,
-    where_columns,
 )
 from longbatch.pipelines.hashing import hash_text
+from longbatch.pipelines.where import where_columns
 from longbatch.schemas.errors import SourceError, SpecError
 from longbatch.schemas.spec import BuildSpec
 
@@ -315,6 +315,12 @@ def test_where_sees_columns_that_are_not_mapped() -> None:
 def test_a_where_that_cannot_be_computed_is_refused(where: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         canonicalize(log({}), spec_of(requests={"where": where}), "log")
+
+
+def test_a_column_with_a_name_that_quarantine_needs_is_refused() -> None:
+    message = r"source log: a column is called '_reasons', a name that quarantine needs; rename it in the log"
+    with pytest.raises(SourceError, match=message):
+        canonicalize(log({"_reasons": 1}), spec_of(history={"features": {"_reasons": "int8"}}), "log")
 
 
 def test_a_column_that_is_not_there_is_named_with_its_source() -> None:
