@@ -148,6 +148,8 @@ class Label(Declared):
             self._check_own_row()
         else:
             self._check_aggregate(self.aggregate)
+        if self.column is None and (self.min, self.max, self.values) != (None, None, None):
+            raise ValueError("min, max and values are of a `column`; this label has none")
         if self.default is not None and not fits(self.default, self.type):
             raise ValueError(f"default {self.default!r} is not of type {self.type}; change one of them")
         self.check_declared(self.type)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -67,7 +67,7 @@ class MadeTime(Strict):
 
     def of_file(self, number: int) -> int:
         """Microseconds since 1970 of the first row of a file."""
-        start = int(self.start.astimezone(UTC).timestamp()) * 1_000_000
+        start = (self.start - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
         return start + number * duration_us(self.per_file)
 
 

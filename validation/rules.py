@@ -51,7 +51,7 @@ def declared_faults(declared: Declared, column: str, value: pl.Expr, *, as_text:
             inside = inside & (value >= declared.min)
         if declared.max is not None:
             inside = inside & (value <= declared.max)
-        faults[f"out_of_range:{column}"] = value.is_not_null() & ~(inside & (value == value) & value.is_finite())
+        faults[f"out_of_range:{column}"] = value.is_not_null() & (~inside | value.is_nan())
     if declared.values is not None:
         known = [str(v) if as_text else v for v in declared.values]
         faults[f"unknown:{column}"] = value.is_not_null() & ~value.is_in(known)

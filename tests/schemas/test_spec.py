@@ -252,6 +252,11 @@ INVALID = [
         'x = { aggregate = "any", within = "1h", at_least = 2 }',
         r"goes neither with `contained_in` nor",
     ),
+    (
+        'click = "int8"',
+        'click = { contained_in = "x", max = 1 }',
+        r"min, max and values are of a `column`; this label has",
+    ),
     ('click = "int8"', 'x = { aggregate = "any" }', r"an aggregate needs `within`, the time after the request"),
     ('click = "int8"', 'x = { aggregate = "sum", within = "1h" }', r"sum and max need the `column` they are taken of"),
     ('click = "int8"', 'x = { aggregate = "any", column = "y", within = "1h" }', r"any and count have none"),

@@ -25,10 +25,12 @@ def test_both_ends_of_a_declared_range_are_in_it() -> None:
     assert faults(feature, [-1, 0, 10, 11, None], pl.Int32) == [["out_of_range:x"], [], [], ["out_of_range:x"], []]
 
 
-def test_nan_and_infinity_are_out_of_any_range() -> None:
+def test_nan_is_out_of_any_range_and_infinity_of_one_that_ends() -> None:
     feature = Feature(column="x", type="float64", min=0.0)
     values = [0.5, float("nan"), float("inf"), None]
-    assert faults(feature, values, pl.Float64) == [[], ["out_of_range:x"], ["out_of_range:x"], []]
+    assert faults(feature, values, pl.Float64) == [[], ["out_of_range:x"], [], []]
+    ends = Feature(column="x", type="float64", max=9.0)
+    assert faults(ends, values, pl.Float64) == [[], ["out_of_range:x"], ["out_of_range:x"], []]
 
 
 def test_a_value_that_is_not_declared_is_unknown() -> None:
