@@ -24,7 +24,8 @@ Samples = dict[TableName, pl.DataFrame]
 def profile_bucket(spec: BuildSpec, bucket: Bucket, sample_rows: int) -> tuple[Profile, Samples]:
     """Return the counters of a bucket's three tables, and at most `sample_rows` rows of each."""
     tables = _tables(spec, bucket)
-    profiles = {name: _profile_table(table) for name, table in tables.items()}
+    untotalled = {*TIMES, "user_id", "item_id", "request_id", *_id_features(spec)}
+    profiles = {name: _profile_table(table, untotalled) for name, table in tables.items()}
     return Profile(profiles, _skew(bucket, tables["requests"])), {
         name: _sample(table, sample_rows) for name, table in tables.items()
     }
@@ -54,8 +55,17 @@ def _tables(spec: BuildSpec, bucket: Bucket) -> Samples:
     return {"events": events, "impressions": impressions, "requests": requests}
 
 
-def _profile_table(table: pl.DataFrame) -> TableProfile:
-    """Counters of all columns: nulls of any, and min, max and total of numbers (NaN left out)."""
+def _id_features(spec: BuildSpec) -> list[str]:
+    roles = {
+        "history": spec.history.features,
+        "request": spec.requests.features,
+        "target": spec.requests.target_features,
+    }
+    return [f"{role}.{name}" for role, features in roles.items() for name, f in features.items() if f.type == "id"]
+
+
+def _profile_table(table: pl.DataFrame, untotalled: set[str]) -> TableProfile:
+    """Counters of all columns: nulls of any, and min, max and total of numbers (NaN left out, whole numbers exact)."""
     counted: list[pl.Expr] = []
     for name, dtype in table.schema.items():
         value = pl.col(name)
@@ -65,8 +75,9 @@ def _profile_table(table: pl.DataFrame) -> TableProfile:
         if dtype.is_numeric() or dtype == pl.Boolean:
             value = value.cast(pl.Int8) if dtype == pl.Boolean else value
             counted += [value.min().alias(f"{name}\nmin"), value.max().alias(f"{name}\nmax")]
-            if name not in TIMES and not name.endswith("_id"):
-                counted.append(value.cast(pl.Float64).sum().alias(f"{name}\ntotal"))
+            if name not in untotalled:
+                wide = pl.Float64() if dtype.is_float() else pl.Int128()
+                counted.append(value.cast(wide).sum().alias(f"{name}\ntotal"))
     found = table.select(counted).row(0, named=True)
     columns: dict[str, dict[str, float | None]] = {name: {} for name in table.columns}
     for key, number in found.items():

@@ -79,6 +79,12 @@ def books() -> Callable[[Path, BuildSummary], dict[str, Any]]:
             "content": content_hash(opened.blocks(), opened.spec.history_length),
             "ledgers": {source: ledger.as_dict() for source, ledger in summary.ledgers.items()},
             "counts": {**summary.counts.as_dict(), "segments": None, "stored_with_overlap": None},
+            "profile": opened.snapshot.profile,
+            "log_end": opened.snapshot.log_end,
+            "samples": {
+                entry["table"]: sorted(map(str, pl.read_parquet(out / entry["path"]).to_dicts()))
+                for entry in opened.snapshot.samples
+            },
             "vocabulary": sorted(opened.vocabulary().to_pylist(), key=str),
             "quarantine": sorted(
                 str(tuple(row.values()))

@@ -72,6 +72,38 @@ def test_buckets_pieces_and_files_change_nothing(
     assert len(open_dataset(tmp_path / "spark").shards) > 2
 
 
+LATER = """
+liked = { aggregate = "any", where = "tab = 1", within = "9s" }
+dwelt = { aggregate = "sum", column = "dwell", within = "20s" }
+[actions]
+source = "log"
+user_id = { column = "user", type = "string" }
+item_id = { column = "item", type = "string" }
+event_time = { column = "time", unit = "s" }
+[users]
+max_events = 22
+min_events = 3
+"""
+
+
+def test_both_engines_agree_on_sessions_policies_and_labels_from_later_events(
+    dirty_log: Path, tmp_path: Path, books: Books, engine: SparkEngine
+) -> None:
+    text = dirty_log.read_text().replace('request_id = { column = "request", type = "string" }', "", 1)
+    text = text.replace('request_id = { column = "request", type = "string" }', 'session_gap = "1s"\nmax_targets = 3')
+    assert 'labels = { click = "int8" }' in text
+    dirty_log.write_text(text.replace('labels = { click = "int8" }', '[requests.labels]\nclick = "int8"') + LATER)
+    spec = load_spec(dirty_log)
+    expected = books(tmp_path / "local", build(spec, tmp_path / "local", engine=LocalEngine(1)))
+    found = books(tmp_path / "spark", build(spec, tmp_path / "spark", engine=engine))
+    counts = expected["counts"]
+    assert counts["held_back_requests"] > 0
+    assert counts["capped_users"] > 0
+    assert counts["requests"] > 10
+    assert expected["log_end"] > 1_700_000_000_000_000
+    assert found == expected
+
+
 def test_a_table_that_spark_knows_is_a_source(
     dirty_log: Path, tmp_path: Path, books: Books, session: SparkSession, engine: SparkEngine
 ) -> None:
