@@ -75,15 +75,18 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
         raise SourceError(f"source {source}: {error}") from None
     empty = arrived.height - exploded["_row"].n_unique() if entry.explode else 0
     readings = _readings(exploded.schema, spec, source)
-    selected = select_rows(exploded, spec, source, readings)
-    faults = _faults(exploded, spec, readings, selected, conflicts)
+    typed = exploded.with_columns(
+        **{name: column for of_role in readings.values() for r in of_role.values() for name, column in r.typed.items()}
+    )
+    selected = select_rows(typed, spec, source, readings)
+    faults = _faults(typed, spec, readings, selected, conflicts)
     in_any = pl.any_horizontal([selected[role] for role in readings])
     bad = faults.select(pl.any_horizontal(pl.all())).to_series() if faults.width else None
     verdict = exploded.select(in_any.alias("selected"), (pl.lit(False) if bad is None else bad).alias("bad"))
     keep = verdict["selected"] & ~verdict["bad"]
     reject = verdict["selected"] & verdict["bad"]
     hashed = _hashed_columns(spec, readings)
-    rows, vocabulary = _hash(_values(exploded, selected, readings, keep, spec), hashed)
+    rows, vocabulary = _hash(_values(typed, selected, readings, keep, spec), hashed)
     rejected = _rejected(exploded.filter(reject), faults.filter(reject))
     ledger = RowLedger(
         rows=exploded.height,
@@ -163,7 +166,7 @@ def _readings(schema: pl.Schema, spec: BuildSpec, source: str) -> Readings:
 
 
 def _faults(
-    raw: pl.DataFrame,
+    typed: pl.DataFrame,
     spec: BuildSpec,
     readings: Readings,
     selected: dict[str, pl.Series],
@@ -179,11 +182,11 @@ def _faults(
                 faults[reason] = faults[reason] | hit if reason in faults else hit
             if conflicts is not None and role == "requests" and name == REQUEST_ID:
                 faults[CONFLICTING_REQUEST] = pl.lit(mask) & reading.value.is_in(conflicts.implode())
-    return raw.select(**{reason: fault.fill_null(False) for reason, fault in faults.items()})
+    return typed.select(**{reason: fault.fill_null(False) for reason, fault in faults.items()})
 
 
 def _values(
-    raw: pl.DataFrame, selected: dict[str, pl.Series], readings: Readings, keep: pl.Series, spec: BuildSpec
+    typed: pl.DataFrame, selected: dict[str, pl.Series], readings: Readings, keep: pl.Series, spec: BuildSpec
 ) -> pl.DataFrame:
     values: dict[str, pl.Expr] = {}
     for role, columns in readings.items():
@@ -195,7 +198,7 @@ def _values(
             values.setdefault(canonical_name(mapped[name]), value)
     if len(readings) > 1:
         values |= {ROLE_COLUMN[role]: pl.lit(selected[role]) for role in readings}
-    rows = raw.select(**values)
+    rows = typed.select(**values)
     return rows if keep.all() else rows.filter(keep)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import polars as pl
 
@@ -30,12 +31,14 @@ NUMERIC = {
 
 @dataclass(frozen=True)
 class Reading:
-    """How one canonical column comes out of the raw columns.
+    """How one canonical column comes out of the raw columns, in two steps, so that text is parsed once.
 
-    `value` is the expression; `hashed` says that the value is text yet to be hashed; `faults` maps a reason to
-    an expression that is true where the row has that fault.
+    `typed` are columns to add to the raw ones, by name; on the frame with them, `value` is the expression of the
+    canonical column, and `faults` maps a reason to an expression that is true where the row has that fault.
+    `hashed` says that the value is text yet to be hashed.
     """
 
+    typed: dict[str, pl.Expr]
     value: pl.Expr
     faults: dict[str, pl.Expr]
     hashed: bool = False
@@ -47,7 +50,7 @@ def read_column(mapped: Mapped, role: Role, name: str, schema: pl.Schema, spec: 
     Raises SourceError when the raw column is missing or of a type that cannot be read as declared.
     """
     if isinstance(mapped, ActionValue) and mapped.column is None:
-        return Reading(pl.lit(1, dtype=pl.Int8), {})
+        return Reading({}, pl.lit(1, dtype=pl.Int8), {})
     if isinstance(mapped, Label) and mapped.contained_in:
         column, reading = mapped.contained_in, _read_contained(mapped, schema, spec)
     else:
@@ -78,41 +81,43 @@ def _dtype_of(column: str, schema: pl.Schema) -> pl.DataType:
     return dtype
 
 
-def _faults(column: str, value: pl.Expr) -> dict[str, pl.Expr]:
-    return {unparsable(column): pl.col(column).is_not_null() & value.is_null()}
+def typed_name(column: str, kind: str) -> str:
+    """Return the name of a raw column's values once they are typed; no raw column begins like this."""
+    return f"#{kind} {column}"
+
+
+def _typed(column: str, kind: str, expression: pl.Expr) -> tuple[dict[str, pl.Expr], pl.Expr, dict[str, pl.Expr]]:
+    """Return the column to add, how it is called from there on, and the fault of values that are not of the type."""
+    name = typed_name(column, kind)
+    value = pl.col(name)
+    return {name: expression}, value, {unparsable(column): pl.col(column).is_not_null() & value.is_null()}
 
 
 def _read_id(mapped: IdColumn, dtype: pl.DataType) -> Reading:
     if mapped.type == "string":
-        text = pl.col(mapped.column).cast(pl.String)
-        return Reading(text, {}, hashed=not isinstance(mapped, RequestIdColumn))
-    value = _as_integer(mapped.column, dtype, pl.Int64())
-    return Reading(value, _faults(mapped.column, value))
+        return Reading({}, pl.col(mapped.column).cast(pl.String), {}, hashed=not isinstance(mapped, RequestIdColumn))
+    return Reading(*_typed(mapped.column, "int64", _as_integer(mapped.column, dtype, pl.Int64())))
 
 
 def _read_feature(mapped: Feature | Label, dtype: pl.DataType) -> Reading:
     column = str(mapped.column)
-    value, hashed = _as_type(column, dtype, mapped.type)
+    expression, hashed = _as_type(column, dtype, mapped.type)
     as_text = hashed or mapped.type == "string"
     if mapped.values and not as_text and isinstance(mapped.values[0], str):
         raise SourceError(f"values {list(mapped.values)} are text, but column {column!r} holds numbers")
-    faults = _faults(column, value) | declared_faults(mapped, column, value, as_text=as_text)
-    if mapped.default is not None:
-        value = value.fill_null(_default(mapped, as_text=as_text))
-    return Reading(value, faults, hashed)
+    typed, value, faults = _typed(column, mapped.type, expression)
+    faults |= declared_faults(mapped, column, value, as_text=as_text)
+    return Reading(typed, _with_default(mapped, value, as_text=as_text), faults, hashed)
 
 
 def _read_threshold(mapped: Label, least: float) -> Reading:
-    column = str(mapped.column)
-    number = as_number(column)
-    value = (number >= least).cast(_dtype(mapped.type))
-    faults = _faults(column, value)
-    return Reading(value if mapped.default is None else value.fill_null(_default(mapped, as_text=False)), faults)
+    number = pl.col(str(mapped.column)).cast(pl.Float64, strict=False).fill_nan(None)
+    typed, value, faults = _typed(str(mapped.column), "number", number)
+    return Reading(typed, _with_default(mapped, (value >= least).cast(_dtype(mapped.type))), faults)
 
 
-def as_number(column: str) -> pl.Expr:
-    """Return a column as float64; null where it is no number, or NaN."""
-    return pl.col(column).cast(pl.Float64, strict=False).fill_nan(None)
+def _with_default(mapped: Feature | Label, value: pl.Expr, *, as_text: bool = False) -> pl.Expr:
+    return value if mapped.default is None else value.fill_null(_default(mapped, as_text=as_text))
 
 
 def _default(mapped: Feature | Label, *, as_text: bool) -> pl.Expr:
@@ -140,9 +145,18 @@ def _as_integer(column: str, dtype: pl.DataType, wanted: pl.DataType) -> pl.Expr
         return value
     if dtype.is_float() or dtype.is_decimal():
         return pl.when(value == value.floor()).then(value.cast(wanted, strict=False))
-    if dtype == pl.String:  # 11.0 is how integers beside a missing one are often written
-        value = pl.when(value.str.ends_with("0")).then(value.str.replace(r"\.0+$", "")).otherwise(value)
+    if dtype == pl.String:
+        return value.map_batches(partial(_integers_of_text, wanted=wanted), return_dtype=wanted)
     return value.cast(wanted, strict=False)
+
+
+def _integers_of_text(text: pl.Series, wanted: pl.DataType) -> pl.Series:
+    """Integers, null where there is none; 11.0 is one, as integers beside a missing one are often written."""
+    found = text.cast(wanted, strict=False)
+    odd = (found.is_null() & text.is_not_null()).arg_true()
+    if not len(odd):
+        return found
+    return found.scatter(odd, text.gather(odd).str.replace(r"\.0+$", "").cast(wanted, strict=False))
 
 
 def _as_float(column: str, wanted: pl.DataType) -> pl.Expr:
@@ -175,10 +189,7 @@ def _read_contained(mapped: Label, schema: pl.Schema, spec: BuildSpec) -> Readin
             f"{held.inner}; make both text or both numbers"
         )
     inside = pl.when(pl.col(lists).is_not_null()).then(pl.col(lists).list.contains(pl.col(item)).fill_null(False))
-    value = inside.cast(_dtype(mapped.type))
-    if mapped.default is not None:
-        value = value.fill_null(_default(mapped, as_text=False))
-    return Reading(value, {})
+    return Reading({}, _with_default(mapped, inside.cast(_dtype(mapped.type))), {})
 
 
 def _dtype(type_name: str) -> pl.DataType:
@@ -187,16 +198,14 @@ def _dtype(type_name: str) -> pl.DataType:
 
 def _read_time(mapped: TimeColumn, dtype: pl.DataType, spec: BuildSpec) -> Reading:
     """Microseconds UTC; the faults unparsable:<column> and time_out_of_range."""
-    raw = pl.col(mapped.column)
     low, high = (microseconds(limit) for limit in spec.time_range)
-    value, inside = _time_value(mapped, dtype, low, high)
-    return Reading(
-        pl.when(inside).then(value),
-        {
-            unparsable(mapped.column): raw.is_not_null() & value.is_null(),
-            TIME_OUT_OF_RANGE: value.is_not_null() & ~inside,
-        },
-    )
+    expression, is_inside = _time_value(mapped, dtype, low, high)
+    kind = f"time({mapped.unit},{mapped.format},{mapped.timezone})"
+    typed, value, faults = _typed(mapped.column, kind, expression)
+    inside_name = typed_name(mapped.column, f"inside {kind}")
+    inside = pl.col(inside_name)
+    faults[TIME_OUT_OF_RANGE] = value.is_not_null() & ~inside
+    return Reading({**typed, inside_name: is_inside}, pl.when(inside).then(value), faults)
 
 
 def microseconds(moment: datetime) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from longbatch.pipelines.parse import Reading, as_number
+from longbatch.pipelines.parse import Reading
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec import BuildSpec, Role
 from longbatch.schemas.tables import role_columns, source_roles
@@ -33,11 +33,12 @@ def _wheres(spec: BuildSpec, role: Role) -> dict[str, str | None]:
     return wheres
 
 
-def select_rows(raw: pl.DataFrame, spec: BuildSpec, source: str, readings: Readings) -> dict[str, pl.Series]:
-    """Return which rows each role of the source selects, and each label over the actions ("value.<label>")."""
-    view = raw
-    if spec.sources[source].file_format in TEXT_FORMATS:
-        view = _typed_for_where(raw, spec, readings)
+def select_rows(typed: pl.DataFrame, spec: BuildSpec, source: str, readings: Readings) -> dict[str, pl.Series]:
+    """Return which rows each role of the source selects, and each label over the actions ("value.<label>").
+
+    `typed` holds the raw columns, and those that the readings add.
+    """
+    view = _with_types(typed, spec, readings) if spec.sources[source].file_format in TEXT_FORMATS else typed
     masks = {}
     for role in readings:
         for name, where in _wheres(spec, role).items():
@@ -51,22 +52,19 @@ def select_rows(raw: pl.DataFrame, spec: BuildSpec, source: str, readings: Readi
     return {name.replace("requests.labels.", "value."): mask for name, mask in masks.items()}
 
 
-def _typed_for_where(raw: pl.DataFrame, spec: BuildSpec, readings: Readings) -> pl.DataFrame:
-    """Text columns as the spec types them, so that `where` can compare numbers."""
-    typed: dict[str, pl.Expr] = {}
+def _with_types(typed: pl.DataFrame, spec: BuildSpec, readings: Readings) -> pl.DataFrame:
+    """Text columns as the spec types them, so that `where` can compare numbers; numeric times as they stand there."""
+    views: dict[str, pl.Expr] = {}
     for role, columns in readings.items():
         for name, mapped in role_columns(spec, role).items():
-            unit = getattr(mapped, "unit", None)
             column = mapped.column
-            if column is None or column in typed or raw.schema[column] != pl.String:
+            if column is None or column in views or typed.schema[column] != pl.String:
                 continue
-            if unit in ("s", "ms", "us"):
-                typed[column] = pl.col(column).cast(pl.Float64, strict=False)
-            elif getattr(mapped, "at_least", None) is not None:
-                typed[column] = as_number(column)
+            if getattr(mapped, "unit", None) in ("s", "ms", "us"):
+                views[column] = pl.col(column).cast(pl.Float64, strict=False)
             elif not columns[name].hashed and getattr(mapped, "type", "string") != "string":
-                typed[column] = columns[name].value.alias(column)
-    return raw.with_columns(**typed)
+                views[column] = pl.col(next(iter(columns[name].typed))).alias(column)
+    return typed.with_columns(**views)
 
 
 def _expression(where: str, role: str) -> pl.Expr:

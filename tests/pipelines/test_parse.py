@@ -32,7 +32,9 @@ def read(mapped: Mapped, values: Any, role: str = "x", dtype: Any = None, **othe
     frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype, strict=False), **others})
     name = "request_time" if isinstance(mapped, TimeColumn) else role
     reading = read_column(mapped, "requests", name, frame.schema, SPEC)
-    found = frame.select(reading.value.alias("value"), *(f.alias(r) for r, f in reading.faults.items()))
+    found = frame.with_columns(**reading.typed).select(
+        reading.value.alias("value"), *(f.alias(r) for r, f in reading.faults.items())
+    )
     return [(row.pop("value"), [r for r, hit in row.items() if hit]) for row in found.to_dicts()]
 
 
