@@ -156,7 +156,7 @@ def simulation_text(report: SimulationReport) -> str:
         "rows": report.rows,
         "users": report.users,
         "longest user": report.longest_user,
-        "requests with targets": report.requests,
+        "requests": report.requests,
         "targets": report.targets,
         "bytes": size_text(report.size_bytes),
         "seconds": f"{report.seconds:.1f} ({report.events_per_second:,.0f} events/s)",

@@ -73,7 +73,7 @@ def test_a_preset_builds_from_its_raw_folder_and_its_printed_spec_means_the_same
     again = longbatch("build", str(tmp_path / "spec.toml"), str(tmp_path / "again"), "--json")
     counts = [json.loads(run.stdout)["counts"] for run in (built, again)]
     assert counts[0] == counts[1]
-    assert counts[0]["requests"] == 1
+    assert counts[0]["requests"] == 2
 
 
 def test_presets_lists_the_public_datasets_and_where_they_come_from() -> None:
