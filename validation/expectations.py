@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import logging
-import os
 import shutil
 import uuid
 import warnings
@@ -26,6 +25,7 @@ from longbatch.schemas.profile import TABLES, Profile, TableName, TableProfile
 from longbatch.schemas.shard import disk_message
 from longbatch.schemas.spec import BuildSpec
 from longbatch.validation.counters import profile_frame, sample_frame, sources_frame
+from longbatch.validation.great import great_expectations
 from longbatch.validation.own_suite import read_own_suite
 from longbatch.validation.structure import Progress
 from longbatch.validation.suites import LARGEST, MEAN, SMALLEST, SPREAD, Expectation, Suite, generated_suites
@@ -141,12 +141,7 @@ def _replacing(out: Path) -> Iterator[Path]:
 
 def _context() -> Any:
     """Return a context that lives in memory, sends nothing and draws no progress bars."""
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    try:
-        import great_expectations as gx
-    except ImportError as error:
-        message = f'Great Expectations cannot be imported ({error}); pip install "longbatch[validate]"'
-        raise MachineError(message) from None
+    gx = great_expectations()
     from great_expectations.data_context.types.base import (
         DataContextConfig,
         InMemoryStoreBackendDefaults,
@@ -228,7 +223,7 @@ def _as_gx(expectation: Expectation) -> Any:
 
 def _run(context: Any, check: _Check) -> SuiteResult:
     """Validate the frame by the suite; both are stored in the context, for Data Docs."""
-    import great_expectations as gx
+    gx = great_expectations()
     from great_expectations.core.run_identifier import RunIdentifier
 
     suite = context.suites.add(gx.ExpectationSuite(name=check.name, expectations=check.expectations))

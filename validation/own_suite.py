@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longbatch.schemas.errors import SpecError
+from longbatch.validation.great import great_expectations
 
 READ = ("type", "kwargs", "severity", "description", "notes", "meta")
 WRITTEN_BY_GX = ("id", "rendered_content", "success_on_last_run")
@@ -54,6 +55,7 @@ def _entries(path: Path) -> list[Any]:
 
 
 def _expectation(path: Path, number: int, entry: Any, columns: Collection[str]) -> Any:
+    great_expectations()
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
     from great_expectations.expectations.registry import list_registered_expectation_implementations
 

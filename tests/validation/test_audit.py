@@ -2,98 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import polars as pl
-import pyarrow as pa
 import pytest
+from small_datasets import LOG, SPEC, Change, Rows, T, stored
 
 from longbatch.pipelines.memory import build_in_memory
-from longbatch.schemas.errors import DatasetError, SourceError, SpecError
+from longbatch.schemas.errors import DataError, DatasetError, SourceError, SpecError
 from longbatch.schemas.shard import write_shard
 from longbatch.schemas.snapshot import Snapshot, commit, fingerprint
-from longbatch.schemas.spec import BuildSpec, parse_spec
-from longbatch.schemas.tables import requests_schema, timelines_schema
+from longbatch.schemas.spec import parse_spec
+from longbatch.validation import sample
 from longbatch.validation.audit import audit
 from longbatch.validation.raw import read_raw
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
-T = 1_700_000_000
-
-SPEC = """
-history_length = 2
-[sources.log]
-path = "log.parquet"
-[history]
-source = "log"
-user_id = "user"
-item_id = "item"
-event_time = { column = "time", unit = "s" }
-[history.features]
-score = "float32"
-[requests]
-source = "log"
-where = "click >= 0"
-user_id = "user"
-item_id = "item"
-request_time = { column = "time", unit = "s" }
-request_id = "request"
-[requests.features]
-tab = "int8"
-[requests.target_features]
-place = { column = "score", type = "float32" }
-[requests.labels]
-click = "int8"
-"""
-LOG = pl.DataFrame(
-    [  # user, request, item, seconds after T, score, tab, click
-        (1, 10, 100, 0, 0.5, 1, None),
-        (1, 11, 101, 1, math.nan, 1, 0),
-        (1, 12, 102, 2, None, 2, 1),
-        (1, 12, 103, 2, 0.25, 2, 0),
-        (1, 13, 104, 5, 0.5, 1, 1),
-        (2, 20, 100, 3, 0.5, 1, 0),
-        (2, 21, 101, 4, 0.5, 1, 1),
-    ],
-    schema=["user", "request", "item", "time", "score", "tab", "click"],
-    orient="row",
-).with_columns(pl.col("time") + T)
-
-Rows = list[dict[str, Any]]
-Change = Callable[[Rows, Rows], None]
-
-
-def stored(root: Path, spec: BuildSpec, log: pl.DataFrame, change: Change | None = None) -> Path:
-    """Write a log and its dataset, after a change to the rows (timelines, requests) of each block."""
-    root.mkdir(parents=True, exist_ok=True)
-    log.write_parquet(root / "log.parquet")
-    spec = spec.with_paths_from(root)
-    built = build_in_memory(spec, {"log": log})
-    blocks = [changed(spec, *block, change) for block in built.blocks]
-    for table in ("timelines", "requests", "snapshots"):
-        (root / "dataset" / table).mkdir(parents=True)
-    shard = write_shard(root / "dataset", 0, "test", spec, blocks)
-    shards = () if shard is None else (shard,)
-    snapshot = Snapshot(1, spec, built.counts, built.ledgers, 0, shards, (), (), fingerprint(spec, shards))
-    commit(root / "dataset", snapshot)
-    return root / "dataset"
-
-
-def changed(
-    spec: BuildSpec, timelines: pa.RecordBatch, requests: pa.RecordBatch, change: Change | None
-) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    if change is None:
-        return timelines, requests
-    rows = timelines.to_pylist(), requests.to_pylist()
-    change(*rows)
-    return (
-        pa.RecordBatch.from_pylist(rows[0], schema=timelines_schema(spec)),
-        pa.RecordBatch.from_pylist(rows[1], schema=requests_schema(spec)),
-    )
 
 
 def test_a_sound_dataset_has_no_findings(tmp_path: Path) -> None:
@@ -273,55 +198,43 @@ def test_a_late_event_in_a_history_is_found_by_its_arrival_only_in_the_raw_log(t
     assert not any("could not see" in finding for finding in found)
 
 
-def test_altered_short_and_missing_files_are_findings(tmp_path: Path) -> None:
-    dataset = stored(tmp_path, parse_spec(SPEC), LOG)
-    path = dataset / "timelines" / "00000-test.arrow"
-    data = bytearray(path.read_bytes())
-    data[-20] ^= 1
-    path.write_bytes(data)
-    assert any("was altered" in finding for finding in audit(dataset).findings)
-    path.write_bytes(data[:-1])
-    assert any(f"has {len(data) - 1:,} bytes" in finding for finding in audit(dataset).findings)
-    path.unlink()
-    found = audit(dataset, users=None).findings
-    assert any("missing" in finding for finding in found)
-    assert any("is in the raw log, but not in the dataset" in finding for finding in found)
-
-
-def test_counts_that_do_not_add_up_are_findings(tmp_path: Path) -> None:
-    dataset = stored(tmp_path, parse_spec(SPEC), LOG)
-    name = dataset / "snapshots" / "00000001.json"
-    name.write_text(name.read_text().replace('"targets": 6', '"targets": 7').replace('"filtered": 0', '"filtered": 1'))
-    found = audit(dataset, users=None).findings
-    assert "all shards hold 6 targets, the snapshot says 7" in found
-    assert any("source log: 7 rows in, but 8 accounted for" in finding for finding in found)
-    assert any("source log: the snapshot counts" in finding for finding in found)
-
-
-def test_events_that_vanish_from_the_books_are_findings(tmp_path: Path) -> None:
-    dataset = stored(tmp_path, parse_spec(SPEC), LOG)
-    name = dataset / "snapshots" / "00000001.json"
-    name.write_text(name.read_text().replace('"after_last_request": 2', '"after_last_request": 3'))
-    found = audit(dataset, users=None).findings
-    assert any("nothing is committed" in finding for finding in found)
-    assert any("events within and after requests" in finding for finding in found)
-
-
 def test_without_the_raw_log_only_the_structure_is_checked(tmp_path: Path) -> None:
     dataset = stored(tmp_path, parse_spec(SPEC), LOG, flipped_label)
     (tmp_path / "log.parquet").rename(tmp_path / "moved.parquet")
     found = audit(dataset)
     assert (found.findings, found.blocks_checked, found.users_checked) == ([], 1, 0)
+    assert "log.parquet matches no file" in found.not_compared
     moved = parse_spec(SPEC.replace("log.parquet", "moved.parquet")).with_paths_from(tmp_path)
     assert len(audit(dataset, moved).findings) == 1
 
 
+def test_the_raw_log_may_lie_elsewhere_in_another_format(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, parse_spec(SPEC), LOG, flipped_label)
+    LOG.write_csv(tmp_path / "log.tsv", separator="\t")
+    moved = parse_spec('name = "elsewhere"\n' + SPEC.replace("log.parquet", "log.tsv")).with_paths_from(tmp_path)
+    found = audit(dataset, moved, users=None).findings
+    assert len(found) == 1
+    assert "user 1, request 13: targets is" in found[0]
+
+
 def test_an_explicit_spec_must_be_the_datasets_and_its_files_must_exist(tmp_path: Path) -> None:
     dataset = stored(tmp_path, parse_spec(SPEC), LOG)
-    with pytest.raises(SpecError, match=r"\['history_length'\] differ"):
+    with pytest.raises(SpecError, match=r"\['history_length'\] differ; use that one"):
         audit(dataset, parse_spec(SPEC.replace("history_length = 2", "history_length = 3")))
-    with pytest.raises(SourceError, match="matches no file"):
+    with pytest.raises(SpecError, match=r"\['requests'\] differ"):
+        audit(dataset, parse_spec(SPEC.replace("click >= 0", "click > 0")))
+    with pytest.raises(SourceError, match="matches no file; check the path of the source"):
         audit(dataset, parse_spec(SPEC).with_paths_from(tmp_path / "nowhere"))
+
+
+def test_a_raw_log_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, parse_spec(SPEC), LOG)
+    (tmp_path / "log.parquet").write_bytes(b"no Parquet")
+    with pytest.raises(DataError, match=r"log.parquet cannot be read: "):
+        audit(dataset)
+    LOG.drop("item").write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(SourceError, match=r"log.parquet has no column \['item'\]; its columns are \['user', "):
+        audit(dataset)
 
 
 def test_a_folder_without_a_snapshot_is_refused(tmp_path: Path) -> None:
@@ -329,10 +242,32 @@ def test_a_folder_without_a_snapshot_is_refused(tmp_path: Path) -> None:
         audit(tmp_path)
 
 
-def test_progress_is_reported(tmp_path: Path) -> None:
-    stages = []
-    audit(stored(tmp_path, parse_spec(SPEC), LOG), progress=lambda stage, done, total: stages.append(stage))
-    assert stages == ["structure", "raw log", "requests"]
+def test_an_audit_by_groups_of_users_finds_what_one_of_all_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = stored(tmp_path, parse_spec(SPEC), LOG, flipped_label)
+    whole = audit(dataset, users=None)
+    monkeypatch.setattr(sample, "GROUP_ROWS", 1)
+    assert audit(dataset, users=None) == whole
+    assert (whole.users_checked, len(whole.findings)) == (2, 1)
+
+
+def test_a_sample_of_users_of_the_dataset_brings_those_that_are_lacking(tmp_path: Path) -> None:
+    log = pl.concat(LOG.with_columns(pl.col("user") + 2 * n, pl.col("request") + 100 * n) for n in range(30))
+    dataset = stored(tmp_path, parse_spec(SPEC), log.filter(pl.col("user") != 40))
+    log.write_parquet(tmp_path / "log.parquet")
+    assert "user 40, request 1921: is in the raw log, but not in the dataset" in audit(dataset, users=1).findings
+
+
+def test_progress_is_reported_by_stage_and_ends(tmp_path: Path) -> None:
+    told: dict[str, list[float]] = {}
+
+    def report(stage: str, done: float, total: float) -> None:
+        told.setdefault(stage, []).append(done / total)
+
+    audit(stored(tmp_path, parse_spec(SPEC), LOG), progress=report)
+    assert list(told) == ["checksums", "structure", "raw users", "raw log", "comparison"]
+    assert all(shares == sorted(shares) and shares[-1] == 1 for shares in told.values())
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the real logs are not beside this checkout (../shared/data)")
