@@ -29,8 +29,8 @@ Row = dict[str, Any]
 Frames = dict[str, pl.DataFrame]
 
 every_case = settings(
-    max_examples=500,
-    deadline=None,
+    settings.default,
+    max_examples=2 * settings.default.max_examples,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longbatch.pipelines.content import content_hash
+from longbatch.pipelines.content import Samples, content_hash, samples_of_block, samples_of_rows
+from longbatch.pipelines.levels import cut_requests, sample_level
 from longbatch.pipelines.memory import build_in_memory
 from longbatch.schemas.shard import Block
 from longbatch.schemas.spec import BuildSpec
@@ -191,7 +193,7 @@ def test_events_that_no_request_reaches_are_no_content() -> None:
     assert hashed(plays=pl.concat([PLAYS, later, stranger], how="vertical_relaxed")) == hashed()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=30),
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=20),
@@ -226,3 +228,36 @@ def test_any_log_hashes_alike_however_it_is_stored(
     assert hashed(small, plays.sample(fraction=1, shuffle=True, seed=1), shown.reverse(), buckets) == hashed(
         SPEC, plays, shown
     )
+
+
+# The sample level
+
+
+def expanded(block: Block, length: int) -> pa.RecordBatch:
+    cuts = cut_requests(block, length)
+    owners = np.repeat(np.arange(block.requests.num_rows), cuts.target_counts)
+    (batch,) = sample_level(cuts, owners, np.arange(len(owners))).to_batches()
+    return batch
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 4])
+def test_the_samples_of_a_dataset_are_those_of_the_rows_it_expands_to(length: int) -> None:
+    (whole,) = blocks()
+    expected = samples_of_block(whole, length)
+    rows = expanded(whole, length)
+    assert samples_of_rows(rows, SPEC) == expected
+    assert expected.rows == 4
+    assert expected.events == len(rows["history_item_id"].flatten())
+    small = SPEC.model_copy(update={"block_events": 1, "block_targets": 1})
+    parts = blocks(small, buckets=2)
+    assert len(parts) > 1
+    assert sum((samples_of_block(part, length) for part in parts), Samples()) == expected
+    assert sum((samples_of_rows(rows[n : n + 1], SPEC) for n in (2, 0, 3, 1)), Samples()) == expected
+
+
+def test_samples_count_how_often_a_row_is_there() -> None:
+    (block,) = blocks()
+    rows = expanded(block, 4)
+    once, twice = samples_of_rows(rows[:1], SPEC), samples_of_rows(pa.concat_batches([rows[:1], rows[:1]]), SPEC)
+    assert twice == once + once
+    assert len({Samples().hash, once.hash, twice.hash}) == 3

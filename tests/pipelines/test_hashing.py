@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from longbatch.pipelines.hashing import bucket_of, hash_text, mix, request_ids_of
 
-often = settings(max_examples=500, deadline=None)
+often = settings(max_examples=2 * settings.default.max_examples, deadline=None)
 texts = st.lists(st.none() | st.text(max_size=40), max_size=20)
 
 
