@@ -20,7 +20,7 @@ from longbatch.schemas.shard import check_file
 
 Report = Callable[[str, float, float], None]
 FULL_EVENTS, QUICK_EVENTS = 20_000_000, 2_000_000
-SECONDS_LIMIT, PEAK_LIMIT_GB, FLOOR_LIMIT = 60.0, 2.0, 6.0
+SECONDS_LIMIT, PEAK_LIMIT_GB, FLOOR_LIMIT = 60.0, 2.0, 4.0
 FLOOR, STRUCTURE, PARQUET, CSV = "read and checksum", "structure and meaning", "20 users, Parquet", "20 users, CSV"
 
 

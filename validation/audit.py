@@ -4,8 +4,8 @@
 naive reference works out some users straight from it, and every request of theirs is compared: the exact history,
 request time, features, targets and labels. Findings are sentences that name shard, block, user, request.
 
-Memory: a block, about 50 bytes for each user, and the reference of a group of users with GROUP_ROWS raw rows
-together, or of the one user who has more.
+Memory: a block, some hundred bytes for each user of the dataset and of the log, and the reference of a group of
+users with GROUP_ROWS raw rows together (1 to 2 GB), or of the one user who has more.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from functools import cache
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -50,7 +50,7 @@ def mix(word: int) -> int:
     return word ^ word >> 31
 
 
-@cache
+@lru_cache(maxsize=1 << 20)
 def text_id(text: str) -> int:
     """Return the id of a text, below 2**63."""
     data = text.encode()
