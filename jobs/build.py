@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from longbatch.jobs.local import LocalEngine, Progress
 from longbatch.jobs.tasks import FOLDERS, Built, make_samples
 from longbatch.jobs.thresholds import check_built
-from longbatch.schemas.errors import DatasetError, LongbatchError, MachineError
+from longbatch.schemas.errors import DatasetError, LongbatchError, MachineError, SpecError
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.shard import disk_message
 from longbatch.schemas.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
@@ -70,6 +70,7 @@ def build(
     (the data failed a check), DatasetError (`out` exists), MachineError (disk full).
     """
     check_threshold_names(spec)
+    _check_suites(spec)
     root, started = Path(out), time.monotonic()
     attempt = uuid.uuid4().hex[:12]
     existing = _check_output(root, overwrite)
@@ -96,6 +97,13 @@ def build(
         bytes=sum(entry["bytes"] for entry in listed),
         seconds=time.monotonic() - started,
     )
+
+
+def _check_suites(spec: BuildSpec) -> None:
+    """Raise SpecError for a suite that is not there now rather than after the build."""
+    for table, path in spec.expectations.suites.items():
+        if path and not Path(path).is_file():
+            raise SpecError(f"expectations.{table} names {path}, which is no file; mend the path or take the key away")
 
 
 def _check_output(root: Path, overwrite: bool) -> list[int]:

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from longbatch.pipelines.content import content_hash
 from longbatch.pipelines.hashing import hash_text
 from longbatch.schemas.dataset import Dataset, user_requests
-from longbatch.schemas.errors import SpecError
+from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.spec import BuildSpec
 
 NEWEST_SHOWN = 10
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -68,7 +69,11 @@ def user_number(dataset: Dataset, user: str) -> int:
 
 def describe_user(dataset: Dataset, user: str, request: int = -1) -> dict[str, Any]:
     """One request of a user (by default the last): its newest events, its targets with labels, as text where known."""
-    found = user_requests(dataset, user_number(dataset, user))
+    number = user_number(dataset, user)
+    try:
+        found = user_requests(dataset, number)
+    except DatasetError:
+        raise DatasetError(f"user {user} is not in {dataset.path}: no request of that user was built") from None
     if not -found.num_rows <= request < found.num_rows:
         raise SpecError(f"user {user} has {found.num_rows} requests; there is no number {request}")
     row = found.slice(request % found.num_rows, 1).to_pylist()[0]
@@ -76,18 +81,28 @@ def describe_user(dataset: Dataset, user: str, request: int = -1) -> dict[str, A
     row["requests_of_user"] = found.num_rows
     row["history_length"] = len(history)
     row["newest_events"] = history[-NEWEST_SHOWN:]
-    texts = _texts(dataset, set(_integers(row)))
-    return {name: _readable(value, texts) for name, value in row.items()}
+    hashed = _hashed_names(dataset.spec)
+    texts = _texts(dataset, set(_hashes(row, hashed)))
+    return {name: _readable(value, texts, name in hashed, hashed) for name, value in row.items()}
 
 
-def _integers(value: Any) -> Iterator[int]:
-    if isinstance(value, dict):
-        value = list(value.values())
+def _hashed_names(spec: BuildSpec) -> set[str]:
+    """Names under which a request, an event or a target holds hashes of text."""
+    features = {**spec.history.features, **spec.requests.features, **spec.requests.target_features}
+    names = {name for name, feature in features.items() if feature.type == "id"}
+    ids = {"user_id": spec.requests.user_id, "item_id": spec.requests.item_id}
+    return names | {name for name, column in ids.items() if column.type == "string"}
+
+
+def _hashes(value: Any, names: set[str]) -> Iterator[int]:
     if isinstance(value, list):
         for entry in value:
-            yield from _integers(entry)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield value
+            yield from _hashes(entry, names)
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            if name in names and isinstance(entry, int):
+                yield entry
+            yield from _hashes(entry, names)
 
 
 def _texts(dataset: Dataset, ids: set[int]) -> dict[int, str]:
@@ -99,11 +114,11 @@ def _texts(dataset: Dataset, ids: set[int]) -> dict[int, str]:
     return dict(zip(hits["id"].to_pylist(), hits["text"].to_pylist(), strict=True))
 
 
-def _readable(value: Any, texts: dict[int, str]) -> Any:
+def _readable(value: Any, texts: dict[int, str], is_hash: bool, hashed: set[str]) -> Any:
     if isinstance(value, dict):
-        return {name: _readable(entry, texts) for name, entry in value.items()}
+        return {name: _readable(entry, texts, name in hashed, hashed) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_readable(entry, texts) for entry in value]
+        return [_readable(entry, texts, is_hash, hashed) for entry in value]
     if isinstance(value, datetime):
         return value.isoformat()
-    return texts.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return texts.get(value, value) if is_hash else value

@@ -23,31 +23,31 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:.1f} {UNITS[-1]}"
 
 
-def _lines(rows: Mapping[str, Any]) -> str:
-    width = max(len(name) for name in rows)
+Rows = list[tuple[str, Any]]
+
+
+def _lines(rows: Rows) -> str:
+    """Names and values in two columns; names may come twice, as those of several sources do."""
+    width = max(len(name) for name, _ in rows)
     return "\n".join(
-        f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}"
-        for name, value in rows.items()
+        f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}" for name, value in rows
     )
 
 
-def _fates(ledgers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    rows: dict[str, Any] = {}
+def _fates(ledgers: Mapping[str, Mapping[str, Any]]) -> Rows:
+    rows: Rows = []
     for source, ledger in ledgers.items():
-        rows[f"rows in ({source})"] = ledger["rows"]
-        for fate in ("accepted", "filtered", "duplicate", "rejected"):
-            rows[f"  {fate}"] = ledger[fate]
-        for reason, count in ledger["reasons"].items():
-            rows[f"    {reason}"] = count
-        for policy, count in ledger["policies"].items():
-            rows[f"  {policy}"] = count
+        rows.append((f"rows in ({source})", ledger["rows"]))
+        rows += [(f"  {fate}", ledger[fate]) for fate in ("accepted", "filtered", "duplicate", "rejected")]
+        rows += [(f"    {reason}", count) for reason, count in ledger["reasons"].items()]
+        rows += [(f"  {policy}", count) for policy, count in ledger["policies"].items()]
         if ledger["empty_list"]:
-            rows["  rows with empty lists"] = ledger["empty_list"]
+            rows.append(("  rows with empty lists", ledger["empty_list"]))
     return rows
 
 
-def _counts(counts: Mapping[str, int]) -> dict[str, Any]:
-    return _kept(counts) | {f"  {text}": counts[name] for name, text in LEFT_OUT.items() if counts[name]}
+def _counts(counts: Mapping[str, int]) -> Rows:
+    return [*_kept(counts).items(), *((f"  {text}", counts[name]) for name, text in LEFT_OUT.items() if counts[name])]
 
 
 LEFT_OUT = {
@@ -57,10 +57,10 @@ LEFT_OUT = {
     "rejected_events": "their events",
     "rejected_targets": "their targets",
     "short_users": "users with too few events, left out",
-    "short_events": "their events (too few)",
-    "short_targets": "their targets (too few)",
+    "short_events": "their events",
+    "short_targets": "their targets",
     "held_back_requests": "requests held back: a window not over",
-    "held_back_targets": "their targets (held back)",
+    "held_back_targets": "their targets",
 }
 
 
@@ -80,57 +80,53 @@ def build_text(summary: BuildSummary) -> str:
     """The end of a build: rows in and their fates, users, requests, targets, events, bytes, seconds."""
     plain = summary.as_dict()
     rate = sum(ledger["rows"] for ledger in plain["ledgers"].values()) / max(summary.seconds, 1e-9)
-    rows = _fates(plain["ledgers"]) | _counts(plain["counts"])
+    rows = [*_fates(plain["ledgers"]), *_counts(plain["counts"])]
     if summary.collisions:
-        rows["id collisions"] = summary.collisions
-    rows["shards"] = summary.shards
-    rows["bytes"] = size_text(summary.bytes)
-    rows["seconds"] = f"{summary.seconds:.1f} ({rate:,.0f} rows/s)"
+        rows.append(("id collisions", summary.collisions))
+    rows += [("shards", summary.shards), ("bytes", size_text(summary.bytes))]
+    rows.append(("seconds", f"{summary.seconds:.1f} ({rate:,.0f} rows/s)"))
     return f"built {summary.path}, snapshot {summary.snapshot}\n{_lines(rows)}"
 
 
 def dataset_text(described: Mapping[str, Any]) -> str:
     """What `inspect` says of a dataset."""
-    rows: dict[str, Any] = {
-        "name": described["name"],
-        "snapshot": described["snapshot"],
-        "fingerprint": described["fingerprint"][:16],
-    }
+    rows: Rows = [
+        ("name", described["name"]),
+        ("snapshot", described["snapshot"]),
+        ("fingerprint", described["fingerprint"][:16]),
+    ]
     if "content_hash" in described:
-        rows["content hash"] = described["content_hash"]
-    rows |= _counts(described["counts"])
-    rows |= {
-        "targets per request": f"{described['targets_per_request']:.2f}",
-        "mean history": f"{described['mean_history']:,.1f} events, at most {described['history_length']:,}",
-        "request times": f"{described['first_request_time']} to {described['last_request_time']}",
-        "files": f"{described['shards']} shards, {described['blocks']} blocks, {described['compression']}",
-        "timelines": f"{size_text(described['bytes']['timelines'])}, {described['bytes_per_event']:.2f} B/event",
-        "requests table": size_text(described["bytes"]["requests"]),
-    }
-    rows |= _fates(described["ledgers"])
-    rows |= _skew(described["skew"])
+        rows.append(("content hash", described["content_hash"]))
+    rows += _counts(described["counts"])
+    rows += [
+        ("targets per request", f"{described['targets_per_request']:.2f}"),
+        ("mean history", f"{described['mean_history']:,.1f} events, at most {described['history_length']:,}"),
+        ("request times", f"{described['first_request_time']} to {described['last_request_time']}"),
+        ("files", f"{described['shards']} shards, {described['blocks']} blocks, {described['compression']}"),
+        ("timelines", f"{size_text(described['bytes']['timelines'])}, {described['bytes_per_event']:.2f} B/event"),
+        ("requests table", size_text(described["bytes"]["requests"])),
+    ]
+    rows += [*_fates(described["ledgers"]), *_skew(described["skew"])]
     columns = [f"  timelines.{name}: {kind}" for name, kind in described["timelines_schema"].items()]
     columns += [f"  requests.{name}: {kind}" for name, kind in described["requests_schema"].items()]
     return "\n".join([str(described["path"]), _lines(rows), "columns", *columns])
 
 
-def _skew(skew: Mapping[str, Any]) -> dict[str, Any]:
+def _skew(skew: Mapping[str, Any]) -> Rows:
     """The largest users and requests, and how long histories are."""
-    rows: dict[str, Any] = {}
-    for title, found, unit in (("users", skew["users"], "events"), ("requests", skew["requests"], "targets")):
-        if found:
-            named = ", ".join(f"{large['name']} ({large['size']:,})" for large in found[:SHOWN])
-            rows[f"largest {title}, {unit}"] = named
-    for policy, found in skew["policy_users"].items():
-        rows[f"{policy}, largest users"] = ", ".join(f"{large['name']} ({large['size']:,})" for large in found[:SHOWN])
+    largest = {"largest users, events": skew["users"], "largest requests, targets": skew["requests"]}
+    largest |= {f"{policy}, largest users": found for policy, found in skew["policy_users"].items()}
+    rows: Rows = [
+        (title, ", ".join(f"{large['name']} ({large['size']:,})" for large in found[:SHOWN]))
+        for title, found in largest.items()
+        if found
+    ]
     lengths = {int(bits): count for bits, count in skew["history_lengths"].items()}
-    total = sum(lengths.values())
+    total, most = sum(lengths.values()), max(lengths.values(), default=0)
     for bits, count in sorted(lengths.items()):
         low, high = (1 << bits) >> 1, (1 << bits) - 1
-        bar = "#" * round(30 * count / max(lengths.values()))
-        rows[f"history of {low:,} to {high:,}" if high > low else f"history of {high}"] = (
-            f"{count:>12,} requests {count / total:6.1%} {bar}"
-        )
+        title = f"history of {low:,} to {high:,}" if high > low else f"history of {high}"
+        rows.append((title, f"{count:>12,} requests {count / total:6.1%} {'#' * round(30 * count / most)}"))
     return rows
 
 
@@ -140,7 +136,7 @@ SHOWN = 5
 def user_text(shown: Mapping[str, Any]) -> str:
     """One request of a user: what was visible, what was shown, what came of it."""
     plain = {k: v for k, v in shown.items() if k not in ("newest_events", "targets")}
-    parts = [_lines({name: str(value) for name, value in plain.items()}), "newest events, oldest first:"]
+    parts = [_lines([(name, str(value)) for name, value in plain.items()]), "newest events, oldest first:"]
     parts += [f"  {_record(event)}" for event in shown["newest_events"]] or ["  (none was visible)"]
     parts += ["targets:", *(f"  {_record(target)}" for target in shown["targets"])]
     return "\n".join(parts)
@@ -165,7 +161,7 @@ def simulation_text(report: SimulationReport) -> str:
     for label, by_length in report.attainable.items():
         known = [f"{length}: {auc:.3f}" for length, auc in by_length.items() if auc is not None]
         rows[f"attainable AUC, {label}"] = ", ".join(known)
-    return f"simulated {report.out}; build it with: longbatch build {report.out}/spec.toml DATASET\n{_lines(rows)}"
+    return f"simulated {report.out}; build it with: longbatch build {report.out}/spec.toml DATASET\n{_lines(list(rows.items()))}"
 
 
 def audit_text(found: Audit) -> str:

@@ -23,9 +23,12 @@ def check_built(spec: BuildSpec, built: Built, root: Path) -> None:
     """Raise DataError, saying what was found and why, if this must not be committed."""
     for source, ledger in built.ledgers.items():
         ledger.check(source)
-        if ledger.accepted + sum(ledger.policies.values()) == 0:
-            found = _described(ledger, built, root)
-            raise DataError(f"source {source} has no valid row: {found}; nothing was committed")
+        sound = ledger.accepted + sum(ledger.policies.values())
+        may_be_empty = source_roles(spec, source) == ("actions",) and not ledger.rejected  # a day without actions
+        if sound == 0 and not may_be_empty:
+            raise DataError(
+                f"source {source} has no valid row: {_described(ledger, built, root)}\nNothing was committed"
+            )
         over = [str(excess) for excess in excesses(ledger, spec.max_rejected, spec.max_rejected_for)]
         if over:
             raise DataError(

@@ -13,21 +13,13 @@ import polars as pl
 from longbatch.pipelines.grouping import Requests
 from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.order import paired_keys, sort_rows
+from longbatch.pipelines.parse import polars_type
 from longbatch.schemas.columns import Label
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec import BuildSpec
 
 GROUP = "_group"
 BoolArray = npt.NDArray[np.bool_]
-DTYPES = {
-    "int8": pl.Int8(),
-    "int16": pl.Int16(),
-    "int32": pl.Int32(),
-    "int64": pl.Int64(),
-    "float32": pl.Float32(),
-    "float64": pl.Float64(),
-    "bool": pl.Boolean(),
-}
 
 
 def closed_requests(spec: BuildSpec, requests: pl.DataFrame, log_end: int | None) -> BoolArray:
@@ -77,53 +69,63 @@ def _reduced(label: Label, values: npt.NDArray[np.generic], low: Int64Array, hig
         return pl.Series((high > low).astype(np.int8))
     if label.aggregate == "count":
         return pl.Series(high - low)
-    wide = values.astype(np.float64 if label.type.startswith("float") else np.int64)
-    reduced = np.full(len(low), label.default or 0, dtype=wide.dtype)
+    if label.type.startswith("float"):
+        return _reduced_floats(label, values.astype(np.float64), low, high)
+    whole = values.astype(np.int64)
+    return _maxima(label, whole, low, high) if label.aggregate == "max" else _sums(whole, low, high)
+
+
+def _sums(values: Int64Array, low: Int64Array, high: Int64Array) -> pl.Series:
+    """Sums of ranges of whole numbers, by prefix sums modulo 2^64; null where 64 bits cannot hold one."""
+    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(values)])
+    sums = pl.Series(before[high] - before[low])
+    if not len(values) or float(np.abs(values.astype(np.float64)).max()) * len(values) < 2.0**63:
+        return sums
+    rough = np.concatenate([np.zeros(1, dtype=np.longdouble), np.cumsum(values.astype(np.longdouble))])
+    return sums.set(pl.Series(np.abs(rough[high] - rough[low]) >= 2.0**63), None)
+
+
+def _maxima(label: Label, values: npt.NDArray[np.generic], low: Int64Array, high: Int64Array) -> pl.Series:
+    """Maxima of ranges: of two overlapping ranges whose length is a power of two, level by level."""
+    found = np.full(len(low), label.default or 0, dtype=values.dtype)
+    level = np.zeros(len(low), dtype=np.int64)
     some = high > low
+    level[some] = np.log2(high[some] - low[some]).astype(np.int64)
+    for power in range(int(level.max(initial=0)) + 1 if some.any() else 0):
+        here = some & (level == power)
+        found[here] = np.maximum(values[low[here]], values[high[here] - (1 << power)])
+        values = (
+            np.maximum(values[: -(1 << power) or None], values[1 << power :]) if len(values) > 1 << power else values
+        )
+    return pl.Series(found)
+
+
+def _reduced_floats(label: Label, values: npt.NDArray[np.float64], low: Int64Array, high: Int64Array) -> pl.Series:
+    """Sums of ranges of floats, each added on its own so that it is exact to the bit; null where finite ones overflow."""
     if label.aggregate == "max":
-        reduced[some] = _over_ranges(np.maximum, wide, low[some], high[some])
-        return pl.Series(reduced)
-    reduced[some] = _over_ranges(np.add, wide, low[some], high[some])
-    return _without_overflow(wide, reduced, low, high)
-
-
-def _without_overflow(
-    values: npt.NDArray[np.generic], sums: npt.NDArray[np.generic], low: Int64Array, high: Int64Array
-) -> pl.Series:
-    """Return the sums; those that their type could not hold (they wrapped, or became infinite) as null."""
+        return _maxima(label, values, low, high)
     some = high > low
-    rough = np.zeros(len(low))
-    with np.errstate(over="ignore", invalid="ignore"):
-        rough[some] = _over_ranges(np.add, values.astype(np.float64), low[some], high[some])
-    if sums.dtype == np.int64:
-        lost = np.abs(rough) >= 2.0**63
-    else:
-        infinite = np.zeros(len(low), dtype=np.bool_)
-        infinite[some] = _over_ranges(np.logical_or, ~np.isfinite(values.astype(np.float64)), low[some], high[some])
-        lost = ~np.isfinite(rough) & ~infinite
+    sums = np.zeros(len(low))
+    if some.any():
+        ends = np.append(values, 0.0)  # an end may lie behind the last value
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums[some] = np.add.reduceat(ends, np.stack([low[some], high[some]], axis=1).reshape(-1))[::2]
+    infinite = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(~np.isfinite(values))])
+    lost = ~np.isfinite(sums) & (infinite[high] == infinite[low])
     return pl.Series(sums).set(pl.Series(lost), None)
-
-
-def _over_ranges(
-    reduce: np.ufunc, values: npt.NDArray[np.generic], low: Int64Array, high: Int64Array
-) -> npt.NDArray[np.generic]:
-    """Reduce values[low:high] for ranges that are not empty, (G,)."""
-    if not len(low):
-        return values[:0]
-    ends = np.append(values, values[:1])  # an end may lie behind the last value
-    return np.asarray(reduce.reduceat(ends, np.stack([low, high], axis=1).reshape(-1))[::2])
 
 
 def _as_label(name: str, label: Label, reduced: pl.Series, asked: pl.DataFrame) -> pl.Series:
     """Return the values in the label's type. Raises DataError for the first that does not fit."""
-    cast = reduced.cast(DTYPES[label.type], strict=False)
+    cast = reduced.cast(polars_type(label.type), strict=False)
     lost = cast.is_null() | (cast.is_infinite() & reduced.is_finite() if cast.dtype.is_float() else cast.is_null())
     if lost.any():
         place = int(lost.arg_max() or 0)
         user, request, _, item = asked.row(place)
         found = "more than 64 bits hold" if reduced[place] is None else reduced[place]
+        remedy = "declare a wider type" if label.type not in ("int64", "float64") else "mend the actions"
         raise DataError(
             f"label {name} of user {user}, request {request}, item {item} is {found}, "
-            f"which is not of type {label.type}; declare a wider type"
+            f"which is not of type {label.type}; {remedy}"
         )
     return cast

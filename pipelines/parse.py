@@ -113,7 +113,7 @@ def _read_feature(mapped: Feature | Label, dtype: pl.DataType) -> Reading:
 def _read_threshold(mapped: Label, least: float) -> Reading:
     number = pl.col(str(mapped.column)).cast(pl.Float64, strict=False).fill_nan(None)
     typed, value, faults = _typed(str(mapped.column), "number", number)
-    return Reading(typed, _with_default(mapped, (value >= least).cast(_dtype(mapped.type))), faults)
+    return Reading(typed, _with_default(mapped, (value >= least).cast(polars_type(mapped.type))), faults)
 
 
 def _with_default(mapped: Feature | Label, value: pl.Expr, *, as_text: bool = False) -> pl.Expr:
@@ -125,7 +125,7 @@ def _default(mapped: Feature | Label, *, as_text: bool) -> pl.Expr:
         return pl.lit(str(mapped.default))
     if isinstance(mapped.default, str):
         raise SourceError(f"default {mapped.default!r} is text, but column {mapped.column!r} holds numbers")
-    return pl.lit(mapped.default, dtype=_dtype(mapped.type))
+    return pl.lit(mapped.default, dtype=polars_type(mapped.type))
 
 
 def _as_type(column: str, dtype: pl.DataType, type_name: str) -> tuple[pl.Expr, bool]:
@@ -189,10 +189,11 @@ def _read_contained(mapped: Label, schema: pl.Schema, spec: BuildSpec) -> Readin
             f"{held.inner}; make both text or both numbers"
         )
     inside = pl.when(pl.col(lists).is_not_null()).then(pl.col(lists).list.contains(pl.col(item)).fill_null(False))
-    return Reading({}, _with_default(mapped, inside.cast(_dtype(mapped.type))), {})
+    return Reading({}, _with_default(mapped, inside.cast(polars_type(mapped.type))), {})
 
 
-def _dtype(type_name: str) -> pl.DataType:
+def polars_type(type_name: str) -> pl.DataType:
+    """Return the Polars type of a feature or label that is a number, an id or a bool."""
     return pl.Boolean() if type_name == "bool" else NUMERIC[type_name]
 
 

@@ -20,6 +20,7 @@ from longbatch.schemas.spec import Users
 Fates = npt.NDArray[np.uint8]
 KEPT = 0
 REJECTED_USER, SHORT_HISTORY, WHALE_CAP, HELD_BACK = range(1, len(POLICIES) + 1)
+NO_ROLE = 255
 
 
 @dataclass(frozen=True)
@@ -79,20 +80,15 @@ def largest(sizes: Int64Array, names: pl.Series) -> tuple[Large, ...]:
     return tuple(Large(size, name) for size, name in few.head(LARGEST).rows())
 
 
-def policy_counts(event_fate: Fates, target_fate: Fates, is_action: npt.NDArray[np.bool_] | None) -> dict[str, int]:
+def policy_counts(event_fate: Fates, target_fate: Fates, is_action: npt.NDArray[np.bool_]) -> dict[str, int]:
     """Rows of a source that a policy left out of every role, by policy.
 
     Given are per row (N,) the fates as event and as target; a role that a row does not play has the fate NO_ROLE.
     """
-    kept = (event_fate == KEPT) | (target_fate == KEPT)
-    if is_action is not None:
-        kept |= is_action
+    kept = (event_fate == KEPT) | (target_fate == KEPT) | is_action
     last = np.maximum(_or_zero(event_fate), _or_zero(target_fate))[~kept]
     counts = np.bincount(last, minlength=len(POLICIES) + 1)
     return {policy: int(count) for policy, count in zip(POLICIES, counts[1:], strict=True) if count}
-
-
-NO_ROLE = 255
 
 
 def _or_zero(fates: Fates) -> Fates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -94,6 +95,8 @@ class Declared(Strict):
         """Raise ValueError where what is declared cannot be of the column's type."""
         if (self.min is not None or self.max is not None) and type_name in ("bool", "string", "id"):
             raise ValueError(f"min and max are for numbers, not for {type_name}; use `values`")
+        if any(bound is not None and not math.isfinite(bound) for bound in (self.min, self.max)):
+            raise ValueError("min and max are finite numbers")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}, so no value would be allowed")
         if self.values is None:

@@ -31,6 +31,7 @@ from longbatch.validation.structure import Progress
 from longbatch.validation.suites import LARGEST, MEAN, SMALLEST, SPREAD, Expectation, Suite, generated_suites
 
 INDEX = "index.html"
+SHOWN = 200  # characters of what Great Expectations says went wrong
 IF_NOT = " (if not, a warning)"
 
 
@@ -92,7 +93,7 @@ def run_expectations(
     `out` is replaced as a whole once everything has run. Raises SpecError for a user's suite that cannot be used,
     MachineError where Great Expectations is not installed or `out` cannot be written.
     """
-    out = Path(out)
+    out = Path(out).absolute()
     with _quiet(), _replacing(out) as folder:
         progress("expectations", 0, 1)
         context = _context()
@@ -254,7 +255,7 @@ def _sentence(suite: str, result: Any) -> str:
 def _observed(result: Any) -> str:
     raised = _raised(result.exception_info)
     if raised:
-        return f"cannot be told, {raised}"
+        return f"cannot be told, {raised if len(raised) <= SHOWN else raised[:SHOWN] + ' ...'}"
     found = result.result
     if found.get("unexpected_count"):
         some = list(dict.fromkeys(map(_text, found.get("partial_unexpected_list", []))))[:3]

@@ -122,7 +122,7 @@ def test_a_request_that_the_user_does_not_have_is_refused(dataset: Dataset, numb
 
 
 def test_a_user_who_is_not_there_is_named(dataset: Dataset) -> None:
-    with pytest.raises(DatasetError, match=r"user \d+ is not in .*out: no request of that user was built"):
+    with pytest.raises(DatasetError, match=r"user nobody is not in .*out: no request of that user was built"):
         describe_user(dataset, "nobody")
 
 
@@ -134,3 +134,11 @@ def test_users_are_numbers_or_hashed_text(tmp_path: Path, dataset: Dataset) -> N
     assert describe_user(numbers, "5")["user_id"] == 5
     with pytest.raises(SpecError, match=r"user 'ann' is not a number, but the users of this dataset are integers"):
         user_number(numbers, "ann")
+
+
+def test_numbers_that_happen_to_be_the_hash_of_a_text_stay_numbers(tmp_path: Path) -> None:
+    """The empty text hashes to 0: labels of 0 are no texts."""
+    shown = describe_user(build_small(tmp_path, ("", "bob"), "string"), "bob")
+    assert shown["targets"] == [{"item_id": "new", "click": True}]
+    assert describe_user(open_dataset(tmp_path / "out"), "")["user_id"] == ""
+    assert describe_user(open_dataset(tmp_path / "out"), "bob")["history_length"] == 0

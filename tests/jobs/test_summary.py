@@ -72,6 +72,17 @@ def test_what_policies_left_out_is_told_where_they_left_out_any() -> None:
     assert "users capped" not in text
 
 
+def test_the_books_of_several_sources_stand_one_below_the_other() -> None:
+    shown = RowLedger(rows=9, rejected=2, accepted=7, reasons={"missing_user": 2})
+    done = RowLedger(rows=5, rejected=1, accepted=4, reasons={"missing_user": 1})
+    lines = [line.split() for line in build_text(summary(ledgers={"shown": shown, "done": done})).splitlines()]
+    first, second = lines.index(["rows", "in", "(shown)", "9"]), lines.index(["rows", "in", "(done)", "5"])
+    assert lines[first + 1] == ["accepted", "7"]
+    assert ["missing_user", "2"] in lines[first:second]
+    assert lines[second + 1] == ["accepted", "4"]
+    assert ["missing_user", "1"] in lines[second:]
+
+
 DESCRIBED = {
     "path": "out",
     "name": "small",

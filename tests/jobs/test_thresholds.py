@@ -93,3 +93,11 @@ def test_windows_that_never_close_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=message):
         run(tmp_path, section=LATER)
+
+
+def test_a_day_without_actions_is_no_fault_where_the_end_of_the_log_is_declared(tmp_path: Path) -> None:
+    pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64, "time": pl.Int64}).write_parquet(tmp_path / "none.parquet")
+    done = f'[sources.none]\npath = "{tmp_path / "none.parquet"}"\n'
+    later = LATER.replace('source = "log"', 'source = "none"\nuntil = 2023-12-01T00:00:00Z')
+    run(tmp_path, more=done, section=later)
+    assert (tmp_path / "out" / "snapshots").exists()

@@ -71,6 +71,14 @@ def test_a_sound_dataset_passes_and_has_data_docs(dataset: Path) -> None:
     assert json.loads(json.dumps(found.as_dict()))["passed"] is True
 
 
+def test_a_dataset_is_found_by_a_relative_path_too(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_it(dataset)
+    monkeypatch.chdir(dataset.parent)
+    found = validate(Path("out"), users=1)
+    assert found.passed
+    assert (dataset / DATA_DOCS / "index.html").exists()
+
+
 def test_an_expectation_of_ones_own_that_is_not_met_fails(dataset: Path) -> None:
     kwargs = {"column": "history.dwell", "max_value": 100}
     suite = {"name": "mine", "expectations": [{"type": "expect_column_values_to_be_between", "kwargs": kwargs}]}
@@ -84,8 +92,17 @@ def test_an_expectation_of_ones_own_that_is_not_met_fails(dataset: Path) -> None
     assert "history.dwell" in failure
 
 
+def test_a_suite_of_ones_own_that_is_not_there_is_named_before_the_build(dataset: Path) -> None:
+    with pytest.raises(SpecError, match=r"expectations\.events names .*gone\.json, which is no file; mend the path"):
+        build_it(dataset, '[expectations]\nevents = "gone.json"\n')
+    assert not dataset.exists()
+
+
 def test_a_suite_of_ones_own_that_is_gone_is_named(dataset: Path) -> None:
+    suite = dataset.parent / "gone.json"
+    suite.write_text('{"name": "mine", "expectations": []}')
     build_it(dataset, '[expectations]\nevents = "gone.json"\n')
+    suite.unlink()
     with pytest.raises(SpecError, match=r"gone\.json"):
         validate(dataset)
 

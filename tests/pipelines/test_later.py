@@ -91,15 +91,22 @@ def test_nan_adds_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "type_name", "found"),
-    [(100, "int8", "200"), (2**62, "int64", "more than 64 bits hold"), (3e38, "float32", r"6\.0\d*e\+38")],
+    ("value", "type_name", "found", "remedy"),
+    [
+        (100, "int8", "200", "declare a wider type"),
+        (2**62, "int64", "more than 64 bits hold", "mend the actions"),
+        (3e38, "float32", r"6\.0\d*e\+38", "declare a wider type"),
+        (1.5e308, "float64", "more than 64 bits hold", "mend the actions"),
+    ],
 )
-def test_a_sum_that_does_not_fit_its_type_is_an_error_that_names_it(value: Any, type_name: str, found: str) -> None:
+def test_a_sum_that_does_not_fit_its_type_is_an_error_that_names_it(
+    value: Any, type_name: str, found: str, remedy: str
+) -> None:
     actions = [(T + 1, 1, value), (T + 2, 1, value), END]
     label = {"aggregate": "sum", "column": "v", "type": type_name}
-    message = rf"label x of user 7, request \d+, item 1 is {found}, which is not of type {type_name}; declare a wider"
+    message = rf"label x of user 7, request \d+, item 1 is {found}, which is not of type {type_name}; {remedy}"
     with pytest.raises(DataError, match=message):
-        build(actions, label, pl.Float64 if type_name == "float32" else pl.Int64)
+        build(actions, label, pl.Float64 if type_name.startswith("float") else pl.Int64)
 
 
 def test_an_unreadable_value_rejects_only_actions_that_the_label_looks_at() -> None:

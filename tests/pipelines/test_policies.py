@@ -51,7 +51,7 @@ def test_a_user_without_events_has_too_few() -> None:
 def test_a_row_counts_under_the_policy_that_took_its_last_role() -> None:
     events = np.array([WHALE_CAP, WHALE_CAP, KEPT, NO_ROLE, NO_ROLE], dtype=np.uint8)
     targets = np.array([KEPT, HELD_BACK, HELD_BACK, HELD_BACK, NO_ROLE], dtype=np.uint8)
-    assert policy_counts(events, targets, None) == {"held_back": 2}
+    assert policy_counts(events, targets, np.zeros(5, dtype=np.bool_)) == {"held_back": 2}
 
 
 def test_a_row_that_is_an_action_too_stays_accepted() -> None:
