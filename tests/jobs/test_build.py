@@ -176,7 +176,7 @@ FAILURES: list[tuple[Change, type[LongbatchError], str]] = [
     (
         failing(spec=('"request"\n[requests]', '"request"\nwhere = "item > 99"\n[requests]\nwhere = "item > 99"')),
         DataError,
-        r"source log has no valid row: 4 rows, 4 filtered, 0 rejected; nothing was committed",
+        r"source log has no valid row: 4 rows, 4 filtered, 0 rejected\nNothing was committed",
     ),
     (
         failing(spec=('click = "int8" }', 'click = "int8" }\nwhere = "nothing > 99"')),
