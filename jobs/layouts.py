@@ -8,88 +8,52 @@ neighbouring requests side by side. Sizes here are bytes of the Arrow arrays in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from longbatch.pipelines.levels import (
+    OFFSET_BYTES,
+    POINTERS,
+    Cuts,
+    cut_requests,
+    list_offsets,
+    request_level,
+    sample_level,
+)
 from longbatch.pipelines.pack import ranges
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.shard import Block
 
 Longs = npt.NDArray[np.int64]
 SURVEY_RECORDS = 12_000_000  # events and targets held in memory: some 400 MB
-POINTERS = ("segment", "timeline_row", "history_end", "targets")
-INT32_BYTES = 4
-TIMELINE_BYTES = 8 + 2 * INT32_BYTES  # user_id, segment, offset of its list
+TIMELINE_BYTES = 8 + 2 * OFFSET_BYTES  # user_id, segment, offset of its list
 SLICE_BYTES = 64_000_000  # a slice is written as one file with one row group, or record batch
 LEAST_SLICES = 4
 TRIAL_BYTES = 16_000_000
-ZSTD_LEVEL = 3
-PAGE_BYTES = (1 << 20, 8 << 20)
 
 
 @dataclass(frozen=True)
-class Survey:
+class Survey(Cuts):
     """Blocks of a dataset in memory, all of them or a random choice, as one timelines and one requests table.
 
     timelines: T rows, requests: R rows by timeline; timeline_row counts over all surveyed timelines.
-    events: (S,) struct, targets: (G,) struct. history_start, history_end: (R,) into events.
-    event_offsets, request_offsets: (T + 1,). target_offsets: (R + 1,). blocks: (shard, block) of each block.
+    event_offsets, request_offsets: (T + 1,). blocks: (shard, block) of each block.
     history_scale, event_scale: history events, and stored events, of the dataset for each surveyed one.
     """
 
     timelines: pa.Table
     requests: pa.Table
-    events: pa.StructArray
-    targets: pa.StructArray
-    history_start: Longs
-    history_end: Longs
     event_offsets: Longs
     request_offsets: Longs
-    target_offsets: Longs
     blocks: list[tuple[int, int]]
     history_scale: float
     event_scale: float
-
-    @property
-    def history_sizes(self) -> Longs:
-        """Events in the history of each request: (R,)."""
-        return self.history_end - self.history_start
-
-    @property
-    def target_counts(self) -> Longs:
-        """Targets of each request: (R,)."""
-        return np.diff(self.target_offsets)
-
-    @property
-    def event_bytes(self) -> float:
-        """Mean decoded bytes of an event."""
-        return _mean_bytes(self.events)
-
-    @property
-    def target_bytes(self) -> float:
-        """Mean decoded bytes of a target."""
-        return _mean_bytes(self.targets)
-
-    @property
-    def request_bytes(self) -> float:
-        """Mean decoded bytes of a request's own columns: id, user, time, request features."""
-        return float(self.own_columns().nbytes / max(1, self.requests.num_rows))
-
-    def own_columns(self) -> pa.Table:
-        """The requests table without targets and without what points into timelines."""
-        return self.requests.drop_columns(list(POINTERS))
-
-
-def _mean_bytes(records: pa.StructArray) -> float:
-    return float(sum(column.nbytes for column in records.flatten()) / max(1, len(records)))
 
 
 def choose_blocks(dataset: Dataset, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -115,42 +79,31 @@ def read_blocks(dataset: Dataset, blocks: list[tuple[int, int]]) -> Iterator[Blo
 def survey(dataset: Dataset, rng: np.random.Generator) -> Survey:
     """Read the chosen blocks and lay them side by side."""
     chosen = choose_blocks(dataset, rng)
-    blocks = list(read_blocks(dataset, chosen))
-    timelines = pa.Table.from_batches([b.timelines for b in blocks]).combine_chunks()
-    requests = pa.Table.from_batches([b.requests for b in blocks]).combine_chunks()
-    first_row = np.cumsum([0, *(b.timelines.num_rows for b in blocks[:-1])])
-    shift = np.repeat(first_row, [b.requests.num_rows for b in blocks])
-    row = requests["timeline_row"].to_numpy() + shift
-    place = requests.schema.get_field_index("timeline_row")
-    requests = requests.set_column(place, "timeline_row", pa.array(row.astype(np.int32)))
-    event_offsets, events = _values(timelines["events"])
-    target_offsets, targets = _values(requests["targets"])
-    length = requests["history_end"].to_numpy().astype(np.int64)
-    end = event_offsets[row] + length
+    block = _side_by_side(list(read_blocks(dataset, chosen)))
     counts = dataset.counts
     share = _count(dataset, chosen, "targets") / counts.targets
     history_events, stored = (_count(dataset, chosen, what) for what in ("history_events", "events"))
+    rows = np.arange(block.timelines.num_rows + 1)
     return Survey(
-        timelines=timelines,
-        requests=requests,
-        events=events,
-        targets=targets,
-        history_start=end - np.minimum(length, dataset.spec.history_length),
-        history_end=end,
-        event_offsets=event_offsets,
-        request_offsets=np.searchsorted(row, np.arange(timelines.num_rows + 1)),
-        target_offsets=target_offsets,
+        **vars(cut_requests(block, dataset.spec.history_length)),
+        timelines=pa.Table.from_batches([block.timelines]),
+        requests=pa.Table.from_batches([block.requests]),
+        event_offsets=list_offsets(block.timelines["events"]),
+        request_offsets=np.searchsorted(block.requests["timeline_row"].to_numpy(), rows),
         blocks=chosen,
         history_scale=counts.history_events / history_events if history_events else 1 / share,
         event_scale=counts.stored_with_overlap / stored if stored else 1 / share,
     )
 
 
-def _values(column: pa.ChunkedArray) -> tuple[Longs, pa.Array]:
-    """Offsets from zero, and the values, of a list column of one chunk."""
-    lists = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    return offsets - offsets[0], lists.flatten()
+def _side_by_side(blocks: list[Block]) -> Block:
+    """Make one block of several."""
+    timelines = pa.concat_batches([block.timelines for block in blocks])
+    requests = pa.concat_batches([block.requests for block in blocks])
+    first_row = np.cumsum([0, *(block.timelines.num_rows for block in blocks[:-1])])
+    row = requests["timeline_row"].to_numpy() + np.repeat(first_row, [block.requests.num_rows for block in blocks])
+    place = requests.schema.get_field_index("timeline_row")
+    return Block(timelines, requests.set_column(place, requests.schema.field(place), pa.array(row.astype(np.int32))))
 
 
 @dataclass(frozen=True)
@@ -207,16 +160,14 @@ class Layout:
 
 def layouts(survey: Survey) -> list[Layout]:
     """The layouts to compare: sample and request level, in log order and by user, and the user level."""
-    history, targets = survey.history_sizes, survey.target_counts
-    lists = INT32_BYTES * survey.events.type.num_fields
-    own = survey.request_bytes + lists + history * survey.event_bytes
+    targets, own = survey.target_counts, survey.copy_bytes
     log = np.argsort(survey.requests["request_time"].cast(pa.int64()).to_numpy(), kind="stable")
     orders = {"log": log, "user": np.arange(len(log))}
     words = {"log": "in log order", "user": "sorted by user"}
     made = []
     for level, rows, row_bytes, tables in (
-        ("sample", targets, own + survey.target_bytes, sample_level),
-        ("request", np.ones_like(targets), own + INT32_BYTES + targets * survey.target_bytes, request_level),
+        ("sample", targets, own + survey.target_bytes, _sample_level),
+        ("request", np.ones_like(targets), own + OFFSET_BYTES + targets * survey.target_bytes, _request_level),
     ):
         for name, order in orders.items():
             made.append(
@@ -241,45 +192,28 @@ def _bind(
 
 def _user_layout(survey: Survey) -> Layout:
     """Timelines once, and their requests: the user level."""
-    pointers = INT32_BYTES * len(POINTERS)
+    pointers = OFFSET_BYTES * len(POINTERS)
     requests = np.diff(survey.request_offsets) * (survey.request_bytes + pointers)
     targets = np.diff(survey.target_offsets[survey.request_offsets]) * survey.target_bytes
     timelines = TIMELINE_BYTES + np.diff(survey.event_offsets) * survey.event_bytes
     row_bytes = np.ceil(timelines + requests + targets).astype(np.int64)
     rows = np.ones_like(row_bytes)
-    make = _bind(user_level, survey)
+    make = _bind(_user_level, survey)
     return Layout("user_level", "user level", np.arange(len(rows)), rows, row_bytes, make, survey.event_scale)
 
 
-def _history_columns(survey: Survey, requests: Longs) -> dict[str, pa.Array]:
-    """One list column for each feature of the events, the history of each of the given requests copied out."""
-    sizes = survey.history_sizes[requests]
-    indices = pa.array(ranges(survey.history_start[requests], sizes))
-    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
-    fields = zip(survey.events.type, survey.events.flatten(), strict=True)
-    return {f"history_{f.name}": pa.ListArray.from_arrays(offsets, values.take(indices)) for f, values in fields}
-
-
-def sample_level(survey: Survey, part: Slice) -> tuple[pa.Table, ...]:
+def _sample_level(survey: Survey, part: Slice) -> tuple[pa.Table, ...]:
     """One row per target: its request's columns and whole history copied into it."""
-    requests = np.repeat(part.owners, part.count)
-    own = survey.own_columns().take(pa.array(requests))
-    chosen = pa.array(ranges(survey.target_offsets[part.owners] + part.first, part.count))
-    fields = zip(survey.targets.type, survey.targets.flatten(), strict=True)
-    targets = {f"target_{f.name}": values.take(chosen) for f, values in fields}
-    columns = dict(zip(own.column_names, own.columns, strict=True))
-    return (pa.table({**columns, **_history_columns(survey, requests), **targets}).combine_chunks(),)
+    targets = ranges(survey.target_offsets[part.owners] + part.first, part.count)
+    return (sample_level(survey, np.repeat(part.owners, part.count), targets),)
 
 
-def request_level(survey: Survey, part: Slice) -> tuple[pa.Table, ...]:
+def _request_level(survey: Survey, part: Slice) -> tuple[pa.Table, ...]:
     """One row per request: its whole history copied into it, its targets nested."""
-    own = survey.own_columns().take(pa.array(part.owners))
-    targets = survey.requests["targets"].take(pa.array(part.owners))
-    columns = dict(zip(own.column_names, own.columns, strict=True))
-    return (pa.table({**columns, **_history_columns(survey, part.owners), "targets": targets}).combine_chunks(),)
+    return (request_level(survey, part.owners),)
 
 
-def user_level(survey: Survey, part: Slice) -> tuple[pa.Table, ...]:
+def _user_level(survey: Survey, part: Slice) -> tuple[pa.Table, ...]:
     """Timelines, and the requests that point into them."""
     first, last = int(part.owners[0]), int(part.owners[-1]) + 1
     begin, end = int(survey.request_offsets[first]), int(survey.request_offsets[last])
@@ -304,82 +238,6 @@ def cut_slices(layout: Layout, budget: int, rng: np.random.Generator) -> list[tu
     return [(start, start + size) for start in starts.tolist()]
 
 
-@dataclass(frozen=True)
-class Storage:
-    """A file format and its codec."""
-
-    format: str
-    codec: str
-
-    @property
-    def title(self) -> str:
-        """As people call it."""
-        return f"{self.format} {self.codec}"
-
-
-@dataclass(frozen=True)
-class ParquetSettings:
-    """What is worth trying with Parquet: dictionaries for the lists, and how large a page is."""
-
-    dictionary: bool
-    page_bytes: int
-
-    @property
-    def title(self) -> str:
-        """As people call it."""
-        return f"lists {'with' if self.dictionary else 'without'} dictionary, pages of {self.page_bytes >> 20} MiB"
-
-
-STORAGES = tuple(Storage("Arrow", c) for c in ("none", "lz4", "zstd")) + tuple(
-    Storage("Parquet", c) for c in ("snappy", "zstd")
-)
-TRIALS = tuple(ParquetSettings(dictionary, size) for dictionary in (True, False) for size in PAGE_BYTES)
-
-
-def write(tables: tuple[pa.Table, ...], storage: Storage, settings: ParquetSettings, folder: Path) -> list[Path]:
-    """Write each table as one file of one record batch or row group."""
-    paths = [folder / f"slice-{number}" for number in range(len(tables))]
-    level = ZSTD_LEVEL if storage.codec == "zstd" else None
-    for path, table in zip(paths, tables, strict=True):
-        if storage.format == "Parquet":
-            flat = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
-            pq.write_table(
-                table,
-                path,
-                row_group_size=max(1, table.num_rows),
-                version="2.6",
-                data_page_version="2.0",
-                compression=storage.codec,
-                compression_level=level,
-                use_dictionary=True if settings.dictionary else flat,
-                data_page_size=settings.page_bytes,
-            )
-        else:
-            codec = None if storage.codec == "none" else pa.Codec(storage.codec, compression_level=level)
-            options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
-            with (
-                pa.OSFile(str(path), "wb") as sink,
-                pa.ipc.new_file(sink, table.schema, options=options) as writer,
-            ):
-                writer.write_table(table)
-    return paths
-
-
-def read(paths: Sequence[Path], storage: Storage) -> list[pa.Table]:
-    """Read all columns of the files into memory, without memory-mapping."""
-    if storage.format == "Parquet":
-        return [pq.ParquetFile(path).read(use_threads=False) for path in paths]
-    tables = []
-    for path in paths:
-        with pa.OSFile(str(path), "rb") as source:
-            tables.append(pa.ipc.open_file(source).read_all())
-    return tables
-
-
-def choose_settings(layout: Layout, start: int, storage: Storage, folder: Path) -> ParquetSettings:
-    """Return the settings that make the smallest Parquet file of some rows from `start`; Arrow has none to choose."""
-    if storage.format == "Arrow":
-        return TRIALS[0]
-    tables = layout.tables(layout.between(start, start + max(TRIAL_BYTES, int(layout.row_bytes.max()))))
-    sizes = [sum(path.stat().st_size for path in write(tables, storage, trial, folder)) for trial in TRIALS]
-    return TRIALS[int(np.argmin(sizes))]
+def trial(layout: Layout, start: int) -> tuple[pa.Table, ...]:
+    """Tables of some rows from `start`, enough to choose settings by."""
+    return layout.tables(layout.between(start, start + max(TRIAL_BYTES, int(layout.row_bytes.max()))))

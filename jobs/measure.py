@@ -35,27 +35,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.jobs.layouts import (
-    INT32_BYTES,
     SLICE_BYTES,
-    STORAGES,
     TIMELINE_BYTES,
-    ZSTD_LEVEL,
     Layout,
-    ParquetSettings,
     Slice,
-    Storage,
     Survey,
-    choose_settings,
     cut_slices,
     layouts,
-    read,
     read_blocks,
     survey,
-    write,
+    trial,
 )
 from longbatch.jobs.local import Progress
 from longbatch.jobs.savings import File, LayoutSavings, Savings
 from longbatch.jobs.savings_page import savings_page
+from longbatch.jobs.storage import STORAGES, ZSTD_LEVEL, ParquetSettings, Storage, choose_settings, read, write
+from longbatch.pipelines.levels import OFFSET_BYTES
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.errors import MachineError, SpecError
 from longbatch.schemas.shard import disk_message
@@ -165,8 +160,8 @@ def _settings() -> dict[str, str]:
     group = f"one of {SLICE_BYTES // 1_000_000} MB decoded per file at most"
     return {
         "arrow": f"Arrow IPC file, record batches: {group}; zstd level {ZSTD_LEVEL}; the user level like the others",
-        "parquet": f"Parquet 2.6, data pages version 2, row groups: {group}; zstd level {ZSTD_LEVEL}; with or without "
-        "dictionaries for the lists, pages of 1 or 8 MiB: whichever made the smallest file in a trial on each layout",
+        "parquet": f"Parquet 2.6, data pages version 1 of 8 MiB, row groups: {group}; zstd level {ZSTD_LEVEL}; each column "
+        "with or without a dictionary, whichever was smaller in a trial on each layout",
         "reading": "all columns of every file into memory, by one thread; the files lie in the page cache, so disk and "
         "network are not in the times; files are not memory-mapped, but for the dataset as it is",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
@@ -201,7 +196,7 @@ def predict(formula: dict[str, float], features: int) -> dict[str, tuple[float, 
     (stored events * e + timelines * their ids) / targets + (q + pointers) / m + t.
     """
     e, q, t = formula["event_bytes"], formula["request_bytes"], formula["target_bytes"]
-    m, offsets = formula["targets_per_request"], INT32_BYTES * features
+    m, offsets = formula["targets_per_request"], OFFSET_BYTES * features
     overlap = formula["requests_per_event"]
     stored = formula["stored_per_target"] * e + formula["timelines_per_target"] * TIMELINE_BYTES
     return {
@@ -209,8 +204,8 @@ def predict(formula: dict[str, float], features: int) -> dict[str, tuple[float, 
             formula["history_per_target"] * e + q + t + offsets,
             overlap * formula["targets_per_history"],
         ),
-        "request": ((formula["history_per_request"] * e + q + offsets + INT32_BYTES) / m + t, overlap),
-        "user": (stored + (q + 4 * INT32_BYTES) / m + t, 1.0),
+        "request": ((formula["history_per_request"] * e + q + offsets + OFFSET_BYTES) / m + t, overlap),
+        "user": (stored + (q + 4 * OFFSET_BYTES) / m + t, 1.0),
     }
 
 
@@ -251,8 +246,9 @@ def measure_layout(
     layout: Layout, slices: Sequence[tuple[int, int]], folder: Path, progress: Progress
 ) -> tuple[float, list[File], dict[str, float]]:
     """Write and read each slice in every format; return decoded bytes, files, and what the sample was."""
-    middle = slices[len(slices) // 2][0]
-    settings = {storage: choose_settings(layout, middle, storage, folder) for storage in STORAGES}
+    tried = trial(layout, slices[len(slices) // 2][0])
+    parquet = [storage for storage in STORAGES if storage.format == "Parquet"]
+    settings = dict.fromkeys(STORAGES, ParquetSettings()) | {s: choose_settings(tried, s.codec) for s in parquet}
     taken: dict[Storage, list[tuple[float, float, float]]] = {storage: [] for storage in STORAGES}
     line, decoded, contents = [], [], []
     for number, (start, stop) in enumerate(slices):

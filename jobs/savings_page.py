@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from longbatch.jobs import plots
-from longbatch.jobs.layouts import SLICE_BYTES, ZSTD_LEVEL
+from longbatch.jobs.layouts import SLICE_BYTES
 from longbatch.jobs.savings import Savings
+from longbatch.jobs.storage import ZSTD_LEVEL
 
 
 def savings_page(savings: Savings) -> str:

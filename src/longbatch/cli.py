@@ -313,6 +313,42 @@ def measure(
 
 
 @app.command()
+def expand(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    out: Annotated[Path, typer.Argument(help="The folder of Parquet files to write.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the files with the dataset; OUT as it is, where it exists.")
+    ] = False,
+    history_length: Annotated[int | None, typer.Option(min=0, help="Default: the built one.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write the sample level of a dataset as Parquet: one row per target, its history copied into it.
+
+    With --check, both are hashed as multisets of rows, the files as they are read back: ends with 0 if they are equal,
+    with 1 if not. Where OUT exists and --overwrite is not given, --check writes nothing.
+
+    \b
+    Examples:
+      longbatch expand dataset samples --history-length 100
+      longbatch expand dataset samples --overwrite --check
+    """
+    from longbatch.jobs.expand import compare, expansion_text
+    from longbatch.jobs.expand import expand as run
+    from longbatch.schemas.dataset import open_dataset
+
+    opened = open_dataset(dataset)
+    with progress_bars() as progress:
+        if check and not overwrite and out.is_dir() and any(out.iterdir()):
+            found = compare(opened, out, history_length=history_length, progress=progress)
+        else:
+            found = run(opened, out, history_length=history_length, check=check, overwrite=overwrite, progress=progress)
+    show(found.as_dict(), as_json, lambda: expansion_text(found))
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+@app.command()
 def train(
     dataset: Annotated[Path, typer.Argument(help="A dataset.")],
     run: Annotated[Path, typer.Argument(help="The folder to write the run to.")],

@@ -1,0 +1,175 @@
+"""`longbatch expand`: the sample level of a dataset as Parquet files, one row per target with its history copied into it.
+
+    OUT/part-00000.parquet ...   rows in the dataset's order, columns as in `pipelines/levels.py`
+
+The files are written to a hidden folder beside OUT, which takes its name when all is done.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from longbatch.jobs.crew import Crew
+from longbatch.jobs.local import Progress
+from longbatch.jobs.sample_files import plan_parts, samples_of_file, samples_of_part, settings_for, write_part
+from longbatch.jobs.summary import size_text
+from longbatch.pipelines.content import Samples
+from longbatch.schemas.dataset import Dataset, check_history_length
+from longbatch.schemas.errors import DatasetError, MachineError
+from longbatch.schemas.shard import disk_message
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Files of the sample level: one row per target, so many history events in all rows together; bytes on disk.
+
+    seconds: of writing, None where they were only compared. dataset, found: what the dataset expands to and what is in
+    the files, each hashed for itself; None where they were not compared.
+    """
+
+    path: str
+    history_length: int
+    rows: int
+    events: int
+    files: int
+    bytes: int
+    seconds: float | None = None
+    dataset: Samples | None = None
+    found: Samples | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether the files hold the rows of the dataset, each as often; true where that was not looked at."""
+        return self.dataset == self.found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "equal": self.equal if self.found else None}
+
+
+def expand(
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    history_length: int | None = None,
+    check: bool = False,
+    overwrite: bool = False,
+    workers: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Expansion:
+    """Write the sample level of a dataset into the folder `out`; on any error nothing is visible and nothing left.
+
+    With `check` the files are compared with the dataset (see `compare`), and get their name only if they are equal.
+    `overwrite` replaces an earlier expansion, after success only. `history_length` is at most the built one, the
+    default. Takes some 300 MB of memory per worker (default: one per core). Raises SpecError (history_length),
+    DatasetError (`out` exists, the dataset is damaged), MachineError (disk full).
+    """
+    length, root, started = check_history_length(dataset.spec, history_length), Path(out).resolve(), time.monotonic()
+    _check_output(root, overwrite)
+    crew, parts = Crew(workers, progress), plan_parts(dataset, length)
+    with _hidden(root) as folder:
+        settings = settings_for(dataset, length)
+        paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
+        write = partial(write_part, dataset, length, settings, crew)
+        sizes = crew.each([partial(write, *task) for task in zip(paths, parts, strict=True)])
+        rows, events, size = (sum(column) for column in zip(*sizes, strict=True))
+        expansion = Expansion(str(out), length, rows, events, len(parts), size, time.monotonic() - started)
+        if check:
+            sides = _compare(dataset, length, crew, paths)
+            expansion = replace(expansion, dataset=sides[0], found=sides[1])
+        if expansion.equal:
+            _check_output(root, overwrite)
+            _publish(folder, root)
+    return expansion
+
+
+def compare(
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    history_length: int | None = None,
+    workers: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Expansion:
+    """Compare an expansion with the dataset: both as multisets of rows, each hashed for itself.
+
+    The dataset's side copies no history; the other is read from the files, in batches. Raises SpecError
+    (`history_length` is not that of the expansion) and DatasetError (`out` is no expansion of such a dataset).
+    """
+    length, paths = check_history_length(dataset.spec, history_length), sorted(Path(out).glob("*.parquet"))
+    if not paths:
+        raise DatasetError(f"{out} holds no Parquet files; expand the dataset into it first")
+    expected, found = _compare(dataset, length, Crew(workers, progress), paths)
+    size = sum(path.stat().st_size for path in paths)
+    return Expansion(str(out), length, found.rows, found.events, len(paths), size, dataset=expected, found=found)
+
+
+def _compare(dataset: Dataset, length: int, crew: Crew, paths: list[Path]) -> tuple[Samples, Samples]:
+    """What the dataset expands to, and what is in the files."""
+    parts = plan_parts(dataset, length)
+    expected = crew.each([partial(samples_of_part, dataset, length, crew, part) for part in parts])
+    found = crew.each([partial(samples_of_file, dataset, length, crew, path) for path in paths])
+    return sum(expected, Samples()), sum(found, Samples())
+
+
+def _check_output(root: Path, overwrite: bool) -> None:
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return
+    if not overwrite:
+        raise DatasetError(f"{root} exists; pass --overwrite to replace it, or --check to compare it with the dataset")
+    foreign = (
+        sorted(path.name for path in root.iterdir() if path.suffix != ".parquet") if root.is_dir() else [root.name]
+    )
+    if foreign:
+        raise DatasetError(
+            f"{root} is no expansion: it holds {foreign[0]}; choose another output, or remove it yourself"
+        )
+
+
+@contextmanager
+def _hidden(root: Path) -> Iterator[Path]:
+    """Make a folder beside `root` that is gone at the end, unless it was renamed."""
+    folder = root.with_name(f".{root.name}-{uuid.uuid4().hex[:12]}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise MachineError(disk_message(error, root)) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, root: Path) -> None:
+    """Give the folder its name, in place of the one that has it."""
+    if not root.exists():
+        folder.rename(root)
+        return
+    with _hidden(root) as old:
+        root.rename(old)
+        try:
+            folder.rename(root)
+        except BaseException:
+            old.rename(root)
+            raise
+
+
+def expansion_text(expansion: Expansion) -> str:
+    """What was written, and both sides of the comparison."""
+    lines = [
+        f"{expansion.path}: {expansion.rows:,} rows with {expansion.events:,} history events in {expansion.files:,} "
+        f"files, {size_text(expansion.bytes)}" + (f", {expansion.seconds:.1f} s" if expansion.seconds else "")
+    ]
+    if expansion.dataset and expansion.found:
+        lines.append(f"{'':<8}{'rows':>14}{'history events':>18}  hash")
+        for side, samples in (("dataset", expansion.dataset), ("files", expansion.found)):
+            lines.append(f"{side:<8}{samples.rows:>14,}{samples.events:>18,}  {samples.hash}")
+        lines.append("equal" if expansion.equal else "not equal: these are not the rows that the dataset expands to")
+    return "\n".join(lines)
