@@ -252,7 +252,8 @@ def test_files_that_are_no_expansion_are_named(small: Dataset, tmp_path: Path) -
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DatasetError, match=r"a.parquet: its columns are \['a'\], those of the dataset's expansion"):
         compare(small, tmp_path)
-    pl.DataFrame(dict.fromkeys(sample_files.sample_schema(small.spec).names, [1])).write_parquet(tmp_path / "a.parquet")
+    names = sample_files.sample_schema(small.spec).names
+    pl.DataFrame([dict.fromkeys(names, 1)]).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DatasetError, match=r"its columns \['history_item_id', .*'history_score'\] are no lists"):
         compare(small, tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
