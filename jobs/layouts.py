@@ -26,7 +26,7 @@ from longbatch.pipelines.levels import (
     request_level,
     sample_level,
 )
-from longbatch.pipelines.pack import ranges
+from longbatch.pipelines.runs import ranges
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.shard import Block
 

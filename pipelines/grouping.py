@@ -9,6 +9,7 @@ import polars as pl
 
 from longbatch.pipelines.hashing import Int64Array, request_ids_of
 from longbatch.pipelines.order import sort_rows
+from longbatch.pipelines.runs import changes, offsets_of, places
 from longbatch.schemas.spec import BuildSpec
 
 REQUEST = "_request"
@@ -45,7 +46,7 @@ def group_targets(spec: BuildSpec, targets: pl.DataFrame) -> Requests:
     sizes = np.diff(np.append(starts, targets.height))
     targets = targets.select("item_id", *columns, ROW).with_columns(pl.Series(REQUEST, np.repeat(rank, sizes)))
     targets = targets[sort_rows(targets, [REQUEST, "item_id", *columns]).permutation]
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes[order])])
+    offsets = offsets_of(sizes[order])
     return Requests(first[order], targets.drop(REQUEST, ROW), offsets, targets[ROW].to_numpy().astype(np.int64))
 
 
@@ -71,24 +72,16 @@ def _with_request_ids(spec: BuildSpec, targets: pl.DataFrame) -> pl.DataFrame:
 
 def _window_starts(user: Int64Array, time: Int64Array, gap_us: int, most: int | None) -> Int64Array:
     """First rows of the windows of sessions, given rows (G,) sorted by user and time."""
-    if not len(user):
-        return np.empty(0, dtype=np.int64)
-    begins = np.ones(len(user), dtype=np.bool_)
-    begins[1:] = (user[1:] != user[:-1]) | (time[1:] - time[:-1] > gap_us)
-    sessions = np.flatnonzero(begins)
+    begins = changes(user)
+    begins[1:] |= time[1:] - time[:-1] > gap_us
     if most is not None:
-        within = np.arange(len(user)) - np.repeat(sessions, np.diff(np.append(sessions, len(user))))
-        begins = within % most == 0
+        begins = places(begins) % most == 0
     return np.flatnonzero(begins).astype(np.int64)
 
 
 def _window_ids(user: Int64Array, time: Int64Array) -> Int64Array:
     """Ids of windows (W,) from their users and first times, told apart by their place where both are the same."""
-    changed = np.ones(len(user), dtype=np.bool_)
-    changed[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
-    firsts = np.flatnonzero(changed)
-    place = np.arange(len(user)) - np.repeat(firsts, np.diff(np.append(firsts, len(user))))
-    return request_ids_of(user, time, place)
+    return request_ids_of(user, time, places(changes(user, time)))
 
 
 def _first_of_each(targets: pl.DataFrame, starts: Int64Array, columns: list[str]) -> pl.DataFrame:

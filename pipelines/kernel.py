@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from longbatch.pipelines.canonicalize import Facts, rows_of
@@ -19,6 +18,7 @@ from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.later import add_later_labels, closed_requests
 from longbatch.pipelines.order import paired_keys, repeated_rows, sort_rows
 from longbatch.pipelines.policies import HELD_BACK, KEPT, NO_ROLE, Fates, judge_users, policy_counts
+from longbatch.pipelines.runs import BoolArray, offsets_of
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.profile import Large
 from longbatch.schemas.spec import BuildSpec, Role
@@ -32,7 +32,6 @@ from longbatch.schemas.tables import (
 )
 from longbatch.validation.rules import CONFLICTING_REQUEST
 
-BoolArray = npt.NDArray[np.bool_]
 VISIBLE_TIME = "visible_time"
 
 
@@ -75,7 +74,7 @@ def build_bucket(spec: BuildSpec, rows: Mapping[str, pl.DataFrame], facts: Facts
         kept[source], ledgers[source] = _settle(spec, source, frame, facts.conflicts)
     events, targets = (_role_frame(spec, kept, role) for role in ("history", "requests"))
     judged = judge_users(spec.users, events["user_id"].to_numpy(), targets["user_id"].to_numpy())
-    event_fate, target_fate = judged.events.copy(), judged.targets.copy()
+    event_fate, target_fate = judged.events, judged.targets.copy()
     timelines = _timelines(_kept(events, event_fate))
     grouped = group_targets(spec, _kept(targets, target_fate))
     counts = judged.counts
@@ -114,7 +113,7 @@ def _hold_back(grouped: Requests, closed: BoolArray) -> tuple[Requests, Int64Arr
         return grouped, np.empty(0, dtype=np.int64)
     sizes = np.diff(grouped.target_offsets)
     keep = np.repeat(closed, sizes)
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes[closed])])
+    offsets = offsets_of(sizes[closed])
     requests = grouped.requests.filter(pl.Series(closed))
     targets = grouped.targets.filter(pl.Series(keep))
     return Requests(requests, targets, offsets, grouped.rows[keep]), grouped.rows[~keep]

@@ -14,12 +14,12 @@ from longbatch.pipelines.grouping import Requests
 from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.order import paired_keys, sort_rows
 from longbatch.pipelines.parse import polars_type
+from longbatch.pipelines.runs import BoolArray, offsets_of
 from longbatch.schemas.columns import Label
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec import BuildSpec
 
 GROUP = "_group"
-BoolArray = npt.NDArray[np.bool_]
 
 
 def closed_requests(spec: BuildSpec, requests: pl.DataFrame, log_end: int | None) -> BoolArray:
@@ -77,7 +77,7 @@ def _reduced(label: Label, values: npt.NDArray[np.generic], low: Int64Array, hig
 
 def _sums(values: Int64Array, low: Int64Array, high: Int64Array) -> pl.Series:
     """Sums of ranges of whole numbers, by prefix sums modulo 2^64; null where 64 bits cannot hold one."""
-    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(values)])
+    before = offsets_of(values)
     sums = pl.Series(before[high] - before[low])
     if not len(values) or float(np.abs(values.astype(np.float64)).max()) * len(values) < 2.0**63:
         return sums
@@ -110,7 +110,7 @@ def _reduced_floats(label: Label, values: npt.NDArray[np.float64], low: Int64Arr
         ends = np.append(values, 0.0)  # an end may lie behind the last value
         with np.errstate(over="ignore", invalid="ignore"):
             sums[some] = np.add.reduceat(ends, np.stack([low[some], high[some]], axis=1).reshape(-1))[::2]
-    infinite = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(~np.isfinite(values))])
+    infinite = offsets_of(~np.isfinite(values))
     lost = ~np.isfinite(sums) & (infinite[high] == infinite[low])
     return pl.Series(sums).set(pl.Series(lost), None)
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.kernel import Bucket
+from longbatch.pipelines.runs import changes, offsets_of, places, ranges, running_within
 from longbatch.schemas.ledger import Counts
 from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.tables import event_type, requests_schema, target_type, timelines_schema
@@ -55,9 +56,9 @@ def cut_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
     order = np.lexsort((place, user_id)) if place.any() else np.arange(len(place))
     user_id, place = user_id[order], place[order]
     sizes = np.diff(bucket.requests.target_offsets)[order]
-    new_range = _changes(user_id, place)
-    part = _running_within(sizes, new_range) // spec.block_targets
-    starts = np.flatnonzero(_changes(user_id, place, part))
+    new_range = changes(user_id, place)
+    part = running_within(sizes, new_range) // spec.block_targets
+    starts = np.flatnonzero(changes(user_id, place, part))
     history_end = bucket.history_end[order]
     history_start = np.maximum(0, history_end - length)
     base = bucket.event_start[order]
@@ -65,28 +66,13 @@ def cut_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
     first_user = user_id[starts]
     return Segments(
         user_id=first_user,
-        segment=_running_within(np.ones(len(starts), dtype=np.int64), _changes(first_user)),
+        segment=places(changes(first_user)),
         event_start=_reduce(np.minimum, base + history_start, starts),
         event_end=_reduce(np.maximum, base + history_end, starts),
         request_order=order,
         request_start=request_start,
         request_segment=np.repeat(np.arange(len(starts)), np.diff(request_start)),
     )
-
-
-def _changes(*columns: Int64Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Where any column differs from the row before; the first row always does."""
-    changed = np.ones(len(columns[0]), dtype=np.bool_)
-    if len(changed):
-        changed[1:] = np.logical_or.reduce([c[1:] != c[:-1] for c in columns])
-    return changed
-
-
-def _running_within(sizes: Int64Array, new_group: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Int64Array:
-    """Sum of the sizes before each row within its group."""
-    before = np.cumsum(sizes) - sizes
-    group = np.cumsum(new_group) - 1
-    return np.asarray(before - before[new_group][group], dtype=np.int64)
 
 
 def _reduce(ufunc: np.ufunc, values: Int64Array, starts: Int64Array) -> Int64Array:
@@ -106,7 +92,7 @@ def cut_blocks(segments: Segments, target_offsets: Int64Array, spec: BuildSpec) 
     events = segments.event_end - segments.event_start
     cost = np.maximum(events / spec.block_events, per_segment / spec.block_targets)
     block = np.floor(np.cumsum(cost) - cost).astype(np.int64)
-    return np.append(np.flatnonzero(_changes(block)), count)
+    return np.append(np.flatnonzero(changes(block)), count)
 
 
 def pack(bucket: Bucket, spec: BuildSpec) -> tuple[Iterator[tuple[pa.RecordBatch, pa.RecordBatch]], Counts]:
@@ -120,7 +106,7 @@ def _count(bucket: Bucket, spec: BuildSpec, segments: Segments) -> Counts:
     events = bucket.timelines.events.height
     lengths = segments.event_end - segments.event_start
     stored = _union_size(segments.event_start, segments.event_end)
-    users = np.flatnonzero(_changes(bucket.requests.requests["user_id"].to_numpy()))
+    users = np.flatnonzero(changes(bucket.requests.requests["user_id"].to_numpy()))
     reach = int(_reduce(np.maximum, bucket.history_end, users).sum())
     return bucket.counts + Counts(
         users=len(users),
@@ -144,12 +130,6 @@ def _union_size(starts: Int64Array, ends: Int64Array) -> int:
     return int(np.maximum(0, ends - np.maximum(starts, reached)).sum())
 
 
-def ranges(starts: Int64Array, sizes: Int64Array) -> Int64Array:
-    """Concatenate the ranges [start, start + size)."""
-    before = np.cumsum(sizes) - sizes
-    return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
-
-
 def _struct(frame: pl.DataFrame, names: dict[str, str], kind: pa.StructType) -> pa.StructArray:
     """Turn the columns of a frame (struct field -> column) into one struct array, cast to the schema's types."""
     arrays = [frame[names[f.name]].rechunk().to_arrow().cast(f.type) for f in kind]
@@ -168,7 +148,7 @@ def _blocks(
     """Gather events, requests and targets once, in storage order, then slice them into blocks."""
     lengths = segments.event_end - segments.event_start
     events = bucket.timelines.events[ranges(segments.event_start, lengths)]
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+    offsets = offsets_of(lengths)
     kind = event_type(spec)
     names = {f.name: f.name if f.name in ("item_id", "event_time") else f"history.{f.name}" for f in kind}
     values = _struct(events, names, kind)
@@ -201,7 +181,7 @@ def _requests_in_order(
 ) -> tuple[pl.DataFrame, Int64Array, pa.StructArray]:
     order = segments.request_order
     sizes = np.diff(bucket.requests.target_offsets)[order]
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
+    offsets = offsets_of(sizes)
     targets = bucket.requests.targets[ranges(bucket.requests.target_offsets[:-1][order], sizes)]
     kind = target_type(spec)
     labels = spec.requests.labels

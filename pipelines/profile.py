@@ -13,6 +13,7 @@ import polars as pl
 from longbatch.pipelines.hashing import Int64Array, mix
 from longbatch.pipelines.kernel import VISIBLE_TIME, Bucket
 from longbatch.pipelines.policies import largest
+from longbatch.pipelines.runs import changes, places
 from longbatch.schemas.profile import ColumnProfile, Profile, Skew, TableName, TableProfile
 from longbatch.schemas.spec import BuildSpec
 
@@ -91,9 +92,7 @@ def _sample(table: pl.DataFrame, rows: int) -> pl.DataFrame:
     """Keep the rows with the smallest hash of their user and their place among the user's rows, in their order."""
     if table.height > rows:
         user: Int64Array = table["user_id"].to_numpy()
-        first = np.flatnonzero(np.append(True, user[1:] != user[:-1]))
-        place = np.arange(len(user)) - np.repeat(first, np.diff(np.append(first, len(user))))
-        drawn = mix(mix(user.view(np.uint64) ^ SEED) + place.view(np.uint64))
+        drawn = mix(mix(user.view(np.uint64) ^ SEED) + places(changes(user)).view(np.uint64))
         table = table[np.sort(np.argpartition(drawn, rows)[:rows])]
     times = [pl.col(name).cast(pl.Datetime("us", "UTC")) for name in TIMES if name in table.columns]
     return table.with_columns(times)

@@ -15,9 +15,7 @@ from longbatch.schemas.errors import DataError, DatasetError
 from longbatch.schemas.shard import check_file
 from longbatch.schemas.spec import Role
 from longbatch.schemas.tables import source_roles
-from longbatch.validation.structure import Seen
-
-Progress = Callable[[str, float, float], None]
+from longbatch.validation.structure import Progress, Seen
 
 
 def file_findings(dataset: Dataset, report: Progress) -> Iterator[str]:
