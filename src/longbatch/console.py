@@ -1,0 +1,37 @@
+"""What all commands share: how they show progress and results, and the options that mean the same everywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, after success only.")]
+
+
+@contextmanager
+def progress_bars(enabled: bool = True) -> Iterator[Callable[[str, float, float], None]]:
+    """Progress bars on standard error, one per stage, for callbacks (stage, done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:>14}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not enabled) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: float, total: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+def show(document: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    """Print a result for machines or for people."""
+    typer.echo(json.dumps(document, indent=1, default=str) if as_json else text())

@@ -1,0 +1,71 @@
+"""The commands about what a layout costs on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longbatch.console import Json, Overwrite, progress_bars, show
+
+app = typer.Typer()
+
+
+@app.command()
+def measure(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    out: Annotated[Path, typer.Argument(help="The folder for savings.json and savings.html.")],
+    budget: Annotated[int, typer.Option(min=1, help="Megabytes to write of each layout in each format.")] = 600,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure what storing each timeline once saves: sample, request and user level, in five formats.
+
+    \b
+    Example:
+      longbatch measure dataset savings
+    """
+    from longbatch.jobs.measure import measure as run
+    from longbatch.jobs.summary import savings_text
+    from longbatch.schemas.dataset import open_dataset
+
+    with progress_bars() as progress:
+        savings = run(open_dataset(dataset), out, budget_bytes=budget * 1_000_000, seed=seed, progress=progress)
+    show(savings.as_dict(), as_json, lambda: savings_text(savings, str(out)))
+
+
+@app.command()
+def expand(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    out: Annotated[Path, typer.Argument(help="The folder of Parquet files to write.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the files with the dataset; OUT as it is, where it exists.")
+    ] = False,
+    history_length: Annotated[int | None, typer.Option(min=0, help="Default: the built one.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write the sample level of a dataset as Parquet: one row per target, its history copied into it.
+
+    With --check, both are hashed as multisets of rows, the files as they are read back: ends with 0 if they are equal,
+    with 1 if not. Where OUT exists and --overwrite is not given, --check writes nothing.
+
+    \b
+    Examples:
+      longbatch expand dataset samples --history-length 100
+      longbatch expand dataset samples --overwrite --check
+    """
+    from longbatch.jobs.expand import compare, expansion_text
+    from longbatch.jobs.expand import expand as run
+    from longbatch.schemas.dataset import open_dataset
+
+    opened = open_dataset(dataset)
+    with progress_bars() as progress:
+        if check and not overwrite and out.is_dir() and any(out.iterdir()):
+            found = compare(opened, out, history_length=history_length, progress=progress)
+        else:
+            found = run(opened, out, history_length=history_length, check=check, overwrite=overwrite, progress=progress)
+    show(found.as_dict(), as_json, lambda: expansion_text(found))
+    if not found.equal:
+        raise typer.Exit(1)

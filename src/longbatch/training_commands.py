@@ -1,0 +1,87 @@
+"""The commands of the reference trainer, and the demo of everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longbatch.console import Json, Overwrite, progress_bars, show
+from longbatch.schemas.errors import SpecError
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    run: Annotated[Path, typer.Argument(help="The folder to write the run to.")],
+    config: Annotated[Path | None, typer.Option(help="TrainConfig as TOML; see docs/trainer.md.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so long.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
+    history_length: Annotated[int | None, typer.Option(min=1, help="History length to train at.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the reference STCA model on the older requests and evaluate it on the newer ones.
+
+    \b
+    Example:
+      longbatch train dataset run --seconds 120
+    """
+    from longbatch.demo import load_config, training_progress
+    from longbatch.jobs.summary import metrics_text
+    from longbatch.trainer.loop import train as run_training
+
+    chosen = load_config(config, max_seconds=seconds, max_steps=steps, history_length=history_length)
+    with progress_bars() as progress:
+        report = run_training(dataset, run, chosen, progress=training_progress(progress, chosen))
+    show(
+        {**vars(report), "targets_per_second": report.targets_per_second},
+        as_json,
+        lambda: (
+            f"trained {report.steps:,} steps, {report.targets:,} targets in {report.seconds:.0f} s "
+            f"({report.targets_per_second:,.0f} targets/s)\n{metrics_text(report.metrics)}"
+        ),
+    )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run written by train.")],
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    history_lengths: Annotated[str, typer.Option(help="Lengths, separated by commas.")] = "100,500,2000,10000",
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run on the requests after its training, at several history lengths.
+
+    \b
+    Example:
+      longbatch evaluate run dataset --history-lengths 500,10000
+    """
+    from longbatch.demo import training_progress
+    from longbatch.jobs.summary import metrics_text
+    from longbatch.trainer.loop import evaluate as run_evaluation
+
+    try:
+        lengths = [int(length) for length in history_lengths.split(",")]
+    except ValueError:
+        raise SpecError(f"--history-lengths takes whole numbers and commas, not {history_lengths!r}") from None
+    with progress_bars() as progress:
+        found = run_evaluation(run, dataset, history_lengths=lengths, progress=training_progress(progress))
+    show({"metrics": found}, as_json, lambda: metrics_text(found))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")] = Path("demo"),
+    seconds: Annotated[float, typer.Option(min=1, help="Training time.")] = 110.0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Do all of it on simulated data, in minutes: simulate, build, audit, measure, train, evaluate, report."""
+    from longbatch.demo import demo as run
+
+    with progress_bars() as progress:
+        result = run(out, train_seconds=seconds, overwrite=overwrite, progress=progress)
+    show(result.document, as_json, lambda: result.text)
