@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from longbatch.pipelines.canonicalize import Facts, rows_of
+from longbatch.pipelines.canonicalize import Facts
 from longbatch.pipelines.grouping import Requests, group_targets
 from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.later import add_later_labels, closed_requests
-from longbatch.pipelines.order import paired_keys, repeated_rows, sort_rows
+from longbatch.pipelines.order import ranked_keys, repeated_rows, sort_rows
 from longbatch.pipelines.policies import HELD_BACK, KEPT, NO_ROLE, Fates, judge_users, policy_counts
-from longbatch.pipelines.runs import BoolArray, offsets_of
+from longbatch.pipelines.runs import BoolArray, changes, offsets_of
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.profile import Large
 from longbatch.schemas.spec import BuildSpec, Role
@@ -49,6 +49,25 @@ class Timelines:
 
 
 @dataclass(frozen=True)
+class Settled:
+    """A source's rows (N,), and the places (K,) of those that are sound and no duplicates, in order.
+
+    The rows themselves are not sorted: each role gathers what columns it needs, once.
+    """
+
+    rows: pl.DataFrame
+    places: Int64Array
+
+    def playing(self, spec: BuildSpec, source: str, role: Role) -> BoolArray:
+        """Which of the K kept rows play a role, (K,)."""
+        if role not in source_roles(spec, source):
+            return np.zeros(len(self.places), dtype=np.bool_)
+        if ROLE_COLUMN[role] in self.rows.columns:
+            return np.asarray(self.rows[ROLE_COLUMN[role]].to_numpy()[self.places])
+        return np.ones(len(self.places), dtype=np.bool_)
+
+
+@dataclass(frozen=True)
 class Bucket:
     """What the kernel makes of a bucket.
 
@@ -69,10 +88,10 @@ class Bucket:
 def build_bucket(spec: BuildSpec, rows: Mapping[str, pl.DataFrame], facts: Facts | None = None) -> Bucket:
     """Run the kernel on all canonical rows of some users, per source."""
     facts = facts or Facts()
-    kept, ledgers = {}, {}
+    settled, ledgers = {}, {}
     for source, frame in rows.items():
-        kept[source], ledgers[source] = _settle(spec, source, frame, facts.conflicts)
-    events, targets = (_role_frame(spec, kept, role) for role in ("history", "requests"))
+        settled[source], ledgers[source] = _settle(spec, source, frame, facts.conflicts)
+    events, targets = (_role_frame(spec, settled, role) for role in ("history", "requests"))
     judged = judge_users(spec.users, events["user_id"].to_numpy(), targets["user_id"].to_numpy())
     event_fate, target_fate = judged.events, judged.targets.copy()
     timelines = _timelines(_kept(events, event_fate))
@@ -83,24 +102,25 @@ def build_bucket(spec: BuildSpec, rows: Mapping[str, pl.DataFrame], facts: Facts
         grouped, held = _hold_back(grouped, closed)
         target_fate[np.flatnonzero(target_fate == KEPT)[held]] = HELD_BACK
         counts += Counts(held_back_requests=int((~closed).sum()), held_back_targets=len(held))
-        grouped = add_later_labels(spec, grouped, _role_frame(spec, kept, "actions"))
+        grouped = add_later_labels(spec, grouped, _role_frame(spec, settled, "actions"))
     if event_fate.any() or target_fate.any():
-        _book_policies(spec, kept, event_fate, target_fate, ledgers)
+        _book_policies(spec, settled, event_fate, target_fate, ledgers)
     start, end = _visible_ends(timelines, grouped.requests)
     end = _before_own_events(spec, timelines, grouped.requests, end)
     return Bucket(timelines, grouped, end - start, start, ledgers, counts, judged.users)
 
 
-def _role_frame(spec: BuildSpec, kept: Mapping[str, pl.DataFrame], role: Role) -> pl.DataFrame:
-    """Return the rows that play a role, in the names of the role's columns."""
-    rows = rows_of(kept[spec.section(role).source], role)
+def _role_frame(spec: BuildSpec, settled: Mapping[str, Settled], role: Role) -> pl.DataFrame:
+    """Return the kept rows that play a role, in order, in the names of the role's columns."""
+    source = spec.section(role).source
+    kept = settled[source]
     columns = [pl.col(canonical_name(m)).alias(name) for name, m in role_columns(spec, role).items()]
     if role == "history":
         columns.insert(0, pl.col(VISIBLE_TIME))
         if spec.one_log:
             request_time = canonical_name(request_columns(spec)["request_time"])
             columns += [pl.col("is_target"), pl.col(request_time).alias("request_time")]
-    return rows.select(columns)
+    return kept.rows.select(columns)[kept.places[kept.playing(spec, source, role)]]
 
 
 def _kept(rows: pl.DataFrame, fate: Fates) -> pl.DataFrame:
@@ -121,37 +141,28 @@ def _hold_back(grouped: Requests, closed: BoolArray) -> tuple[Requests, Int64Arr
 
 def _book_policies(
     spec: BuildSpec,
-    kept: Mapping[str, pl.DataFrame],
+    settled: Mapping[str, Settled],
     event_fate: Fates,
     target_fate: Fates,
     ledgers: dict[str, RowLedger],
 ) -> None:
     """Move rows that policies left out of all their roles from `accepted` to the policy, in each source's ledger."""
-    for source, rows in kept.items():
+    for source, kept in settled.items():
         fates = []
         played: tuple[tuple[Role, Fates], ...] = (("history", event_fate), ("requests", target_fate))
         for role, fate in played:
-            plays = _plays(spec, source, rows, role)
-            spread = np.full(rows.height, NO_ROLE, dtype=np.uint8)
+            plays = kept.playing(spec, source, role)
+            spread = np.full(len(plays), NO_ROLE, dtype=np.uint8)
             spread[plays] = fate if plays.any() else 0
             fates.append(spread)
-        left = policy_counts(fates[0], fates[1], _plays(spec, source, rows, "actions"))
+        left = policy_counts(fates[0], fates[1], kept.playing(spec, source, "actions"))
         ledgers[source] += RowLedger(accepted=-sum(left.values()), policies=left)
-
-
-def _plays(spec: BuildSpec, source: str, rows: pl.DataFrame, role: Role) -> BoolArray:
-    """Which rows of a source play a role, (N,)."""
-    if role not in source_roles(spec, source):
-        return np.zeros(rows.height, dtype=np.bool_)
-    if ROLE_COLUMN[role] in rows.columns:
-        return rows[ROLE_COLUMN[role]].to_numpy()
-    return np.ones(rows.height, dtype=np.bool_)
 
 
 def _settle(
     spec: BuildSpec, source: str, rows: pl.DataFrame, conflicts: pl.Series | None
-) -> tuple[pl.DataFrame, RowLedger]:
-    """Drop conflicting requests and exact duplicates, and leave the rows of a history in timeline order."""
+) -> tuple[Settled, RowLedger]:
+    """Leave out conflicting requests and exact duplicates, and find the order of the rows: of a history, the timeline's."""
     conflicting = 0
     if conflicts is not None and len(conflicts) and spec.requests.source == source:
         request_id = canonical_name(request_columns(spec)["request_id"])
@@ -171,7 +182,7 @@ def _settle(
         accepted=-conflicting - int(repeated.sum()),
         reasons={CONFLICTING_REQUEST: conflicting} if conflicting else {},
     )
-    return rows[order.permutation[~repeated]], ledger
+    return Settled(rows, order.permutation[~repeated]), ledger
 
 
 def visible_time(spec: BuildSpec) -> pl.Expr:
@@ -199,13 +210,18 @@ def _timelines(events: pl.DataFrame) -> Timelines:
 def _visible_ends(timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Array, Int64Array]:
     """Per request (R,): where its user's events begin, and where those visible strictly before it end."""
     user_id, time = requests["user_id"].to_numpy(), requests["request_time"].to_numpy()
-    start = np.searchsorted(timelines.user_id, user_id, side="left").astype(np.int64)
-    if not len(user_id) or not len(timelines.user_id):
+    begins = changes(timelines.user_id)
+    distinct = timelines.user_id[begins]
+    bounds = np.append(np.flatnonzero(begins), len(begins)).astype(np.int64)
+    asker = np.searchsorted(distinct, user_id)  # of a user without events: the next one
+    start = bounds[asker]
+    if not len(user_id) or not len(begins):
         return start, start.copy()
-    everybody = np.concatenate([timelines.user_id, user_id])
-    key = paired_keys(everybody, np.concatenate([timelines.visible_time, time]))
-    events, asked = key[: len(timelines.user_id)], key[len(timelines.user_id) :]
-    return start, np.searchsorted(events, asked, side="left").astype(np.int64)
+    ranks = np.concatenate([np.cumsum(begins) - 1, asker]).astype(np.uint64)
+    key = ranked_keys(ranks, len(distinct).bit_length(), np.concatenate([timelines.visible_time, time]))
+    end = np.searchsorted(key[: len(begins)], key[len(begins) :], side="left").astype(np.int64)
+    has_events = distinct[np.minimum(asker, len(distinct) - 1)] == user_id
+    return start, np.where(has_events, end, start)
 
 
 def _before_own_events(spec: BuildSpec, timelines: Timelines, requests: pl.DataFrame, end: Int64Array) -> Int64Array:

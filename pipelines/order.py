@@ -15,6 +15,7 @@ import polars as pl
 from longbatch.pipelines.hashing import Int64Array, UInt64Array
 
 KEY_BITS = 63
+PROBED = 1_000
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -63,7 +64,7 @@ def _packed_key(frame: pl.DataFrame, columns: list[str]) -> tuple[UInt64Array, i
                 column = column.rank("dense").fill_null(0).cast(pl.Int64)
             else:
                 return key, position
-        codes, bits = compact(column.to_numpy())
+        codes, bits, _ = compact(column.to_numpy())
         sparse = position == 0 and bits > frame.height.bit_length() + 2
         if position < 2 and (sparse or used + bits > KEY_BITS):
             codes, bits = dense_rank(column.to_numpy())
@@ -74,15 +75,20 @@ def _packed_key(frame: pl.DataFrame, columns: list[str]) -> tuple[UInt64Array, i
     return key, len(columns)
 
 
-def compact(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int]:
-    """Order-preserving codes from 0 and the bits they need: shifted by the minimum, divided by a common unit."""
+def compact(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int, int]:
+    """Order-preserving codes from 0 (shifted by the minimum, divided by a common unit), the bits they need, the unit."""
     low, high = int(values.min()), int(values.max())
     codes = values.astype(np.int64, copy=False).view(np.uint64) - np.uint64(low % 2**64)
     for unit in (1_000_000, 1_000):
-        if high - low >= 2**32 and not (codes % np.uint64(unit)).any():
-            codes, high, low = codes // np.uint64(unit), (high - low) // unit, 0
-            break
-    return codes, (high - low).bit_length()
+        if high - low >= 2**32 and not _has_rest(codes, unit):
+            codes //= np.uint64(unit)
+            return codes, ((high - low) // unit).bit_length(), unit
+    return codes, (high - low).bit_length(), 1
+
+
+def _has_rest(codes: UInt64Array, unit: int) -> bool:
+    """Whether some code is no multiple of the unit; most often the first few tell."""
+    return bool((codes[:PROBED] % np.uint64(unit)).any() or (codes % np.uint64(unit)).any())
 
 
 def dense_rank(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int]:
@@ -95,8 +101,12 @@ def paired_keys(groups: npt.NDArray[np.integer], moments: Int64Array) -> UInt64A
     """Keys (N,) that order as the pairs (group, moment) do."""
     if not len(groups):
         return np.empty(0, dtype=np.uint64)
-    ranks, rank_bits = dense_rank(groups)
-    codes, code_bits = compact(moments)
+    return ranked_keys(*dense_rank(groups), moments)
+
+
+def ranked_keys(ranks: UInt64Array, rank_bits: int, moments: Int64Array) -> UInt64Array:
+    """The same where the groups are ranks (N,) below 2^rank_bits already."""
+    codes, code_bits, _ = compact(moments)
     if rank_bits + code_bits > 64:
         codes, code_bits = dense_rank(moments)
     return (ranks << np.uint64(code_bits)) | codes
