@@ -73,13 +73,15 @@ def dictionaries_schema(spec: BuildSpec) -> pa.Schema:
     """Columns of a shard's dictionaries file: one list for each column of each dictionary, in one row."""
     return pa.schema(
         {
-            f"{dictionary.name}.{field.name}": pa.list_(
-                plane_type(field.type) if has_planes(field.type) else field.type
-            )
+            _stored_name(dictionary, field): pa.list_(plane_type(field.type) if has_planes(field.type) else field.type)
             for dictionary in dictionaries_of(spec)
             for field in dictionary.fields
         }
     )
+
+
+def _stored_name(dictionary: Dictionary, field: pa.Field) -> str:
+    return f"items.{field.name}" if dictionary.name == "items" else dictionary.name
 
 
 def build_dictionary(dictionary: Dictionary, tables: Sequence[Columns]) -> tuple[Columns, list[pa.Array]]:
@@ -149,7 +151,7 @@ def read_dictionaries(spec: BuildSpec, batch: pa.RecordBatch) -> dict[str, Colum
     for dictionary in dictionaries_of(spec):
         found[dictionary.name] = {}
         for field in dictionary.fields:
-            stored = batch[f"{dictionary.name}.{field.name}"].flatten()
+            stored = batch[_stored_name(dictionary, field)].flatten()
             values = from_planes(stored, field.type) if has_planes(field.type) else stored
             if _ascends(dictionary, field):
                 values = pa.array(np.cumsum(values.to_numpy(zero_copy_only=False)))

@@ -88,7 +88,7 @@ class Deltas:
 def to_deltas(times: pa.Array, offsets: Int64Array) -> Deltas:
     """Encode times, (T,) timestamps, of lists with these offsets, (N + 1,) from 0 to T."""
     whole = times.view(pa.int64())
-    numbers = whole.fill_null(0).to_numpy() if times.null_count else whole.to_numpy()
+    numbers = (pc.fill_null_forward(whole).fill_null(0) if times.null_count else whole).to_numpy()
     begins = offsets[:-1][np.diff(offsets) > 0]
     first = np.zeros(len(offsets) - 1, dtype=np.int64)
     first[np.diff(offsets) > 0] = numbers[begins]
