@@ -21,7 +21,7 @@ from longbatch.jobs.tasks import FOLDERS, Built, make_samples
 from longbatch.jobs.thresholds import check_built
 from longbatch.schemas.errors import DatasetError, LongbatchError, MachineError, SpecError
 from longbatch.schemas.ledger import Counts, RowLedger
-from longbatch.schemas.shard import disk_message
+from longbatch.schemas.shard import disk_message, shard_files
 from longbatch.schemas.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
 from longbatch.schemas.spec import BuildSpec, load_spec
 from longbatch.validation.rules import check_threshold_names
@@ -84,7 +84,7 @@ def build(
     for path in replaced:
         path.unlink(missing_ok=True)
     shutil.rmtree(root / "reports", ignore_errors=True)  # of the snapshot that this one replaced
-    listed = [row[table] for row in snapshot.shards for table in ("timelines", "requests")]
+    listed = [entry for row in snapshot.shards for entry in shard_files(row)]
     listed += [*snapshot.vocabulary, *snapshot.quarantine, *snapshot.samples]
     return BuildSummary(
         path=str(root),
@@ -167,7 +167,7 @@ def _unlisted(root: Path, snapshot: Snapshot) -> list[Path]:
     Asked before the commit: a build that starts after it must find its own files untouched (those that were
     writing already cannot commit any more, for this one takes their number).
     """
-    listed = {row[table]["path"] for row in snapshot.shards for table in ("timelines", "requests")}
+    listed = {entry["path"] for row in snapshot.shards for entry in shard_files(row)}
     listed |= {entry["path"] for entry in (*snapshot.vocabulary, *snapshot.quarantine, *snapshot.samples)}
     paths = [path for folder in FOLDERS for path in (root / folder).iterdir()]
     return [path for path in paths if path.relative_to(root).as_posix() not in listed]

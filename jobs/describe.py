@@ -13,6 +13,7 @@ from longbatch.pipelines.content import content_hash
 from longbatch.pipelines.hashing import hash_text
 from longbatch.schemas.dataset import Dataset, user_requests
 from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.shard import SHARD_TABLES
 from longbatch.schemas.spec import BuildSpec
 
 NEWEST_SHOWN = 10
@@ -22,7 +23,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
     """Plain values: counts, books, time range, schemas, files and bytes; with the content hash if asked."""
     counts, shards = dataset.counts, dataset.shards
-    sizes = {table: sum(row[table]["bytes"] for row in shards) for table in ("timelines", "requests")}
+    sizes = {table: sum((row[table] or {"bytes": 0})["bytes"] for row in shards) for table in SHARD_TABLES}
     described: dict[str, Any] = {
         "path": str(dataset.path),
         "name": dataset.spec.name,
@@ -30,6 +31,7 @@ def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "history_length": dataset.spec.history_length,
         "compression": dataset.spec.compression,
+        "encoding": "compact" if dataset.spec.is_compact else "plain",
         "counts": counts.as_dict(),
         "targets_per_request": counts.targets / max(1, counts.requests),
         "mean_history": counts.history_events / max(1, counts.requests),
@@ -38,7 +40,7 @@ def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
         "shards": len(shards),
         "blocks": sum(len(row["blocks"]) for row in shards),
         "bytes": sizes,
-        "bytes_per_event": sizes["timelines"] / max(1, counts.stored),
+        "bytes_per_event": sum(sizes.values()) / max(1, counts.stored),
         "ledgers": {source: ledger.as_dict() for source, ledger in dataset.snapshot.ledgers.items()},
         "collisions": dataset.snapshot.collisions,
         "log_end": None

@@ -53,7 +53,7 @@ from longbatch.jobs.storage import STORAGES, ZSTD_LEVEL, ParquetSettings, Storag
 from longbatch.pipelines.levels import OFFSET_BYTES
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.errors import MachineError, SpecError
-from longbatch.schemas.shard import disk_message
+from longbatch.schemas.shard import disk_message, shard_files
 
 VERSION = 1
 BUDGET_BYTES = 600_000_000
@@ -211,7 +211,7 @@ def predict(formula: dict[str, float], features: int) -> dict[str, tuple[float, 
 
 def _on_disk(dataset: Dataset, surveyed: Survey) -> dict[str, Any]:
     """The dataset as it lies there: bytes from its books, decoded and read by reading the surveyed blocks again."""
-    size = float(sum(row[table]["bytes"] for row in dataset.shards for table in ("timelines", "requests")))
+    size = float(sum(entry["bytes"] for row in dataset.shards for entry in shard_files(row)))
     started, decoded = time.perf_counter(), 0
     for block in read_blocks(dataset, surveyed.blocks):
         decoded += block.timelines.nbytes + block.requests.nbytes

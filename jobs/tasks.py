@@ -26,14 +26,14 @@ from longbatch.pipelines.profile import Samples, profile_bucket
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.profile import TABLES, Profile
-from longbatch.schemas.shard import codec_of, disk_message, write_shard
+from longbatch.schemas.shard import SHARD_TABLES, codec_of, disk_message, write_shard
 from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.tables import canonical_schema
 from longbatch.validation.rules import CONFLICTING_REQUEST, MALFORMED_ROW
 
 ROWS_PER_BUCKET = 1 << 20
 MAX_BUCKETS = 8192
-FOLDERS = ("timelines", "requests", "vocabulary", "quarantine", "samples", "snapshots")
+FOLDERS = (*SHARD_TABLES, "vocabulary", "quarantine", "samples", "snapshots")
 
 
 @dataclass(frozen=True)

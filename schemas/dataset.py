@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.ledger import Counts
-from longbatch.schemas.shard import Block, ShardReader, check_file
+from longbatch.schemas.shard import Block, ShardReader, check_file, shard_files
 from longbatch.schemas.snapshot import Snapshot, read_snapshot
 from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.stored import ALL_FIELDS, Fields
 from longbatch.schemas.tables import event_type, requests_schema, timelines_schema
 
 
@@ -62,9 +63,9 @@ class Dataset:
         """Rows of the snapshot's shards table."""
         return self.snapshot.shards
 
-    def shard(self, number: int) -> ShardReader:
-        """Open the files of one shard."""
-        return ShardReader(self.path, self.shards[number], self.spec)
+    def shard(self, number: int, fields: Fields = ALL_FIELDS) -> ShardReader:
+        """Open the files of one shard, to read all fields of events and targets or those given."""
+        return ShardReader(self.path, self.shards[number], self.spec, fields)
 
     def blocks(self) -> Iterator[Block]:
         """Read all blocks in order, one at a time."""
@@ -104,8 +105,8 @@ def open_dataset(path: str | Path, snapshot: int | None = None) -> Dataset:
     root = Path(path)
     dataset = Dataset(root, read_snapshot(root, snapshot))
     for row in dataset.shards:
-        for table in ("timelines", "requests"):
-            check_file(root, row[table])
+        for entry in shard_files(row):
+            check_file(root, entry)
     return dataset
 
 

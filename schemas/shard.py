@@ -1,6 +1,6 @@
-"""The shard: a pair of Arrow IPC files of one user bucket, timelines and requests, block beside block.
+"""The shard: Arrow IPC files of one user bucket, timelines and requests, block beside block, and their dictionaries.
 
-Writer and reader side by side; docs/format.md says the same to other languages.
+Writer and reader side by side; `stored` says how a block lies in them, docs/format.md the same to other languages.
 """
 
 from __future__ import annotations
@@ -8,19 +8,31 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from longbatch.schemas.dictionaries import dictionaries_schema, read_dictionaries
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.spec import BuildSpec
-from longbatch.schemas.tables import TIMESTAMP, requests_schema, timelines_schema
+from longbatch.schemas.stored import (
+    ALL_FIELDS,
+    Decoder,
+    Dictionaries,
+    Fields,
+    encode_blocks,
+    stored_requests_schema,
+    stored_timelines_schema,
+)
+from longbatch.schemas.tables import TIMESTAMP
 
+T = TypeVar("T")
 FILE_FIELDS = {"path": pa.string(), "bytes": pa.int64(), "sha256": pa.string()}
 BLOCK_FIELDS = {
     "segments": pa.int64(),
@@ -38,12 +50,14 @@ BLOCK_FIELDS = {
     "requests_crc32": pa.uint32(),
 }
 ZSTD_LEVEL = 3
+SHARD_TABLES = ("timelines", "requests", "dictionaries")
 COUNTED = ("segments", "events", "requests", "targets", "history_events")
 SHARDS_SCHEMA = pa.schema(
     {
         "bucket": pa.int32(),
         "timelines": pa.struct(FILE_FIELDS),
         "requests": pa.struct(FILE_FIELDS),
+        "dictionaries": pa.struct(FILE_FIELDS),
         **{f"total_{name}": pa.int64() for name in COUNTED},
         "first_request_time": TIMESTAMP,
         "last_request_time": TIMESTAMP,
@@ -164,26 +178,35 @@ class _TableWriter:
         self.file.path.unlink(missing_ok=True)
 
 
+def shard_files(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The file entries {path, bytes, sha256} of a row of the shards table: a shard without dictionaries has two."""
+    return [row[table] for table in SHARD_TABLES if row[table] is not None]
+
+
 def write_shard(
     root: Path, bucket: int, attempt: str, spec: BuildSpec, blocks: Iterable[tuple[pa.RecordBatch, pa.RecordBatch]]
 ) -> dict[str, Any] | None:
     """Write a bucket's blocks under `root`; return its row of the shards table, or None if there are no blocks.
 
     `attempt` makes the file names unique, so that a retried task never touches another's files. On an
-    error both files are removed.
+    error all its files are removed.
     """
     name = f"{bucket:05d}-{attempt}.arrow"
-    paths = root / "timelines" / name, root / "requests" / name
-    schemas = timelines_schema(spec), requests_schema(spec)
+    schemas = stored_timelines_schema(spec), stored_requests_schema(spec)
     tables: list[_TableWriter] = []
-    described = []
+    described: list[dict[str, Any]] = []
+    plain, blocks = tee(blocks)
     try:
-        for timelines, requests in blocks:
+        dictionaries, stored = encode_blocks(spec, blocks)
+        for (timelines, requests), batches in zip(plain, stored, strict=True):
             if not tables:
-                for path, schema in zip(paths, schemas, strict=True):
-                    tables.append(_TableWriter(path, schema, spec.compression))
-            places = tables[0].write(timelines), tables[1].write(requests)
+                for folder, schema in zip(SHARD_TABLES, schemas, strict=False):
+                    tables.append(_TableWriter(root / folder / name, schema, spec.compression))
+            places = tables[0].write(batches[0]), tables[1].write(batches[1])
             described.append(_describe(timelines, requests, places, spec.history_length))
+        if dictionaries is not None:
+            tables.append(_TableWriter(root / SHARD_TABLES[2] / name, dictionaries.schema, spec.compression))
+            tables[2].write(dictionaries)
         for table in tables:
             table.close()
     except BaseException:
@@ -221,6 +244,7 @@ def _shard_row(bucket: int, blocks: list[dict[str, Any]], files: list[dict[str, 
         "bucket": bucket,
         "timelines": files[0],
         "requests": files[1],
+        "dictionaries": files[2] if len(files) > 2 else None,
         **{f"total_{name}": sum(block[name] for block in blocks) for name in COUNTED},
         "first_request_time": min(block["first_request_time"] for block in blocks),
         "last_request_time": max(block["last_request_time"] for block in blocks),
@@ -229,23 +253,22 @@ def _shard_row(bucket: int, blocks: list[dict[str, Any]], files: list[dict[str, 
 
 
 class ShardReader:
-    """Reads blocks of one shard from memory-mapped files; opened where it is used, never pickled."""
+    """Reads blocks of one shard from memory-mapped files; opened where it is used, never pickled.
 
-    def __init__(self, root: Path, row: dict[str, Any], spec: BuildSpec) -> None:
-        self._root, self._row = root, row
+    fields: those of events and targets to read and decode; blocks then hold only them.
+    """
+
+    def __init__(self, root: Path, row: dict[str, Any], spec: BuildSpec, fields: Fields = ALL_FIELDS) -> None:
+        self._root, self._row, self._spec, self._fields = root, row, spec, fields
+        self._decoder = Decoder(spec, self._dictionaries(), fields) if spec.is_compact else None
         self._readers = {
-            "timelines": self._open("timelines", timelines_schema(spec)),
-            "requests": self._open("requests", requests_schema(spec)),
+            "timelines": self._open("timelines", stored_timelines_schema(spec)),
+            "requests": self._open("requests", stored_requests_schema(spec)),
         }
 
     def _open(self, table: str, schema: pa.Schema) -> pa.RecordBatchFileReader:
         path = check_file(self._root, self._row[table])
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{path} is not the Arrow file that was written: {error}; build it again") from None
-        if not reader.schema.equals(schema):
-            raise DatasetError(f"{path}: its columns are not those of the dataset's spec; build it again")
+        reader = _open_arrow(path, schema, self._included(table, schema))
         if reader.num_record_batches != len(self._row["blocks"]):
             raise DatasetError(
                 f"{path} holds {reader.num_record_batches} blocks, the snapshot lists {len(self._row['blocks'])}; "
@@ -253,38 +276,88 @@ class ShardReader:
             )
         return reader
 
+    def _included(self, table: str, schema: pa.Schema) -> list[int] | None:
+        """The columns of a file to read: what does not belong to events or targets, and of those the chosen."""
+        if self._decoder is None or self._fields == ALL_FIELDS:
+            return None
+        names = self._decoder.stored_names("events" if table == "timelines" else "targets")
+        return [place for place, name in enumerate(schema.names) if "." not in name or name in names]
+
+    def _dictionaries(self) -> Dictionaries:
+        schema = dictionaries_schema(self._spec)
+        if not schema.names:
+            return {}
+        if self._row["dictionaries"] is None:
+            raise DatasetError(
+                f"{self._root / self._row['timelines']['path']} has no dictionaries listed; build it again"
+            )
+        path = check_file(self._root, self._row["dictionaries"], checksum=True)
+        reader = _open_arrow(path, schema, None)
+        try:
+            return read_dictionaries(self._spec, reader.get_batch(0))
+        except (DatasetError, pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{path} cannot be read: {error}; build it again") from None
+
     def block(self, number: int) -> Block:
         """Read block `number`, checked: row counts against the snapshot, and every offset within bounds.
 
         Raises DatasetError naming file and block.
         """
-        batches = {}
-        for table, reader in self._readers.items():
-            where = f"{self._root / self._row[table]['path']}, block {number}"
-            try:
-                batches[table] = reader.get_batch(number)
-                batches[table].validate(full=True)
-            except (pa.ArrowException, OSError) as error:
-                raise DatasetError(f"{where} cannot be read: {error}; build it again") from None
-            listed = self._row["blocks"][number]["segments" if table == "timelines" else "requests"]
-            if batches[table].num_rows != listed:
-                raise DatasetError(
-                    f"{where} holds {batches[table].num_rows} rows, the snapshot lists {listed}; build it again"
-                )
-        block = Block(batches["timelines"], batches["requests"])
-        _check_cuts(block, f"{self._root / self._row['requests']['path']}, block {number}")
-        return block
+        stored = {table: self._stored(table, number) for table in self._readers}
+        where = {table: self._where(table, number) for table in self._readers}
+        if self._decoder is None:
+            block = Block(stored["timelines"], stored["requests"])
+            _check_cuts(block.timelines, block.requests, where["requests"])
+            return block
+        timelines, events = _told(where["timelines"], self._decoder.timelines, stored["timelines"])
+        _check_cuts(timelines, stored["requests"], where["requests"])
+        return Block(timelines, _told(where["requests"], self._decoder.requests, stored["requests"], timelines, events))
+
+    def _where(self, table: str, number: int) -> str:
+        return f"{self._root / self._row[table]['path']}, block {number}"
+
+    def _stored(self, table: str, number: int) -> pa.RecordBatch:
+        """One record batch as it lies in the file."""
+        where = self._where(table, number)
+        try:
+            batch = self._readers[table].get_batch(number)
+            batch.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{where} cannot be read: {error}; build it again") from None
+        listed = self._row["blocks"][number]["segments" if table == "timelines" else "requests"]
+        if batch.num_rows != listed:
+            raise DatasetError(f"{where} holds {batch.num_rows} rows, the snapshot lists {listed}; build it again")
+        return batch
 
 
-def _check_cuts(block: Block, where: str) -> None:
+def _told(where: str, decode: Callable[..., T], *parts: Any) -> T:
+    """Call a decoder; its errors say where."""
+    try:
+        return decode(*parts)
+    except (DatasetError, pa.ArrowException) as error:
+        raise DatasetError(f"{where} cannot be read: {error}; build it again") from None
+
+
+def _open_arrow(path: Path, schema: pa.Schema, included: list[int] | None) -> pa.RecordBatchFileReader:
+    options = pa.ipc.IpcReadOptions(included_fields=included)
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)), options=options)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} is not the Arrow file that was written: {error}; build it again") from None
+    if not reader.schema.equals(schema if included is None else pa.schema([schema.field(i) for i in included])):
+        raise DatasetError(f"{path}: its columns are not those of the dataset's spec; build it again")
+    return reader
+
+
+def _check_cuts(timelines: pa.RecordBatch, requests: pa.RecordBatch, where: str) -> None:
     """Raise DatasetError unless every request points to a timeline of its own user, and its slice lies inside."""
-    if not block.requests.num_rows:
+    if not requests.num_rows:
         return
-    rows, ends = block.requests["timeline_row"], block.requests["history_end"]
+    rows, ends = requests["timeline_row"], requests["history_end"]
     bounds = pc.min_max(rows)
-    if rows.null_count or bounds["min"].as_py() < 0 or bounds["max"].as_py() >= block.timelines.num_rows:
-        raise DatasetError(f"{where}: timeline_row points outside the {block.timelines.num_rows} timelines beside it")
-    lengths = pc.list_value_length(block.timelines["events"]).take(rows)
+    if rows.null_count or bounds["min"].as_py() < 0 or bounds["max"].as_py() >= timelines.num_rows:
+        raise DatasetError(f"{where}: timeline_row points outside the {timelines.num_rows} timelines beside it")
+    lengths = pc.list_value_length(timelines["events"]).take(rows)
     fine = pc.and_(pc.greater_equal(ends, 0), pc.less_equal(ends, lengths))
     if not pc.all(fine, skip_nulls=False).as_py():
         bad = pc.index(fine.fill_null(False), False).as_py()
@@ -292,12 +365,12 @@ def _check_cuts(block: Block, where: str) -> None:
             f"{where}: request row {bad} has history_end {ends[bad].as_py()}, "
             f"but its timeline holds {lengths[bad].as_py()} events"
         )
-    _check_owners(block, where)
+    _check_owners(timelines, requests, where)
 
 
-def _check_owners(block: Block, where: str) -> None:
-    requests, rows = block.requests, block.requests["timeline_row"]
-    pointed = {name: block.timelines[name].take(rows) for name in ("user_id", "segment")}
+def _check_owners(timelines: pa.RecordBatch, requests: pa.RecordBatch, where: str) -> None:
+    rows = requests["timeline_row"]
+    pointed = {name: timelines[name].take(rows) for name in ("user_id", "segment")}
     fine = pc.and_(*(pc.equal(requests[name], pointed[name]) for name in pointed))
     if not pc.all(fine, skip_nulls=False).as_py():
         bad = pc.index(fine.fill_null(False), False).as_py()

@@ -20,10 +20,10 @@ import pyarrow as pa
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.profile import Profile, profile_of
-from longbatch.schemas.shard import SHARDS_SCHEMA, check_file, disk_message
+from longbatch.schemas.shard import SHARDS_SCHEMA, check_file, disk_message, shard_files
 from longbatch.schemas.spec import BuildSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SNAPSHOT_NAME = re.compile(r"^(\d{8})\.json$")
 
 
@@ -55,7 +55,7 @@ def fingerprint(spec: BuildSpec, shards: tuple[dict[str, Any], ...]) -> str:
     digest = hashlib.sha256(f"longbatch format {FORMAT_VERSION}\n".encode())
     digest.update(json.dumps(_columns(spec), sort_keys=True, separators=(",", ":")).encode())
     for row in shards:
-        digest.update(f"\n{row['timelines']['sha256']} {row['requests']['sha256']}".encode())
+        digest.update(f"\n{' '.join(entry['sha256'] for entry in shard_files(row))}".encode())
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ from longbatch.schemas.explain import explain
 from longbatch.schemas.source import Source, SourceFormat
 
 Compression = Literal["zstd", "lz4", "none"]
+Encoding = Literal["compact", "plain"]
 Role = Literal["history", "requests", "actions"]
 ROLES: tuple[Role, ...] = ("history", "requests", "actions")
 RESERVED_NAMES = frozenset({"item_id", "event_time", "user_id", "request_id", "request_time", "targets"})
@@ -102,6 +103,12 @@ class Actions(Strict):
     until: AwareDatetime | None = None
 
 
+class Items(Strict):
+    """What belongs to an item and not to an event: history features that are stored once per item of a shard."""
+
+    features: tuple[Name, ...] = ()
+
+
 class Users(Strict):
     """Policies for users that no model wants.
 
@@ -140,6 +147,7 @@ class BuildSpec(Strict):
     name: str = "dataset"
     history_length: int = Field(default=10_000, ge=1, le=1_000_000)
     compression: Compression = "zstd"
+    encoding: Encoding | None = None
     block_events: int = Field(default=65_536, ge=1)
     block_targets: int = Field(default=65_536, ge=1)
     time_range: tuple[AwareDatetime, AwareDatetime] = (
@@ -152,6 +160,7 @@ class BuildSpec(Strict):
     history: History
     requests: Requests
     actions: Actions | None = None
+    items: Items = Items()
     users: Users = Users()
     expectations: Expectations = Expectations()
 
@@ -178,6 +187,7 @@ class BuildSpec(Strict):
             raise ValueError(f"sources {sorted(unused)} are used by none of {', '.join(self.roles)}")
         self._check_ids()
         self._check_actions()
+        self._check_encoding()
         self._refuse_reserved_names()
         if any(not 0 <= share <= 1 for share in self.max_rejected_for.values()):
             raise ValueError("max_rejected_for holds shares of rows between 0 and 1, such as 0.001")
@@ -208,6 +218,17 @@ class BuildSpec(Strict):
         if self.actions and self.actions.item_id.type != self.requests.item_id.type:
             raise ValueError("actions.item_id and requests.item_id differ in type, so no item would ever match")
 
+    def _check_encoding(self) -> None:
+        if self.encoding == "compact" and self.compression == "none":
+            raise ValueError('encoding "compact" only makes columns compress; with compression "none" it is "plain"')
+        unknown = [name for name in self.items.features if name not in self.history.features]
+        if unknown:
+            raise ValueError(
+                f"items.features {unknown} are no features of the history, {sorted(self.history.features)}"
+            )
+        if self.items.features and not self.is_compact:
+            raise ValueError("items.features are stored once per item in the compact encoding only; take them away")
+
     def _refuse_reserved_names(self) -> None:
         features = [*self.history.features, *self.requests.features]
         features += [*self.requests.target_features, *self.requests.labels]
@@ -216,6 +237,11 @@ class BuildSpec(Strict):
         )
         if reserved:
             raise ValueError(f"{sorted(reserved)} are columns of the format itself; give the feature another name")
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether files hold the compact encoding: by default where they are compressed."""
+        return (self.encoding or ("plain" if self.compression == "none" else "compact")) == "compact"
 
     @property
     def one_log(self) -> bool:

@@ -68,7 +68,7 @@ def stored(root: Path, spec: BuildSpec, log: pl.DataFrame, change: Change | None
     spec = spec.with_paths_from(root)
     built = build_in_memory(spec, {"log": log})
     blocks = [changed(spec, *block, change) for block in built.blocks]
-    for table in ("timelines", "requests", "snapshots"):
+    for table in ("timelines", "requests", "dictionaries", "snapshots"):
         (root / "dataset" / table).mkdir(parents=True)
     shard = write_shard(root / "dataset", 0, "test", spec, blocks)
     shards = () if shard is None else (shard,)

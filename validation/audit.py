@@ -108,6 +108,8 @@ def _meaning(spec: BuildSpec) -> dict[str, Any]:
 _MEANINGLESS = {
     "name",
     "compression",
+    "encoding",
+    "items",
     "block_events",
     "block_targets",
     "max_rejected",

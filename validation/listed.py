@@ -21,7 +21,8 @@ from longbatch.validation.structure import Progress, Seen
 def file_findings(dataset: Dataset, report: Progress) -> Iterator[str]:
     """Compare every listed file with its length, checksum and rows, and every block of a shard with its bytes."""
     shards = [(number, table) for number in range(len(dataset.shards)) for table in ("timelines", "requests")]
-    others = (*dataset.snapshot.vocabulary, *dataset.snapshot.quarantine, *dataset.snapshot.samples)
+    dictionaries = [row["dictionaries"] for row in dataset.shards if row["dictionaries"]]
+    others = (*dictionaries, *dataset.snapshot.vocabulary, *dataset.snapshot.quarantine, *dataset.snapshot.samples)
     entries = [*(dataset.shards[number][table] for number, table in shards), *others]
     total, done = sum(entry["bytes"] for entry in entries), 0
     for place, entry in enumerate(entries):

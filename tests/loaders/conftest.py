@@ -51,7 +51,7 @@ def time_of(seconds):
 def write_dataset(root, shards, *, request_id="int64", compression="zstd"):
     """Write shards, each a list of blocks, each a pair of lists of rows (timelines, requests)."""
     spec = parse_spec(SPEC.replace("REQUEST_ID", request_id).replace("COMPRESSION", compression))
-    for table in ("timelines", "requests"):
+    for table in ("timelines", "requests", "dictionaries"):
         (root / table).mkdir(parents=True)
     rows = []
     for bucket, blocks in enumerate(shards):

@@ -77,7 +77,7 @@ def batches(spec: BuildSpec, rows: Rows) -> tuple[pa.RecordBatch, pa.RecordBatch
 def write(root: Path, blocks: list[Rows], **changes: Any) -> Dataset:
     """Write a dataset of one shard, with keys of the spec changed."""
     spec = parse_spec(SPEC).model_copy(update=changes)
-    for table in ("timelines", "requests"):
+    for table in ("timelines", "requests", "dictionaries"):
         (root / table).mkdir(parents=True, exist_ok=True)
     row = write_shard(root, 7, "a1", spec, [batches(spec, rows) for rows in blocks])
     shards = () if row is None else (row,)

@@ -18,6 +18,7 @@ from longbatch.schemas import shard
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.shard import HashingFile, check_file, write_shard
+from longbatch.schemas.stored import stored_timelines_schema
 from longbatch.schemas.tables import timelines_schema
 
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]
@@ -278,4 +279,11 @@ def test_a_folder_that_is_not_there_leaves_no_open_file(
 
 
 def test_the_files_hold_the_columns_of_the_spec(dataset: Dataset) -> None:
-    assert pa.ipc.open_file(str(file_of(dataset, "timelines"))).schema == timelines_schema(dataset.spec)
+    assert pa.ipc.open_file(str(file_of(dataset, "timelines"))).schema == stored_timelines_schema(dataset.spec)
+
+
+def test_plain_files_hold_the_logical_tables(tmp_path: Path, write_dataset: Write, blocks: list[Rows]) -> None:
+    dataset = write_dataset(tmp_path / "x", blocks, encoding="plain")
+    file = pa.ipc.open_file(str(file_of(dataset, "timelines")))
+    assert file.schema == timelines_schema(dataset.spec)
+    assert file.get_batch(0).to_pylist() == blocks[0][0]

@@ -92,9 +92,9 @@ def test_a_commit_that_fails_at_the_very_end_leaves_nothing_visible(
 
 
 def test_an_unknown_version_of_the_format_is_refused(dataset: Dataset) -> None:
-    alter(dataset, format_version=2)
+    alter(dataset, format_version=1)
     with pytest.raises(
-        DatasetError, match=r"00000001\.json is of format 2; this longbatch reads format 1; install one"
+        DatasetError, match=r"00000001\.json is of format 1; this longbatch reads format 2; install one"
     ):
         open_dataset(dataset.path)
 
@@ -129,7 +129,7 @@ def test_a_missing_shards_table_is_named(dataset: Dataset) -> None:
 
 def test_a_shards_table_of_other_columns_is_refused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHARDS_SCHEMA", pa.schema({"bucket": pa.int32()}))
-    with pytest.raises(DatasetError, match=r"not the columns of a shards table of format 1"):
+    with pytest.raises(DatasetError, match=r"not the columns of a shards table of format 2"):
         open_dataset(dataset.path)
 
 
@@ -140,7 +140,7 @@ def test_a_shards_table_of_other_columns_is_refused(dataset: Dataset, monkeypatc
         (b"[1]", "TypeError"),
         (b"{}", "KeyError: 'format_version'"),
         (b"\xff", "UnicodeDecodeError"),
-        (b'{"format_version": 1, "shards": 5}', "TypeError"),
+        (b'{"format_version": 2, "shards": 5}', "TypeError"),
     ],
 )
 def test_a_snapshot_that_is_no_snapshot_is_refused(dataset: Dataset, text: bytes, message: str) -> None:

@@ -53,7 +53,7 @@ def dataset(tmp_path_factory):
     random = np.random.default_rng(0)
     root = tmp_path_factory.mktemp("trainer") / "dataset"
     spec = parse_spec(SPEC)
-    for table in ("timelines", "requests"):
+    for table in ("timelines", "requests", "dictionaries"):
         (root / table).mkdir(parents=True)
 
     def target(favourite):

@@ -304,7 +304,7 @@ def test_real_impressions_survive_the_audit(tmp_path: Path) -> None:
     )
     raw = {source: read_raw(spec, source) for source in spec.sources}
     built = build_in_memory(spec, raw)
-    for table in ("timelines", "requests", "snapshots"):
+    for table in ("timelines", "requests", "dictionaries", "snapshots"):
         (tmp_path / table).mkdir()
     shards = (write_shard(tmp_path, 0, "test", spec, built.blocks) or {},)
     commit(tmp_path, Snapshot(1, spec, built.counts, built.ledgers, 0, shards, (), (), fingerprint(spec, shards)))
