@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
-import pyarrow as pa
 
+from longbatch.jobs.partition import Partition
 from longbatch.jobs.sources import Chunk, Piece, plan_pieces, read_piece
 from longbatch.jobs.tasks import (
     Built,
@@ -36,43 +35,11 @@ from longbatch.jobs.tasks import (
 )
 from longbatch.pipelines.canonicalize import Facts, conflicting_requests, known_facts
 from longbatch.pipelines.where import TEXT_FORMATS
-from longbatch.schemas.errors import MachineError
 from longbatch.schemas.ledger import RowLedger
-from longbatch.schemas.shard import disk_message
 from longbatch.schemas.spec import BuildSpec
 
 Progress = Callable[[str, float, float], None]
 T = TypeVar("T")
-
-
-class Partition:
-    """Frames of one kind, split by bucket on disk: a file per chunk, a record batch per bucket in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: list[Path] = []
-        self._lock = threading.Lock()
-        folder.mkdir(parents=True)
-
-    def write(self, number: str, batches: list[pa.RecordBatch]) -> None:
-        """Write one chunk's batches, one per bucket."""
-        path = self.folder / f"{number}.arrow"
-        try:
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batches[0].schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-        except OSError as error:
-            raise MachineError(disk_message(error, path)) from None
-        with self._lock:
-            self.files.append(path)
-
-    def read(self, bucket: int) -> pl.DataFrame | None:
-        """Read all rows of one bucket, or return None if nothing was ever written."""
-        batches = []
-        for path in sorted(self.files):
-            with pa.OSFile(str(path)) as file:
-                batches.append(pa.ipc.open_file(file).get_batch(bucket))
-        return pl.DataFrame(pl.from_arrow(pa.Table.from_batches(batches))) if batches else None
 
 
 class LocalEngine:

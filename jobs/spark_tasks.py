@@ -30,6 +30,7 @@ from longbatch.jobs.tasks import (
     type_chunk,
 )
 from longbatch.pipelines.canonicalize import Facts, conflicting_requests
+from longbatch.pipelines.narrow import widen
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.profile import TABLES, profile_of
 from longbatch.schemas.shard import SHARDS_SCHEMA
@@ -120,8 +121,8 @@ def _stream(batch: pa.RecordBatch) -> bytes:
 
 
 def frame_of(parts: list[bytes]) -> pl.DataFrame:
-    tables = [pa.ipc.open_stream(part).read_all() for part in parts]
-    return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
+    """The rows of all parts, in one frame."""
+    return widen([pa.ipc.open_stream(part).read_next_batch() for part in parts])
 
 
 def conflicts_of(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

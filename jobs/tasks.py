@@ -21,6 +21,7 @@ from longbatch.pipelines.canonicalize import Canonical, Facts, canonicalize
 from longbatch.pipelines.hashing import bucket_of, hash_text
 from longbatch.pipelines.kernel import build_bucket
 from longbatch.pipelines.memory import user_column
+from longbatch.pipelines.narrow import narrow, with_codes
 from longbatch.pipelines.pack import pack
 from longbatch.pipelines.profile import Samples, profile_bucket
 from longbatch.schemas.errors import MachineError
@@ -104,10 +105,11 @@ def bucket_parts(spec: BuildSpec, source: str, typed: Canonical, buckets: int) -
 
 
 def split_by_bucket(frame: pl.DataFrame, bucket: Any, buckets: int) -> list[pa.RecordBatch]:
-    """One record batch per bucket, possibly empty; within a bucket the rows keep their order."""
+    """One record batch per bucket, possibly empty, its columns coded; within a bucket the rows keep their order."""
     order = np.argsort(bucket, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=buckets))])
-    whole = one_batch(frame[order])
+    narrowed, codes = narrow(frame)
+    whole = with_codes(one_batch(narrowed[order]), codes)
     return [whole.slice(int(a), int(b - a)) for a, b in pairwise(bounds)]
 
 

@@ -76,7 +76,8 @@ def _decoded(name: str, parts: list[tuple[pa.Array, Code | None]]) -> pl.Series:
 
 
 def _decode(array: pa.Array, code: Code | None, into: npt.NDArray[Any]) -> None:
-    values = array.to_numpy(zero_copy_only=True)
+    kind = np.dtype(array.type.to_pandas_dtype())
+    values = np.frombuffer(array.buffers()[1], dtype=kind, count=len(array), offset=array.offset * kind.itemsize)
     if code is None:
         into[:] = values
         return
