@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.order import compact
+from longbatch.pipelines.order import scale_of
 
 CODES = b"longbatch codes"
 Code = tuple[int, int]
@@ -26,20 +26,17 @@ def narrow(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Code]]:
     narrowed = []
     for column in frame.iter_columns():
         if column.dtype == pl.Int64 and len(column) and not column.null_count():
-            values, base, unit = _coded(column.to_numpy())
-            if values is not None:
-                codes[column.name] = base, unit
-                column = pl.Series(column.name, values)
+            values = column.to_numpy()
+            scale = scale_of(values)
+            if scale.bits <= 32:
+                codes[column.name] = scale.low, scale.unit
+                column = pl.Series(column.name, scale.codes(values, _dtype_of(scale.bits)))
         narrowed.append(column)
     return pl.DataFrame(narrowed), codes
 
 
-def _coded(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.unsignedinteger] | None, int, int]:
-    """Codes of 8, 16 or 32 bits with their base and unit, or None where 32 bits are too few."""
-    codes, bits, unit = compact(values)
-    if bits > 32:
-        return None, 0, 1
-    return codes.astype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32), int(values.min()), unit
+def _dtype_of(bits: int) -> npt.DTypeLike:
+    return np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
 
 
 def with_codes(batch: pa.RecordBatch, codes: dict[str, Code]) -> pa.RecordBatch:

@@ -106,6 +106,9 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build a dataset from raw logs: per-user timelines stored once, targets grouped per request."""
+    from longbatch.jobs.allocators import keep_freed_memory
+
+    keep_freed_memory()
     from longbatch.jobs.build import build as run
     from longbatch.jobs.local import LocalEngine
     from longbatch.jobs.spark import SparkEngine

@@ -105,7 +105,7 @@ def test_distinct_rows_are_repeated_nowhere() -> None:
     ],
 )
 def test_codes_keep_the_order_in_as_few_bits_as_it_takes(values: list[int], bits: int) -> None:
-    codes, needed, _ = compact(np.array(values, dtype=np.int64))
+    codes, needed = compact(np.array(values, dtype=np.int64))
     assert needed == bits
     assert int(codes[0]) == 0
     assert codes.tolist() == sorted(codes.tolist())
