@@ -80,7 +80,8 @@ def _facts(headline: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _decoded_section(savings: Savings) -> str:
-    formula, levels = savings.formula, savings.layouts[::2]
+    formula = savings.formula
+    levels = [savings.layout(name) for name in ("sample_level_by_log", "request_level_by_log", "user_level")]
     titles = [layout.title.split(",")[0] for layout in levels]
     chart = plots.bar_chart(
         "Decoded bytes per target",

@@ -1,8 +1,9 @@
 """Blocks as they are stored in the compact encoding, and back: the same rows, in columns that compress.
 
-A list of structs becomes a list for each field (`events.item_id`, `targets.click`), so that one column can be read without
-the others; wide values lie in planes, times of events as deltas, ids and text in the shard's dictionaries, and a target
-that is a later event of its own timeline is a reference to it. docs/format.md says the same to other languages.
+Events become a list for each field (`events.item_id`), so that one can be read without the others; targets, which are few,
+stay a list of structs, for offsets of short lists cost more than their values. Wide values lie in planes, times of events as
+deltas, ids and text in the shard's dictionaries, and a target that is a later event of its own timeline is a reference
+to it. docs/format.md says the same to other languages.
 """
 
 from __future__ import annotations
@@ -84,12 +85,9 @@ def _dictionary_of(spec: BuildSpec, table: TableName, name: str) -> str | None:
     return None
 
 
-def _stored_type(kind: pa.DataType) -> pa.DataType:
-    return pa.list_(plane_type(kind) if has_planes(kind) else kind)
-
-
-def _lists(spec: BuildSpec, table: TableName) -> dict[str, pa.DataType]:
-    return {f"{table}.{name}": _stored_type(kind) for name, kind in stored_columns(spec, table).items()}
+def _stored_types(spec: BuildSpec, table: TableName) -> dict[str, pa.DataType]:
+    columns = stored_columns(spec, table).items()
+    return {name: plane_type(kind) if has_planes(kind) else kind for name, kind in columns}
 
 
 def stored_timelines_schema(spec: BuildSpec) -> pa.Schema:
@@ -97,15 +95,17 @@ def stored_timelines_schema(spec: BuildSpec) -> pa.Schema:
     if not spec.is_compact:
         return timelines_schema(spec)
     ids = {"user_id": pa.int64(), "segment": pa.int32(), FIRST_TIME: TIMESTAMP, TIME_UNIT: pa.int32()}
-    return pa.schema({**ids, **_lists(spec, "events")})
+    lists = {f"events.{name}": pa.list_(kind) for name, kind in _stored_types(spec, "events").items()}
+    return pa.schema({**ids, **lists})
 
 
 def stored_requests_schema(spec: BuildSpec) -> pa.Schema:
-    """Arrow schema of a requests file: the columns of `requests_schema`, the targets' last."""
+    """Arrow schema of a requests file: that of the plain table but for the fields of targets."""
     plain = requests_schema(spec)
     if not spec.is_compact:
         return plain
-    return pa.schema({**{f.name: f.type for f in plain if f.name != "targets"}, **_lists(spec, "targets")})
+    targets = pa.list_(pa.struct(_stored_types(spec, "targets")))
+    return plain.set(plain.get_field_index("targets"), pa.field("targets", targets))
 
 
 @dataclass
@@ -180,17 +180,20 @@ def _store(spec: BuildSpec, block: Batches, events: _Records, targets: _Records)
         pa.array(deltas.first).view(TIMESTAMP),
         pa.array(np.full(timelines.num_rows, deltas.unit_us, dtype=np.int32)),
     ]
+    lists = [make_lists(events.offsets, column, events.lists) for column in _stored_arrays(spec, "events", events)]
+    kind = stored_requests_schema(spec).field("targets").type.value_type
+    shown = pa.StructArray.from_arrays(_stored_arrays(spec, "targets", targets), fields=list(kind))
     own = [requests[name] for name in requests.schema.names if name != "targets"]
+    asked = [*own, make_lists(targets.offsets, shown, targets.lists)]
     return (
-        pa.RecordBatch.from_arrays([*ids, *_as_lists(spec, "events", events)], schema=stored_timelines_schema(spec)),
-        pa.RecordBatch.from_arrays([*own, *_as_lists(spec, "targets", targets)], schema=stored_requests_schema(spec)),
+        pa.RecordBatch.from_arrays([*ids, *lists], schema=stored_timelines_schema(spec)),
+        pa.RecordBatch.from_arrays(asked, schema=stored_requests_schema(spec)),
     )
 
 
-def _as_lists(spec: BuildSpec, table: TableName, records: _Records) -> list[pa.Array]:
+def _stored_arrays(spec: BuildSpec, table: TableName, records: _Records) -> list[pa.Array]:
     columns = ((records.columns[name], kind) for name, kind in stored_columns(spec, table).items())
-    stored = [to_planes(column) if has_planes(kind) else column for column, kind in columns]
-    return [make_lists(records.offsets, column, records.lists) for column in stored]
+    return [to_planes(column) if has_planes(kind) else column for column, kind in columns]
 
 
 class Decoder:
@@ -203,9 +206,9 @@ class Decoder:
         self._spec, self._dictionaries, self._fields = spec, dictionaries, fields
         self._shared = shared_fields(spec) if spec.one_log else ()
 
-    def stored_names(self, table: TableName) -> list[str]:
-        """The stored list columns that the chosen fields need."""
-        return list(dict.fromkeys(f"{table}.{self._column(table, name)}" for name in self._needed(table)))
+    def stored_events(self) -> list[str]:
+        """The list columns of timelines that the chosen fields need."""
+        return list(dict.fromkeys(f"events.{self._column('events', name)}" for name in self._needed("events")))
 
     def _needed(self, table: TableName) -> list[str]:
         """The fields of a table to decode: the chosen ones, and of events those that chosen targets may refer to."""
@@ -223,8 +226,9 @@ class Decoder:
 
     def timelines(self, stored: pa.RecordBatch) -> tuple[pa.RecordBatch, Columns]:
         """The logical timelines, and all decoded columns of events, for the targets that refer to them."""
-        lists, offsets = _common_lists(stored, self.stored_names("events"))
-        columns = {name: self._values("events", name, stored) for name in self._needed("events")}
+        lists, offsets = _common_lists(stored, self.stored_events())
+        held = {name: stored[f"events.{self._column('events', name)}"].flatten() for name in self._needed("events")}
+        columns = {name: self._values("events", name, values) for name, values in held.items()}
         columns["event_time"] = self._times(stored, columns["event_time"], offsets)
         kind = pa.struct(self._fields.of("events", event_type(self._spec)))
         events = pa.StructArray.from_arrays([columns[name] for name in kind.names], fields=list(kind))
@@ -233,8 +237,12 @@ class Decoder:
 
     def requests(self, stored: pa.RecordBatch, timelines: pa.RecordBatch, events: Columns) -> pa.RecordBatch:
         """The logical requests; `timeline_row` and `history_end` must have been checked."""
-        lists, offsets = _common_lists(stored, self.stored_names("targets"))
-        columns = {name: self._values("targets", name, stored) for name in self._needed("targets")}
+        lists, offsets = stored["targets"], list_offsets(stored["targets"])
+        held = lists.flatten()
+        columns = {
+            name: self._values("targets", name, held.field(self._column("targets", name)))
+            for name in self._needed("targets")
+        }
         if self._spec.one_log:
             ahead = columns.pop(REFERENCE)
             places = referred_places(stored, list_offsets(timelines["events"]), offsets, ahead)
@@ -247,11 +255,10 @@ class Decoder:
         arrays = [*(stored[name] for name in own), make_lists(offsets, targets, lists)]
         return pa.RecordBatch.from_arrays(arrays, [*own, "targets"])
 
-    def _values(self, table: TableName, name: str, stored: pa.RecordBatch) -> pa.Array:
-        """One field of all records, (T,)."""
+    def _values(self, table: TableName, name: str, values: pa.Array) -> pa.Array:
+        """One field of all records, (T,), from the values of its stored column."""
         column = self._column(table, name)
         kind = stored_columns(self._spec, table)[column]
-        values = stored[f"{table}.{column}"].flatten()
         values = from_planes(values, kind) if has_planes(kind) else values
         for dictionary in dictionaries_of(self._spec):
             if (
