@@ -20,7 +20,8 @@ SAMPLED_EVENTS = 3_000_000
 class ColumnBytes:
     """Bytes at rest of a column of the whole dataset, scaled up from some of its blocks.
 
-    name: `timelines.<column>`, `events.<field>`, `requests.<column>`, `targets.<field>` or `dictionaries`.
+    name: `timelines.<column>`, `events.<field>`, `requests.<column>`, `targets.<field>`, `dictionaries` (files of
+    their own) or `headers` (what lies around the columns of each block).
     stored: as the dataset holds it. arrow, parquet: of the plain table with the dataset's codec, and with zstd in the better of
     dictionary and plain. None where the stored table or the plain table has no such column.
     """
@@ -54,8 +55,13 @@ def breakdown(dataset: Dataset, blocks: Sequence[tuple[int, int]]) -> list[Colum
         ColumnBytes(name, *(of[name] * scale if name in of else None for of in (stored, arrow, parquet)))
         for name in names
     ]
+    headers = whole - sum(stored.values()) * scale
     shared = sum(row["dictionaries"]["bytes"] for row in dataset.shards if row["dictionaries"])
-    return [*rows, *([ColumnBytes("dictionaries", float(shared), None, None)] if shared else [])]
+    return [
+        *rows,
+        *([ColumnBytes("dictionaries", float(shared), None, None)] if shared else []),
+        ColumnBytes("headers", headers, None, None),
+    ]
 
 
 def _stored_bytes(batches: Batches, compression: str) -> Counter[str]:
@@ -81,14 +87,15 @@ def _fields(table: str, lists: pa.ListArray, compression: str) -> Counter[str]:
 
 
 def _ipc_bytes(column: pa.Array, compression: str) -> int:
-    """Bytes of a column in a record batch, its share of the message's header included."""
-    batch = pa.RecordBatch.from_arrays([column], ["x"])
+    """Bytes of a column's buffers in a record batch: those of its message less those of an empty one's."""
     options = pa.ipc.IpcWriteOptions(compression=codec_of(compression), use_threads=False)
-    sink = pa.MockOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
-        before = sink.size()
-        writer.write_batch(batch)
-        return int(sink.size() - before)
+    sizes = []
+    for part in (column, column.slice(0, 0)):
+        sink = pa.MockOutputStream()
+        with pa.ipc.new_stream(sink, pa.schema([pa.field("x", column.type)]), options=options) as writer:
+            writer.write_batch(pa.RecordBatch.from_arrays([part], ["x"]))
+        sizes.append(int(sink.size()))
+    return sizes[0] - sizes[1]
 
 
 def _parquet_bytes(blocks: Sequence[Block]) -> Counter[str]:

@@ -216,7 +216,8 @@ def savings_text(savings: Savings, out: str) -> str:
     )
     headline = savings.headline
     lines.append(
-        f"times the bytes of this dataset: sample level in log order {headline['log_order']:.1f}, sorted by user "
+        f"times the bytes of this dataset: sample level shuffled {headline['shuffled']:.0f}, in log order "
+        f"{headline['log_order']:.1f}, sorted by user "
         f"{headline['sorted_by_user']:.1f} (Parquet zstd); to decode {headline['decoded']:.0f}; the smallest other "
         f"layout, {headline['smallest_title']}, {headline['smallest']:.2f}"
     )
