@@ -12,7 +12,7 @@ from longbatch.jobs.layouts import TIMELINE_BYTES, Survey
 from longbatch.pipelines.levels import OFFSET_BYTES
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.spec import BuildSpec
-from longbatch.schemas.tables import canonical_schema
+from longbatch.schemas.tables import canonical_schema, event_type
 
 TEXT_BYTES = 20.0  # of a text value where nothing says more: a request id, or a feature
 OFFSET_OF_TEXT_BYTES = 8  # Polars' strings have 64-bit offsets when written as Arrow
@@ -71,6 +71,7 @@ def rates(dataset: Dataset, columns: Sequence[ColumnBytes]) -> dict[str, float]:
         "event_at_rest": of["event"] / max(1, counts.stored_with_overlap),
         "request_at_rest": of["request"] / counts.requests,
         "target_at_rest": of["target"] / counts.targets,
+        "event_fields": event_type(dataset.spec).num_fields,
         "log_rows": float(sum(rows.values())),
         "row_shuffle_bytes": shuffled / max(1, sum(rows.values())),
     }
