@@ -52,7 +52,7 @@ font-variant-numeric:tabular-nums}
 th{font-weight:600;color:var(--soft);white-space:normal;vertical-align:bottom;line-height:1.25}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper);padding-left:0}
 tr.mine td{background:var(--panel);font-weight:600}
-@media(max-width:600px){td:first-child{white-space:normal;min-width:130px}}
+@media(max-width:600px){th,td{padding:5px 4px}td:first-child{white-space:normal;min-width:96px}}
 """
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from longbatch.jobs import plots
 from longbatch.jobs.layouts import SLICE_BYTES
 from longbatch.jobs.savings import Savings
-from longbatch.jobs.storage import ZSTD_LEVEL
 
 
 def savings_page(savings: Savings) -> str:
@@ -169,8 +168,7 @@ def _losses(savings: Savings) -> list[str]:
         shares = "; ".join(f"{title} ({ratio:.0%} of ours)" for ratio, title in sorted(better))
         lost.append(f"In this run, {words} than the dataset as it is: {shares or 'none'}.")
     lost[0] += (
-        f" (The dataset has small blocks, for shuffling and memory, and the default zstd level; the others have "
-        f"{SLICE_BYTES // 1_000_000} MB row groups and level {ZSTD_LEVEL}.)"
+        f" (The dataset has small blocks, for shuffling and memory; the others have row groups of {SLICE_BYTES // 1_000_000} MB.)"
     )
     return [*lost, *LIMITS]
 

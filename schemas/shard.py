@@ -18,19 +18,12 @@ from typing import Any, BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longbatch.schemas.dictionaries import dictionaries_schema, read_dictionaries
+from longbatch.schemas.decoder import Decoder
+from longbatch.schemas.dictionaries import Columns, dictionaries_schema, read_dictionaries
+from longbatch.schemas.encoder import encode_blocks
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.spec import BuildSpec
-from longbatch.schemas.stored import (
-    ALL_FIELDS,
-    Batches,
-    Decoder,
-    Dictionaries,
-    Fields,
-    encode_blocks,
-    stored_requests_schema,
-    stored_timelines_schema,
-)
+from longbatch.schemas.stored import ALL_FIELDS, Batches, Fields, stored_requests_schema, stored_timelines_schema
 from longbatch.schemas.tables import TIMESTAMP
 
 T = TypeVar("T")
@@ -281,10 +274,10 @@ class ShardReader:
         """The columns of a file to read: of the lists of events those that the chosen fields need."""
         if self._decoder is None or self._fields == ALL_FIELDS:
             return None
-        names = self._decoder.stored_events()
+        names = self._decoder.stored_events
         return [place for place, name in enumerate(schema.names) if not name.startswith("events.") or name in names]
 
-    def _dictionaries(self) -> Dictionaries:
+    def _dictionaries(self) -> dict[str, Columns]:
         schema = dictionaries_schema(self._spec)
         if not schema.names:
             return {}

@@ -9,18 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longbatch.schemas.decoder import Decoder
 from longbatch.schemas.dictionaries import read_dictionaries
+from longbatch.schemas.encoder import encode_blocks
 from longbatch.schemas.encoding import to_planes
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.spec import BuildSpec, parse_spec
-from longbatch.schemas.stored import (
-    Batches,
-    Decoder,
-    Fields,
-    encode_blocks,
-    stored_requests_schema,
-    stored_timelines_schema,
-)
+from longbatch.schemas.stored import Batches, Fields, stored_requests_schema, stored_timelines_schema
 from longbatch.schemas.tables import requests_schema, timelines_schema
 
 SPEC = """
