@@ -125,8 +125,8 @@ class Layout:
     """A table on its line of bytes.
 
     order: (N,) owners (requests or timelines of the survey) as they lie in the table. rows: (N,) rows each owner
-    has there. row_bytes: (N,) decoded bytes of one of them. tables: makes the tables of a slice.
-    scale: decoded bytes of the whole dataset in this layout for each of the survey.
+    has there, from its row `first` (N,) on, the first of all if None. row_bytes: (N,) decoded bytes of one of them.
+    tables: makes the tables of a slice. scale: decoded bytes of the whole dataset in this layout for each of the survey.
     """
 
     name: str
@@ -136,6 +136,7 @@ class Layout:
     row_bytes: Longs
     tables: Callable[[Slice], tuple[pa.Table, ...]]
     scale: float
+    first: Longs | None = None
 
     @property
     def bytes(self) -> int:
@@ -154,17 +155,17 @@ class Layout:
         begins = ends[low:high] - size * rows
         first = np.clip(-(-(start - begins) // size), 0, rows)
         last = np.clip(-(-(stop - begins) // size), 0, rows)
-        kept = last > first
-        return Slice(self.order[low:high][kept], first[kept], (last - first)[kept], size[kept])
+        kept, base = last > first, 0 if self.first is None else self.first[low:high]
+        return Slice(self.order[low:high][kept], (base + first)[kept], (last - first)[kept], size[kept])
 
 
-def layouts(survey: Survey) -> list[Layout]:
-    """The layouts to compare: sample and request level, in log order and by user, and the user level."""
+def layouts(survey: Survey, rng: np.random.Generator) -> list[Layout]:
+    """The layouts to compare: samples shuffled, sample and request level in log order and by user, and the user level."""
     targets, own = survey.target_counts, survey.copy_bytes
     log = np.argsort(survey.requests["request_time"].cast(pa.int64()).to_numpy(), kind="stable")
     orders = {"log": log, "user": np.arange(len(log))}
     words = {"log": "in log order", "user": "sorted by user"}
-    made = []
+    made = [_shuffled_layout(survey, rng)]
     for level, rows, row_bytes, tables in (
         ("sample", targets, own + survey.target_bytes, _sample_level),
         ("request", np.ones_like(targets), own + OFFSET_BYTES + targets * survey.target_bytes, _request_level),
@@ -188,6 +189,22 @@ def _bind(
     tables: Callable[[Survey, Slice], tuple[pa.Table, ...]], survey: Survey
 ) -> Callable[[Slice], tuple[pa.Table, ...]]:
     return lambda part: tables(survey, part)
+
+
+def _shuffled_layout(survey: Survey, rng: np.random.Generator) -> Layout:
+    """The sample level with no two rows of a request near each other but by chance."""
+    targets = rng.permutation(len(survey.targets))
+    owners = np.searchsorted(survey.target_offsets, targets, side="right") - 1
+    return Layout(
+        "sample_level_shuffled",
+        "sample level, shuffled",
+        owners,
+        np.ones_like(owners),
+        np.ceil((survey.copy_bytes + survey.target_bytes)[owners]).astype(np.int64),
+        _bind(_sample_level, survey),
+        survey.history_scale,
+        first=targets - survey.target_offsets[owners],
+    )
 
 
 def _user_layout(survey: Survey) -> Layout:

@@ -14,8 +14,12 @@ whole dataset (scaled up from slices of each table; `standard_error` says how fa
               sample {slices, slice_bytes, bytes, share, users, requests, targets},
               files [{format, codec, bytes, standard_error, write_seconds, read_seconds, settings}]}]
     on_disk {bytes, per_target, decoded_bytes, decoded_per_target, read_seconds, codec}: the dataset as it is
-    headline {decoded, log_order, sorted_by_user, smallest, smallest_title}: times as many bytes as on_disk
-OUT/savings.html says the same in words and pictures.
+    columns [{name, stored, arrow, parquet}]: bytes at rest of each column, as the dataset stores it, plainly in Arrow with its
+             codec, and in Parquet zstd in the better of dictionary and plain; null where there is no such column
+    rates {event_at_rest, request_at_rest, target_at_rest, event_fields, log_rows, row_shuffle_bytes, copied_bytes_per_second}: what
+             `longbatch plan` multiplies
+    headline {decoded, shuffled, log_order, sorted_by_user, smallest, smallest_title}: times as many bytes as on_disk
+OUT/savings.html says the same in words and pictures; OUT/*.png are the pictures.
 """
 
 from __future__ import annotations
@@ -34,9 +38,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from longbatch.jobs.columns import breakdown
+from longbatch.jobs.formula import means, predict, rates
 from longbatch.jobs.layouts import (
     SLICE_BYTES,
-    TIMELINE_BYTES,
     Layout,
     Slice,
     Survey,
@@ -47,17 +52,18 @@ from longbatch.jobs.layouts import (
     trial,
 )
 from longbatch.jobs.local import Progress
+from longbatch.jobs.pngs import write_pngs
 from longbatch.jobs.savings import File, LayoutSavings, Savings
-from longbatch.jobs.savings_page import savings_page
+from longbatch.jobs.savings_page import charts, savings_page
 from longbatch.jobs.storage import STORAGES, ZSTD_LEVEL, ParquetSettings, Storage, choose_settings, read, write
-from longbatch.pipelines.levels import OFFSET_BYTES
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.errors import MachineError, SpecError
 from longbatch.schemas.shard import disk_message, shard_files
 
-VERSION = 1
+VERSION = 2
 BUDGET_BYTES = 600_000_000
 LEAST_BUDGET_BYTES = 1_000_000
+COPIED_BYTES = 1 << 26
 
 
 def measure(
@@ -68,10 +74,10 @@ def measure(
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> Savings:
-    """Measure every layout and write savings.json and savings.html into `out`, over those of an earlier run.
+    """Measure every layout and write savings.json, savings.html and PNGs into `out`, over those of an earlier run.
 
     `budget_bytes` bounds the decoded bytes written of each layout in each format; a layout that is larger is
-    measured in slices spread over it at random, by `seed`. Takes some 200 MB of disk and 2 GB of memory at most.
+    measured in slices spread over it at random, by `seed`. The pictures are written as PNG too where matplotlib is installed. Takes some 200 MB of disk and 2 GB of memory at most.
     Raises SpecError (budget too small) and MachineError (disk full).
     """
     if budget_bytes < LEAST_BUDGET_BYTES:
@@ -83,6 +89,7 @@ def measure(
             savings = _measure(dataset, Path(folder), budget_bytes, seed, rng, progress)
         (root / "savings.json").write_text(json.dumps(savings.as_dict(), indent=2) + "\n", encoding="utf-8")
         (root / "savings.html").write_text(savings_page(savings), encoding="utf-8")
+        write_pngs(charts(savings), root, "savings")
     except OSError as error:
         raise MachineError(disk_message(error, root)) from None
     return savings
@@ -103,11 +110,12 @@ def _measure(
     dataset: Dataset, folder: Path, budget: int, seed: int, rng: np.random.Generator, progress: Progress
 ) -> Savings:
     surveyed = survey(dataset, rng)
-    formula = _formula(dataset, surveyed)
+    formula = means(dataset, surveyed)
     predicted = predict(formula, surveyed.events.type.num_fields)
     on_disk = _on_disk(dataset, surveyed)
+    columns = breakdown(dataset, surveyed.blocks)
     found = []
-    for layout in layouts(surveyed):
+    for layout in layouts(surveyed, rng):
         slices = cut_slices(layout, budget, rng)
         decoded, files, sample = measure_layout(layout, slices, folder, progress)
         per_target, copies = predicted[layout.name.split("_")[0]]
@@ -136,6 +144,8 @@ def _measure(
         settings=_settings(),
         layouts=found,
         on_disk=on_disk,
+        columns=columns,
+        rates={**rates(dataset, columns), "copied_bytes_per_second": copy_rate()},
         headline=_headline(found, on_disk),
     )
 
@@ -169,46 +179,6 @@ def _settings() -> dict[str, str]:
     }
 
 
-def _formula(dataset: Dataset, surveyed: Survey) -> dict[str, float]:
-    """The means that the formula needs; those of the history exact, from the dataset's books."""
-    sizes, targets = surveyed.history_sizes.astype(np.float64), surveyed.target_counts
-    counts = dataset.counts
-    beside = float((sizes * targets).sum() / max(1.0, sizes.sum()))
-    return {
-        "event_bytes": surveyed.event_bytes,
-        "request_bytes": surveyed.request_bytes,
-        "target_bytes": surveyed.target_bytes,
-        "targets_per_request": counts.targets / counts.requests,
-        "history_per_request": counts.history_events / counts.requests,
-        "history_per_target": beside * counts.history_events / counts.targets,
-        "targets_per_history": beside,
-        "requests_per_event": counts.history_events / max(1, counts.stored),
-        "stored_per_target": counts.stored_with_overlap / counts.targets,
-        "timelines_per_target": counts.segments / counts.targets,
-    }
-
-
-def predict(formula: dict[str, float], features: int) -> dict[str, tuple[float, float]]:
-    """Level -> (decoded bytes per target, copies of each stored event), from means alone.
-
-    With H history events, e bytes an event, q a request, t a target, m targets a request, o offsets of the lists:
-    sample level H_target e + q + t + o; request level (H_request e + q + o) / m + t; user level
-    (stored events * e + timelines * their ids) / targets + (q + pointers) / m + t.
-    """
-    e, q, t = formula["event_bytes"], formula["request_bytes"], formula["target_bytes"]
-    m, offsets = formula["targets_per_request"], OFFSET_BYTES * features
-    overlap = formula["requests_per_event"]
-    stored = formula["stored_per_target"] * e + formula["timelines_per_target"] * TIMELINE_BYTES
-    return {
-        "sample": (
-            formula["history_per_target"] * e + q + t + offsets,
-            overlap * formula["targets_per_history"],
-        ),
-        "request": ((formula["history_per_request"] * e + q + offsets + OFFSET_BYTES) / m + t, overlap),
-        "user": (stored + (q + 4 * OFFSET_BYTES) / m + t, 1.0),
-    }
-
-
 def _on_disk(dataset: Dataset, surveyed: Survey) -> dict[str, Any]:
     """The dataset as it lies there: bytes from its books, decoded and read by reading the surveyed blocks again."""
     size = float(sum(entry["bytes"] for row in dataset.shards for entry in shard_files(row)))
@@ -231,15 +201,29 @@ def _headline(found: Sequence[LayoutSavings], on_disk: dict[str, Any]) -> dict[s
     """How many times the bytes of the dataset as it is: to decode, and at rest of the baselines that people know."""
     by_name = {layout.name: layout for layout in found}
     log, by_user = by_name["sample_level_by_log"], by_name["sample_level_by_user"]
+    shuffled = by_name["sample_level_shuffled"]
     copied = [(file.bytes, f"{layout.title}, {file.title}") for layout in found[:-1] for file in layout.files]
     smallest, title = min(copied)
     return {
         "decoded": log.decoded_bytes / on_disk["decoded_bytes"],
+        "shuffled": shuffled.file("Parquet zstd").bytes / on_disk["bytes"],
         "log_order": log.file("Parquet zstd").bytes / on_disk["bytes"],
         "sorted_by_user": by_user.file("Parquet zstd").bytes / on_disk["bytes"],
         "smallest": smallest / on_disk["bytes"],
         "smallest_title": title,
     }
+
+
+def copy_rate() -> float:
+    """Bytes per second that one thread of this machine copies: the floor of any loader."""
+    source = np.ones(COPIED_BYTES, dtype=np.uint8)
+    target = np.empty_like(source)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        np.copyto(target, source)
+        seconds.append(time.perf_counter() - started)
+    return COPIED_BYTES / sorted(seconds)[2]
 
 
 def measure_layout(
@@ -293,7 +277,7 @@ def _contents(part: Slice, tables: tuple[pa.Table, ...]) -> tuple[int, int, set[
     users = set(pc.unique(last["user_id"]).to_pylist())
     if "targets" in last.column_names:
         return last.num_rows, len(pc.list_flatten(last["targets"])), users
-    return len(part.owners), last.num_rows, users
+    return len(np.unique(part.owners)), last.num_rows, users
 
 
 def measure_slice(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
@@ -51,7 +52,7 @@ font-variant-numeric:tabular-nums}
 th{font-weight:600;color:var(--soft);white-space:normal;vertical-align:bottom;line-height:1.25}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper);padding-left:0}
 tr.mine td{background:var(--panel);font-weight:600}
-@media(max-width:600px){td:first-child{white-space:normal;min-width:130px}}
+@media(max-width:600px){th,td{padding:5px 4px}td:first-child{white-space:normal;min-width:96px}}
 """
 
 
@@ -71,6 +72,22 @@ def _digits(value: float) -> str:
     if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2g}"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """What a chart of bars shows, in whatever form it is drawn; see `bar_chart`."""
+
+    title: str
+    labels: Sequence[str]
+    values: Sequence[float]
+    unit: str = ""
+    log: bool = False
+    highlight: Collection[int] = ()
+
+    def svg(self) -> str:
+        """The chart as a figure of a page."""
+        return bar_chart(self.title, self.labels, self.values, self.unit, log=self.log, highlight=self.highlight)
 
 
 def bar_chart(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from longbatch.jobs.columns import ColumnBytes
+
 
 @dataclass(frozen=True)
 class File:
@@ -56,6 +58,8 @@ class Savings:
     settings: dict[str, str]
     layouts: list[LayoutSavings]
     on_disk: dict[str, Any]
+    columns: list[ColumnBytes]
+    rates: dict[str, float]
     headline: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:

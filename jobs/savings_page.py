@@ -7,12 +7,11 @@ from typing import Any
 from longbatch.jobs import plots
 from longbatch.jobs.layouts import SLICE_BYTES
 from longbatch.jobs.savings import Savings
-from longbatch.jobs.storage import ZSTD_LEVEL
 
 
 def savings_page(savings: Savings) -> str:
     """The report for people: the same numbers, what they mean, which baseline is whose, and where ours loses."""
-    counts = savings.dataset
+    counts, drawn = savings.dataset, charts(savings)
     lead = plots.paragraph(
         f"{counts['targets']:,} targets in {counts['requests']:,} requests of {counts['users']:,} users, each with the "
         f"newest {counts['history_length']:,} events at most as its history. The same data, stored in each way that is "
@@ -22,9 +21,10 @@ def savings_page(savings: Savings) -> str:
         f"What longbatch saves: {counts['name']}",
         [
             ("", lead + plots.facts(_facts(savings.headline))),
-            ("Bytes a reader must decode", _decoded_section(savings)),
-            ("Bytes at rest", _files_section(savings, "bytes", "B", AT_REST)),
-            ("Time to read everything once", _files_section(savings, "read_seconds", "s", READING)),
+            ("Bytes a reader must decode", _decoded_section(savings, drawn["decoded"])),
+            ("Bytes at rest", plots.paragraph(AT_REST) + drawn["at-rest"].svg()),
+            ("Time to read everything once", plots.paragraph(READING) + drawn["read"].svg()),
+            ("Bytes at rest by column", _columns_section(savings)),
             ("Which comparison is yours", plots.bullets(BASELINES)),
             ("Where longbatch does not win", plots.bullets(_losses(savings))),
             ("All figures", _figures(savings)),
@@ -36,15 +36,18 @@ def savings_page(savings: Savings) -> str:
 AT_REST = (
     "Copies of a history that lie near each other cost a codec with a large window (zstd) next to nothing; codecs with "
     "a small one (lz4, snappy: 64 KB) miss every copy that lies further away than that. That is why order and codec "
-    "matter more here than the layout, and why a single ratio misleads. A log order that mixes the targets of one "
-    "request among those of others would compress worse than this one, where they share a time and stay together."
+    "matter more here than the layout, and why a single ratio misleads. Log order is measured at both its ends: with the "
+    "targets of a request side by side (logged when they are served), and shuffled, which is what it comes to where samples are "
+    "logged one by one as feedback arrives, among those of more users than a page of a file holds rows."
 )
 READING = (
     "What a codec hid has to be written out again at every read, and then be copied, collated and moved to the device: "
     "these times end at the Arrow arrays, so they are the least a reader spends."
 )
 BASELINES = (
-    "Rows are appended as they come, each with its history joined in: compare with sample level, in log order.",
+    "Rows are appended as feedback comes in, each with its history joined in, or were shuffled for training: compare with "
+    "sample level, shuffled.",
+    "All rows of a request are appended together when it is served: compare with sample level, in log order.",
     "The table is sorted or clustered by user (a table format's sort order does it): compare with sample level, sorted "
     "by user. It is the strongest sample-level baseline, and costs a sort.",
     "Rows are grouped by request already: compare with request level. What is left to save is the overlap of one "
@@ -73,22 +76,41 @@ def _facts(headline: dict[str, Any]) -> list[tuple[str, str]]:
     )
     return [
         (_times(headline["decoded"]), "fewer bytes to decode than with the history copied into every sample"),
-        (_times(headline["log_order"]), "fewer bytes at rest than that in log order, as Parquet zstd"),
+        (_times(headline["shuffled"]), "fewer bytes at rest than that shuffled, as Parquet zstd"),
+        (_times(headline["log_order"]), "fewer bytes at rest than that in log order, request by request"),
         (_times(headline["sorted_by_user"]), "fewer bytes at rest than that sorted by user, as Parquet zstd"),
         (_times(headline["smallest"]), against_best),
     ]
 
 
-def _decoded_section(savings: Savings) -> str:
-    formula, levels = savings.formula, savings.layouts[::2]
-    titles = [layout.title.split(",")[0] for layout in levels]
-    chart = plots.bar_chart(
-        "Decoded bytes per target",
-        titles,
-        [layout.decoded_per_target for layout in levels],
-        "B",
-        highlight=[2],
-    )
+LEVELS = ("sample_level_by_log", "request_level_by_log", "user_level")
+SHOWN = ("Parquet zstd", "Arrow zstd", "Arrow lz4")
+
+
+def charts(savings: Savings) -> dict[str, plots.Bars]:
+    """The pictures of the page, by the names of their PNG files."""
+    levels = [savings.layout(name) for name in LEVELS]
+    titles, decoded = zip(*((layout.title.split(",")[0], layout.decoded_per_target) for layout in levels), strict=True)
+    return {
+        "decoded": plots.Bars("Decoded bytes per target", titles, decoded, "B", highlight=[2]),
+        "at-rest": _files_chart(savings, "Bytes at rest, whole dataset", "bytes", "B"),
+        "read": _files_chart(savings, "Seconds to read and decode, one thread", "read_seconds", "s"),
+    }
+
+
+def _files_chart(savings: Savings, title: str, what: str, unit: str) -> plots.Bars:
+    bars = [
+        (f"{layout.title}, {name}", float(getattr(layout.file(name), what)))
+        for layout in savings.layouts[:-1]
+        for name in SHOWN
+    ]
+    bars.append((f"longbatch dataset as it is (Arrow {savings.on_disk['codec']})", savings.on_disk[what]))
+    labels, values = [label for label, _ in bars], [value for _, value in bars]
+    return plots.Bars(title, labels, values, unit, log=True, highlight=[len(bars) - 1])
+
+
+def _decoded_section(savings: Savings, chart: plots.Bars) -> str:
+    formula, levels = savings.formula, [savings.layout(name) for name in LEVELS]
     words = plots.paragraph(
         f"A formula predicts this from means: an event takes {formula['event_bytes']:.3g} bytes; a copied history "
         f"serves {formula['targets_per_history']:.3g} targets of its request; a stored event lies in the histories of "
@@ -102,26 +124,34 @@ def _decoded_section(savings: Savings) -> str:
             plots.number_text(layout.predicted_per_target, "B"),
             plots.number_text(layout.decoded_per_target, "B"),
         ]
-        for title, layout in zip(titles, levels, strict=True)
+        for title, layout in zip(chart.labels, levels, strict=True)
     ]
-    return words + chart + plots.table(["Per target", "Copies of an event", "Formula", "Measured"], rows, highlight=[2])
+    return (
+        words
+        + chart.svg()
+        + plots.table(["Per target", "Copies of an event", "Formula", "Measured"], rows, highlight=[2])
+    )
 
 
-def _files_section(savings: Savings, what: str, unit: str, words: str) -> str:
-    shown = ("Parquet zstd", "Arrow zstd", "Arrow lz4")
-    bars = [
-        (f"{layout.title}, {name}", float(getattr(layout.file(name), what)))
-        for layout in savings.layouts[:-1]
-        for name in shown
+def _columns_section(savings: Savings) -> str:
+    """Each column as it is stored, and what it would take elsewhere."""
+    words = plots.paragraph(
+        "What the dataset spends its bytes on. A dash in the first column: the values lie in a dictionary of the shard, under another name. "
+        "The other two are of the same rows in plain columns: in Arrow files with the dataset's codec, and in Parquet zstd with or "
+        "without a dictionary, whichever is smaller."
+    )
+    events = savings.dataset["events"]
+
+    def cells(value: float | None) -> list[str]:
+        return ["–", "–"] if value is None else [plots.number_text(value, "B"), f"{value / max(1, events):.2f}"]
+
+    rows = [
+        [column.name, *cells(column.stored), *cells(column.arrow), *cells(column.parquet)] for column in savings.columns
     ]
-    bars.append((f"longbatch dataset as it is (Arrow {savings.on_disk['codec']})", savings.on_disk[what]))
-    title = {
-        "bytes": "Bytes at rest, whole dataset",
-        "read_seconds": "Seconds to read and decode, one thread",
-    }[what]
-    labels, values = [label for label, _ in bars], [value for _, value in bars]
-    chart = plots.bar_chart(title, labels, values, unit, log=True, highlight=[len(bars) - 1])
-    return plots.paragraph(words) + chart
+    sums = [sum(getattr(column, of) or 0.0 for column in savings.columns) for of in ("stored", "arrow", "parquet")]
+    rows.append(["together", *(cell for value in sums for cell in cells(value))])
+    headers = ["", "as stored", "per event", "plain Arrow", "per event", "plain Parquet", "per event"]
+    return words + plots.table(headers, rows, highlight=[len(rows) - 1])
 
 
 def _losses(savings: Savings) -> list[str]:
@@ -138,8 +168,7 @@ def _losses(savings: Savings) -> list[str]:
         shares = "; ".join(f"{title} ({ratio:.0%} of ours)" for ratio, title in sorted(better))
         lost.append(f"In this run, {words} than the dataset as it is: {shares or 'none'}.")
     lost[0] += (
-        f" (The dataset has small blocks, for shuffling and memory, and the default zstd level; the others have "
-        f"{SLICE_BYTES // 1_000_000} MB row groups and level {ZSTD_LEVEL}.)"
+        f" (The dataset has small blocks, for shuffling and memory; the others have row groups of {SLICE_BYTES // 1_000_000} MB.)"
     )
     return [*lost, *LIMITS]
 

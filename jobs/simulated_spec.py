@@ -30,6 +30,9 @@ topic = "int16"
 dwell_ms = {{ type = "int32", min = 0, max = 86_400_000 }}
 click = {{ type = "int8", values = [0, 1] }}
 
+[items]
+features = ["author_id", "topic"]     # of the item, not of the event: stored once per item
+
 [requests]
 source = "log"
 where = "tab > 0"

@@ -67,11 +67,11 @@ def parquet_options(schema: pa.Schema, codec: str, settings: ParquetSettings) ->
 
 def choose_settings(tables: Sequence[pa.Table], codec: str) -> ParquetSettings:
     """Write tables, a part of what is to be written, with and without dictionaries; choose for each column."""
-    plain, all_paths = _column_bytes(tables, codec, False), _column_bytes(tables, codec, True)
+    plain, all_paths = column_bytes(tables, codec, False), column_bytes(tables, codec, True)
     return ParquetSettings(tuple(path for path in plain if all_paths[path] < plain[path]))
 
 
-def _column_bytes(tables: Sequence[pa.Table], codec: str, dictionary: bool) -> Counter[str]:
+def column_bytes(tables: Sequence[pa.Table], codec: str, dictionary: bool) -> Counter[str]:
     """Parquet path of a column -> its bytes in the files of all tables."""
     sizes: Counter[str] = Counter()
     for table in tables:

@@ -11,7 +11,7 @@ from longbatch.jobs.simulate import SimulationReport
 from longbatch.jobs.validate import Validation
 from longbatch.validation.audit import Audit
 
-UNITS = ("B", "KB", "MB", "GB", "TB")
+UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
 
 
 def size_text(size_bytes: float) -> str:
@@ -216,8 +216,40 @@ def savings_text(savings: Savings, out: str) -> str:
     )
     headline = savings.headline
     lines.append(
-        f"times the bytes of this dataset: sample level in log order {headline['log_order']:.1f}, sorted by user "
+        f"times the bytes of this dataset: sample level shuffled {headline['shuffled']:.0f}, in log order "
+        f"{headline['log_order']:.1f}, sorted by user "
         f"{headline['sorted_by_user']:.1f} (Parquet zstd); to decode {headline['decoded']:.0f}; the smallest other "
         f"layout, {headline['smallest_title']}, {headline['smallest']:.2f}"
     )
     return "\n".join([*lines, f"open {out}/savings.html"])
+
+
+def plan_text(planned: Mapping[str, Any]) -> str:
+    """A plan as people read it: storage by layout, the build, and reading."""
+    volume, build, reading = planned["volume"], planned["build"], planned["reading"]
+    targets = volume["targets"]
+    lines = [
+        f"{volume['users']:,.0f} users, {volume['requests']:,.0f} requests, {targets:,.0f} targets, "
+        f"{volume['stored_events']:,.0f} stored events",
+        "",
+        f"{'storage':<46}{'at rest':>12}{'decoded':>12}{'at rest per target':>20}",
+    ]
+    lines += [
+        f"{layout['title']:<46}{size_text(layout['bytes']):>12}{size_text(layout['decoded_bytes']):>12}"
+        f"{size_text(layout['bytes'] / targets):>20}"
+        for layout in planned["layouts"]
+    ]
+    rows = {
+        "build": "",
+        "  rows of the log": f"{build['log_rows']:,.0f}",
+        "  shuffled": size_text(build["shuffle_bytes"]),
+        "  buckets": f"{build['buckets']:,.0f}, of {build['rows_per_bucket']:,.0f} rows",
+        "  memory per task": size_text(build["task_memory_bytes"]),
+        f"reading, {planned['demand']['trainers']:,} trainers": "",
+        "  requests": f"{reading['requests_per_second']:,.0f}/s; an epoch takes {reading['epoch_days']:.1f} days",
+        "  from storage": f"{size_text(reading['read_bytes_per_second'])}/s",
+        "  to trainers": f"{size_text(reading['batch_bytes_per_second'])}/s",
+        "  loader cores": f"{reading['cores']:,.0f}",
+        "  loader hosts": f"{reading['hosts']:,.0f}, of {planned['demand']['cores_per_host']} cores",
+    }
+    return "\n".join([*lines, "", _lines(list(rows.items()))])

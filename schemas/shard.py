@@ -18,18 +18,12 @@ from typing import Any, BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longbatch.schemas.dictionaries import dictionaries_schema, read_dictionaries
+from longbatch.schemas.decoder import Decoder
+from longbatch.schemas.dictionaries import Columns, dictionaries_schema, read_dictionaries
+from longbatch.schemas.encoder import encode_blocks
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.spec import BuildSpec
-from longbatch.schemas.stored import (
-    ALL_FIELDS,
-    Decoder,
-    Dictionaries,
-    Fields,
-    encode_blocks,
-    stored_requests_schema,
-    stored_timelines_schema,
-)
+from longbatch.schemas.stored import ALL_FIELDS, Batches, Fields, stored_requests_schema, stored_timelines_schema
 from longbatch.schemas.tables import TIMESTAMP
 
 T = TypeVar("T")
@@ -277,13 +271,13 @@ class ShardReader:
         return reader
 
     def _included(self, table: str, schema: pa.Schema) -> list[int] | None:
-        """The columns of a file to read: what does not belong to events or targets, and of those the chosen."""
+        """The columns of a file to read: of the lists of events those that the chosen fields need."""
         if self._decoder is None or self._fields == ALL_FIELDS:
             return None
-        names = self._decoder.stored_names("events" if table == "timelines" else "targets")
-        return [place for place, name in enumerate(schema.names) if "." not in name or name in names]
+        names = self._decoder.stored_events
+        return [place for place, name in enumerate(schema.names) if not name.startswith("events.") or name in names]
 
-    def _dictionaries(self) -> Dictionaries:
+    def _dictionaries(self) -> dict[str, Columns]:
         schema = dictionaries_schema(self._spec)
         if not schema.names:
             return {}
@@ -303,15 +297,18 @@ class ShardReader:
 
         Raises DatasetError naming file and block.
         """
-        stored = {table: self._stored(table, number) for table in self._readers}
-        where = {table: self._where(table, number) for table in self._readers}
+        timelines, requests = self.stored(number)
+        where = self._where("requests", number)
         if self._decoder is None:
-            block = Block(stored["timelines"], stored["requests"])
-            _check_cuts(block.timelines, block.requests, where["requests"])
-            return block
-        timelines, events = _told(where["timelines"], self._decoder.timelines, stored["timelines"])
-        _check_cuts(timelines, stored["requests"], where["requests"])
-        return Block(timelines, _told(where["requests"], self._decoder.requests, stored["requests"], timelines, events))
+            _check_cuts(timelines, requests, where)
+            return Block(timelines, requests)
+        timelines, events = _told(self._where("timelines", number), self._decoder.timelines, timelines)
+        _check_cuts(timelines, requests, where)
+        return Block(timelines, _told(where, self._decoder.requests, requests, timelines, events))
+
+    def stored(self, number: int) -> Batches:
+        """Block `number` as it lies in the files, timelines and requests; only row counts are checked."""
+        return self._stored("timelines", number), self._stored("requests", number)
 
     def _where(self, table: str, number: int) -> str:
         return f"{self._root / self._row[table]['path']}, block {number}"

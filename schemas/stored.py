@@ -1,47 +1,25 @@
-"""Blocks as they are stored in the compact encoding, and back: the same rows, in columns that compress.
+"""How tables lie in files: plainly, or in the compact encoding, the same rows in columns that compress.
 
-A list of structs becomes a list for each field (`events.item_id`, `targets.click`), so that one column can be read without
-the others; wide values lie in planes, times of events as deltas, ids and text in the shard's dictionaries, and a target
-that is a later event of its own timeline is a reference to it. docs/format.md says the same to other languages.
+Events become a list for each field (`events.item_id`), so that one can be read without the others; targets, which are few,
+stay a list of structs, for offsets of short lists cost more than their values. Wide values lie in planes, times of events as
+deltas, ids and text in the shard's dictionaries, and a target that is a later event of its own timeline is a reference
+to it. docs/format.md says the same to other languages; `encoder` and `decoder` do it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from longbatch.schemas.dictionaries import (
-    INDEX,
-    Columns,
-    TableName,
-    build_dictionary,
-    dictionaries_batch,
-    dictionaries_of,
-)
-from longbatch.schemas.encoding import (
-    Deltas,
-    Int64Array,
-    from_deltas,
-    from_planes,
-    has_planes,
-    list_offsets,
-    make_lists,
-    plane_type,
-    to_deltas,
-    to_planes,
-)
-from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.references import REFERENCE, find_references, referred_places, shared_fields
+from longbatch.schemas.dictionaries import INDEX, Dictionary, TableName, dictionaries_of
+from longbatch.schemas.encoding import has_planes, plane_type
+from longbatch.schemas.references import REFERENCE
 from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.tables import TIMESTAMP, event_type, requests_schema, target_type, timelines_schema
 
 FIRST_TIME, TIME_UNIT = "first_event_time", "time_unit_us"
 Batches = tuple[pa.RecordBatch, pa.RecordBatch]
-Dictionaries = Mapping[str, Columns]
 
 
 @dataclass(frozen=True)
@@ -61,35 +39,43 @@ class Fields:
 ALL_FIELDS = Fields()
 
 
-def stored_columns(spec: BuildSpec, table: TableName) -> dict[str, pa.DataType]:
-    """Stored column of a table's records -> logical type: places in dictionaries, references, and the other fields."""
+@dataclass(frozen=True)
+class StoredColumn:
+    """A stored column of events or targets. kind: the type of its values once planes are put together.
+
+    gives: the fields that come out of it: by its dictionary if it has one, else one field of the column's own name.
+    """
+
+    name: str
+    kind: pa.DataType
+    gives: tuple[str, ...]
+    dictionary: str | None = None
+
+    @property
+    def stored_type(self) -> pa.DataType:
+        """The type of its values in the file."""
+        return plane_type(self.kind) if has_planes(self.kind) else self.kind
+
+
+def stored_columns(spec: BuildSpec, table: TableName) -> tuple[StoredColumn, ...]:
+    """The stored columns of a table's records in the compact encoding, in order."""
     kind = event_type(spec) if table == "events" else target_type(spec)
-    columns: dict[str, pa.DataType] = {}
+    held = {f.name: d for d in dictionaries_of(spec) if table in d.tables for f in d.fields}
+    columns: dict[str, StoredColumn] = {}
     if table == "targets" and spec.one_log:
-        columns[REFERENCE] = INDEX
-    for name in kind.names:
-        dictionary = _dictionary_of(spec, table, name)
-        if dictionary is None:
-            columns[name] = pa.int64() if name == "event_time" and table == "events" else kind.field(name).type
-        else:
-            columns[dictionary] = INDEX
-    return columns
+        columns[REFERENCE] = StoredColumn(REFERENCE, INDEX, (REFERENCE,))
+    for field in kind:
+        column = _stored_column(field, table, held.get(field.name))
+        columns.setdefault(column.name, column)
+    return tuple(columns.values())
 
 
-def _dictionary_of(spec: BuildSpec, table: TableName, name: str) -> str | None:
-    """The stored column that holds a field by its place in a dictionary."""
-    for dictionary in dictionaries_of(spec):
-        if table in dictionary.tables and name in (f.name for f in dictionary.fields):
-            return dictionary.column
-    return None
-
-
-def _stored_type(kind: pa.DataType) -> pa.DataType:
-    return pa.list_(plane_type(kind) if has_planes(kind) else kind)
-
-
-def _lists(spec: BuildSpec, table: TableName) -> dict[str, pa.DataType]:
-    return {f"{table}.{name}": _stored_type(kind) for name, kind in stored_columns(spec, table).items()}
+def _stored_column(field: pa.Field, table: TableName, dictionary: Dictionary | None) -> StoredColumn:
+    if dictionary is not None:
+        gives = tuple(entry.name for entry in dictionary.fields)
+        return StoredColumn(dictionary.column, INDEX, gives, dictionary.name)
+    steps = table == "events" and field.name == "event_time"
+    return StoredColumn(field.name, pa.int64() if steps else field.type, (field.name,))
 
 
 def stored_timelines_schema(spec: BuildSpec) -> pa.Schema:
@@ -97,195 +83,14 @@ def stored_timelines_schema(spec: BuildSpec) -> pa.Schema:
     if not spec.is_compact:
         return timelines_schema(spec)
     ids = {"user_id": pa.int64(), "segment": pa.int32(), FIRST_TIME: TIMESTAMP, TIME_UNIT: pa.int32()}
-    return pa.schema({**ids, **_lists(spec, "events")})
+    lists = {f"events.{column.name}": pa.list_(column.stored_type) for column in stored_columns(spec, "events")}
+    return pa.schema({**ids, **lists})
 
 
 def stored_requests_schema(spec: BuildSpec) -> pa.Schema:
-    """Arrow schema of a requests file: the columns of `requests_schema`, the targets' last."""
+    """Arrow schema of a requests file: that of the plain table but for the fields of targets."""
     plain = requests_schema(spec)
     if not spec.is_compact:
         return plain
-    return pa.schema({**{f.name: f.type for f in plain if f.name != "targets"}, **_lists(spec, "targets")})
-
-
-@dataclass
-class _Records:
-    """The events, or the targets, of one block while they are encoded."""
-
-    lists: pa.ListArray
-    offsets: Int64Array
-    columns: Columns = field(default_factory=dict)
-
-
-def encode_blocks(spec: BuildSpec, blocks: Iterable[Batches]) -> tuple[pa.RecordBatch | None, Iterable[Batches]]:
-    """Encode a shard's blocks: the dictionaries' one row, None where the spec has none, and the stored blocks.
-
-    With dictionaries all blocks are held, for they must be known before the first block can be stored.
-    """
-    if not spec.is_compact:
-        return None, blocks
-    if not dictionaries_of(spec):
-        return None, (_store(spec, block, *_split(spec, block)) for block in blocks)
-    held = list(blocks)
-    records = [_split(spec, block) for block in held]
-    batch = _replace_by_places(spec, records) if held else None
-    return batch, (_store(spec, block, *parts) for block, parts in zip(held, records, strict=True))
-
-
-def _split(spec: BuildSpec, block: Batches) -> tuple[_Records, _Records]:
-    """Take events and targets apart into columns; those of targets that refer to an event are null."""
-    timelines, requests = block
-    events, targets = _records(timelines["events"]), _records(requests["targets"])
-    if spec.one_log:
-        shared = shared_fields(spec)
-        ahead = find_references(requests, events.columns, events.offsets, targets.columns, targets.offsets, shared)
-        own = ahead.is_null()
-        for name in ("item_id", *shared):
-            column = targets.columns[name]
-            targets.columns[name] = pc.if_else(own, column, pa.scalar(None, column.type))
-        targets.columns[REFERENCE] = ahead
-    return events, targets
-
-
-def _records(lists: pa.ListArray) -> _Records:
-    values = lists.flatten()
-    return _Records(lists, list_offsets(lists), dict(zip(values.type.names, values.flatten(), strict=True)))
-
-
-def _replace_by_places(spec: BuildSpec, records: Sequence[tuple[_Records, _Records]]) -> pa.RecordBatch:
-    """Build the dictionaries over all blocks, and put places in them for what they hold."""
-    built = {}
-    for dictionary in dictionaries_of(spec):
-        parts = [
-            part
-            for pair in records
-            for part, table in zip(pair, ("events", "targets"), strict=True)
-            if table in dictionary.tables
-        ]
-        built[dictionary.name], places = build_dictionary(dictionary, [part.columns for part in parts])
-        for part, places_of in zip(parts, places, strict=True):
-            for entry in dictionary.fields:
-                del part.columns[entry.name]
-            part.columns[dictionary.column] = places_of
-    return dictionaries_batch(spec, built)
-
-
-def _store(spec: BuildSpec, block: Batches, events: _Records, targets: _Records) -> Batches:
-    timelines, requests = block
-    deltas = to_deltas(events.columns["event_time"], events.offsets)
-    events.columns["event_time"] = deltas.steps
-    ids = [
-        timelines["user_id"],
-        timelines["segment"],
-        pa.array(deltas.first).view(TIMESTAMP),
-        pa.array(np.full(timelines.num_rows, deltas.unit_us, dtype=np.int32)),
-    ]
-    own = [requests[name] for name in requests.schema.names if name != "targets"]
-    return (
-        pa.RecordBatch.from_arrays([*ids, *_as_lists(spec, "events", events)], schema=stored_timelines_schema(spec)),
-        pa.RecordBatch.from_arrays([*own, *_as_lists(spec, "targets", targets)], schema=stored_requests_schema(spec)),
-    )
-
-
-def _as_lists(spec: BuildSpec, table: TableName, records: _Records) -> list[pa.Array]:
-    columns = ((records.columns[name], kind) for name, kind in stored_columns(spec, table).items())
-    stored = [to_planes(column) if has_planes(kind) else column for column, kind in columns]
-    return [make_lists(records.offsets, column, records.lists) for column in stored]
-
-
-class Decoder:
-    """Decodes stored blocks of one shard. dictionaries: those of its file; fields: what to decode.
-
-    Raises DatasetError, without a place, where a block is not what an encoder wrote.
-    """
-
-    def __init__(self, spec: BuildSpec, dictionaries: Dictionaries, fields: Fields = ALL_FIELDS) -> None:
-        self._spec, self._dictionaries, self._fields = spec, dictionaries, fields
-        self._shared = shared_fields(spec) if spec.one_log else ()
-
-    def stored_names(self, table: TableName) -> list[str]:
-        """The stored list columns that the chosen fields need."""
-        return list(dict.fromkeys(f"{table}.{self._column(table, name)}" for name in self._needed(table)))
-
-    def _needed(self, table: TableName) -> list[str]:
-        """The fields of a table to decode: the chosen ones, and of events those that chosen targets may refer to."""
-        kinds: dict[TableName, pa.StructType] = {"events": event_type(self._spec), "targets": target_type(self._spec)}
-        names = [f.name for f in self._fields.of(table, kinds[table])]
-        if not self._spec.one_log:
-            return names
-        if table == "targets":
-            return [REFERENCE, *names]
-        asked = {f.name for f in self._fields.of("targets", kinds["targets"])}
-        return [*names, *(name for name in self._shared if name in asked and name not in names)]
-
-    def _column(self, table: TableName, name: str) -> str:
-        return _dictionary_of(self._spec, table, name) or name
-
-    def timelines(self, stored: pa.RecordBatch) -> tuple[pa.RecordBatch, Columns]:
-        """The logical timelines, and all decoded columns of events, for the targets that refer to them."""
-        lists, offsets = _common_lists(stored, self.stored_names("events"))
-        columns = {name: self._values("events", name, stored) for name in self._needed("events")}
-        columns["event_time"] = self._times(stored, columns["event_time"], offsets)
-        kind = pa.struct(self._fields.of("events", event_type(self._spec)))
-        events = pa.StructArray.from_arrays([columns[name] for name in kind.names], fields=list(kind))
-        arrays = [stored["user_id"], stored["segment"], make_lists(offsets, events, lists)]
-        return pa.RecordBatch.from_arrays(arrays, ["user_id", "segment", "events"]), columns
-
-    def requests(self, stored: pa.RecordBatch, timelines: pa.RecordBatch, events: Columns) -> pa.RecordBatch:
-        """The logical requests; `timeline_row` and `history_end` must have been checked."""
-        lists, offsets = _common_lists(stored, self.stored_names("targets"))
-        columns = {name: self._values("targets", name, stored) for name in self._needed("targets")}
-        if self._spec.one_log:
-            ahead = columns.pop(REFERENCE)
-            places = referred_places(stored, list_offsets(timelines["events"]), offsets, ahead)
-            for name in ("item_id", *self._shared):
-                if name in columns:
-                    columns[name] = pc.if_else(ahead.is_valid(), events[name].take(places), columns[name])
-        kind = pa.struct(self._fields.of("targets", target_type(self._spec)))
-        targets = pa.StructArray.from_arrays([columns[name] for name in kind.names], fields=list(kind))
-        own = [name for name in requests_schema(self._spec).names if name != "targets"]
-        arrays = [*(stored[name] for name in own), make_lists(offsets, targets, lists)]
-        return pa.RecordBatch.from_arrays(arrays, [*own, "targets"])
-
-    def _values(self, table: TableName, name: str, stored: pa.RecordBatch) -> pa.Array:
-        """One field of all records, (T,)."""
-        column = self._column(table, name)
-        kind = stored_columns(self._spec, table)[column]
-        values = stored[f"{table}.{column}"].flatten()
-        values = from_planes(values, kind) if has_planes(kind) else values
-        for dictionary in dictionaries_of(self._spec):
-            if (
-                table in dictionary.tables
-                and dictionary.column == column
-                and name in (f.name for f in dictionary.fields)
-            ):
-                return _take(self._dictionaries[dictionary.name][name], values, dictionary.name)
-        return values
-
-    @staticmethod
-    def _times(stored: pa.RecordBatch, steps: pa.Array, offsets: Int64Array) -> pa.Array:
-        units = pc.min_max(stored[TIME_UNIT])
-        if units["min"] != units["max"] or stored[FIRST_TIME].null_count:
-            raise DatasetError(f"{TIME_UNIT} is not the same in all its rows, or {FIRST_TIME} is null")
-        first = stored[FIRST_TIME].view(pa.int64()).to_numpy()
-        return from_deltas(Deltas(first, units["min"].as_py() or 1, steps), offsets, TIMESTAMP)
-
-
-def _take(entries: pa.Array, places: pa.Array, name: str) -> pa.Array:
-    bounds = pc.min_max(places)
-    if bounds["min"].is_valid and not 0 <= bounds["min"].as_py() <= bounds["max"].as_py() < len(entries):
-        raise DatasetError(
-            f"a place in the dictionary {name!r} is outside its {len(entries)} entries: "
-            f"{bounds['min'].as_py()} to {bounds['max'].as_py()}"
-        )
-    return pc.take(entries, places, boundscheck=False)
-
-
-def _common_lists(stored: pa.RecordBatch, names: Sequence[str]) -> tuple[pa.ListArray, Int64Array]:
-    """The offsets that all list columns have. Raises DatasetError if they differ."""
-    first = stored[names[0]]
-    offsets = list_offsets(first)
-    for name in names[1:]:
-        if not np.array_equal(list_offsets(stored[name]), offsets) or stored[name].null_count != first.null_count:
-            raise DatasetError(f"the lists of {names[0]!r} and {name!r} differ in length")
-    return first, offsets
+    targets = pa.struct({column.name: column.stored_type for column in stored_columns(spec, "targets")})
+    return plain.set(plain.get_field_index("targets"), pa.field("targets", pa.list_(targets)))

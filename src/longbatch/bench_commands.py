@@ -13,7 +13,7 @@ app = typer.Typer()
 
 @app.command()
 def bench(
-    what: Annotated[Literal["build", "quality", "validate"], typer.Argument(help="What to measure.")],
+    what: Annotated[Literal["build", "quality", "storage", "validate"], typer.Argument(help="What to measure.")],
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run of the same checks.")] = False,
     spark: Annotated[bool, typer.Option(help="Measure the spark engine too.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; medians are shown.")] = 3,
@@ -29,11 +29,14 @@ def bench(
     from longbatch.benchmarks import checks
     from longbatch.benchmarks.build import bench_build
     from longbatch.benchmarks.quality import bench_quality
+    from longbatch.benchmarks.storage import bench_storage
     from longbatch.benchmarks.validate import bench_validate
 
     with progress_bars() as progress:
         if what == "quality":
             found, figures = bench_quality(quick=quick, spark=spark, progress=progress)
+        elif what == "storage":
+            found, figures = bench_storage(quick=quick, progress=progress)
         elif what == "validate":
             found, figures = bench_validate(quick=quick, repeats=repeats, progress=progress)
         else:

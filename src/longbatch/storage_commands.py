@@ -69,3 +69,41 @@ def expand(
     show(found.as_dict(), as_json, lambda: expansion_text(found))
     if not found.equal:
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    savings: Annotated[Path, typer.Argument(help="A savings.json written by measure, of a sample of the log.")],
+    users: Annotated[float, typer.Option(min=1, help="Users with requests.")] = 1e6,
+    requests_per_user_day: Annotated[float, typer.Option(min=1e-6)] = 30,
+    targets: Annotated[float, typer.Option(min=1e-6, help="Targets of a request.")] = 8,
+    length: Annotated[float, typer.Option(min=1, help="Events of a history.")] = 10_000,
+    days: Annotated[float, typer.Option(min=1e-6, help="Days of requests in the dataset.")] = 30,
+    events_per_user_day: Annotated[float | None, typer.Option(min=0, help="Default: each target is one.")] = None,
+    trainers: Annotated[int, typer.Option(min=1, help="Processes that train at once.")] = 8,
+    requests_per_second: Annotated[float, typer.Option(min=1e-6, help="Requests each of them takes.")] = 1_000,
+    cores_per_host: Annotated[int, typer.Option(min=1, help="Cores of a host that loads for them.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Say what a dataset of any size would take: storage of each layout, the build's shuffle and memory, reading.
+
+    The rates are those measured on a sample; docs/planning.md has every formula and how well they held.
+
+    \b
+    Example:
+      longbatch measure dataset savings
+      longbatch plan savings/savings.json --users 1e9 --requests-per-user-day 30 --targets 8 --length 10000 --days 30
+    """
+    from longbatch.jobs.planning import Demand, project, read_savings, steady_volume
+    from longbatch.jobs.summary import plan_text
+
+    volume = steady_volume(
+        users=users,
+        requests_per_user_day=requests_per_user_day,
+        targets=targets,
+        length=length,
+        days=days,
+        events_per_user_day=requests_per_user_day * targets if events_per_user_day is None else events_per_user_day,
+    )
+    planned = project(read_savings(savings), volume, Demand(trainers, requests_per_second, cores_per_host))
+    show(planned, as_json, lambda: plan_text(planned))

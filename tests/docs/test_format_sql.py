@@ -18,7 +18,12 @@ from longbatch.jobs.local import LocalEngine
 from longbatch.schemas.dataset import open_dataset
 from longbatch.schemas.spec import load_spec
 
-FORMAT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+PLAIN, COMPACT = (
+    (Path(__file__).parents[2] / "docs" / "format.md")
+    .read_text(encoding="utf-8")
+    .split("## Reading without longbatch")[1]
+    .split("### The compact encoding")
+)
 SPEC = """
 history_length = 4
 block_events = 3
@@ -47,7 +52,7 @@ Rows = list[tuple[Any, ...]]
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("format")
     rows = [
         {
@@ -65,23 +70,64 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(count)
     ]
     pl.DataFrame(rows).write_parquet(folder / "log.parquet")
-    (folder / "spec.toml").write_text(SPEC)
-    build(load_spec(folder / "spec.toml"), folder / "dataset", engine=LocalEngine(1))
-    return folder / "dataset"
+    return folder
 
 
-def blocks(language: str) -> list[str]:
-    """Code blocks of the page in one language, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", FORMAT, re.DOTALL)
+@pytest.fixture(scope="module")
+def dataset(log: Path) -> Path:
+    return built(log, "plain")
+
+
+@pytest.fixture(scope="module")
+def compact(log: Path) -> Path:
+    return built(log, "compact")
+
+
+def built(log: Path, encoding: str) -> Path:
+    (log / "spec.toml").write_text(f'encoding = "{encoding}"\n{SPEC}')
+    build(load_spec(log / "spec.toml"), log / encoding, engine=LocalEngine(1))
+    return log / encoding
+
+
+def blocks(language: str, part: str = PLAIN) -> list[str]:
+    """Code blocks of a part of the page in one language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", part, re.DOTALL)
 
 
 def read_as_documented(dataset: Path, length: int) -> dict[str, Any]:
-    """Names that the page's Python code leaves behind."""
-    names: dict[str, Any] = {"DATASET": str(dataset), "L": length}
-    for code in blocks("python"):
+    """Names that the page's Python code for plain files leaves behind."""
+    return run(blocks("python"), {"DATASET": str(dataset), "L": length})
+
+
+def run(codes: list[str], names: dict[str, Any]) -> dict[str, Any]:
+    for code in codes:
         assert "longbatch" not in code
         exec(code, names)
     return names
+
+
+def test_pyarrow_polars_and_sql_read_the_compact_encoding(compact: Path) -> None:
+    wanted = [row for block in open_dataset(compact).blocks() for row in block.timelines.to_pylist()]
+    read = run([blocks("python")[0], *blocks("python", COMPACT)], {"DATASET": str(compact)})
+    assert [list(items) for items in read["items_by_numpy"]] == [
+        [e["item_id"] for e in row["events"]] for row in wanted
+    ]
+    times = [[int(e["event_time"].timestamp()) * 1_000_000 for e in row["events"]] for row in wanted]
+    assert read["times_by_numpy"] == times
+    kinds = [(row["user_id"], row["segment"], e["kind"]) for row in wanted for e in row["events"]]
+    assert read["kinds_by_polars"].drop_nulls().rows() == [row for row in kinds if row[2] is not None]
+    (query,) = blocks("sql", COMPACT)
+    with duckdb.connect() as connection:
+        connection.register("timelines", pl.read_ipc(read["timeline_files"][0]))
+        found = connection.sql(query).to_arrow_table().to_pylist()
+    assert [row["item_ids"] for row in found] == [[e["item_id"] for e in row["events"]] for row in wanted]
+
+
+def test_both_encodings_hold_the_same(dataset: Path, compact: Path) -> None:
+    mine, other = (list(open_dataset(path).blocks()) for path in (dataset, compact))
+    assert all(
+        a.timelines.equals(b.timelines) and a.requests.equals(b.requests) for a, b in zip(mine, other, strict=True)
+    )
 
 
 def expected(dataset: Path, length: int) -> Rows:
@@ -149,8 +195,9 @@ def test_checksums_are_of_the_ranges_that_the_page_says(dataset: Path) -> None:
             assert len(shard["blocks"]) > 1
 
 
-def test_the_fingerprint_is_the_hash_that_the_page_says(dataset: Path) -> None:
-    read = read_as_documented(dataset, 4)
+@pytest.mark.parametrize("encoding", ["dataset", "compact"])
+def test_the_fingerprint_is_the_hash_that_the_page_says(encoding: str, request: pytest.FixtureRequest) -> None:
+    read = run(blocks("python")[:1], {"DATASET": str(request.getfixturevalue(encoding))})
     spec = read["snapshot"]["spec"]
     columns = {
         "history_length": spec["history_length"],
@@ -160,10 +207,12 @@ def test_the_fingerprint_is_the_hash_that_the_page_says(dataset: Path) -> None:
         "targets": [[name, column["type"]] for name, column in spec["requests"]["target_features"].items()],
         "labels": [[name, column["type"]] for name, column in spec["requests"]["labels"].items()],
     }
-    digest = hashlib.sha256(b"longbatch format 1\n")
+    digest = hashlib.sha256(b"longbatch format 2\n")
     digest.update(json.dumps(columns, sort_keys=True, separators=(",", ":")).encode())
     for shard in read["shards"]:
-        digest.update(f"\n{shard['timelines']['sha256']} {shard['requests']['sha256']}".encode())
+        hashes = [shard[table]["sha256"] for table in ("timelines", "requests", "dictionaries") if shard[table]]
+        assert len(hashes) == (3 if encoding == "compact" else 2)
+        digest.update(f"\n{' '.join(hashes)}".encode())
     assert digest.hexdigest() == read["snapshot"]["fingerprint"]
 
 

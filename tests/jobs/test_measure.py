@@ -92,7 +92,9 @@ def measured(tiny: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 def named(dataset: Dataset) -> dict[str, Layout]:
-    return {layout.name: layout for layout in layouts(survey(dataset, np.random.default_rng(0)))}
+    return {
+        layout.name: layout for layout in layouts(survey(dataset, np.random.default_rng(0)), np.random.default_rng(1))
+    }
 
 
 def whole(layout: Layout, slices: int = 1) -> pa.Table:
@@ -137,6 +139,16 @@ def test_the_sample_level_copies_each_history_into_each_target(tiny: Dataset) ->
 def test_slices_of_the_sample_level_add_up_to_the_expansion(larger: Dataset, order: str, slices: int) -> None:
     table = whole(named(larger)[f"sample_level_by_{order}"], slices)
     assert table.to_pylist() == expand_slowly(larger, by_time=order == "log")
+
+
+@pytest.mark.parametrize("slices", [1, 7, 60])
+def test_shuffled_samples_are_those_in_order_each_once(larger: Dataset, slices: int) -> None:
+    rows = whole(named(larger)["sample_level_shuffled"], slices).to_pylist()
+    wanted = expand_slowly(larger, by_time=False)
+    assert rows != wanted
+    assert sorted(map(repr, rows)) == sorted(map(repr, wanted))
+    apart = [a["request_id"] != b["request_id"] for a, b in pairwise(rows)]
+    assert sum(apart) > 0.9 * len(apart)
 
 
 @pytest.mark.parametrize("order", ["log", "user"])
@@ -224,7 +236,9 @@ def test_every_format_reads_back_what_it_wrote(larger: Dataset, tmp_path: Path, 
 def test_the_report_holds_the_exact_numbers_of_a_small_dataset(measured: tuple[Path, Savings]) -> None:
     out, savings = measured
     assert json.loads((out / "savings.json").read_text()) == savings.as_dict()
-    assert [p.name for p in sorted(out.iterdir())] == ["savings.html", "savings.json"]
+    assert [p.name for p in sorted(out.iterdir())] == [
+        "savings-at-rest.png", "savings-decoded.png", "savings-read.png", "savings.html", "savings.json",
+    ]  # fmt: skip
     # histories: 0, 0, 2, 1, 3 events with 2, 1, 3, 1, 1 targets; five stored events of user 1, one of user 2
     formula = savings.formula
     assert formula["event_bytes"] == 8 + 8 + 2
@@ -241,6 +255,26 @@ def test_the_report_holds_the_exact_numbers_of_a_small_dataset(measured: tuple[P
         for file in layout.files:
             assert file.standard_error == 0
             assert min(file.bytes, file.write_seconds, file.read_seconds) > 0
+
+
+def test_columns_are_told_as_stored_and_as_plain_tables(measured: tuple[Path, Savings]) -> None:
+    columns = {column.name: column for column in measured[1].columns}
+    assert set(columns) >= {"timelines.user_id", "events.item_id", "events.action", "targets.event", "requests.tab"}
+    assert columns["events.item_id"].stored is not None
+    assert columns["events.item_id"].parquet is not None
+    assert columns["targets.event"].stored is not None
+    assert columns["targets.event"].arrow is None
+    stored = sum(column.stored or 0 for column in columns.values())
+    assert stored == pytest.approx(measured[1].on_disk["bytes"])
+    assert 0 < (columns["headers"].stored or 0) < stored
+
+
+def test_rates_are_bytes_of_records_and_of_shuffled_rows(measured: tuple[Path, Savings]) -> None:
+    rates = measured[1].rates
+    assert rates["log_rows"] == 8
+    # item, user, request, two times (8 bytes each), action and tab and position and click, two roles
+    assert rates["row_shuffle_bytes"] == 4 * 8 + 2 + 1 + 1 + 1 + 2 / 8
+    assert min(rates.values()) > 0
 
 
 def test_the_formula_predicts_the_decoded_bytes(larger: Dataset, tmp_path: Path) -> None:
