@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from longbatch.pipelines.canonicalize import Facts
+from longbatch.pipelines.carry import Carried, kept_events
 from longbatch.pipelines.grouping import Requests, group_targets
 from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.later import add_later_labels, closed_requests
@@ -68,12 +69,22 @@ class Settled:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Requests (R,) that were held back, their target rows as they came, and the actions of the bucket's users."""
+
+    targets: pl.DataFrame
+    requests: pl.DataFrame
+    actions: pl.DataFrame
+
+
+@dataclass(frozen=True)
 class Bucket:
     """What the kernel makes of a bucket.
 
     history_end: (R,) in each user's whole timeline; event_start: (R,) where each request's user begins among the
     sorted events. ledgers: what changed since canonicalize: duplicates, conflicting requests and rows that policies
     left out leave `accepted`. counts: what the policies left out; policy_users: the largest users they applied to.
+    carried, waiting: what came from days before, and what must wait for days to come; new_events: how many did not come so.
     """
 
     timelines: Timelines
@@ -83,31 +94,64 @@ class Bucket:
     ledgers: dict[str, RowLedger]
     counts: Counts
     policy_users: dict[str, tuple[Large, ...]]
+    carried: Carried
+    waiting: Waiting
+    new_events: int
 
 
-def build_bucket(spec: BuildSpec, rows: Mapping[str, pl.DataFrame], facts: Facts | None = None) -> Bucket:
-    """Run the kernel on all canonical rows of some users, per source."""
-    facts = facts or Facts()
+def build_bucket(
+    spec: BuildSpec,
+    rows: Mapping[str, pl.DataFrame],
+    facts: Facts | None = None,
+    carried: Carried | None = None,
+) -> Bucket:
+    """Run the kernel on all canonical rows of some users, per source, and on what was carried from days before."""
+    facts, carried = facts or Facts(), carried or Carried()
     settled, ledgers = {}, {}
     for source, frame in rows.items():
         settled[source], ledgers[source] = _settle(spec, source, frame, facts.conflicts)
     events, targets = (_role_frame(spec, settled, role) for role in ("history", "requests"))
+    new_events = events.height
+    events, targets = carried.with_events(events), carried.with_rows("targets", targets)
     judged = judge_users(spec.users, events["user_id"].to_numpy(), targets["user_id"].to_numpy())
     event_fate, target_fate = judged.events, judged.targets.copy()
     timelines = _timelines(_kept(events, event_fate))
     grouped = group_targets(spec, _kept(targets, target_fate))
     counts = judged.counts
+    waiting = Waiting(targets.head(0), grouped.requests.head(0), targets.head(0))
     if spec.requests.later_labels:
+        actions = carried.with_rows("actions", _role_frame(spec, settled, "actions"))
         closed = closed_requests(spec, grouped.requests, facts.log_end)
+        all_requests = grouped.requests
         grouped, held = _hold_back(grouped, closed)
+        waiting = Waiting(targets[held], all_requests.filter(pl.Series(~closed)), actions)
         target_fate[np.flatnonzero(target_fate == KEPT)[held]] = HELD_BACK
         counts += Counts(held_back_requests=int((~closed).sum()), held_back_targets=len(held))
-        grouped = add_later_labels(spec, grouped, _role_frame(spec, settled, "actions"))
+        grouped = add_later_labels(spec, grouped, actions)
     if event_fate.any() or target_fate.any():
         _book_policies(spec, settled, event_fate, target_fate, ledgers)
-    start, end = _visible_ends(timelines, grouped.requests)
-    end = _before_own_events(spec, timelines, grouped.requests, end)
-    return Bucket(timelines, grouped, end - start, start, ledgers, counts, judged.users)
+    start, end = _cuts(spec, timelines, grouped.requests)
+    return Bucket(
+        timelines, grouped, end - start, start, ledgers, counts, judged.users, carried, waiting, new_events
+    )
+
+
+def carry_on(spec: BuildSpec, made: Bucket, until: int, segment_users: Int64Array) -> Carried:
+    """The state behind a bucket whose window ended at `until`; `segment_users` (S,) are the users of its new segments."""
+    waiting = made.waiting
+    start, end = _cuts(spec, made.timelines, waiting.requests)
+    user = waiting.requests["user_id"].to_numpy()
+    has_events = np.isin(user, made.timelines.user_id)
+    first = np.maximum(start, end - spec.history_length)
+    tables = {
+        "events": kept_events(spec, made.timelines.events, until, user[has_events], first[has_events]),
+        "targets": waiting.targets,
+        "users": made.carried.with_segments(segment_users),
+    }
+    if spec.requests.later_labels:
+        longest = max(label.within_us for label in spec.requests.later_labels.values())
+        tables["actions"] = waiting.actions.filter(pl.col("event_time") >= until - longest)
+    return Carried(tables)
 
 
 def _role_frame(spec: BuildSpec, settled: Mapping[str, Settled], role: Role) -> pl.DataFrame:
@@ -205,6 +249,12 @@ def _sort_columns(spec: BuildSpec, source: str, available: list[str]) -> list[st
 
 def _timelines(events: pl.DataFrame) -> Timelines:
     return Timelines(events, events["user_id"].to_numpy(), events[VISIBLE_TIME].to_numpy())
+
+
+def _cuts(spec: BuildSpec, timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Array, Int64Array]:
+    """Per request (R,): where its user's events begin, and where its history ends."""
+    start, end = _visible_ends(timelines, requests)
+    return start, _before_own_events(spec, timelines, requests, end)
 
 
 def _visible_ends(timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Array, Int64Array]:

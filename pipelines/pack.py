@@ -66,7 +66,7 @@ def cut_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
     first_user = user_id[starts]
     return Segments(
         user_id=first_user,
-        segment=places(changes(first_user)),
+        segment=bucket.carried.segments_of(first_user) + places(changes(first_user)),
         event_start=_reduce(np.minimum, base + history_start, starts),
         event_end=_reduce(np.maximum, base + history_end, starts),
         request_order=order,
