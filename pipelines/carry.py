@@ -10,13 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.runs import changes
 from longbatch.schemas.spec import BuildSpec
 
-KINDS = ("events", "targets", "actions", "users")
+REACH = "reach"
+NEW, AFTER_LAST_REQUEST, BEYOND_HISTORY, STORED = -1, 0, 1, 2
+Reaches = npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,21 @@ class Window:
 class Carried:
     """The state of one bucket, in the column names of the roles; tables that are empty may be left out.
 
-    events: the newest of each user, in timeline order. targets, actions: of requests whose windows were not over.
+    events: the newest of each user, in timeline order, with how far requests reached them so far (REACH). targets, actions: of requests whose windows were not over.
     users: user_id, ascending, and how many segments each has.
     """
 
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
 
-    def with_events(self, events: pl.DataFrame) -> pl.DataFrame:
-        """Put the new events, in timeline order, behind each user's carried ones."""
+    def with_events(self, events: pl.DataFrame) -> tuple[pl.DataFrame, Reaches]:
+        """Put the new events, in timeline order, behind each user's carried ones; beside, the reach each had (N,)."""
+        fresh = np.full(events.height, NEW, dtype=np.int8)
         if "events" not in self.tables:
-            return events
-        both = pl.concat([self.tables["events"].select(events.columns).cast(dict(events.schema)), events], rechunk=True)
-        return both[np.argsort(both["user_id"].to_numpy(), kind="stable")]
+            return events, fresh
+        known = self.tables["events"]
+        both = pl.concat([known.select(events.columns).cast(dict(events.schema)), events], rechunk=True)
+        order = np.argsort(both["user_id"].to_numpy(), kind="stable")
+        return both[order], np.concatenate([known[REACH].to_numpy().astype(np.int8), fresh])[order]
 
     def with_rows(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
         """Add the carried targets or actions to new ones."""

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from longbatch.pipelines.canonicalize import Facts
-from longbatch.pipelines.carry import Carried, kept_events
+from longbatch.pipelines.carry import REACH, Carried, Reaches, kept_events
 from longbatch.pipelines.grouping import Requests, group_targets
 from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.later import add_later_labels, closed_requests
@@ -84,7 +84,8 @@ class Bucket:
     history_end: (R,) in each user's whole timeline; event_start: (R,) where each request's user begins among the
     sorted events. ledgers: what changed since canonicalize: duplicates, conflicting requests and rows that policies
     left out leave `accepted`. counts: what the policies left out; policy_users: the largest users they applied to.
-    carried, waiting: what came from days before, and what must wait for days to come; new_events: how many did not come so.
+    carried, waiting: what came from days before, and what must wait for days to come; reaches: (N,) how far
+    requests of days before reached each event, NEW where it did not come from there.
     """
 
     timelines: Timelines
@@ -96,7 +97,7 @@ class Bucket:
     policy_users: dict[str, tuple[Large, ...]]
     carried: Carried
     waiting: Waiting
-    new_events: int
+    reaches: Reaches
 
 
 def build_bucket(
@@ -111,11 +112,12 @@ def build_bucket(
     for source, frame in rows.items():
         settled[source], ledgers[source] = _settle(spec, source, frame, facts.conflicts)
     events, targets = (_role_frame(spec, settled, role) for role in ("history", "requests"))
-    new_events = events.height
-    events, targets = carried.with_events(events), carried.with_rows("targets", targets)
+    events, reaches = carried.with_events(events)
+    targets = carried.with_rows("targets", targets)
     judged = judge_users(spec.users, events["user_id"].to_numpy(), targets["user_id"].to_numpy())
     event_fate, target_fate = judged.events, judged.targets.copy()
     timelines = _timelines(_kept(events, event_fate))
+    reaches = reaches[event_fate == KEPT] if event_fate.any() else reaches
     grouped = group_targets(spec, _kept(targets, target_fate))
     counts = judged.counts
     waiting = Waiting(targets.head(0), grouped.requests.head(0), targets.head(0))
@@ -132,19 +134,23 @@ def build_bucket(
         _book_policies(spec, settled, event_fate, target_fate, ledgers)
     start, end = _cuts(spec, timelines, grouped.requests)
     return Bucket(
-        timelines, grouped, end - start, start, ledgers, counts, judged.users, carried, waiting, new_events
+        timelines, grouped, end - start, start, ledgers, counts, judged.users, carried, waiting, reaches
     )
 
 
-def carry_on(spec: BuildSpec, made: Bucket, until: int, segment_users: Int64Array) -> Carried:
-    """The state behind a bucket whose window ended at `until`; `segment_users` (S,) are the users of its new segments."""
+def carry_on(spec: BuildSpec, made: Bucket, until: int, segment_users: Int64Array, reaches: Reaches) -> Carried:
+    """The state behind a bucket whose window ended at `until`.
+
+    segment_users: (S,) the users of its new segments; reaches: (N,) how far requests reach each event by now.
+    """
     waiting = made.waiting
     start, end = _cuts(spec, made.timelines, waiting.requests)
     user = waiting.requests["user_id"].to_numpy()
     has_events = np.isin(user, made.timelines.user_id)
     first = np.maximum(start, end - spec.history_length)
+    events = made.timelines.events.with_columns(pl.Series(REACH, reaches))
     tables = {
-        "events": kept_events(spec, made.timelines.events, until, user[has_events], first[has_events]),
+        "events": kept_events(spec, events, until, user[has_events], first[has_events]),
         "targets": waiting.targets,
         "users": made.carried.with_segments(segment_users),
     }

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import polars as pl
 
+from longbatch.pipelines.carry import NEW
 from longbatch.pipelines.hashing import Int64Array, cached_parts, mix
 from longbatch.pipelines.kernel import VISIBLE_TIME, Bucket
 from longbatch.pipelines.policies import largest
@@ -37,6 +38,8 @@ def _tables(spec: BuildSpec, bucket: Bucket) -> Samples:
     grouped = bucket.requests
     history = [name for name in bucket.timelines.events.columns if name.startswith("history.")]
     events = bucket.timelines.events.select("user_id", "item_id", "event_time", VISIBLE_TIME, *history)
+    if (bucket.reaches != NEW).any():  # of an append: the others are in the profile of the days before
+        events = events.filter(pl.Series(bucket.reaches == NEW))
     sizes = np.diff(grouped.target_offsets)
     features = [name for name in grouped.requests.columns if name.startswith("request.")]
     owner = np.repeat(np.arange(len(sizes)), sizes)
