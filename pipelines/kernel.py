@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from longbatch.pipelines.canonicalize import Facts
-from longbatch.pipelines.carry import REACH, Carried, Reaches, kept_events
+from longbatch.pipelines.carry import NEW, REACH, Carried, Reaches, kept_events
 from longbatch.pipelines.grouping import Requests, group_targets
 from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.later import add_later_labels, closed_requests
@@ -112,12 +112,13 @@ def build_bucket(
     for source, frame in rows.items():
         settled[source], ledgers[source] = _settle(spec, source, frame, facts.conflicts)
     events, targets = (_role_frame(spec, settled, role) for role in ("history", "requests"))
+    new_targets = targets.height
     events, reaches = carried.with_events(events)
     targets = carried.with_rows("targets", targets)
     judged = judge_users(spec.users, events["user_id"].to_numpy(), targets["user_id"].to_numpy())
     event_fate, target_fate = judged.events, judged.targets.copy()
     timelines = _timelines(_kept(events, event_fate))
-    reaches = reaches[event_fate == KEPT] if event_fate.any() else reaches
+    reaches_before, reaches = reaches, reaches[event_fate == KEPT]
     grouped = group_targets(spec, _kept(targets, target_fate))
     counts = judged.counts
     waiting = Waiting(targets.head(0), grouped.requests.head(0), targets.head(0))
@@ -130,12 +131,11 @@ def build_bucket(
         target_fate[np.flatnonzero(target_fate == KEPT)[held]] = HELD_BACK
         counts += Counts(held_back_requests=int((~closed).sum()), held_back_targets=len(held))
         grouped = add_later_labels(spec, grouped, actions)
-    if event_fate.any() or target_fate.any():
-        _book_policies(spec, settled, event_fate, target_fate, ledgers)
+    if event_fate.any() or target_fate.any():  # carried rows were booked where they came from
+        fates = event_fate[reaches_before == NEW], target_fate[len(target_fate) - new_targets :]
+        _book_policies(spec, settled, *fates, ledgers)
     start, end = _cuts(spec, timelines, grouped.requests)
-    return Bucket(
-        timelines, grouped, end - start, start, ledgers, counts, judged.users, carried, waiting, reaches
-    )
+    return Bucket(timelines, grouped, end - start, start, ledgers, counts, judged.users, carried, waiting, reaches)
 
 
 def carry_on(spec: BuildSpec, made: Bucket, until: int, segment_users: Int64Array, reaches: Reaches) -> Carried:
@@ -209,9 +209,7 @@ def _book_policies(
         ledgers[source] += RowLedger(accepted=-sum(left.values()), policies=left)
 
 
-def _settle(
-    spec: BuildSpec, source: str, rows: pl.DataFrame, conflicts: pl.Series | None
-) -> tuple[Settled, RowLedger]:
+def _settle(spec: BuildSpec, source: str, rows: pl.DataFrame, conflicts: pl.Series | None) -> tuple[Settled, RowLedger]:
     """Leave out conflicting requests and exact duplicates, and find the order of the rows: of a history, the timeline's."""
     conflicting = 0
     if conflicts is not None and len(conflicts) and spec.requests.source == source:

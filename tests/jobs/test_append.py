@@ -1,0 +1,208 @@
+"""Appending day by day: the same content as one build, whatever crosses the border of a day."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+
+import polars as pl
+import pytest
+
+from longbatch.jobs import tasks
+from longbatch.jobs.append import append
+from longbatch.jobs.build import build
+from longbatch.jobs.local import LocalEngine
+from longbatch.jobs.vacuum import vacuum
+from longbatch.pipelines.content import content_hash
+from longbatch.schemas.dataset import open_dataset
+from longbatch.schemas.errors import DataError, DatasetError, SpecError
+from longbatch.schemas.spec import load_spec
+
+T = 1_700_000_000
+DAY = 100
+SPEC = """
+history_length = 5
+block_events = 8
+max_rejected = 0.5
+[sources.log]
+path = "log-*.parquet"
+[sources.actions]
+path = "actions.parquet"
+[history]
+source = "log"
+where = "seen"
+user_id = { column = "user", type = "string" }
+item_id = "item"
+event_time = { column = "time", unit = "s" }
+arrival_time = { column = "arrival", unit = "s" }
+request_id = "request"
+features = { word = "id" }
+[requests]
+source = "log"
+where = "shown"
+user_id = { column = "user", type = "string" }
+item_id = "item"
+request_time = { column = "asked", unit = "s" }
+request_id = "request"
+[requests.labels]
+click = "int8"
+liked = { aggregate = "any", within = "30s" }
+spent = { aggregate = "sum", column = "value", within = "70s", type = "int64" }
+[actions]
+source = "actions"
+user_id = { column = "user", type = "string" }
+item_id = "item"
+event_time = { column = "time", unit = "s" }
+"""
+
+
+def a_log(seed: int, days: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A random log of some days: late arrivals, duplicates, users of some days only, requests at every border."""
+    random, rows = Random(seed), []
+    for request in range(40 * days):
+        user, asked = f"u{random.randrange(6)}", T + random.choice([random.randrange(DAY * days), DAY, DAY - 1])
+        if user == "u5" and asked < T + DAY:
+            continue
+        for item in random.sample(range(20), random.randint(1, 3)):
+            time = asked + random.choice([-3, 0, 0, 1, 40])
+            arrival = time + random.choice([0, 0, 5, DAY])
+            row = (user, request, item, time, arrival, asked, random.random() < 0.8, random.random() < 0.6)
+            rows += [(*row, f"w{item % 3}", item % 2)] * random.choice([1, 1, 1, 2])
+    names = ["user", "request", "item", "time", "arrival", "asked", "seen", "shown", "word", "click"]
+    log = pl.DataFrame(rows, schema=names, orient="row")
+    actions = log.select("user", "item", time=pl.col("time") + random.randrange(50), value=pl.col("item") - 3)
+    return log, actions
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Path:
+    (tmp_path / "spec.toml").write_text(SPEC)
+    return tmp_path / "spec.toml"
+
+
+def write(folder: Path, log: pl.DataFrame, actions: pl.DataFrame) -> None:
+    log[: log.height // 2].write_parquet(folder / "log-0.parquet")
+    log[log.height // 2 :].write_parquet(folder / "log-1.parquet")
+    actions.write_parquet(folder / "actions.parquet")
+
+
+def end_of(day: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=T + DAY * day)
+
+
+def content(dataset: Path, snapshot: int | None = None) -> str:
+    opened = open_dataset(dataset, snapshot)
+    return content_hash(opened.blocks(), opened.spec.history_length)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("buckets", [1, 3])
+def test_day_by_day_gives_what_one_build_gives(
+    spec_file: Path, monkeypatch: pytest.MonkeyPatch, seed: int, buckets: int
+) -> None:
+    log, actions = a_log(seed, days=4)
+    write(spec_file.parent, log, actions)
+    monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", -(-(log.height + actions.height) // buckets))
+    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
+    assert build(spec, grown, until=end_of(1), engine=LocalEngine(1)).counts.held_back_requests > 0
+    for day in range(2, 6):
+        whole = build(spec, spec_file.parent / f"whole-{day}", until=end_of(day), engine=LocalEngine(1))
+        found = append(spec, grown, end_of(day), engine=LocalEngine(1))
+        assert content(grown) == content(spec_file.parent / f"whole-{day}")
+        for name in ("users", "requests", "targets", "events", "history_events", "held_back_requests"):
+            assert getattr(found.counts, name) == getattr(whole.counts, name), name
+        assert (
+            found.counts.stored + found.counts.beyond_history + found.counts.after_last_request == found.counts.events
+        )
+    words = open_dataset(grown).vocabulary().to_pylist()
+    assert sorted(map(str, words)) == sorted(
+        map(str, open_dataset(spec_file.parent / "whole-5").vocabulary().to_pylist())
+    )
+
+
+def test_a_day_is_appended_from_its_own_files(spec_file: Path) -> None:
+    log, actions = a_log(7, days=2)
+    write(spec_file.parent, log, actions)
+    spec, root = load_spec(spec_file), spec_file.parent
+    build(spec, root / "whole", until=end_of(2))
+    late = (pl.max_horizontal("time", "arrival") >= T + DAY) | (pl.col("asked") >= T + DAY)
+    build(spec, root / "grown", until=end_of(1))
+    write(root, log.filter(late), actions.filter(pl.col("time") >= T + DAY))
+    append(spec, root / "grown", end_of(2))
+    assert content(root / "grown") == content(root / "whole")
+
+
+def test_appending_a_day_twice_changes_nothing_and_older_snapshots_stay_readable(spec_file: Path) -> None:
+    write(spec_file.parent, *a_log(1, days=3))
+    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
+    build(spec, grown, until=end_of(1))
+    first = content(grown)
+    append(spec, grown, end_of(2))
+    second = append(spec, grown, end_of(2))
+    assert second.snapshot == 2
+    assert content(grown, 1) == first
+    both = content(grown)
+    assert vacuum(grown).snapshots == [1]
+    assert content(grown) == both
+    with pytest.raises(DatasetError, match="has no snapshot 1"):
+        open_dataset(grown, 1)
+    append(spec, grown, end_of(3))
+
+
+def test_an_append_that_fails_leaves_the_snapshot_before(spec_file: Path) -> None:
+    write(spec_file.parent, *a_log(1, days=2))
+    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
+    build(spec, grown, until=end_of(1))
+    before, files = content(grown), sorted(grown.rglob("*"))
+    (spec_file.parent / "log-1.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        append(spec, grown, end_of(2))
+    assert content(grown) == before
+    assert sorted(grown.rglob("*")) == files
+
+
+def test_a_request_that_goes_on_after_the_day_is_an_error(spec_file: Path) -> None:
+    log, actions = a_log(1, days=2)
+    write(spec_file.parent, log, actions)
+    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
+    build(spec, grown, until=end_of(1))
+    old = log.filter(pl.col("shown") & (pl.col("asked") < T + DAY)).head(1)
+    write(spec_file.parent, pl.concat([log, old.with_columns(asked=pl.lit(T + DAY + 1, dtype=pl.Int64))]), actions)
+    with pytest.raises(DataError, match=r"request \d+ of user \d+ was in an earlier part of the log already"):
+        append(spec, grown, end_of(2))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[actions]", "[users]\nmin_events = 2\n[actions]", r"day by day: \[users\] counts all events"),
+        ('request_id = "request"\n', "", "wrong"),
+    ],
+)
+def test_what_cannot_be_had_day_by_day_is_refused(spec_file: Path, old: str, new: str, message: str) -> None:
+    write(spec_file.parent, *a_log(1, days=1))
+    text = spec_file.read_text()
+    if message == "wrong":
+        text = text.replace('request_id = "request"\n', "").replace(
+            'unit = "s" }\n[requests.labels]', 'unit = "s" }\nsession_gap = "5s"\n[requests.labels]'
+        )
+        message = "a session may go on"
+    else:
+        text = text.replace(old, new)
+    spec_file.write_text(text)
+    with pytest.raises(SpecError, match=message):
+        build(load_spec(spec_file), spec_file.parent / "out", until=end_of(1))
+
+
+def test_append_needs_a_dataset_built_until_a_time_a_later_time_and_the_same_meaning(spec_file: Path) -> None:
+    write(spec_file.parent, *a_log(1, days=2))
+    spec, root = load_spec(spec_file), spec_file.parent
+    build(spec, root / "plain")
+    with pytest.raises(SpecError, match="was built without --until"):
+        append(spec, root / "plain", end_of(1))
+    build(spec, root / "out", until=end_of(2))
+    with pytest.raises(SpecError, match=r"holds the log until 2023-.* already, which is after 2023-"):
+        append(spec, root / "out", end_of(1))
+    with pytest.raises(SpecError, match=r"differs from that of .* in history_length"):
+        append(spec.model_copy(update={"history_length": 6}), root / "out", end_of(3))
