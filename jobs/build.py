@@ -142,7 +142,7 @@ def _snapshot(
         profile=built.profile,
         log_end=built.log_end,
         fingerprint=fingerprint(spec, shards),
-        buckets=built.buckets if increment else None,
+        buckets=built.buckets,
         until=increment.until if increment else None,
         state=tuple(built.state),
     )

@@ -328,3 +328,30 @@ def vacuum(
         as_json,
         lambda: f"removed {len(done.snapshots)} snapshots and {done.files} files ({done.bytes:,} bytes)",
     )
+
+
+@app.command()
+def forget(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    users: Annotated[Path, typer.Option(help="A file of users, one a line, as the log calls them.")],
+    as_json: Json = False,
+) -> None:
+    """Remove users everywhere: shards, state, samples, quarantine, vocabulary. Then `vacuum` removes the old files.
+
+    \b
+    Example:
+      longbatch forget dataset --users users.txt && longbatch vacuum dataset
+    """
+    from longbatch.jobs.forget import forget as run
+    from longbatch.jobs.forget import read_users
+
+    done = run(dataset, read_users(users))
+    show(
+        done.as_dict(),
+        as_json,
+        lambda: (
+            f"forgot {done.users:,} users ({done.users_with_requests:,} had requests): {done.rewritten_shards} of "
+            f"{done.shards} shards and {done.rewritten_files} other files written anew in snapshot {done.snapshot}; "
+            f"nothing of them is in it. Older files hold them until `longbatch vacuum {dataset}`"
+        ),
+    )
