@@ -31,8 +31,7 @@ class Partition:
         """Write one chunk's batches, one per bucket; empty ones take no room."""
         path = self.folder / name
         try:
-            with path.open("xb", buffering=0) as file:
-                sizes = [file.write(batch.serialize()) if batch.num_rows else 0 for batch in batches]
+            sizes = _write_batches(path, batches)
         except OSError as error:
             raise MachineError(disk_message(error, path)) from None
         with self._lock:
@@ -46,6 +45,12 @@ class Partition:
             if end > start:
                 batches.append(pa.ipc.read_record_batch(_read_range(self.folder / name, start, end), schema))
         return widen(batches) if batches else None
+
+
+def _write_batches(path: Path, batches: list[pa.RecordBatch]) -> list[int]:
+    """Write batches one behind the other; return the bytes of each, 0 of those without rows."""
+    with path.open("xb") as file:
+        return [file.write(batch.serialize()) if batch.num_rows else 0 for batch in batches]
 
 
 def _read_range(path: Path, start: int, end: int) -> pa.Buffer:

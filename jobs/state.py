@@ -6,6 +6,7 @@ OWNERS (the request ids that are in the dataset, by bucket of the id) it adds a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,14 @@ class Increment:
     buckets: int | None = None
     state: tuple[Entry, ...] = ()
     vocabulary: tuple[Entry, ...] = ()
+
+    @classmethod
+    def of_json(cls, text: str | None) -> Increment | None:
+        """Read what `json.dumps(asdict(increment))` wrote; None of None."""
+        if text is None:
+            return None
+        read = json.loads(text)
+        return cls(**{**read, "state": tuple(read["state"]), "vocabulary": tuple(read["vocabulary"])})
 
     @property
     def window(self) -> Window:
