@@ -280,7 +280,7 @@ def test_overwriting_replaces_every_file_once_the_new_one_is_committed(spec_file
     assert build(later, out, overwrite=True).snapshot == 2
     assert items(out) == [[], [111], []]
     kept = old & set(files(out))
-    assert kept <= {"quarantine", "vocabulary"}, "folders without files"
+    assert kept <= {"quarantine", "vocabulary", "dictionaries"}, "folders without files"
     assert len(files(out)) == len(old)
 
 
