@@ -62,7 +62,8 @@ def bench_storage(
 
 def _make(root: Path, name: str, users: int, events: int) -> Dataset:
     simulate(root / f"{name}-log", Simulation(users=users, events=events, seed=2))
-    build(load_spec(root / f"{name}-log" / "spec.toml"), root / name)
+    spec = load_spec(root / f"{name}-log" / "spec.toml")
+    build(spec.model_copy(update={"items": Items(features=("author_id", "topic"))}), root / name)
     return open_dataset(root / name)
 
 
