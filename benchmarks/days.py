@@ -57,10 +57,10 @@ def _days(root: Path) -> list[datetime]:
         _last=pl.max_horizontal("event_time", "arrival_time", "request_time"),
     )
     first, last = rows.select(pl.col("_first").min(), pl.col("_last").max().alias("last")).collect().row(0)
-    # Only the last days of a simulated log have targets, so the first part holds what is before them.
+    # Only the last part of a simulated log has targets; the first day holds all that is before them.
     opened = rows.filter(pl.col("tab") > 0).select(pl.col("request_time").min()).collect().item()
-    step = (last - opened) // (DAYS - 1) + 1
-    ends = [opened + step * day for day in range(1, DAYS)] + [last + 1]
+    step = (last - opened) // DAYS + 1
+    ends = [opened + step * day for day in range(1, DAYS + 1)]
     low = first
     for day, end in enumerate(ends):
         folder = root / "days" / f"{day:02d}"

@@ -80,17 +80,18 @@ def _plain_bytes(block: Block, compression: str) -> Counter[str]:
 
 
 def _fields(table: str, lists: pa.ListArray, compression: str) -> Counter[str]:
+    """Bytes of each field of a list of structs; the offsets count as a column of their own."""
     values = lists.flatten()
-    return Counter(
-        {f"{table}.{field.name}": _ipc_bytes(values.field(field.name), compression) for field in values.type}
-    )
+    sizes = Counter({f"{table}.{f.name}": _ipc_bytes(values.field(f.name), compression) for f in values.type})
+    sizes[f"{table}.offsets"] = _ipc_bytes(lists.offsets, compression)
+    return sizes
 
 
 def _ipc_bytes(column: pa.Array, compression: str) -> int:
     """Bytes of a column's buffers in a record batch: those of its message less those of an empty one's."""
     options = pa.ipc.IpcWriteOptions(compression=codec_of(compression), use_threads=False)
     sizes = []
-    for part in (column, column.slice(0, 0)):
+    for part in (column, pa.nulls(0, column.type)):
         sink = pa.MockOutputStream()
         with pa.ipc.new_stream(sink, pa.schema([pa.field("x", column.type)]), options=options) as writer:
             writer.write_batch(pa.RecordBatch.from_arrays([part], ["x"]))

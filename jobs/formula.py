@@ -71,6 +71,8 @@ def rates(dataset: Dataset, columns: Sequence[ColumnBytes]) -> dict[str, float]:
         "event_at_rest": of["event"] / max(1, counts.stored_with_overlap),
         "request_at_rest": of["request"] / counts.requests,
         "target_at_rest": of["target"] / counts.targets,
+        "parquet_event_at_rest": sum(c.parquet or 0.0 for c in columns if c.name.startswith("events."))
+        / max(1, counts.stored_with_overlap),
         "event_fields": event_type(dataset.spec).num_fields,
         "log_rows": float(sum(rows.values())),
         "row_shuffle_bytes": shuffled / max(1, sum(rows.values())),

@@ -103,39 +103,40 @@ def _formula_at(savings: dict[str, Any], volume: Volume) -> dict[str, float]:
     }
 
 
-def _copies(level: str, requests: float, targets: float, history_events: float) -> float:
-    """History events that a level holds copies of, in all its rows."""
-    return history_events * (targets / requests if level == "sample" else 1.0)
-
-
 def _layouts(savings: dict[str, Any], volume: Volume, decoded: dict[str, float]) -> list[dict[str, Any]]:
-    """Bytes at rest of each layout as Parquet zstd, by its measured bytes per copied event; the dataset's own last."""
-    measured, found = savings["dataset"], []
-    for layout in savings["layouts"]:
-        level = layout["name"].split("_")[0]
-        if level == "user":
-            continue
-        file = next(f for f in layout["files"] if (f["format"], f["codec"]) == ("Parquet", "zstd"))
-        here = _copies(level, measured["requests"], measured["targets"], measured["history_events"])
-        there = _copies(level, volume.requests, volume.targets, volume.history_events)
-        found.append(
-            _layout(
-                layout["name"],
-                f"{layout['title']}, Parquet zstd",
-                file["bytes"] / max(1.0, here) * there,
-                decoded[level] * volume.targets,
-            )
-        )
-    rates = savings["rates"]
+    """Bytes at rest of each layout as Parquet zstd; the dataset's own last.
+
+    Shuffled, a history is alone in its page, and costs what its events cost once. Sorted by user the rates are those
+    measured. Log order lies between the two, and where depends on how many users are active at once.
+    """
+    rates, codec = savings["rates"], savings["on_disk"]["codec"]
+    copies = {
+        "sample": volume.history_events * volume.targets / volume.requests,
+        "request": volume.history_events,
+    }
+    found = []
+    for level, copied in copies.items():
+        size = decoded[level] * volume.targets
+        alone = copied * rates["parquet_event_at_rest"]
+        found.append(_layout(f"{level}_level_shuffled", f"{level} level, shuffled, Parquet zstd", alone, size))
+        name = f"{level}_level_by_user"
+        beside = copied * _bytes_per_copy(savings, name, level)
+        found.append(_layout(name, f"{level} level, sorted by user, Parquet zstd", beside, size))
     mine = (
         volume.stored_events * rates["event_at_rest"]
         + volume.requests * rates["request_at_rest"]
         + volume.targets * rates["target_at_rest"]
     )
-    return [
-        *found,
-        _layout("dataset", f"longbatch, Arrow {savings['on_disk']['codec']}", mine, decoded["user"] * volume.targets),
-    ]
+    return [*found, _layout("dataset", f"longbatch, Arrow {codec}", mine, decoded["user"] * volume.targets)]
+
+
+def _bytes_per_copy(savings: dict[str, Any], name: str, level: str) -> float:
+    """Measured bytes of a layout as Parquet zstd for each history event in its rows."""
+    (layout,) = (layout for layout in savings["layouts"] if layout["name"] == name)
+    (size,) = (file["bytes"] for file in layout["files"] if (file["format"], file["codec"]) == ("Parquet", "zstd"))
+    measured = savings["dataset"]
+    rows = measured["targets"] / measured["requests"] if level == "sample" else 1.0
+    return float(size / max(1.0, measured["history_events"] * rows))
 
 
 def _layout(name: str, title: str, at_rest: float, decoded: float) -> dict[str, Any]:

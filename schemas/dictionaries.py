@@ -92,10 +92,10 @@ def build_dictionary(dictionary: Dictionary, tables: Sequence[Columns]) -> tuple
     columns = [pa.concat_arrays([table[field.name] for table in tables]) for field in dictionary.fields]
     entry, entries = _number(columns)
     known = columns[0].is_valid().to_numpy(False)
-    first = np.zeros(entries, dtype=np.int64)
-    first[entry[::-1]] = np.arange(len(entry))[::-1]
-    if not known.all():
-        first = first[np.unique(entry[known])]
+    first = np.full(entries, -1, dtype=np.int64)
+    rows = np.flatnonzero(known)[::-1]
+    first[entry[rows]] = rows
+    first = first[first >= 0]
     order = _sort([column.take(pa.array(first)) for column in columns])
     place = np.zeros(entries, dtype=np.int32)
     place[entry[first[order]]] = np.arange(len(order))
@@ -108,16 +108,26 @@ def build_dictionary(dictionary: Dictionary, tables: Sequence[Columns]) -> tuple
 
 
 def _number(columns: Sequence[pa.Array]) -> tuple[Int64Array, int]:
-    """Number rows, (N,), from 0, equal rows alike, nulls equal; and how many numbers there are."""
+    """Number rows, (N,), from 0, equal rows alike, nulls equal; and how many numbers there are.
+
+    A column that is a function of those before it, as an author is of an item, changes no number and is not hashed with them.
+    """
     numbers, count = np.zeros(len(columns[0]), dtype=np.int64), 1
     for column in columns:
-        if pa.types.is_floating(column.type):  # by their bits: 0.0 is not -0.0, and any NaN equals itself
-            column = column.view(pa.int32() if column.type.bit_width == 32 else pa.int64())
-        encoded = column.dictionary_encode(null_encoding="encode")
-        both = numbers * max(1, len(encoded.dictionary)) + encoded.indices.to_numpy(zero_copy_only=False)
-        again = pa.array(both).dictionary_encode()
-        numbers, count = again.indices.to_numpy().astype(np.int64), len(again.dictionary)
+        codes, values = _codes(column)
+        code_of = np.zeros(count, dtype=np.int64)
+        code_of[numbers] = codes
+        if not np.array_equal(code_of[numbers], codes):
+            numbers, count = _codes(pa.array(numbers * max(1, values) + codes))
     return numbers, count
+
+
+def _codes(column: pa.Array) -> tuple[Int64Array, int]:
+    """Number the values of a column, (N,), from 0; and how many there are."""
+    if pa.types.is_floating(column.type):  # by their bits: 0.0 is not -0.0, and any NaN equals itself
+        column = column.view(pa.int32() if column.type.bit_width == 32 else pa.int64())
+    encoded = column.dictionary_encode(null_encoding="encode")
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), len(encoded.dictionary)
 
 
 def _sort(columns: Sequence[pa.Array]) -> Int64Array:

@@ -75,24 +75,35 @@ def _first_from(
     """The first place from `start` on in timeline `row` with the wanted item: (G,), -1 where there is none."""
     place = np.full(len(wanted), -1, dtype=np.int64)
     values = pc.unique(wanted.drop_null())
-    code = pc.index_in(items, values)
-    at = np.flatnonzero(code.is_valid().to_numpy(False))
+    near = _from_the_first(event_offsets, row, start)
+    code = pc.index_in(items.take(pa.array(near)), values)
+    found = np.flatnonzero(code.is_valid().to_numpy(False))
+    at = near[found]
     asked = pc.index_in(wanted, values)
     asking = np.flatnonzero(asked.is_valid().to_numpy(False) & (row >= 0) & (row < len(event_offsets) - 1))
     if not len(at) or not len(asking):
         return place
     timeline = np.searchsorted(event_offsets, at, side="right") - 1
     total = int(event_offsets[-1]) + 1
-    key = _key(code.take(pa.array(at)), timeline, len(event_offsets), at, total)
+    key = _key(code.take(pa.array(found)), timeline, len(event_offsets), at, total)
     order = np.argsort(key)
     goal = _key(
         asked.take(pa.array(asking)), row[asking], len(event_offsets), np.clip(start[asking], 0, total - 1), total
     )
-    found = np.minimum(np.searchsorted(key[order], goal), len(order) - 1)
-    hit = order[found]
+    hit = order[np.minimum(np.searchsorted(key[order], goal), len(order) - 1)]
     same = (key[hit] >= goal) & (key[hit] // total == goal // total)
     place[asking[same]] = at[hit[same]]
     return place
+
+
+def _from_the_first(event_offsets: Int64Array, row: Int64Array, start: Int64Array) -> Int64Array:
+    """Places of the events of each timeline from the earliest start on: those that a target could be, ascending."""
+    inside = (row >= 0) & (row < len(event_offsets) - 1)
+    begins = event_offsets[1:].copy()
+    np.minimum.at(begins, row[inside], np.maximum(start[inside], event_offsets[row[inside]]))
+    sizes = event_offsets[1:] - begins
+    shifts = np.repeat(begins - (np.cumsum(sizes) - sizes), sizes)
+    return np.asarray(np.arange(len(shifts)) + shifts, dtype=np.int64)
 
 
 def _key(code: pa.Array, timeline: Int64Array, timelines: int, place: Int64Array, places: int) -> Int64Array:

@@ -31,7 +31,7 @@ HISTORY_LENGTHS = (100, 500, 2_000, 10_000)
 DEMO_LOG = Simulation(users=1_200, events=7_200_000, seed=0)
 DEMO_MODEL = ModelConfig(id_rows=4_096)  # few users: larger id tables would only memorise them
 AUDITED_USERS = 20
-MEASURED_BYTES = 256_000_000
+MEASURED_BYTES = 200_000_000
 EVALUATED_REQUESTS = 1_500
 
 

@@ -16,7 +16,15 @@ LEDGER = RowLedger(rows=4000, filtered=1, rejected=2, duplicate=3, accepted=3994
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (1_234_567, "1.2 MB"), (5e9, "5.0 GB"), (7e15, "7000.0 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 KB"),
+        (1_234_567, "1.2 MB"),
+        (5e9, "5.0 GB"),
+        (7e15, "7.0 PB"),
+        (7e21, "7000.0 EB"),
+    ],
 )
 def test_bytes_are_told_in_powers_of_a_thousand(size: float, text: str) -> None:
     assert size_text(size) == text
