@@ -26,20 +26,21 @@ NEEDED = ("numpy", "polars", "pyarrow", "pydantic", "typing_inspection", "annota
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a running cluster is, the environment its programs need, and the archives of code and dependencies."""
+    """Where a running cluster is, the environment its programs need, and a folder for archives of code to send along."""
 
     url: str
     environment: dict[str, str]
-    code: Path
-    dependencies: Path
     folder: Path
+    archives: Path | None = None
 
     def submit(self, *arguments: str, conf: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start `spark-submit jobs/build.py ARGUMENTS`, the executors with nothing but what it sends them."""
+        """Start `spark-submit jobs/build.py ARGUMENTS`.
+
+        Where there are archives, executors start a bare interpreter with what is sent along, else the one of the tests.
+        """
         settings = {
-            "spark.executorEnv.PYTHONPATH": "./dependencies",
             "spark.pyspark.driver.python": sys.executable,
-            "spark.pyspark.python": str(getattr(sys, "_base_executable", sys.executable)),
+            "spark.pyspark.python": sys.executable,
             "spark.ui.enabled": "false",
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
@@ -47,8 +48,12 @@ class Cluster:
             "spark.driver.memory": "512m",
             **(conf or {}),
         }
-        command = [str(HOME / "bin" / "spark-submit"), "--master", self.url, "--py-files", str(self.code)]
-        command += ["--archives", f"{self.dependencies}#dependencies"]
+        command = [str(HOME / "bin" / "spark-submit"), "--master", self.url]
+        if self.archives:
+            settings["spark.executorEnv.PYTHONPATH"] = "./dependencies"
+            settings["spark.pyspark.python"] = str(getattr(sys, "_base_executable", sys.executable))
+            command += ["--py-files", str(pack_code(self.archives / "longbatch.zip"))]
+            command += ["--archives", f"{pack_dependencies(self.archives / 'dependencies.tar')}#dependencies"]
         command += [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
         command += [str(ROOT / "jobs" / "build.py"), *arguments]
         return subprocess.Popen(
@@ -97,7 +102,9 @@ def pack_dependencies(path: Path) -> Path:
 
 
 @contextmanager
-def running_cluster(folder: Path, environment: dict[str, str], archives: Path, workers: int = 2) -> Iterator[Cluster]:
+def running_cluster(
+    folder: Path, environment: dict[str, str], archives: Path | None = None, workers: int = 2
+) -> Iterator[Cluster]:
     """Start a master and workers of one core each; stop them and what they started at the end."""
     port = _free_port()
     environment = {**environment, "SPARK_HOME": str(HOME), "SPARK_LOCAL_IP": "127.0.0.1"}
@@ -114,7 +121,7 @@ def running_cluster(folder: Path, environment: dict[str, str], archives: Path, w
         for _ in range(workers):
             start("worker.Worker", "--host", "127.0.0.1", "--webui-port", "0", "--cores", "1", "--memory", "1g", url)
         _wait_for(folder / "0.log", "Registering worker", workers)
-        yield Cluster(url, environment, archives / "longbatch.zip", archives / "dependencies.tar", folder)
+        yield Cluster(url, environment, folder, archives)
     finally:
         for process in reversed(started):
             os.killpg(process.pid, signal.SIGKILL)

