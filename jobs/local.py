@@ -83,7 +83,7 @@ class LocalEngine:
         scanned += sum((built for _, built in found), Built())
         if conflicts is not None and len(conflicts):
             scanned += self._quarantine_conflicts(spec, pieces, conflicts, root, attempt, increment)
-        facts = known_facts(spec, [scanned.latest_action], conflicts, increment and increment.window)
+        facts = known_facts(spec, [scanned.latest_action], conflicts, increment.window if increment else None)
         words = self._each(
             "vocabulary",
             [partial(_words, spec, partitions["vocabulary"], root, attempt, increment, b) for b in range(buckets)],

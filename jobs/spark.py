@@ -156,7 +156,7 @@ def _build(
     asked = spec.requests.request_id is not None, spec.actions is not None
     with _persisted(session, mapped, wanted=any(asked)):
         conflicts, owners = _find_conflicts(mapped, buckets, root, attempt, grown) if asked[0] else ([], Built())
-        window = increment and increment.window
+        window = increment.window if increment else None
         log_end = known_facts(spec, _latest_actions(mapped) if asked[1] else [], None, window).log_end
         progress("shards", 1, 3)
         make = partial(reduce_buckets, spec.model_dump_json(), str(root), attempt, buckets, conflicts, log_end, grown)

@@ -89,7 +89,7 @@ def bucket_count(rows: int) -> int:
 
 def type_chunk(spec: BuildSpec, source: str, chunk: Chunk, increment: Increment | None = None) -> Canonical:
     """Canonicalize a chunk, of an increment what is in its window, and count the lines of it that were no rows."""
-    typed = canonicalize(chunk.frame, spec, source, window=increment and increment.window)
+    typed = canonicalize(chunk.frame, spec, source, window=increment.window if increment else None)
     lost = len(chunk.malformed)
     if not lost:
         return typed
@@ -218,7 +218,7 @@ def quarantine_conflicts(
     increment: Increment | None = None,
 ) -> Built:
     """Write those rows of a chunk, as they came, that have no other fault than a conflicting request."""
-    typed = canonicalize(chunk.frame, spec, spec.requests.source, conflicts, increment and increment.window)
+    typed = canonicalize(chunk.frame, spec, spec.requests.source, conflicts, increment.window if increment else None)
     hit = typed.rejected.filter(pl.col("_reasons") == [CONFLICTING_REQUEST])
     return make_quarantine(hit, replace(chunk, malformed=()), root, name)
 

@@ -52,7 +52,7 @@ class Carried:
         if "events" not in self.tables:
             return events, fresh
         known = self.tables["events"]
-        both = pl.concat([known.select(events.columns).cast(dict(events.schema)), events], rechunk=True)
+        both = pl.concat([known.select(events.columns).cast(events.schema), events], rechunk=True)
         order = np.argsort(both["user_id"].to_numpy(), kind="stable")
         return both[order], np.concatenate([known[REACH].to_numpy().astype(np.int8), fresh])[order]
 
@@ -60,7 +60,7 @@ class Carried:
         """Add the carried targets or actions to new ones."""
         if table not in self.tables:
             return rows
-        return pl.concat([self.tables[table].select(rows.columns).cast(dict(rows.schema)), rows], rechunk=True)
+        return pl.concat([self.tables[table].select(rows.columns).cast(rows.schema), rows], rechunk=True)
 
     def segments_of(self, users: Int64Array) -> Int64Array:
         """How many segments each of these users, (N,), has already."""

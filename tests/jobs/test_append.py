@@ -11,11 +11,13 @@ from days import DAY, DAYS_SPEC, T, a_log, content, end_of, write
 from longbatch.jobs import tasks
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
+from longbatch.jobs.forget import forget
 from longbatch.jobs.local import LocalEngine
 from longbatch.jobs.vacuum import vacuum
 from longbatch.schemas.dataset import open_dataset
 from longbatch.schemas.errors import DataError, DatasetError, SpecError
 from longbatch.schemas.spec import load_spec
+from longbatch.validation.audit import audit
 
 
 @pytest.fixture
@@ -134,3 +136,16 @@ def test_append_needs_a_dataset_built_until_a_time_a_later_time_and_the_same_mea
         append(spec, root / "out", end_of(1))
     with pytest.raises(SpecError, match=r"differs from that of .* in history_length"):
         append(spec.model_copy(update={"history_length": 6}), root / "out", end_of(3))
+
+
+def test_the_audit_finds_nothing_in_days_that_were_appended_and_what_was_lost_of_them(spec_file: Path) -> None:
+    write(spec_file.parent, *a_log(1, days=3))
+    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
+    build(spec, grown, until=end_of(1))
+    append(spec, grown, end_of(2))
+    append(spec, grown, end_of(3))
+    found = audit(grown, users=None)
+    assert (found.findings, found.not_compared) == ([], "")
+    assert found.requests_checked == open_dataset(grown).counts.requests
+    forget(grown, ["u1"])
+    assert any("is in the raw log, but not in the dataset" in finding for finding in audit(grown, users=None).findings)
