@@ -17,7 +17,7 @@ from longbatch.jobs.simulate import Simulation, simulate
 
 Report = Callable[[str, float, float], None]
 FULL_EVENTS, QUICK_EVENTS, LARGE = 20_000_000, 2_000_000, 5
-FAT_EVENTS, QUICK_FAT_EVENTS = 1_000_000, 200_000
+FAT_EVENTS, QUICK_FAT_EVENTS = 100_000, 50_000
 PEAK_LIMIT_GB = 4.0
 Runs = dict[str, list[Run]]
 
