@@ -393,3 +393,11 @@ def check_file(root: Path, entry: dict[str, Any], *, checksum: bool = False) -> 
         if found != entry["sha256"]:
             raise DatasetError(f"{path} was altered: sha256 {found[:12]}..., listed {str(entry['sha256'])[:12]}...")
     return path
+
+
+def file_entry(root: Path, path: Path, rows: int) -> dict[str, Any]:
+    """Path relative to the dataset, bytes, sha256 and rows of a small file just written, which is then on disk for good."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return {"path": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": digest, "rows": rows}

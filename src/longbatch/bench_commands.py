@@ -13,7 +13,10 @@ app = typer.Typer()
 
 @app.command()
 def bench(
-    what: Annotated[Literal["build", "quality", "storage", "validate"], typer.Argument(help="What to measure.")],
+    what: Annotated[
+        Literal["build", "days", "faults", "quality", "skew", "storage", "validate"],
+        typer.Argument(help="What to measure."),
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run of the same checks.")] = False,
     spark: Annotated[bool, typer.Option(help="Measure the spark engine too.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; medians are shown.")] = 3,
@@ -28,13 +31,22 @@ def bench(
     """
     from longbatch.benchmarks import checks
     from longbatch.benchmarks.build import bench_build
+    from longbatch.benchmarks.days import bench_days
+    from longbatch.benchmarks.faults import bench_faults
     from longbatch.benchmarks.quality import bench_quality
+    from longbatch.benchmarks.skew import bench_skew
     from longbatch.benchmarks.storage import bench_storage
     from longbatch.benchmarks.validate import bench_validate
 
     with progress_bars() as progress:
         if what == "quality":
             found, figures = bench_quality(quick=quick, spark=spark, progress=progress)
+        elif what == "days":
+            found, figures = bench_days(quick=quick, progress=progress)
+        elif what == "faults":
+            found, figures = bench_faults(quick=quick, progress=progress)
+        elif what == "skew":
+            found, figures = bench_skew(quick=quick, spark=spark, progress=progress)
         elif what == "storage":
             found, figures = bench_storage(quick=quick, progress=progress)
         elif what == "validate":
