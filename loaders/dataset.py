@@ -127,6 +127,11 @@ class RequestDataset(IterableDataset[RequestBatch]):
         """What travels to a worker: numbers and paths, no open files."""
         return {**vars(self), "_shards": None, "_scheduled": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Share the position again where it came as a copy: a plain pickle's is in memory of its own."""
+        vars(self).update(state)
+        self._position.share_memory_()  # type: ignore[no-untyped-call]
+
     @property
     def epoch(self) -> int:
         """The epoch whose order is iterated."""

