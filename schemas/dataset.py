@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.files import Files, LocalFiles
 from longbatch.schemas.ledger import Counts
 from longbatch.schemas.shard import Block, ShardReader, check_file, shard_files
 from longbatch.schemas.snapshot import Snapshot, read_snapshot
@@ -63,9 +64,13 @@ class Dataset:
         """Rows of the snapshot's shards table."""
         return self.snapshot.shards
 
-    def shard(self, number: int, fields: Fields = ALL_FIELDS) -> ShardReader:
-        """Open the files of one shard, to read all fields of events and targets or those given."""
-        return ShardReader(self.path, self.shards[number], self.spec, fields)
+    def shard(self, number: int, fields: Fields = ALL_FIELDS, files: Files | None = None) -> ShardReader:
+        """Open the files of one shard, to read all fields of events and targets or those given; `files` reads bytes."""
+        return ShardReader(self.path, self.shards[number], self.spec, fields, files)
+
+    def open_files(self) -> Files:
+        """What reads the bytes of the shards, opened in the process that calls."""
+        return LocalFiles(self.path)
 
     def blocks(self) -> Iterator[Block]:
         """Read all blocks in order, one at a time."""
