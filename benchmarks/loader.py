@@ -25,7 +25,9 @@ BATCH = 64
 STEP_SECONDS = 0.05
 
 
-def bench_loader(*, quick: bool, repeats: int, progress: Any) -> tuple[list[Check], list[Figure]]:
+def bench_loader(
+    *, quick: bool, repeats: int, progress: Callable[[str, float, float], None]
+) -> tuple[list[Check], list[Figure]]:
     """Measure speed against memory, sharing, resuming with workers, planning, and peers; page cache warm."""
     with tempfile.TemporaryDirectory(prefix="longbatch-") as folder:
         root = Path(folder)
@@ -39,12 +41,11 @@ def bench_loader(*, quick: bool, repeats: int, progress: Any) -> tuple[list[Chec
             lambda: _against_peers(root, quick, repeats),
         )
         checks, figures = [], []
-        task = progress.add_task("loader", total=len(steps))
-        for step in steps:
+        for done, step in enumerate(steps, start=1):
             found, shown = step()
             checks += found
             figures += shown
-            progress.advance(task)
+            progress("loader", done, len(steps))
     return checks, figures
 
 
@@ -158,7 +159,8 @@ def _against_peers(root: Path, quick: bool, repeats: int) -> tuple[list[Check], 
             best[level] = max(best[level], rate)
     limits = {"sample": 20, "request": 3}
     return [
-        Check(f"targets/s over the best peer at {level} level", ours / best[level], limits[level], ">=") for level in best
+        Check(f"targets/s over the best peer at {level} level", ours / best[level], limits[level], ">=")
+        for level in best
     ], figures
 
 
@@ -189,5 +191,5 @@ def _samples(batch: RequestBatch) -> Iterable[RequestBatch]:
 
 
 def _named(batch: RequestBatch) -> dict[str, Tensor]:
-    columns = {f"{role}.{n}": v for role in ("history", "targets", "labels") for n, v in getattr(batch, role).items()}
+    columns = {f"{role}__{n}": v for role in ("history", "targets", "labels") for n, v in getattr(batch, role).items()}
     return {**columns, "history_offsets": batch.history_offsets, "targets_offsets": batch.target_offsets}

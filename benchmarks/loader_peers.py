@@ -44,9 +44,9 @@ def rows_of(batches: Iterable[RequestBatch]) -> list[Row]:
             targets = slice(*batch.target_offsets[r : r + 2].tolist())
             found.append(
                 {
-                    **{f"history.{name}": values[events].numpy() for name, values in batch.history.items()},
-                    **{f"targets.{name}": values[targets].numpy() for name, values in batch.targets.items()},
-                    **{f"labels.{name}": values[targets].numpy() for name, values in batch.labels.items()},
+                    **{f"history__{name}": values[events].numpy() for name, values in batch.history.items()},
+                    **{f"targets__{name}": values[targets].numpy() for name, values in batch.targets.items()},
+                    **{f"labels__{name}": values[targets].numpy() for name, values in batch.labels.items()},
                 }
             )
     return found
@@ -57,7 +57,7 @@ def joined(rows: Sequence[Row]) -> dict[str, Tensor]:
     first = rows[0]
     tensors = {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in first}
     for role in ("history", "targets"):
-        sizes = [len(row[f"{role}.item_id"]) for row in rows]
+        sizes = [len(row[f"{role}__item_id"]) for row in rows]
         tensors[f"{role}_offsets"] = torch.from_numpy(np.cumsum([0, *sizes]))
     return tensors
 
