@@ -38,6 +38,7 @@ from longbatch.loaders.reader import Reader
 from longbatch.loaders.state import State, check_state, check_worker, make_state
 from longbatch.schemas.dataset import Dataset, open_dataset
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.remote import RemoteRoot
 from longbatch.schemas.shard import ShardReader
 
 OPEN_SHARDS = 64  # shards a process keeps open
@@ -47,7 +48,7 @@ Roles = dict[str, dict[str, str]]
 class RequestDataset(IterableDataset[RequestBatch]):
     """Batches of requests with their histories and targets, to be used with `DataLoader(batch_size=None)`.
 
-    path: a dataset, a folder or a URI.  batch_size: requests per batch, that is per step and rank (64 by default).
+    path: a dataset, a folder, a URI, or a RemoteRoot that says where to cache.  batch_size: requests per batch, that is per step and rank (64 by default).
     max_tokens: instead, the budget of a batch per step and rank: its requests have at most so many history events, one more
     counted for each request.  history_length: the newest events to keep, at most the built length (the default), or a
     StochasticLength that draws one per request and epoch.
@@ -71,7 +72,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
 
     def __init__(
         self,
-        path: Path | str,
+        path: Path | str | RemoteRoot,
         *,
         batch_size: int | None = None,
         max_tokens: int | None = None,
