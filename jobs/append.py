@@ -110,6 +110,7 @@ def _grown(
         buckets=before.buckets,
         until=increment.until,
         state=_sorted([*owners, *built.state]),
+        shuffled_bytes=before.shuffled_bytes + built.shuffled_bytes,
     )
 
 

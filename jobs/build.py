@@ -145,6 +145,7 @@ def _snapshot(
         buckets=built.buckets,
         until=increment.until if increment else None,
         state=tuple(built.state),
+        shuffled_bytes=built.shuffled_bytes,
     )
 
 

@@ -198,7 +198,10 @@ def _scan_chunks(
         typed = type_chunk(spec, source, chunk, increment)
         for kind, (frame, bucket) in bucket_parts(spec, source, typed, buckets).items():
             if frame.height:
-                partitions[kind].write(f"{name}-{part:04d}", split_by_bucket(frame, bucket, buckets))
+                batches = split_by_bucket(frame, bucket, buckets)
+                partitions[kind].write(f"{name}-{part:04d}", batches)
+                if kind.startswith("rows:"):
+                    built += Built(shuffled_bytes=sum(batch.nbytes for batch in batches))
         built += make_quarantine(typed.rejected, chunk, root, f"{source}-{attempt}-{name}-{part:04d}")
         built += Built(ledgers={source: typed.ledger}, latest_action=typed.latest_action)
     return size, built

@@ -203,6 +203,7 @@ def _reduce_bucket(
             file = f"{source}-{attempt}-{bucket:05d}-{number:04d}"
             built += make_quarantine(frame_of([row["data"]]), chunk, root, file)
         parts = kinds.pop(f"rows:{source}", [])
+        built += Built(shuffled_bytes=sum(len(row["data"]) for row in parts))
         frames[source] = frame_of([row["data"] for row in parts]) if parts else empty_rows(spec, source)
     words = kinds.pop("vocabulary", [])
     if words:
@@ -219,6 +220,7 @@ def _pack_result(built: Built) -> pa.RecordBatch:
         "counts": built.counts.as_dict(),
         "collisions": built.collisions,
         "state": built.state,
+        "shuffled_bytes": built.shuffled_bytes,
         "profile": built.profile.as_dict(),
         "samples": {name: b64encode(_stream(one_batch(rows))).decode() for name, rows in built.samples.items()},
     }
@@ -237,6 +239,7 @@ def unpack_result(shards: bytes, text: str) -> Built:
         counts=Counts(**books["counts"]),
         collisions=books["collisions"],
         state=books["state"],
+        shuffled_bytes=books["shuffled_bytes"],
         profile=profile_of(books["profile"]),
         samples={name: frame_of([b64decode(books["samples"][name])]) for name in TABLES if name in books["samples"]},
     )

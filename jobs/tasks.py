@@ -42,7 +42,8 @@ class Built:
     """What an engine returns for the commit: rows of the shards table, file entries, the books, and the profile.
 
     latest_action: the latest time of an action; log_end: up to when actions are complete; microseconds, or None.
-    state: entries of the state that later appends need; buckets: into how many users were split.
+    state: entries of the state that later appends need; buckets: into how many users were split. shuffled_bytes: of
+    the typed rows on their way to their buckets.
     """
 
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -57,6 +58,7 @@ class Built:
     log_end: int | None = None
     state: list[dict[str, Any]] = field(default_factory=list)
     buckets: int = 0
+    shuffled_bytes: int = 0
 
     def __add__(self, other: Built) -> Built:
         """Return both parts together."""
@@ -74,6 +76,7 @@ class Built:
             other.log_end if self.log_end is None else self.log_end,
             self.state + other.state,
             max(self.buckets, other.buckets),
+            self.shuffled_bytes + other.shuffled_bytes,
         )
 
 

@@ -35,7 +35,7 @@ class Snapshot:
     of samples also {table}. profile: counters and skew. log_end: up to when the actions are complete, in microseconds;
     None without labels from later events. buckets, until, state: of a dataset that can be appended to, into how many
     buckets its users are split, up to when it holds the log (microseconds), and entries {kind, bucket, path, bytes,
-    sha256, rows} of what later appends need.
+    sha256, rows} of what later appends need. shuffled_bytes: of the typed rows that builds moved to their buckets.
     """
 
     number: int
@@ -53,6 +53,7 @@ class Snapshot:
     buckets: int | None = None
     until: int | None = None
     state: tuple[dict[str, Any], ...] = ()
+    shuffled_bytes: int = 0
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -144,6 +145,7 @@ def _document(snapshot: Snapshot, shards: dict[str, Any]) -> dict[str, Any]:
         "buckets": snapshot.buckets,
         "until": snapshot.until,
         "state": list(snapshot.state),
+        "shuffled_bytes": snapshot.shuffled_bytes,
     }
 
 
@@ -224,5 +226,6 @@ def _parse(root: Path, number: int, document: dict[str, Any]) -> Snapshot:
         buckets=document.get("buckets"),
         until=document.get("until"),
         state=tuple(document.get("state", ())),
+        shuffled_bytes=int(document.get("shuffled_bytes", 0)),
         fingerprint=found,
     )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from longbatch.loaders.batch import RequestBatch
 from longbatch.loaders.dataset import RequestDataset, make_dataloader
-from longbatch.loaders.plan import StochasticLength
+from longbatch.loaders.lengths import StochasticLength
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.trainer import checkpoint
 from longbatch.trainer.config import Length, TrainConfig, as_microseconds, model_columns
