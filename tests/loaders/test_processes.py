@@ -10,23 +10,22 @@ import textwrap
 import time
 
 import pytest
+
+from longbatch.loaders import RequestDataset, make_dataloader
+
+RANK = """
+import sys
 import torch.distributed as dist
-import torch.multiprocessing as mp
-
-from longbatch.loaders import RequestDataset, RequestLoader, make_dataloader
-
-
-def one_rank(rank, path, port, requests, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    loader = RequestLoader(RequestDataset(path, batch_size=1), num_workers=1)
-    steps = 0
-    for _ in loader:
-        dist.barrier()
-        steps += 1
-    results.put((rank, steps))
+from longbatch.loaders import RequestDataset, RequestLoader
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
+steps = 0
+for _ in RequestLoader(RequestDataset(sys.argv[3], batch_size=1), num_workers=1):
     dist.barrier()
-    dist.destroy_process_group()
+    steps += 1
+dist.barrier()
+dist.destroy_process_group()
+print(steps)
+"""
 
 
 @pytest.mark.parametrize("requests", [0, 1, 2, 3])
@@ -35,9 +34,10 @@ def test_two_gloo_ranks_end_together(tmp_path, rows, requests):
     timelines = [{"user_id": 1, "segment": 0, "events": [event(10, 1)]}]
     shards = [[(timelines, [request(n, 1, 0, 2, 1, [target(20)]) for n in range(requests)])]] if requests else []
     path = write_dataset(tmp_path / "d", shards)
-    results = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(one_rank, (path, 29_650 + requests, requests, results), nprocs=2)
-    assert {results.get() for _ in range(2)} == {(0, -(-requests // 2)), (1, -(-requests // 2))}
+    command = [sys.executable, "-c", RANK, str(tmp_path / "meet")]
+    ranks = [subprocess.Popen([*command, str(r), str(path)], stdout=subprocess.PIPE, text=True) for r in range(2)]
+    steps = [rank.communicate(timeout=60)[0].strip() for rank in ranks]
+    assert steps == [str(-(-requests // 2))] * 2
 
 
 def test_a_worker_that_dies_is_told_of(random_dataset):
