@@ -78,7 +78,7 @@ def test_batches_of_a_budget_have_nearly_equal_tokens():
 
 
 def test_a_budget_below_two_histories_is_refused():
-    with pytest.raises(ValueError, match="max_tokens is 20,000; .* give at least 20,001, or a shorter"):
+    with pytest.raises(ValueError, match=r"max_tokens is 20,000; .* give at least 20,001, or a shorter"):
         token_quota(20_000, 10_000)
 
 

@@ -45,7 +45,7 @@ def test_a_worker_that_dies_is_told_of(random_dataset):
     batches = iter(loader)
     next(batches)
     os.kill(batches._workers[0].pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="DataLoader worker .* killed by signal|exited unexpectedly"):
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* killed by signal|exited unexpectedly"):
         list(batches)
 
 
