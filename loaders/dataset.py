@@ -131,7 +131,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Share the position again where it came as a copy: a plain pickle's is in memory of its own."""
         vars(self).update(state)
-        self._position.share_memory_()  # type: ignore[no-untyped-call]
+        self._position.share_memory_()
 
     @property
     def epoch(self) -> int:
