@@ -33,14 +33,15 @@ def bench_loader(
         root = Path(folder)
         size = Size(users=24 if quick else 48, requests=16, targets=8)
         paths = {c: loader_data.write(root / c, size, c) for c in ("none", "zstd")}
-        steps = (
+        steps: tuple[Callable[[], tuple[list[Check], list[Figure]]], ...] = (
             lambda: _against_memory(paths, repeats),
             lambda: _shared_form(paths["none"], repeats),
             lambda: _with_workers(paths["none"], repeats),
             _planning,
             lambda: _against_peers(root, quick, repeats),
         )
-        checks, figures = [], []
+        checks: list[Check] = []
+        figures: list[Figure] = []
         for done, step in enumerate(steps, start=1):
             found, shown = step()
             checks += found
@@ -97,7 +98,7 @@ def _shared_form(path: Path, repeats: int) -> tuple[list[Check], list[Figure]]:
     """Requests in the order of the dataset: 16 of a user in a batch."""
     rates = {}
     for form in ("windows", "shared"):
-        dataset = RequestDataset(path, batch_size=BATCH, form=form)  # type: ignore[arg-type]
+        dataset = RequestDataset(path, batch_size=4 * BATCH, form=form)
         requests = sum(batch.num_requests for batch in dataset)
         rates[form] = requests / _median(lambda: _timed(lambda: _drain(dataset)), repeats)  # noqa: B023
     figures = [Figure(f"{form} form", rate, "requests/s") for form, rate in rates.items()]
@@ -112,7 +113,7 @@ def _with_workers(path: Path, repeats: int) -> tuple[list[Check], list[Figure]]:
         for _ in range(repeats):
             dataset = RequestDataset(path, batch_size=BATCH, shuffle=True)
             started = time.perf_counter()
-            loader = RequestLoader(dataset, num_workers=2, workers=workers)  # type: ignore[arg-type]
+            loader = RequestLoader(dataset, num_workers=2, workers=workers)
             waits = _waits(loader, started)
             firsts.append(waits[0])
             shares.append(statistics.mean(waits[2:]) / (STEP_SECONDS + statistics.mean(waits[2:])))

@@ -10,6 +10,7 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def _from_arrow(batch: pa.Table | pa.RecordBatch) -> list[Row]:
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         offsets, values = column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False)
-        columns[name] = [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        columns[name] = [values[a:b] for a, b in pairwise(offsets)]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -25,7 +26,7 @@ class Faults(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     target = ("", 0)
-    planned: list = []
+    planned: ClassVar[list] = []
 
     def _pass_on(self):
         fault = self.planned.pop(0) if self.planned and "Range" in self.headers else None

@@ -1,0 +1,75 @@
+"""Ranks end together, workers that die are told of, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from longbatch.loaders import RequestDataset, make_dataloader
+
+RANK = """
+import sys
+import torch.distributed as dist
+from longbatch.loaders import RequestDataset, RequestLoader
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
+steps = 0
+for _ in RequestLoader(RequestDataset(sys.argv[3], batch_size=1), num_workers=1):
+    dist.barrier()
+    steps += 1
+dist.barrier()
+dist.destroy_process_group()
+print(steps)
+"""
+
+
+@pytest.mark.parametrize("requests", [0, 1, 2, 3])
+def test_two_gloo_ranks_end_together(tmp_path, rows, requests):
+    event, target, request, _, write_dataset, _ = rows
+    timelines = [{"user_id": 1, "segment": 0, "events": [event(10, 1)]}]
+    shards = [[(timelines, [request(n, 1, 0, 2, 1, [target(20)]) for n in range(requests)])]] if requests else []
+    path = write_dataset(tmp_path / "d", shards)
+    command = [sys.executable, "-c", RANK, str(tmp_path / "meet")]
+    ranks = [subprocess.Popen([*command, str(r), str(path)], stdout=subprocess.PIPE, text=True) for r in range(2)]
+    steps = [rank.communicate(timeout=60)[0].strip() for rank in ranks]
+    assert steps == [str(-(-requests // 2))] * 2
+
+
+def test_a_worker_that_dies_is_told_of(random_dataset):
+    loader = make_dataloader(RequestDataset(random_dataset, batch_size=1), num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    os.kill(batches._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* killed by signal|exited unexpectedly"):
+        list(batches)
+
+
+def test_nothing_is_left_when_the_main_process_is_killed(random_dataset, tmp_path):
+    code = f"""
+    import time
+    from longbatch.loaders import RequestDataset, make_dataloader
+    for batch in make_dataloader(RequestDataset({str(random_dataset)!r}, batch_size=1), num_workers=2):
+        print("ready", flush=True)
+        time.sleep(60)
+    """
+    before = set(os.listdir("/dev/shm"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    end = time.monotonic() + 20
+    while set(os.listdir("/dev/shm")) - before and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
