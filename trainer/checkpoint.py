@@ -16,7 +16,8 @@ import torch
 
 from longbatch.schemas.errors import DatasetError
 from longbatch.trainer.config import ModelColumns, TrainConfig
-from longbatch.trainer.stca import STCA
+from longbatch.trainer.model import RequestModel
+from longbatch.trainer.models import make_model
 
 VERSION = 1
 FILE_NAME = "checkpoint.pt"
@@ -30,7 +31,7 @@ class Run:
     where it was trained on everything.  fingerprint: of the dataset it was trained on.
     """
 
-    model: STCA
+    model: RequestModel
     config: TrainConfig
     evaluate_from_us: int | None
     fingerprint: str
@@ -72,7 +73,7 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
             "train again, or use the longbatch that wrote it"
         )
     config = TrainConfig.model_validate_json(content["config"])
-    model = STCA(config.model, ModelColumns.model_validate_json(content["columns"]))
+    model = make_model(config.model, ModelColumns.model_validate_json(content["columns"]))
     model.load_state_dict(content["model"])
     return Run(
         model=model.to(device),

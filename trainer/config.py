@@ -24,6 +24,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 from longbatch.schemas.errors import SpecError
 
 Kind = Literal["id", "category", "measure"]
+ModelName = Literal["stca", "longer", "transformer", "din", "mean"]
 ColumnTypes = Mapping[str, Mapping[str, str]]
 
 UNIT_SUFFIXES = ("_ms", "_us", "_s", "_seconds", "_minutes", "_hours", "_days", "_bytes", "_count")
@@ -51,12 +52,19 @@ class Column(Strict):
 
 
 class ModelConfig(Strict):
-    """The size of a model. `head_tokens` of a RankMixer divide the width, and so must `heads`."""
+    """Which model, and its size. The 4 tokens of the head divide the width, and so must `heads`.
 
+    merge, newest: LONGER's adjacent events per token (K) and newest tokens that ask (k); no other model
+    reads them, nor do DIN and mean pooling read `heads` and `layers`.
+    """
+
+    name: ModelName = "stca"
     width: int = Field(default=32, ge=4)
     heads: int = Field(default=4, ge=1)
     layers: int = Field(default=2, ge=1)
     expansion: int = Field(default=2, ge=1)
+    merge: int = Field(default=4, ge=1)
+    newest: int = Field(default=100, ge=1)
     id_rows: int = Field(default=131_072, ge=1)
     kinds: dict[str, Kind] = {}
 

@@ -27,8 +27,9 @@ from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.trainer import checkpoint
 from longbatch.trainer.config import Length, TrainConfig, as_microseconds, model_columns
 from longbatch.trainer.embedding import DENSE_ROWS
+from longbatch.trainer.model import RequestModel, loss_sum
+from longbatch.trainer.models import make_model
 from longbatch.trainer.scores import Metrics, Progress, ProgressCallback, best_device, device_of, predict
-from longbatch.trainer.stca import STCA, loss_sum
 
 REPORT_STEPS = 10  # losses are read from the device, and progress told, this often
 EVENTS_PER_EVALUATED_BATCH = 131_072
@@ -126,7 +127,7 @@ def evaluate(
 
 
 def fit(
-    model: STCA,
+    model: RequestModel,
     batches: Iterable[RequestBatch],
     config: TrainConfig,
     *,
@@ -154,7 +155,7 @@ def fit(
     return TrainReport(step, curve.targets, time.perf_counter() - started, stopped_by, curve.losses)
 
 
-def train_step(model: STCA, optimisers: Sequence[torch.optim.Optimizer], batch: RequestBatch) -> Tensor:
+def train_step(model: RequestModel, optimisers: Sequence[torch.optim.Optimizer], batch: RequestBatch) -> Tensor:
     """One update; returns the loss summed over targets, on the model's device."""
     _check_labels(batch, model.columns.labels)
     batch = batch.to(device_of(model), non_blocking=True)
@@ -183,12 +184,12 @@ def make_optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     return [dense, torch.optim.SparseAdam(sparse, lr=config.embedding_learning_rate)] if sparse else [dense]
 
 
-def new_model(dataset: RequestDataset, config: TrainConfig) -> STCA:
+def new_model(dataset: RequestDataset, config: TrainConfig) -> RequestModel:
     """A model for the dataset's columns, its initial weights a function of the config's seed alone."""
     columns = model_columns(dataset.column_types(), config.labels, config.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return STCA(config.model, columns)
+        return make_model(config.model, columns)
 
 
 class _LossCurve:

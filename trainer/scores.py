@@ -16,7 +16,7 @@ from torch import nn
 
 from longbatch.loaders.batch import RequestBatch
 from longbatch.trainer import metrics
-from longbatch.trainer.stca import STCA
+from longbatch.trainer.model import RequestModel
 
 Metrics = dict[str, float | int | str]
 
@@ -66,7 +66,7 @@ class Scores:
 
 @torch.inference_mode()
 def predict(
-    model: STCA,
+    model: RequestModel,
     batches: Iterable[RequestBatch],
     history_lengths: Sequence[int],
     *,

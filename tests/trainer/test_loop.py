@@ -178,7 +178,7 @@ def test_labels_outside_zero_to_one_are_refused(make_batch, small_model):
 
 def test_a_loss_that_is_not_finite_stops_training(make_batch, small_model):
     model = STCA(*small_model)
-    torch.nn.init.constant_(model.logits.bias, float("nan"))
+    torch.nn.init.constant_(model.head.logits.bias, float("nan"))
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
         fit(model, [make_batch([3], [2])], TrainConfig())
 
