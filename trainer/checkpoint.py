@@ -1,7 +1,8 @@
 """A trained model on disk: one file, written whole or not at all, read without running its content.
 
-`RUN/checkpoint.pt` holds the format version, the weights, and as JSON the training config, the columns of
-the model, where evaluation starts and which dataset it was trained on. A reader needs nothing else.
+`RUN/checkpoint.pt` holds the format version, the weights, the optimisers, the state of the random numbers, the steps
+done, and as JSON the training config and the columns of the model; where evaluation starts and which dataset it was
+trained on. A reader needs nothing else, and neither does who goes on training.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from longbatch.trainer.config import ModelColumns, TrainConfig
 from longbatch.trainer.model import RequestModel
 from longbatch.trainer.models import make_model
 
-VERSION = 1
+VERSION = 2
 FILE_NAME = "checkpoint.pt"
 
 
@@ -29,6 +30,7 @@ class Run:
 
     evaluate_from_us: the request time, in microseconds since 1970 UTC, up to which it was trained; None
     where it was trained on everything.  fingerprint: of the dataset it was trained on.
+    steps: done since the first one.  optimisers: their `state_dict`s, in the order of `make_optimisers`.
     """
 
     model: RequestModel
@@ -36,6 +38,7 @@ class Run:
     evaluate_from_us: int | None
     fingerprint: str
     steps: int
+    optimisers: tuple[dict[str, Any], ...]
 
 
 def save(run: Run, run_dir: Path | str) -> Path:
@@ -51,6 +54,8 @@ def save(run: Run, run_dir: Path | str) -> Path:
         "evaluate_from_us": run.evaluate_from_us,
         "fingerprint": run.fingerprint,
         "steps": run.steps,
+        "optimisers": list(run.optimisers),
+        "random": torch.get_rng_state(),
     }
     try:
         with partial.open("wb") as file:
@@ -81,7 +86,13 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
         evaluate_from_us=content["evaluate_from_us"],
         fingerprint=content["fingerprint"],
         steps=content["steps"],
+        optimisers=tuple(content["optimisers"]),
     )
+
+
+def restore_random(run_dir: Path | str) -> None:
+    """Set PyTorch's random numbers on the CPU to where they stood when the run was saved."""
+    torch.set_rng_state(_read(Path(run_dir) / FILE_NAME, "cpu")["random"])
 
 
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class TrainConfig(Strict):
     train_before: requests before it train, the others evaluate: a time, or the share of requests, in
     order of time, that trains; None trains on everything.  `evaluate_before` ends the evaluation, which
     takes about `evaluate_requests` of the requests, drawn at random, or all.
-    batch_size: requests per step.
+    batch_size: requests per step.  checkpoint_steps: save every so many steps, besides at the end.
     """
 
     model: ModelConfig = ModelConfig()
@@ -114,6 +114,7 @@ class TrainConfig(Strict):
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
     train_before: AwareDatetime | float | None = 0.8
     evaluate_before: AwareDatetime | None = None
     evaluate_requests: int | None = Field(default=None, ge=1)

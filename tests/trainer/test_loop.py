@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -17,7 +19,8 @@ from longbatch.schemas.spec import parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
 from longbatch.trainer import checkpoint
 from longbatch.trainer.config import Length, ModelConfig, TrainConfig
-from longbatch.trainer.loop import evaluate, fit, make_optimisers, train
+from longbatch.trainer.loop import evaluate, fit, train
+from longbatch.trainer.optimisers import make_optimisers
 from longbatch.trainer.scores import predict
 from longbatch.trainer.stca import STCA
 
@@ -225,7 +228,7 @@ def test_a_checkpoint_that_is_missing_damaged_or_of_another_version_is_refused(t
     with pytest.raises(DatasetError, match="is damaged"):
         checkpoint.load(tmp_path)
     torch.save({"version": 99}, tmp_path / "checkpoint.pt")
-    with pytest.raises(DatasetError, match="has version 99, and this longbatch reads version 1"):
+    with pytest.raises(DatasetError, match="has version 99, and this longbatch reads version 2"):
         checkpoint.load(tmp_path)
     torch.save([1], tmp_path / "checkpoint.pt")
     with pytest.raises(DatasetError, match="is no checkpoint of longbatch"):
@@ -258,3 +261,66 @@ def test_a_loaded_run_is_the_saved_one(trained, tmp_path):
     )
     for name, value in run.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
+
+
+def interrupt(progress):
+    """Press Ctrl-C at the 10th step."""
+    if progress.step == 10:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop", [7, 35])
+def test_a_resumed_run_is_to_the_bit_the_one_that_never_stopped(dataset, tmp_path, stop):
+    config = tiny(max_steps=40, train_before=0.8, evaluate_requests=16, history_length=Length(minimum=0, maximum=16))
+    whole = train(dataset, tmp_path / "whole", config)
+    train(dataset, tmp_path / "parts", config.model_copy(update={"max_steps": stop}))
+    torch.manual_seed(123)
+    resumed = train(dataset, tmp_path / "parts", config, resume=True)
+    assert (resumed.steps, resumed.metrics) == (whole.steps, whole.metrics)
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
+    assert same(states[0]["model"], states[1]["model"])
+    assert same(states[0]["optimisers"], states[1]["optimisers"])
+
+
+def same(a, b):
+    """Whether two nested states are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_ctrl_c_saves_after_the_step_at_hand_and_the_run_goes_on(dataset, tmp_path):
+    report = train(dataset, tmp_path, tiny(max_steps=20), progress=interrupt)
+    assert report.stopped_by == "interrupt"
+    assert report.metrics == []
+    assert checkpoint.load(tmp_path).steps == report.steps == 11
+    assert train(dataset, tmp_path, tiny(max_steps=20), resume=True).steps == 20
+
+
+def test_checkpoints_are_saved_on_the_way(dataset, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(checkpoint, "save", lambda run, _: steps.append(run.steps))
+    train(dataset, tmp_path, tiny(max_steps=5, checkpoint_steps=2, train_before=None))
+    assert steps == [2, 4, 5]
+
+
+def test_a_run_at_its_end_is_not_trained_further(dataset, tmp_path):
+    config = tiny(max_steps=3, train_before=None)
+    train(dataset, tmp_path, config)
+    report = train(dataset, tmp_path, config, resume=True)
+    assert (report.steps, report.targets, report.stopped_by) == (3, 0, "max_steps")
+
+
+def test_a_run_is_resumed_only_as_it_was_begun(trained, dataset, tmp_path):
+    with pytest.raises(SpecError, match="was trained with another batch_size, learning_rate; resume it with the same"):
+        train(dataset, trained[0], tiny(batch_size=8, learning_rate=1e-3), resume=True)
+    run = checkpoint.load(trained[0])
+    checkpoint.save(replace(run, fingerprint="another"), tmp_path)
+    with pytest.raises(SpecError, match="was trained on another dataset"):
+        train(dataset, tmp_path, tiny(), resume=True)
+    with pytest.raises(DatasetError, match="is not there; train first"):
+        train(dataset, tmp_path / "none", tiny(), resume=True)
