@@ -101,6 +101,8 @@ class TrainConfig(Strict):
     train_before: requests before it train, the others evaluate: a time, or the share of requests, in
     order of time, that trains; None trains on everything.  `evaluate_before` ends the evaluation, which
     takes about `evaluate_requests` of the requests, drawn at random, or all.
+    clip_norm: the largest norm of the gradients of dense weights, small tables included; large tables are not clipped.
+    bf16: run matrix products in bfloat16 (autocast); weights, their updates and the loss stay in float32.
     batch_size: requests per step.  checkpoint_steps: save every so many steps, besides at the end.
     """
 
@@ -111,6 +113,8 @@ class TrainConfig(Strict):
     learning_rate: float = Field(default=2e-3, gt=0)
     embedding_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float | None = Field(default=None, gt=0)
+    bf16: bool = False
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)

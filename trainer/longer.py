@@ -71,7 +71,7 @@ class Longer(RequestModel):
         event_TD = self.side(history_TD + self.position(measure_rows(age_T + 1)))
         longest = max(1, int(offsets.diff().max())) if len(offsets) > 1 else 1
         rows, groups, width = len(offsets) - 1, -(-longest // merge), history_TD.shape[-1]
-        event_RLD = history_TD.new_zeros(rows, groups * merge, width).index_put((row_T, age_T), event_TD)
+        event_RLD = event_TD.new_zeros(rows, groups * merge, width).index_put((row_T, age_T), event_TD)
         full_RSK = filled(offsets, groups * merge).view(rows, groups, merge)
         inner_NKD = self._inside(event_RLD.view(rows * groups, merge, width), full_RSK.flatten(0, 1))
         return inner_NKD.view(rows, groups, merge * width), full_RSK.any(dim=-1)

@@ -27,7 +27,7 @@ from longbatch.trainer import checkpoint, resuming
 from longbatch.trainer.config import Length, TrainConfig, as_microseconds, model_columns
 from longbatch.trainer.model import RequestModel, loss_sum
 from longbatch.trainer.models import make_model
-from longbatch.trainer.optimisers import make_optimisers
+from longbatch.trainer.optimisers import dense_parameters, make_optimisers
 from longbatch.trainer.scores import Metrics, Progress, ProgressCallback, best_device, device_of, predict
 
 REPORT_STEPS = 10  # losses are read from the device, and progress told, this often
@@ -163,7 +163,7 @@ def fit(
     with resuming.interrupts() as interrupted:
         for batch in batches if stopped_by == "epochs" else ():
             step += 1
-            curve.add(train_step(model, optimisers, batch), batch.num_targets)
+            curve.add(train_step(model, optimisers, batch, config), batch.num_targets)
             seconds = time.perf_counter() - started
             stopped_by = "interrupt" if interrupted() else _stop(step, seconds, config) or stopped_by
             if stopped_by != "epochs" or step % REPORT_STEPS == 0:
@@ -176,14 +176,21 @@ def fit(
     return TrainReport(step, curve.targets, time.perf_counter() - started, stopped_by, curve.losses)
 
 
-def train_step(model: RequestModel, optimisers: Sequence[torch.optim.Optimizer], batch: RequestBatch) -> Tensor:
+def train_step(
+    model: RequestModel, optimisers: Sequence[torch.optim.Optimizer], batch: RequestBatch, config: TrainConfig
+) -> Tensor:
     """One update; returns the loss summed over targets, on the model's device."""
     _check_labels(batch, model.columns.labels)
-    batch = batch.to(device_of(model), non_blocking=True)
+    device = device_of(model)
+    batch = batch.to(device, non_blocking=True)
     for optimiser in optimisers:
         optimiser.zero_grad()
-    total = loss_sum(model(batch), batch, model.columns.labels)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        logits_GB = model(batch)
+    total = loss_sum(logits_GB.float() if config.bf16 else logits_GB, batch, model.columns.labels)
     (total / max(1, batch.num_targets)).backward()  # type: ignore[no-untyped-call]
+    if config.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(dense_parameters(model), config.clip_norm)
     for optimiser in optimisers:
         optimiser.step()
     return total.detach()

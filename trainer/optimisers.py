@@ -25,3 +25,9 @@ def make_optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     ]
     dense = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
     return [dense, torch.optim.SparseAdam(sparse, lr=config.embedding_learning_rate)] if sparse else [dense]
+
+
+def dense_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters but the tables with sparse gradients."""
+    sparse = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse}
+    return [parameter for parameter in model.parameters() if id(parameter) not in sparse]

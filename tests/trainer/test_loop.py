@@ -19,8 +19,9 @@ from longbatch.schemas.spec import parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
 from longbatch.trainer import checkpoint
 from longbatch.trainer.config import Length, ModelConfig, TrainConfig
-from longbatch.trainer.loop import evaluate, fit, train
-from longbatch.trainer.optimisers import make_optimisers
+from longbatch.trainer.loop import evaluate, fit, train, train_step
+from longbatch.trainer.models import MODELS, make_model
+from longbatch.trainer.optimisers import dense_parameters, make_optimisers
 from longbatch.trainer.scores import predict
 from longbatch.trainer.stca import STCA
 
@@ -324,3 +325,25 @@ def test_a_run_is_resumed_only_as_it_was_begun(trained, dataset, tmp_path):
         train(dataset, tmp_path, tiny(), resume=True)
     with pytest.raises(DatasetError, match="is not there; train first"):
         train(dataset, tmp_path / "none", tiny(), resume=True)
+
+
+def test_clipping_bounds_the_gradients_of_dense_weights(make_batch, small_model):
+    config = TrainConfig(clip_norm=0.01)
+    model = STCA(*small_model)
+    train_step(model, make_optimisers(model, config), make_batch([9, 3], [2, 3]), config)
+    norms = torch.stack([parameter.grad.norm() for parameter in dense_parameters(model)])
+    assert norms.norm() == pytest.approx(0.01, rel=1e-3)
+    assert any(table.weight.grad.is_sparse for table in model.tokens.tables.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_trains_nearly_as_float32_does(make_batch, small_model, name):
+    losses = {}
+    for bf16 in (False, True):
+        config = TrainConfig(bf16=bf16, max_steps=3)
+        torch.manual_seed(0)
+        model = make_model(small_model[0].model_copy(update={"name": name}), small_model[1])
+        losses[bf16] = fit(model, [make_batch([70, 0, 9], [2, 3, 4])] * 3, config).losses[-1][1]
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
