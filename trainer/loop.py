@@ -116,7 +116,7 @@ def evaluate(
     """Metrics of a run by history length and label, on the requests with after <= request_time < before.
 
     `max_requests` evaluates on about so many of them, drawn at random.  history_lengths defaults to the longest one trained with; `after` to where its training ended. Each
-    result has history_length, label, auc, log_loss, ne, gauc (by user) and targets.
+    result has history_length, label, auc, log_loss, ne, gauc (by user), gauc_by_request and targets.
     """
     run = checkpoint.load(run_dir, best_device())
     lengths = sorted(set(history_lengths or [run.config.longest]))

@@ -347,3 +347,15 @@ def test_bfloat16_trains_nearly_as_float32_does(make_batch, small_model, name):
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert losses[True] != losses[False]
     assert losses[True] == pytest.approx(losses[False], rel=0.05)
+
+
+def test_gauc_by_request_groups_the_targets_of_each_request(make_batch, small_model):
+    scores = predict(STCA(*small_model), [make_batch([3, 2], [2, 3]), make_batch([4], [4])], [8])
+    assert scores.requests.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+    ranked = replace(
+        scores,
+        logits={8: np.array([[1, 2, 1, 2, 2, 4, 3, 2, 1], [0] * 9], dtype=np.float32).T},
+        labels={"click": np.array([0, 1, 0, 0, 1, 1, 1, 1, 1], dtype=np.float32), "like": scores.labels["like"]},
+    )
+    # request 0: 1.0 by 2 targets; request 1: 0.75 by 3, one of its two pairs a tie; request 2 has one class only
+    assert ranked.metrics(8, "click")["gauc_by_request"] == pytest.approx((2 * 1.0 + 3 * 0.75) / 5)
