@@ -1,111 +1,102 @@
-"""`longbatch bench build`: each engine beside its floor, what that engine's own library takes to sort the log.
+"""`longbatch bench build`: each engine beside its floor, what libraries alone take to sort and write the log.
 
-    python -m longbatch.benchmarks.build polars|local|spark-floor|spark SPEC OUT     one measured run
-
-Floors: Polars `scan_parquet(log).sort(user, time).sink_parquet`; Spark read + repartition by user +
-sortWithinPartitions + write Parquet. Each run is a process of its own, its start included; runs alternate.
+Each run is a process of its own, from start to end, as `longbatch build`; runs alternate; medians. The floors are in
+`build_floors.py`. Without `quick`, the local engine and Polars also run at five times the size.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from longbatch.benchmarks.checks import Check, Figure, Run, median_seconds, run_process
-from longbatch.jobs.build import build
-from longbatch.jobs.java import provide_java
-from longbatch.jobs.local import LocalEngine
 from longbatch.jobs.simulate import Simulation, simulate
-from longbatch.jobs.spark import SparkEngine
-from longbatch.schemas.spec import load_spec
 
 Report = Callable[[str, float, float], None]
-FULL_EVENTS, QUICK_EVENTS = 20_000_000, 2_000_000
+FULL_EVENTS, QUICK_EVENTS, LARGE = 20_000_000, 2_000_000, 5
+FAT_EVENTS, QUICK_FAT_EVENTS = 100_000, 50_000
 PEAK_LIMIT_GB = 4.0
+Runs = dict[str, list[Run]]
 
 
 def bench_build(
     *, quick: bool = False, spark: bool = True, repeats: int = 3, folder: Path | None = None, progress: Report
 ) -> tuple[list[Check], list[Figure]]:
-    """Simulate a log, then run each engine and its floor `repeats` times in turn; medians.
+    """Simulate a log, then run each engine and its floors `repeats` times in turn; medians.
 
-    `folder` keeps the work (the log takes about 16 bytes per event); by default a temporary one.
+    `folder` keeps the work (a log takes about 16 bytes per event); by default a temporary one.
     """
     events = QUICK_EVENTS if quick else FULL_EVENTS
+    local = ["polars", "local", *(["duckdb"] if importlib.util.find_spec("duckdb") else [])]
     with tempfile.TemporaryDirectory(prefix="longbatch-bench-", dir=folder) as work:
-        log = Path(work, "log")
-        progress("simulate", 0, 1)
-        simulate(log, Simulation(users=max(50, events // 6_500), events=events, seed=1))
-        progress("simulate", 1, 1)
-        names = ["polars", "local", *(["spark-floor", "spark"] if spark else [])]
-        runs: dict[str, list[Run]] = {name: [] for name in names}
-        for repeat in range(repeats):
-            for number, name in enumerate(names):
-                progress("runs", repeat * len(names) + number, repeats * len(names))
-                runs[name].append(_run(name, log, Path(work)))
-        progress("runs", 1, 1)
-    return _judge(runs, events)
+        runs = _measured(Path(work), events, [*local, *(["spark-floor", "spark"] if spark else [])], repeats, progress)
+        checks, figures = _judge(runs, events)
+        if not quick:
+            large = _measured(Path(work), events * LARGE, local, repeats, progress)
+            more, shown = _judge(large, events * LARGE)
+            checks += [*more, _same_speed(runs["local"], large["local"])]
+            figures += shown
+        if spark:
+            fat = _measured(
+                Path(work), QUICK_FAT_EVENTS if quick else FAT_EVENTS, ["spark-fat-rows", "local"], 1, progress
+            )
+            times = fat["spark-fat-rows"][0].seconds / fat["local"][0].seconds
+            checks.append(Check("spark fat rows / local, time", times, 20.0, ">="))
+    return checks, figures
+
+
+def _measured(work: Path, events: int, names: list[str], repeats: int, progress: Report) -> Runs:
+    log = work / f"log-{events}"
+    simulate(log, Simulation(users=max(50, events // 6_500), events=events, seed=1))
+    runs: Runs = {name: [] for name in names}
+    for repeat in range(repeats):
+        for number, name in enumerate(names):
+            progress(f"runs, {events:,}", repeat * len(names) + number, repeats * len(names))
+            runs[name].append(_run(name, log, work))
+    progress(f"runs, {events:,}", 1, 1)
+    shutil.rmtree(log)
+    return runs
 
 
 def _run(name: str, log: Path, work: Path) -> Run:
     out = work / "out"
-    run = run_process("longbatch.benchmarks.build", name, str(log / "spec.toml"), str(out))
+    if name in ("local", "spark"):
+        engine = ["--engine", "spark", "--master", "local[2]"] if name == "spark" else []
+        run = run_process("longbatch.cli", "build", str(log / "spec.toml"), str(out), *engine)
+    else:
+        floor = name.removesuffix("-floor")
+        run = run_process("longbatch.benchmarks.build_floors", floor, str(log / "log"), str(out), "10000")
     shutil.rmtree(out) if out.is_dir() else out.unlink()
     return run
 
 
-def _judge(runs: dict[str, list[Run]], events: int) -> tuple[list[Check], list[Figure]]:
+def _judge(runs: Runs, events: int) -> tuple[list[Check], list[Figure]]:
     seconds = {name: median_seconds(of) for name, of in runs.items()}
-    peak = max(run.peak_bytes for run in runs["local"]) / 1e9
-    figures = [Figure("events", events, "")]
-    figures += [Figure(f"{name}: wall time", value, "s") for name, value in seconds.items()]
-    figures += [Figure("local: events per second", events / seconds["local"], "1/s")]
-    figures += [Figure("polars: peak memory", max(run.peak_bytes for run in runs["polars"]) / 1e9, "GB")]
+    peaks = {name: max(run.peak_bytes for run in of) / 1e9 for name, of in runs.items()}
+    size = f"{events / 1e6:,.0f}M"
+    figures = [Figure(f"{size}, {name}: wall time", value, "s") for name, value in seconds.items()]
+    figures += [Figure(f"{size}, {name}: processor time", _processor(of), "s") for name, of in runs.items()]
+    figures += [Figure(f"{size}, {name}: peak memory", peaks[name], "GB") for name in seconds if "spark" not in name]
     checks = [
-        Check("local / polars scan + sort + sink_parquet, time", seconds["local"] / seconds["polars"], 1.5),
-        Check("local: peak memory (GB)", peak, PEAK_LIMIT_GB),
+        Check(f"{size}: local / polars sort + zstd Parquet, time", seconds["local"] / seconds["polars"], 1.2),
+        Check(f"{size}, local: peak memory (GB)", peaks["local"], PEAK_LIMIT_GB),
     ]
+    if "duckdb" in seconds:
+        checks.append(Check(f"{size}: local / duckdb sort, time", seconds["local"] / seconds["duckdb"], 1.6))
     if "spark" in seconds:
         ratio = seconds["spark"] / seconds["spark-floor"]
-        checks.append(Check("spark / spark read + repartition + sort + write, time", ratio, 2.0))
+        checks.append(Check(f"{size}: spark / spark sort + zstd Parquet, time", ratio, 1.5))
     return checks, figures
 
 
-def _polars_floor(spec: Path, out: Path) -> None:
-    import polars as pl
-
-    log = load_spec(spec).sources["log"].path[0]
-    pl.scan_parquet(log).sort("user_id", "event_time").sink_parquet(out)
+def _processor(runs: list[Run]) -> float:
+    return sorted(run.processor_seconds for run in runs)[len(runs) // 2]
 
 
-def _spark_floor(spec: Path, out: Path) -> None:
-    from pyspark.sql import SparkSession
-
-    provide_java()
-    settings = {"spark.ui.enabled": "false", "spark.driver.memory": "4g", "spark.local.dir": str(out.parent)}
-    builder = SparkSession.builder.master("local[2]")
-    for key, value in settings.items():
-        builder = builder.config(key, value)
-    session = builder.getOrCreate()
-    log = load_spec(spec).sources["log"].path[0]
-    frame = session.read.parquet(str(Path(log).parent))
-    frame.repartition("user_id").sortWithinPartitions("user_id", "event_time").write.parquet(str(out))
-    session.stop()
-
-
-def main() -> None:
-    """One measured run, in a process of its own."""
-    name, spec, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    if name == "polars":
-        _polars_floor(spec, out)
-    elif name == "spark-floor":
-        _spark_floor(spec, out)
-    else:
-        build(load_spec(spec), out, engine=LocalEngine() if name == "local" else SparkEngine("local[2]"))
-
-
-if __name__ == "__main__":
-    main()
+def _same_speed(small: list[Run], large: list[Run]) -> Check:
+    """Events per second at the larger size, as a share of that at the smaller."""
+    share = LARGE * median_seconds(small) / median_seconds(large)
+    return Check(f"local: speed at {LARGE} times the events / speed", share, 0.8, ">=")

@@ -6,9 +6,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -67,24 +69,35 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One process: wall seconds, peak resident bytes."""
+    """One process: wall seconds, peak resident bytes, processor seconds (with those of processes it waited for)."""
 
     seconds: float
     peak_bytes: int
+    processor_seconds: float = 0.0
 
 
 def run_process(*arguments: str) -> Run:
     """Run `python -m ...` in a process of its own and measure it whole; RuntimeError with its output if it fails."""
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_environment(),
     )
     output = process.stdout.read() if process.stdout else ""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{output}")
-    return Run(time.monotonic() - started, usage.ru_maxrss * 1024)
+    return Run(time.monotonic() - started, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
+
+
+def _environment() -> dict[str, str]:
+    """As where packages are installed with their bytecode: kept in a folder of its own, if nobody else keeps it."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir(), "longbatch-bench-bytecode")), **kept}
 
 
 def median_seconds(runs: Sequence[Run]) -> float:

@@ -9,19 +9,20 @@ import argparse
 import shutil
 import sys
 import time
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from longbatch.jobs.attempt import attempt, is_ours
 from longbatch.jobs.local import LocalEngine, Progress
+from longbatch.jobs.state import Increment, check_appendable
 from longbatch.jobs.tasks import FOLDERS, Built, make_samples
 from longbatch.jobs.thresholds import check_built
-from longbatch.schemas.errors import DatasetError, LongbatchError, MachineError, SpecError
+from longbatch.pipelines.parse import microseconds
+from longbatch.schemas.errors import DatasetError, LongbatchError, SpecError
 from longbatch.schemas.ledger import Counts, RowLedger
-from longbatch.schemas.shard import disk_message, shard_files
 from longbatch.schemas.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
 from longbatch.schemas.spec import BuildSpec, load_spec
 from longbatch.validation.rules import check_threshold_names
@@ -30,8 +31,10 @@ from longbatch.validation.rules import check_threshold_names
 class Engine(Protocol):
     """Anything that can turn a spec into the files of a dataset."""
 
-    def build(self, spec: BuildSpec, root: Path, attempt: str, progress: Progress) -> Built:
-        """Write all files under `root`, named with `attempt`, and return what to commit."""
+    def build(
+        self, spec: BuildSpec, root: Path, attempt: str, progress: Progress, increment: Increment | None = None
+    ) -> Built:
+        """Write all files, of an increment its own, under `root`, named with `attempt`, and return what to commit."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +65,37 @@ def build(
     *,
     engine: Engine | None = None,
     overwrite: bool = False,
+    until: datetime | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> BuildSummary:
     """Build the dataset a spec describes into `out` and commit it; on any error nothing is visible and nothing left.
 
-    `overwrite` replaces an existing dataset, after success only. Raises SpecError, SourceError, DataError
+    `overwrite` replaces an existing dataset, after success only. With `until` it holds what was known before that time,
+    and later days can be appended (`longbatch.jobs.append`). Raises SpecError, SourceError, DataError
     (the data failed a check), DatasetError (`out` exists), MachineError (disk full).
     """
     check_threshold_names(spec)
     _check_suites(spec)
+    if until:
+        check_appendable(spec)
     root, started = Path(out), time.monotonic()
-    attempt = uuid.uuid4().hex[:12]
     existing = _check_output(root, overwrite)
-    with _attempt(root, attempt):
-        built = (engine or LocalEngine()).build(spec, root, attempt, progress)
+    increment = Increment(None, microseconds(until)) if until else None
+    with attempt(root) as name:
+        built = (engine or LocalEngine()).build(spec, root, name, progress, increment)
         check_built(spec, built, root)
-        samples = make_samples(built.samples, root, attempt)
-        snapshot = _snapshot(spec, built, samples, (existing[-1] if existing else 0) + 1)
+        samples = make_samples(built.samples, root, name)
+        snapshot = _snapshot(spec, built, samples, (existing[-1] if existing else 0) + 1, increment)
         replaced = _unlisted(root, snapshot) if existing else []
-        commit(root, snapshot)
+        commit(root, snapshot, name)
     for path in replaced:
         path.unlink(missing_ok=True)
     shutil.rmtree(root / "reports", ignore_errors=True)  # of the snapshot that this one replaced
-    listed = [entry for row in snapshot.shards for entry in shard_files(row)]
-    listed += [*snapshot.vocabulary, *snapshot.quarantine, *snapshot.samples]
+    return summary_of(root, snapshot, started)
+
+
+def summary_of(root: Path, snapshot: Snapshot, started: float) -> BuildSummary:
+    """Say what a snapshot holds, and how long it took since `started` (of the monotonic clock)."""
     return BuildSummary(
         path=str(root),
         snapshot=snapshot.number,
@@ -94,7 +104,7 @@ def build(
         ledgers=snapshot.ledgers,
         collisions=snapshot.collisions,
         shards=len(snapshot.shards),
-        bytes=sum(entry["bytes"] for entry in listed),
+        bytes=sum(entry["bytes"] for entry in snapshot.files),
         seconds=time.monotonic() - started,
     )
 
@@ -110,40 +120,14 @@ def _check_output(root: Path, overwrite: bool) -> list[int]:
     existing = snapshot_numbers(root)
     if existing and not overwrite:
         raise DatasetError(f"{root} already holds a dataset; pass --overwrite to replace it after a successful build")
-    if not existing and root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if not existing and root.exists() and (not root.is_dir() or not all(map(is_ours, root.iterdir()))):
         raise DatasetError(f"{root} exists and is not a dataset; choose another output, or remove it yourself")
     return existing
 
 
-@contextmanager
-def _attempt(root: Path, attempt: str) -> Iterator[None]:
-    """Make the folders; on any error remove every file of this attempt, and what folders are then empty.
-
-    Other builds may be writing, or have committed, to the same root meanwhile: their files are left alone.
-    """
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    try:
-        for folder in FOLDERS:
-            (root / folder).mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException as error:
-        for folder in FOLDERS:
-            for path in (root / folder).glob(f"*{attempt}*"):
-                path.unlink(missing_ok=True)
-        if not snapshot_numbers(root):
-            _remove_empty([*(root / folder for folder in FOLDERS), *made])
-        if isinstance(error, OSError):
-            raise MachineError(disk_message(error, root)) from None
-        raise
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _snapshot(spec: BuildSpec, built: Built, samples: list[dict[str, Any]], number: int) -> Snapshot:
+def _snapshot(
+    spec: BuildSpec, built: Built, samples: list[dict[str, Any]], number: int, increment: Increment | None
+) -> Snapshot:
     shards = tuple(sorted(built.shards, key=lambda row: (row["bucket"], row["timelines"]["path"])))
     return Snapshot(
         number=number,
@@ -158,6 +142,10 @@ def _snapshot(spec: BuildSpec, built: Built, samples: list[dict[str, Any]], numb
         profile=built.profile,
         log_end=built.log_end,
         fingerprint=fingerprint(spec, shards),
+        buckets=built.buckets,
+        until=increment.until if increment else None,
+        state=tuple(built.state),
+        shuffled_bytes=built.shuffled_bytes,
     )
 
 
@@ -167,8 +155,7 @@ def _unlisted(root: Path, snapshot: Snapshot) -> list[Path]:
     Asked before the commit: a build that starts after it must find its own files untouched (those that were
     writing already cannot commit any more, for this one takes their number).
     """
-    listed = {entry["path"] for row in snapshot.shards for entry in shard_files(row)}
-    listed |= {entry["path"] for entry in (*snapshot.vocabulary, *snapshot.quarantine, *snapshot.samples)}
+    listed = {entry["path"] for entry in snapshot.files}
     paths = [path for folder in FOLDERS for path in (root / folder).iterdir()]
     return [path for path in paths if path.relative_to(root).as_posix() not in listed]
 

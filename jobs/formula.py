@@ -59,14 +59,17 @@ def predict(formula: dict[str, float], features: int) -> dict[str, tuple[float, 
 
 
 def rates(dataset: Dataset, columns: Sequence[ColumnBytes]) -> dict[str, float]:
-    """Bytes at rest of the dataset per stored event, request and target; rows of its logs, and bytes of one in the shuffle."""
+    """Bytes at rest of the dataset per stored event, request and target; rows of its logs, and bytes of one.
+
+    row_bytes: of a typed row in memory; row_shuffle_bytes: as the build moved it to its bucket, in narrow codes.
+    """
     of: dict[str, float] = {"event": 0.0, "request": 0.0, "target": 0.0}
     owner = {"requests": "request", "targets": "target"}  # all else belongs to the timelines
     for column in columns:
         of[owner.get(column.name.split(".")[0], "event")] += column.stored or 0.0
     counts, ledgers = dataset.counts, dataset.snapshot.ledgers
     rows = {source: ledger.accepted for source, ledger in ledgers.items()}
-    shuffled = sum(rows[source] * row_bytes(dataset.spec, source) for source in rows)
+    typed = sum(rows[source] * row_bytes(dataset.spec, source) for source in rows)
     return {
         "event_at_rest": of["event"] / max(1, counts.stored_with_overlap),
         "request_at_rest": of["request"] / counts.requests,
@@ -75,12 +78,13 @@ def rates(dataset: Dataset, columns: Sequence[ColumnBytes]) -> dict[str, float]:
         / max(1, counts.stored_with_overlap),
         "event_fields": event_type(dataset.spec).num_fields,
         "log_rows": float(sum(rows.values())),
-        "row_shuffle_bytes": shuffled / max(1, sum(rows.values())),
+        "row_bytes": typed / max(1, sum(rows.values())),
+        "row_shuffle_bytes": dataset.snapshot.shuffled_bytes / max(1, sum(rows.values())),
     }
 
 
 def row_bytes(spec: BuildSpec, source: str) -> float:
-    """Bytes of a typed row of a source as it is shuffled: its columns, plain Arrow, uncompressed."""
+    """Bytes of a typed row of a source in memory: its columns, plain Arrow."""
     return float(sum(_value_bytes(field.type) for field in canonical_schema(spec, source)))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -19,14 +18,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
-import pyarrow as pa
 
+from longbatch.jobs.partition import Partition
 from longbatch.jobs.sources import Chunk, Piece, plan_pieces, read_piece
+from longbatch.jobs.state import Increment
 from longbatch.jobs.tasks import (
     Built,
     bucket_count,
     bucket_parts,
     empty_rows,
+    find_conflicts,
     make_bucket,
     make_quarantine,
     make_vocabulary,
@@ -34,45 +35,13 @@ from longbatch.jobs.tasks import (
     split_by_bucket,
     type_chunk,
 )
-from longbatch.pipelines.canonicalize import Facts, conflicting_requests, known_facts
+from longbatch.pipelines.canonicalize import Facts, known_facts
 from longbatch.pipelines.where import TEXT_FORMATS
-from longbatch.schemas.errors import MachineError
 from longbatch.schemas.ledger import RowLedger
-from longbatch.schemas.shard import disk_message
 from longbatch.schemas.spec import BuildSpec
 
 Progress = Callable[[str, float, float], None]
 T = TypeVar("T")
-
-
-class Partition:
-    """Frames of one kind, split by bucket on disk: a file per chunk, a record batch per bucket in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: list[Path] = []
-        self._lock = threading.Lock()
-        folder.mkdir(parents=True)
-
-    def write(self, number: str, batches: list[pa.RecordBatch]) -> None:
-        """Write one chunk's batches, one per bucket."""
-        path = self.folder / f"{number}.arrow"
-        try:
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batches[0].schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-        except OSError as error:
-            raise MachineError(disk_message(error, path)) from None
-        with self._lock:
-            self.files.append(path)
-
-    def read(self, bucket: int) -> pl.DataFrame | None:
-        """Read all rows of one bucket, or return None if nothing was ever written."""
-        batches = []
-        for path in sorted(self.files):
-            with pa.OSFile(str(path)) as file:
-                batches.append(pa.ipc.open_file(file).get_batch(bucket))
-        return pl.DataFrame(pl.from_arrow(pa.Table.from_batches(batches))) if batches else None
 
 
 class LocalEngine:
@@ -81,13 +50,15 @@ class LocalEngine:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or os.cpu_count() or 1
 
-    def build(self, spec: BuildSpec, root: Path, attempt: str, progress: Progress) -> Built:
-        """Build all files of a dataset under `root`, named with `attempt`, and return what to commit."""
+    def build(
+        self, spec: BuildSpec, root: Path, attempt: str, progress: Progress, increment: Increment | None = None
+    ) -> Built:
+        """Build all files of a dataset, or of an increment, under `root`, named with `attempt`; return what to commit."""
         pieces = [piece for source in spec.sources for piece in plan_pieces(spec, source)]
-        buckets = bucket_count(sum(piece.rows for piece in pieces))
+        buckets = (increment and increment.buckets) or bucket_count(sum(piece.rows for piece in pieces))
         work = root / f".work-{attempt}"
         try:
-            return self._build(spec, pieces, buckets, root, work, attempt, progress)
+            return self._build(spec, pieces, buckets, root, work, attempt, progress, increment)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -100,25 +71,30 @@ class LocalEngine:
         work: Path,
         attempt: str,
         progress: Progress,
+        increment: Increment | None,
     ) -> Built:
         kinds = [*(f"rows:{source}" for source in spec.sources), "owners", "vocabulary"]
         partitions = {kind: Partition(work / kind.replace(":", "-")) for kind in kinds}
-        scanned = self._scan(spec, pieces, buckets, partitions, root, attempt, progress)
-        conflicts = self._conflicts(partitions["owners"], buckets, progress)
+        scanned = self._scan(spec, pieces, buckets, partitions, root, attempt, progress, increment)
+        find = partial(_conflicts_of, partitions["owners"], root, attempt, increment)
+        found = self._each("request ids", [partial(find, b) for b in range(buckets)], progress)
+        known = [series for series, _ in found if series is not None and len(series)]
+        conflicts = pl.concat(known) if known else None
+        scanned += sum((built for _, built in found), Built())
         if conflicts is not None and len(conflicts):
-            scanned += self._quarantine_conflicts(spec, pieces, conflicts, root, attempt)
-        facts = known_facts(spec, [scanned.latest_action], conflicts)
+            scanned += self._quarantine_conflicts(spec, pieces, conflicts, root, attempt, increment)
+        facts = known_facts(spec, [scanned.latest_action], conflicts, increment.window if increment else None)
         words = self._each(
             "vocabulary",
-            [partial(_words, spec, partitions["vocabulary"], root, b, attempt) for b in range(buckets)],
+            [partial(_words, spec, partitions["vocabulary"], root, attempt, increment, b) for b in range(buckets)],
             progress,
         )
         shards = self._each(
             "shards",
-            [partial(_shard, spec, partitions, facts, root, b, buckets, attempt) for b in range(buckets)],
+            [partial(_shard, spec, partitions, facts, root, b, buckets, attempt, increment) for b in range(buckets)],
             progress,
         )
-        return sum([*words, *shards], scanned + Built(log_end=facts.log_end))
+        return sum([*words, *shards], scanned + Built(log_end=facts.log_end, buckets=buckets))
 
     def _scan(
         self,
@@ -129,11 +105,12 @@ class LocalEngine:
         root: Path,
         attempt: str,
         progress: Progress,
+        increment: Increment | None,
     ) -> Built:
         total = float(sum(piece.size for piece in pieces))
         done = 0.0
         built = Built(ledgers={source: RowLedger() for source in spec.sources})
-        tasks = _scan_tasks(spec, pieces, buckets, partitions, root, attempt)
+        tasks = _scan_tasks(spec, pieces, buckets, partitions, root, attempt, increment)
         for size, part in self._run(tasks):
             done += size
             progress("scan", done, total)
@@ -141,17 +118,18 @@ class LocalEngine:
         progress("scan", total, total)
         return built
 
-    def _conflicts(self, owners: Partition, buckets: int, progress: Progress) -> pl.Series | None:
-        found = self._each("request ids", [partial(_conflicts_of, owners, b) for b in range(buckets)], progress)
-        known = [series for series in found if series is not None and len(series)]
-        return pl.concat(known) if known else None
-
     def _quarantine_conflicts(
-        self, spec: BuildSpec, pieces: list[Piece], conflicts: pl.Series, root: Path, attempt: str
+        self,
+        spec: BuildSpec,
+        pieces: list[Piece],
+        conflicts: pl.Series,
+        root: Path,
+        attempt: str,
+        increment: Increment | None,
     ) -> Built:
         """Read the requests' source once more, only to keep the rows of conflicting requests as they came."""
         tasks = (
-            partial(quarantine_conflicts, spec, chunk, conflicts, root, f"conflicts-{attempt}-{number:06d}")
+            partial(quarantine_conflicts, spec, chunk, conflicts, root, f"conflicts-{attempt}-{number:06d}", increment)
             for number, chunk in enumerate(_chunks(spec, [p for p in pieces if p.source == spec.requests.source]))
         )
         return sum(self._run(tasks), Built())
@@ -184,11 +162,17 @@ class LocalEngine:
 
 
 def _scan_tasks(
-    spec: BuildSpec, pieces: list[Piece], buckets: int, partitions: dict[str, Partition], root: Path, attempt: str
+    spec: BuildSpec,
+    pieces: list[Piece],
+    buckets: int,
+    partitions: dict[str, Partition],
+    root: Path,
+    attempt: str,
+    increment: Increment | None,
 ) -> Iterator[Callable[[], tuple[float, Built]]]:
     """Tasks that type and partition: a Parquet or Arrow piece is read in its task, text is read here as it streams."""
     for number, piece in enumerate(pieces):
-        scan = partial(_scan_chunks, spec, piece.source, buckets, partitions, root, attempt)
+        scan = partial(_scan_chunks, spec, piece.source, buckets, partitions, root, attempt, increment)
         if spec.sources[piece.source].file_format in TEXT_FORMATS:
             for part, chunk in enumerate(read_piece(spec, piece)):
                 share = piece.size * chunk.frame.height / max(piece.rows, chunk.first_row + chunk.frame.height)
@@ -204,16 +188,20 @@ def _scan_chunks(
     partitions: dict[str, Partition],
     root: Path,
     attempt: str,
+    increment: Increment | None,
     chunks: Iterable[Chunk],
     name: str,
     size: float,
 ) -> tuple[float, Built]:
     built = Built()
     for part, chunk in enumerate(chunks):
-        typed = type_chunk(spec, source, chunk)
+        typed = type_chunk(spec, source, chunk, increment)
         for kind, (frame, bucket) in bucket_parts(spec, source, typed, buckets).items():
             if frame.height:
-                partitions[kind].write(f"{name}-{part:04d}", split_by_bucket(frame, bucket, buckets))
+                batches = split_by_bucket(frame, bucket, buckets)
+                partitions[kind].write(f"{name}-{part:04d}", batches)
+                if kind.startswith("rows:"):
+                    built += Built(shuffled_bytes=sum(batch.nbytes for batch in batches))
         built += make_quarantine(typed.rejected, chunk, root, f"{source}-{attempt}-{name}-{part:04d}")
         built += Built(ledgers={source: typed.ledger}, latest_action=typed.latest_action)
     return size, built
@@ -224,14 +212,18 @@ def _chunks(spec: BuildSpec, pieces: list[Piece]) -> Iterator[Chunk]:
         yield from read_piece(spec, piece)
 
 
-def _conflicts_of(owners: Partition, bucket: int) -> pl.Series | None:
+def _conflicts_of(
+    owners: Partition, root: Path, attempt: str, increment: Increment | None, bucket: int
+) -> tuple[pl.Series | None, Built]:
     pairs = owners.read(bucket)
-    return None if pairs is None else conflicting_requests(pairs)
+    return (None, Built()) if pairs is None else find_conflicts(pairs, root, bucket, attempt, increment)
 
 
-def _words(spec: BuildSpec, vocabulary: Partition, root: Path, bucket: int, attempt: str) -> Built:
+def _words(
+    spec: BuildSpec, vocabulary: Partition, root: Path, attempt: str, increment: Increment | None, bucket: int
+) -> Built:
     words = vocabulary.read(bucket)
-    return Built() if words is None else make_vocabulary(words, spec, root, bucket, attempt)
+    return Built() if words is None else make_vocabulary(words, spec, root, bucket, attempt, increment)
 
 
 def _shard(
@@ -242,9 +234,10 @@ def _shard(
     bucket: int,
     buckets: int,
     attempt: str,
+    increment: Increment | None,
 ) -> Built:
     frames = {}
     for source in spec.sources:
         rows = partitions[f"rows:{source}"].read(bucket)
         frames[source] = empty_rows(spec, source) if rows is None else rows
-    return make_bucket(spec, frames, facts, root, bucket, buckets, attempt)
+    return make_bucket(spec, frames, facts, root, bucket, buckets, attempt, increment)

@@ -17,7 +17,7 @@ whole dataset (scaled up from slices of each table; `standard_error` says how fa
     columns [{name, stored, arrow, parquet}]: bytes at rest of each column, as the dataset stores it, plainly in Arrow with its
              codec, and in Parquet zstd in the better of dictionary and plain; null where there is no such column
     rates {event_at_rest, request_at_rest, target_at_rest, parquet_event_at_rest (an event in plain Parquet zstd), event_fields,
-             log_rows, row_shuffle_bytes, copied_bytes_per_second}: what `longbatch plan` multiplies
+             log_rows, row_bytes, row_shuffle_bytes, copied_bytes_per_second}: what `longbatch plan` multiplies
     headline {decoded, shuffled, log_order, sorted_by_user, smallest, smallest_title}: times as many bytes as on_disk
 OUT/savings.html says the same in words and pictures; OUT/*.png are the pictures.
 """

@@ -16,8 +16,8 @@ from longbatch.jobs.tasks import bucket_count
 from longbatch.schemas.errors import SpecError
 
 SAVINGS_VERSION = 2
-TASK_COPIES = 8  # of a bucket's rows in memory while it is built, measured: docs/planning.md
-TASK_BYTES = 400_000_000  # of a Python worker with Polars and Arrow, before it holds a row
+TASK_COPIES = 7  # of a bucket's typed rows in memory while it is built, measured: docs/planning.md
+TASK_BYTES = 230_000_000  # of a Python worker with Polars and Arrow, before it holds a row
 DAY_SECONDS = 86_400
 
 
@@ -155,7 +155,7 @@ def _build(savings: dict[str, Any], volume: Volume) -> dict[str, float]:
         "shuffle_bytes": shuffled,
         "buckets": float(buckets),
         "rows_per_bucket": rows / buckets,
-        "task_memory_bytes": TASK_BYTES + TASK_COPIES * shuffled / buckets,
+        "task_memory_bytes": TASK_BYTES + TASK_COPIES * rates["row_bytes"] * rows / buckets,
     }
 
 

@@ -28,6 +28,7 @@ from longbatch.jobs.java import provide_java
 from longbatch.jobs.local import Progress
 from longbatch.jobs.sources import Piece, plan_pieces
 from longbatch.jobs.spark_tasks import (
+    BUCKET,
     LATEST_ACTION,
     OWNERS,
     PARTS_DDL,
@@ -40,6 +41,7 @@ from longbatch.jobs.spark_tasks import (
     reduce_buckets,
     unpack_result,
 )
+from longbatch.jobs.state import Increment
 from longbatch.jobs.tasks import Built, bucket_count
 from longbatch.pipelines.canonicalize import known_facts, needed_columns
 from longbatch.schemas import errors
@@ -56,12 +58,14 @@ class SparkEngine:
     def __init__(self, master: str | None = None) -> None:
         self.master = master
 
-    def build(self, spec: BuildSpec, root: Path, attempt: str, progress: Progress) -> Built:
-        """Build all files of a dataset under `root`, which every executor must reach by the same path."""
+    def build(
+        self, spec: BuildSpec, root: Path, attempt: str, progress: Progress, increment: Increment | None = None
+    ) -> Built:
+        """Build all files of a dataset, or of an increment, under `root`, which all executors reach by the same path."""
         session, ours = None, False
         try:
             session, ours = self._session(root, attempt)
-            return _build(session, spec, root.absolute(), attempt, progress)
+            return _build(session, spec, root.absolute(), attempt, progress, increment)
         except Exception as error:
             raise _own_error(error) from None
         finally:
@@ -124,26 +128,38 @@ _LOCAL_SETTINGS = {
 }
 
 
-def _build(session: SparkSession, spec: BuildSpec, root: Path, attempt: str, progress: Progress) -> Built:
+def _build(
+    session: SparkSession,
+    spec: BuildSpec,
+    root: Path,
+    attempt: str,
+    progress: Progress,
+    increment: Increment | None,
+) -> Built:
     pieces = {s: plan_pieces(spec, s) for s, e in spec.sources.items() if e.file_format != "table"}
     rows = sum(piece.rows for listed in pieces.values() for piece in listed)
     tables = [source for source in spec.sources if source not in pieces]
     rows += sum(_table(session, spec, source).count() for source in tables)
-    buckets = bucket_count(rows)
+    buckets = (increment and increment.buckets) or bucket_count(rows)
+    grown = json.dumps(asdict(increment)) if increment else None
     progress("map", 0, 3)
-    mapped = _map_pieces(session, spec, [piece for listed in pieces.values() for piece in listed], buckets)
+    mapped = _map_pieces(session, spec, [piece for listed in pieces.values() for piece in listed], buckets, grown)
     for source in tables:
-        part = _map_table(session, spec, source, buckets)
+        part = _map_table(session, spec, source, buckets, grown)
         mapped = part if mapped is None else mapped.unionAll(part)
     empty = Built(ledgers={source: RowLedger() for source in spec.sources})
     if mapped is None:
         return empty
+    if increment:  # buckets without a new row may hold requests that waited for labels until now
+        rows_of_buckets = [(bucket, BUCKET, "", b"") for bucket in range(buckets)]
+        mapped = mapped.unionAll(session.createDataFrame(rows_of_buckets, PARTS_DDL))
     asked = spec.requests.request_id is not None, spec.actions is not None
     with _persisted(session, mapped, wanted=any(asked)):
-        conflicts = _find_conflicts(mapped, buckets) if asked[0] else []
-        log_end = known_facts(spec, _latest_actions(mapped) if asked[1] else [], None).log_end
+        conflicts, owners = _find_conflicts(mapped, buckets, root, attempt, grown) if asked[0] else ([], Built())
+        window = increment.window if increment else None
+        log_end = known_facts(spec, _latest_actions(mapped) if asked[1] else [], None, window).log_end
         progress("shards", 1, 3)
-        make = partial(reduce_buckets, spec.model_dump_json(), str(root), attempt, buckets, conflicts, log_end)
+        make = partial(reduce_buckets, spec.model_dump_json(), str(root), attempt, buckets, conflicts, log_end, grown)
         reduced = (
             mapped.filter(f"kind not in ('{OWNERS}', '{LATEST_ACTION}')")
             .repartitionById(buckets, mapped["bucket"])
@@ -152,9 +168,11 @@ def _build(session: SparkSession, spec: BuildSpec, root: Path, attempt: str, pro
             .collect()
         )
     progress("shards", 2, 3)
-    built = sum((unpack_result(row["shards"], row["books"]) for row in reduced), empty) + Built(log_end=log_end)
+    built = sum((unpack_result(row["shards"], row["books"]) for row in reduced), empty + owners) + Built(
+        log_end=log_end, buckets=buckets
+    )
     if conflicts:
-        built += _quarantine_conflicts(session, spec, pieces, root, attempt, conflicts)
+        built += _quarantine_conflicts(session, spec, pieces, root, attempt, conflicts, grown)
     progress("shards", 3, 3)
     return built
 
@@ -178,12 +196,14 @@ def _persisted(session: SparkSession, frame: DataFrame, *, wanted: bool) -> Iter
         session.conf.set(size, before)
 
 
-def _map_pieces(session: SparkSession, spec: BuildSpec, pieces: list[Piece], buckets: int) -> DataFrame | None:
+def _map_pieces(
+    session: SparkSession, spec: BuildSpec, pieces: list[Piece], buckets: int, grown: str | None
+) -> DataFrame | None:
     if not pieces:
         return None
     rows = [(number, json.dumps(asdict(piece))) for number, piece in enumerate(pieces)]
     frame = session.createDataFrame(rows, "number int, piece string").repartitionById(len(pieces), "number")
-    return frame.mapInArrow(partial(map_pieces, spec.model_dump_json(), buckets), PARTS_DDL)
+    return frame.mapInArrow(partial(map_pieces, spec.model_dump_json(), buckets, grown), PARTS_DDL)
 
 
 def _table(session: SparkSession, spec: BuildSpec, source: str) -> DataFrame:
@@ -197,7 +217,7 @@ def _table(session: SparkSession, spec: BuildSpec, source: str) -> DataFrame:
         raise errors.SourceError(f"source {source}: Spark knows no table {name}: {reason}") from None
 
 
-def _map_table(session: SparkSession, spec: BuildSpec, source: str, buckets: int) -> DataFrame:
+def _map_table(session: SparkSession, spec: BuildSpec, source: str, buckets: int, grown: str | None) -> DataFrame:
     """Type the rows of a table that Spark knows by name; it has no files, so rows are numbered per task."""
     name, frame = spec.sources[source].path[0], _table(session, spec, source)
     missing = [column for column in needed_columns(spec, source) if column not in frame.columns]
@@ -207,19 +227,23 @@ def _map_table(session: SparkSession, spec: BuildSpec, source: str, buckets: int
             f"its columns are {', '.join(frame.columns)}"
         )
     selected = frame.select(*needed_columns(spec, source))
-    return selected.mapInArrow(partial(map_table, spec.model_dump_json(), source, name, buckets), PARTS_DDL)
+    return selected.mapInArrow(partial(map_table, spec.model_dump_json(), source, name, buckets, grown), PARTS_DDL)
 
 
 def _latest_actions(mapped: DataFrame) -> list[int]:
     return [int(row["name"]) for row in mapped.filter(f"kind = '{LATEST_ACTION}'").select("name").collect()]
 
 
-def _find_conflicts(mapped: DataFrame, buckets: int) -> list[Any]:
-    """Request ids that several users share: each id's owners meet in one bucket."""
+def _find_conflicts(
+    mapped: DataFrame, buckets: int, root: Path, attempt: str, grown: str | None
+) -> tuple[list[Any], Built]:
+    """Request ids that several users share: each id's owners meet in one bucket; and the ids that an increment keeps."""
     owners = mapped.filter(f"kind = '{OWNERS}'").repartitionById(buckets, mapped["bucket"])
-    found = owners.sortWithinPartitions("bucket").mapInArrow(conflicts_of, "ids binary").collect()
+    find = partial(conflicts_of, str(root), attempt, grown)
+    found = owners.sortWithinPartitions("bucket").mapInArrow(find, "ids binary, state string").collect()
     frames = [frame_of([row["ids"]]) for row in found]
-    return pl.concat(frames)["request_id"].to_list() if frames else []
+    state = [entry for row in found for entry in json.loads(row["state"])]
+    return pl.concat(frames)["request_id"].to_list() if frames else [], Built(state=state)
 
 
 def _quarantine_conflicts(
@@ -229,6 +253,7 @@ def _quarantine_conflicts(
     root: Path,
     attempt: str,
     conflicts: list[Any],
+    grown: str | None,
 ) -> Built:
     """Read the requests' source once more, only to keep the rows of conflicting requests as they came."""
     source = spec.requests.source
@@ -237,7 +262,7 @@ def _quarantine_conflicts(
         frame = session.createDataFrame(rows, "number int, piece string").repartitionById(len(rows), "number")
     else:
         frame = _table(session, spec, source).select(*needed_columns(spec, source))
-    function = partial(quarantine_rows, spec.model_dump_json(), source in pieces, str(root), attempt, conflicts)
+    function = partial(quarantine_rows, spec.model_dump_json(), source in pieces, str(root), attempt, conflicts, grown)
     found = frame.mapInArrow(function, RESULTS_DDL).collect()
     return sum((unpack_result(row["shards"], row["books"]) for row in found), Built())
 

@@ -17,10 +17,12 @@ import polars as pl
 import pyarrow as pa
 
 from longbatch.jobs.sources import CHUNK_ROWS, Chunk, Piece, plain_types, read_piece
+from longbatch.jobs.state import Increment
 from longbatch.jobs.tasks import (
     Built,
     bucket_parts,
     empty_rows,
+    find_conflicts,
     make_bucket,
     make_quarantine,
     make_vocabulary,
@@ -29,7 +31,8 @@ from longbatch.jobs.tasks import (
     split_by_bucket,
     type_chunk,
 )
-from longbatch.pipelines.canonicalize import Facts, conflicting_requests
+from longbatch.pipelines.canonicalize import Facts
+from longbatch.pipelines.narrow import widen
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.profile import TABLES, profile_of
 from longbatch.schemas.shard import SHARDS_SCHEMA
@@ -39,13 +42,16 @@ PARTS = pa.schema({"bucket": pa.int32(), "kind": pa.string(), "name": pa.string(
 PARTS_DDL = "bucket int, kind string, name string, data binary"
 RESULTS_DDL = "shards binary, books string"
 OWNERS, LATEST_ACTION = "owners", "latest_action"  # kinds of parts that the driver asks for before the reduce
+BUCKET = "bucket"  # a part that only says that there is the bucket
 FLUSH_BYTES = 32 << 20
 
 
-def map_pieces(spec_json: str, buckets: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def map_pieces(
+    spec_json: str, buckets: int, grown: str | None, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
     spec = BuildSpec.model_validate_json(spec_json)
     for source, chunk in _piece_chunks(spec, batches):
-        yield from _map_chunk(spec, source, chunk, buckets)
+        yield from _map_chunk(spec, source, chunk, buckets, Increment.of_json(grown))
 
 
 def _piece_chunks(spec: BuildSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, Chunk]]:
@@ -58,11 +64,11 @@ def _piece_chunks(spec: BuildSpec, batches: Iterable[pa.RecordBatch]) -> Iterato
 
 
 def map_table(
-    spec_json: str, source: str, name: str, buckets: int, batches: Iterable[pa.RecordBatch]
+    spec_json: str, source: str, name: str, buckets: int, grown: str | None, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     spec = BuildSpec.model_validate_json(spec_json)
     for chunk in _table_chunks(name, batches):
-        yield from _map_chunk(spec, source, chunk, buckets)
+        yield from _map_chunk(spec, source, chunk, buckets, Increment.of_json(grown))
 
 
 def _table_chunks(name: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Chunk]:
@@ -82,9 +88,11 @@ def _table_chunk(name: str, first: int, batches: list[pa.RecordBatch]) -> Chunk:
     return Chunk(name, first, plain_types(pl.DataFrame(pl.from_arrow(pa.Table.from_batches(batches)))))
 
 
-def _map_chunk(spec: BuildSpec, source: str, chunk: Chunk, buckets: int) -> Iterator[pa.RecordBatch]:
+def _map_chunk(
+    spec: BuildSpec, source: str, chunk: Chunk, buckets: int, increment: Increment | None
+) -> Iterator[pa.RecordBatch]:
     """Parts of one chunk, in record batches of about FLUSH_BYTES."""
-    typed = type_chunk(spec, source, chunk)
+    typed = type_chunk(spec, source, chunk, increment)
     name = f"{chunk.path}#{chunk.first_row}"
     home = sum(name.encode()) % buckets
     rows: list[dict[str, Any]] = [_part(home, f"ledger:{source}", name, json.dumps(typed.ledger.as_dict()).encode())]
@@ -120,18 +128,23 @@ def _stream(batch: pa.RecordBatch) -> bytes:
 
 
 def frame_of(parts: list[bytes]) -> pl.DataFrame:
-    tables = [pa.ipc.open_stream(part).read_all() for part in parts]
-    return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
+    """The rows of all parts, in one frame."""
+    return widen([pa.ipc.open_stream(part).read_next_batch() for part in parts])
 
 
-def conflicts_of(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for _, parts in groupby(_rows(batches), key=lambda row: row["bucket"]):
-        conflicts = conflicting_requests(frame_of([row["data"] for row in parts]))
-        if len(conflicts):
-            yield pa.RecordBatch.from_pydict({"ids": [_stream(one_batch(conflicts.to_frame()))]}, schema=_IDS)
+def conflicts_of(
+    root: str, attempt: str, grown: str | None, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    name, increment = f"{attempt}-{_task_number()}", Increment.of_json(grown)
+    for bucket, parts in groupby(_rows(batches), key=lambda row: int(row["bucket"])):
+        pairs = frame_of([row["data"] for row in parts])
+        conflicts, built = find_conflicts(pairs, Path(root), bucket, name, increment)
+        if len(conflicts) or built.state:
+            row = {"ids": [_stream(one_batch(conflicts.to_frame()))], "state": [json.dumps(built.state)]}
+            yield pa.RecordBatch.from_pydict(row, schema=_IDS)
 
 
-_IDS = pa.schema({"ids": pa.binary()})
+_IDS = pa.schema({"ids": pa.binary(), "state": pa.string()})
 
 
 def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
@@ -155,6 +168,7 @@ def reduce_buckets(
     buckets: int,
     conflicts: list[Any],
     log_end: int | None,
+    grown: str | None,
     batches: Iterable[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
     """Build every bucket of this partition; file names carry the task attempt, so a retry never meets its elder."""
@@ -163,7 +177,9 @@ def reduce_buckets(
     facts = Facts(pl.Series("request_id", conflicts) if conflicts else None, log_end)
     for bucket, parts in groupby(_rows(batches), key=lambda row: int(row["bucket"])):
         kinds = {kind: list(rows) for kind, rows in groupby(parts, key=lambda row: str(row["kind"]))}
-        yield _pack_result(_reduce_bucket(spec, Path(root), name, bucket, buckets, kinds, facts))
+        yield _pack_result(
+            _reduce_bucket(spec, Path(root), name, bucket, buckets, kinds, facts, Increment.of_json(grown))
+        )
 
 
 def _reduce_bucket(
@@ -174,6 +190,7 @@ def _reduce_bucket(
     buckets: int,
     kinds: dict[str, list[dict[str, Any]]],
     facts: Facts,
+    increment: Increment | None,
 ) -> Built:
     built = Built()
     frames = {}
@@ -186,11 +203,12 @@ def _reduce_bucket(
             file = f"{source}-{attempt}-{bucket:05d}-{number:04d}"
             built += make_quarantine(frame_of([row["data"]]), chunk, root, file)
         parts = kinds.pop(f"rows:{source}", [])
+        built += Built(shuffled_bytes=sum(len(row["data"]) for row in parts))
         frames[source] = frame_of([row["data"] for row in parts]) if parts else empty_rows(spec, source)
     words = kinds.pop("vocabulary", [])
     if words:
-        built += make_vocabulary(frame_of([row["data"] for row in words]), spec, root, bucket, attempt)
-    return built + make_bucket(spec, frames, facts, root, bucket, buckets, attempt)
+        built += make_vocabulary(frame_of([row["data"] for row in words]), spec, root, bucket, attempt, increment)
+    return built + make_bucket(spec, frames, facts, root, bucket, buckets, attempt, increment)
 
 
 def _pack_result(built: Built) -> pa.RecordBatch:
@@ -201,6 +219,8 @@ def _pack_result(built: Built) -> pa.RecordBatch:
         "ledgers": {source: ledger.as_dict() for source, ledger in built.ledgers.items()},
         "counts": built.counts.as_dict(),
         "collisions": built.collisions,
+        "state": built.state,
+        "shuffled_bytes": built.shuffled_bytes,
         "profile": built.profile.as_dict(),
         "samples": {name: b64encode(_stream(one_batch(rows))).decode() for name, rows in built.samples.items()},
     }
@@ -218,13 +238,21 @@ def unpack_result(shards: bytes, text: str) -> Built:
         ledgers={source: RowLedger(**ledger) for source, ledger in books["ledgers"].items()},
         counts=Counts(**books["counts"]),
         collisions=books["collisions"],
+        state=books["state"],
+        shuffled_bytes=books["shuffled_bytes"],
         profile=profile_of(books["profile"]),
         samples={name: frame_of([b64decode(books["samples"][name])]) for name in TABLES if name in books["samples"]},
     )
 
 
 def quarantine_rows(
-    spec_json: str, from_files: bool, root: str, attempt: str, conflicts: list[Any], batches: Iterable[pa.RecordBatch]
+    spec_json: str,
+    from_files: bool,
+    root: str,
+    attempt: str,
+    conflicts: list[Any],
+    grown: str | None,
+    batches: Iterable[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
     task = _task_number()
     spec = BuildSpec.model_validate_json(spec_json)
@@ -233,4 +261,4 @@ def quarantine_rows(
     chunks = (chunk for _, chunk in _piece_chunks(spec, batches)) if from_files else _table_chunks(table, batches)
     for number, chunk in enumerate(chunks):
         name = f"conflicts-{attempt}-{task}-{number:06d}"
-        yield _pack_result(quarantine_conflicts(spec, chunk, ids, Path(root), name))
+        yield _pack_result(quarantine_conflicts(spec, chunk, ids, Path(root), name, Increment.of_json(grown)))

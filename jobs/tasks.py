@@ -5,7 +5,6 @@ Tasks are functions of their arguments; engines decide where they run and how ro
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -17,23 +16,25 @@ import polars as pl
 import pyarrow as pa
 
 from longbatch.jobs.sources import Chunk
-from longbatch.pipelines.canonicalize import Canonical, Facts, canonicalize
+from longbatch.jobs.state import Increment, new_owners, read_carried, write_carried
+from longbatch.pipelines.canonicalize import Canonical, Facts, canonicalize, conflicting_requests
 from longbatch.pipelines.hashing import bucket_of, hash_text
-from longbatch.pipelines.kernel import build_bucket
+from longbatch.pipelines.kernel import build_bucket, carry_on
 from longbatch.pipelines.memory import user_column
-from longbatch.pipelines.pack import pack
+from longbatch.pipelines.narrow import narrow, with_codes
+from longbatch.pipelines.pack import cut_segments, pack, reaches_of
 from longbatch.pipelines.profile import Samples, profile_bucket
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.profile import TABLES, Profile
-from longbatch.schemas.shard import SHARD_TABLES, codec_of, disk_message, write_shard
+from longbatch.schemas.shard import SHARD_TABLES, check_file, codec_of, disk_message, file_entry, write_shard
 from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.tables import canonical_schema
 from longbatch.validation.rules import CONFLICTING_REQUEST, MALFORMED_ROW
 
 ROWS_PER_BUCKET = 1 << 20
 MAX_BUCKETS = 8192
-FOLDERS = (*SHARD_TABLES, "vocabulary", "quarantine", "samples", "snapshots")
+FOLDERS = (*SHARD_TABLES, "vocabulary", "quarantine", "samples", "state", "snapshots")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Built:
     """What an engine returns for the commit: rows of the shards table, file entries, the books, and the profile.
 
     latest_action: the latest time of an action; log_end: up to when actions are complete; microseconds, or None.
+    state: entries of the state that later appends need; buckets: into how many users were split. shuffled_bytes: of
+    the typed rows on their way to their buckets.
     """
 
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -53,6 +56,9 @@ class Built:
     samples: Samples = field(default_factory=dict)
     latest_action: int | None = None
     log_end: int | None = None
+    state: list[dict[str, Any]] = field(default_factory=list)
+    buckets: int = 0
+    shuffled_bytes: int = 0
 
     def __add__(self, other: Built) -> Built:
         """Return both parts together."""
@@ -68,6 +74,9 @@ class Built:
             _both(self.samples, other.samples),
             max((time for time in (self.latest_action, other.latest_action) if time is not None), default=None),
             other.log_end if self.log_end is None else self.log_end,
+            self.state + other.state,
+            max(self.buckets, other.buckets),
+            self.shuffled_bytes + other.shuffled_bytes,
         )
 
 
@@ -81,9 +90,9 @@ def bucket_count(rows: int) -> int:
     return max(1, min(MAX_BUCKETS, -(-rows // ROWS_PER_BUCKET)))
 
 
-def type_chunk(spec: BuildSpec, source: str, chunk: Chunk, conflicts: pl.Series | None = None) -> Canonical:
-    """Canonicalize a chunk and count the lines of it that were no rows."""
-    typed = canonicalize(chunk.frame, spec, source, conflicts)
+def type_chunk(spec: BuildSpec, source: str, chunk: Chunk, increment: Increment | None = None) -> Canonical:
+    """Canonicalize a chunk, of an increment what is in its window, and count the lines of it that were no rows."""
+    typed = canonicalize(chunk.frame, spec, source, window=increment.window if increment else None)
     lost = len(chunk.malformed)
     if not lost:
         return typed
@@ -104,10 +113,11 @@ def bucket_parts(spec: BuildSpec, source: str, typed: Canonical, buckets: int) -
 
 
 def split_by_bucket(frame: pl.DataFrame, bucket: Any, buckets: int) -> list[pa.RecordBatch]:
-    """One record batch per bucket, possibly empty; within a bucket the rows keep their order."""
+    """One record batch per bucket, possibly empty, its columns coded; within a bucket the rows keep their order."""
     order = np.argsort(bucket, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=buckets))])
-    whole = one_batch(frame[order])
+    narrowed, codes = narrow(frame)
+    whole = with_codes(one_batch(narrowed[order]), codes)
     return [whole.slice(int(a), int(b - a)) for a, b in pairwise(bounds)]
 
 
@@ -131,21 +141,45 @@ def make_bucket(
     bucket: int,
     buckets: int,
     attempt: str,
+    increment: Increment | None = None,
 ) -> Built:
-    """Run the kernel on one of the user buckets and write its shard."""
-    made = build_bucket(spec, frames, facts)
+    """Run the kernel on one of the user buckets and write its shard, and of an increment its state."""
+    made = build_bucket(spec, frames, facts, read_carried(root, increment, bucket) if increment else None)
     profile, samples = profile_bucket(spec, made, -(-spec.expectations.sample_rows // buckets))
     blocks, counts = pack(made, spec)
     row = write_shard(root, bucket, attempt, spec, blocks)
-    return Built([row] if row else [], ledgers=made.ledgers, counts=counts, profile=profile, samples=samples)
+    state = []
+    if increment:
+        segments = cut_segments(made, spec)
+        carried = carry_on(spec, made, increment.until, segments.user_id, reaches_of(made, segments))
+        state = write_carried(root, bucket, attempt, carried)
+    return Built(
+        [row] if row else [], ledgers=made.ledgers, counts=counts, profile=profile, samples=samples, state=state
+    )
 
 
-def make_vocabulary(words: pl.DataFrame, spec: BuildSpec, root: Path, bucket: int, attempt: str) -> Built:
-    """Write the distinct (id, text) of one bucket of ids; count texts that share an id with another."""
+def find_conflicts(
+    pairs: pl.DataFrame, root: Path, bucket: int, attempt: str, increment: Increment | None = None
+) -> tuple[pl.Series, Built]:
+    """Ids of one bucket that several users share, given all (request_id, user_id); an increment keeps all ids."""
+    entries = new_owners(root, increment, bucket, attempt, pairs) if increment else []
+    return conflicting_requests(pairs), Built(state=entries)
+
+
+def make_vocabulary(
+    words: pl.DataFrame, spec: BuildSpec, root: Path, bucket: int, attempt: str, increment: Increment | None = None
+) -> Built:
+    """Write the distinct (id, text) of one bucket of ids, those that are new; count texts that share an id with another."""
     words = words.unique().sort("id", "text")
+    known = [entry for entry in increment.vocabulary if entry.get("bucket") == bucket] if increment else []
+    collisions = words.height - words["id"].n_unique()
+    if known:
+        before = pl.concat([pl.read_ipc(check_file(root, entry)) for entry in known])
+        words = words.join(before, on=["id", "text"], how="anti").sort("id", "text")
+        ids = pl.concat([before["id"], words["id"]])
+        collisions = len(ids) - ids.n_unique() - (before.height - before["id"].n_unique())
     if not words.height:
         return Built()
-    collisions = words.height - words["id"].n_unique()
     path = root / "vocabulary" / f"{bucket:05d}-{attempt}.arrow"
     options = pa.ipc.IpcWriteOptions(compression=codec_of(spec.compression))
     table = words.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(
@@ -156,7 +190,7 @@ def make_vocabulary(words: pl.DataFrame, spec: BuildSpec, root: Path, bucket: in
             writer.write_table(table)
     except OSError as error:
         raise MachineError(disk_message(error, path)) from None
-    return Built(vocabulary=[file_entry(root, path, words.height)], collisions=collisions)
+    return Built(vocabulary=[{"bucket": bucket, **file_entry(root, path, words.height)}], collisions=collisions)
 
 
 def make_quarantine(rejected: pl.DataFrame, chunk: Chunk, root: Path, name: str) -> Built:
@@ -178,9 +212,16 @@ def make_quarantine(rejected: pl.DataFrame, chunk: Chunk, root: Path, name: str)
     return Built(quarantine=[file_entry(root, path, rows.height)])
 
 
-def quarantine_conflicts(spec: BuildSpec, chunk: Chunk, conflicts: pl.Series, root: Path, name: str) -> Built:
+def quarantine_conflicts(
+    spec: BuildSpec,
+    chunk: Chunk,
+    conflicts: pl.Series,
+    root: Path,
+    name: str,
+    increment: Increment | None = None,
+) -> Built:
     """Write those rows of a chunk, as they came, that have no other fault than a conflicting request."""
-    typed = canonicalize(chunk.frame, spec, spec.requests.source, conflicts)
+    typed = canonicalize(chunk.frame, spec, spec.requests.source, conflicts, increment.window if increment else None)
     hit = typed.rejected.filter(pl.col("_reasons") == [CONFLICTING_REQUEST])
     return make_quarantine(hit, replace(chunk, malformed=()), root, name)
 
@@ -196,10 +237,3 @@ def make_samples(samples: Samples, root: Path, attempt: str) -> list[dict[str, A
             raise MachineError(disk_message(error, path)) from None
         entries.append({"table": table, **file_entry(root, path, rows.height)})
     return entries
-
-
-def file_entry(root: Path, path: Path, rows: int) -> dict[str, Any]:
-    """Path relative to the dataset, bytes, sha256 and rows of a small file just written."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": digest, "rows": rows}

@@ -21,20 +21,15 @@ EXAMPLE_LENGTH = 200
 
 def check_built(spec: BuildSpec, built: Built, root: Path) -> None:
     """Raise DataError, saying what was found and why, if this must not be committed."""
+    check_books(spec, built)
     for source, ledger in built.ledgers.items():
-        ledger.check(source)
         sound = ledger.accepted + sum(ledger.policies.values())
         may_be_empty = source_roles(spec, source) == ("actions",) and not ledger.rejected  # a day without actions
         if sound == 0 and not may_be_empty:
             raise DataError(
                 f"source {source} has no valid row: {_described(ledger, built, root)}\nNothing was committed"
             )
-        over = [str(excess) for excess in excesses(ledger, spec.max_rejected, spec.max_rejected_for)]
-        if over:
-            raise DataError(
-                f"source {source}: {'; '.join(over)}: {_described(ledger, built, root)}\n"
-                "Mend the log or raise the threshold; nothing was committed"
-            )
+    check_rejects(spec, built, root)
     accepted = {role: built.ledgers[spec.section(role).source].accepted for role in spec.roles}
     alone = {role for role in spec.roles if len(source_roles(spec, spec.section(role).source)) == 1}
     built.counts.check(
@@ -42,6 +37,24 @@ def check_built(spec: BuildSpec, built: Built, root: Path) -> None:
     )
     if built.counts.requests == 0:
         raise DataError(f"no request is left: {_why_none(built)}; nothing was committed")
+
+
+def check_books(spec: BuildSpec, built: Built) -> None:
+    """Raise DataError unless every row and every event has one fate."""
+    for source in spec.sources:
+        built.ledgers[source].check(source)
+    built.counts.check()
+
+
+def check_rejects(spec: BuildSpec, built: Built, root: Path) -> None:
+    """Raise DataError, with examples, if more rows were rejected than the spec allows."""
+    for source, ledger in built.ledgers.items():
+        over = [str(excess) for excess in excesses(ledger, spec.max_rejected, spec.max_rejected_for)]
+        if over:
+            raise DataError(
+                f"source {source}: {'; '.join(over)}: {_described(ledger, built, root)}\n"
+                "Mend the log or raise the threshold; nothing was committed"
+            )
 
 
 def _why_none(built: Built) -> str:

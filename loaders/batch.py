@@ -1,43 +1,44 @@
-"""The batch that models consume: requests with their histories (windows form), targets and labels.
+"""The batch that models consume: requests with their histories, targets and labels, in one of two forms.
 
-Ragged data is flat values plus offsets: the events of request r are
-`history[name][history_offsets[r] : history_offsets[r + 1]]`, oldest first; its targets are
-`targets[name][target_offsets[r] : target_offsets[r + 1]]`. Nothing is padded, and a history is held
-once however many targets its request has.
+Ragged data is flat values plus offsets, nothing is padded, and a history is held once however many targets its request has.
+In the *windows* form the events of request r are `history[name][history_offsets[r] : history_offsets[r + 1]]`, oldest first. In the
+*shared* form each timeline is there once for all its requests in the batch: `history_offsets` bounds the timelines, and request r has
+`history[name][history_starts[r] : history_ends[r]]` within timeline `history_rows[r]`, so a model can encode a user once. `spans` gives
+the places in either form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from longbatch.loaders import plan
-from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.shard import Block
+from longbatch.schemas.errors import MachineError
+
+if TYPE_CHECKING:
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 Columns = dict[str, Tensor]
-Array = NDArray[Any]
-Ints = NDArray[np.int64]
+Form = Literal["windows", "shared"]
+ROLES = ("history", "targets", "labels", "requests")
 
 
 @dataclass(frozen=True)
 class RequestBatch:
-    """R requests with T history events and G targets in all.
+    """R requests with T history events and G targets in all; S is R in the windows form, and the number of timelines in the shared.
 
-    history: name -> (T,): `item_id` int64, `event_time` int64 microseconds since 1970 UTC, features.
-    history_offsets: (R + 1,) int64, from 0 to T.
+    history: name -> (T,): `item_id` int64, `event_time` int64 microseconds since 1970 UTC, features in the types of the spec.
+    history_offsets: (S + 1,) int64, from 0 to T.
     targets: name -> (G,): `item_id` int64, target features.  target_offsets: (R + 1,) int64, 0 to G.
     labels: name -> (G,).  requests: name -> (R,), the request features.
     request_id, user_id: (R,) int64.  request_time: (R,) int64 microseconds since 1970 UTC.
+    history_starts, history_ends, history_rows: (R,) int64 in the shared form, None in the windows form.
     is_padding: true for the empty batch (R = G = T = 0) that a rank without data yields so that all
     ranks take the same number of steps; it weighs nothing in a loss summed over targets.
+    skipped: requests that are not there because their block is damaged, under `on_error="skip"`.
     """
 
     history: Columns
@@ -49,7 +50,16 @@ class RequestBatch:
     request_id: Tensor
     user_id: Tensor
     request_time: Tensor
+    history_starts: Tensor | None = None
+    history_ends: Tensor | None = None
+    history_rows: Tensor | None = None
     is_padding: bool = False
+    skipped: int = 0
+
+    @property
+    def form(self) -> Form:
+        """Whether histories are windows of their own, or spans of shared timelines."""
+        return "windows" if self.history_rows is None else "shared"
 
     @property
     def num_requests(self) -> int:
@@ -63,19 +73,29 @@ class RequestBatch:
 
     @property
     def num_events(self) -> int:
-        """T, the number of history events of all requests."""
+        """T, the number of events that the batch holds."""
         return self.history["item_id"].shape[0]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> RequestBatch:
-        """The batch with `function` applied to each of its tensors."""
-        values: dict[str, Any] = {}
+    @property
+    def spans(self) -> tuple[Tensor, Tensor]:
+        """Where the history of each request begins and ends among the events, (R,) each, in either form."""
+        if self.history_starts is None or self.history_ends is None:
+            return self.history_offsets[:-1], self.history_offsets[1:]
+        return self.history_starts, self.history_ends
+
+    def tensors(self) -> Iterator[tuple[str, str | None, Tensor]]:
+        """Every tensor, with its field and its name in it; the name is None where the field is the tensor."""
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, dict):
-                values[field.name] = {name: function(tensor) for name, tensor in value.items()}
+                yield from ((field.name, name, tensor) for name, tensor in value.items())
             elif isinstance(value, Tensor):
-                values[field.name] = function(value)
-        return replace(self, **values)
+                yield field.name, None, value
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> RequestBatch:
+        """The batch with `function` applied to each of its tensors."""
+        changed = [(field, name, function(tensor)) for field, name, tensor in self.tensors()]
+        return _assembled(changed, self.is_padding, self.skipped)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RequestBatch:
         """The batch on `device`; pinned batches copy asynchronously with `non_blocking`."""
@@ -85,19 +105,95 @@ class RequestBatch:
         """The batch in page-locked memory; DataLoader calls this under `pin_memory=True`."""
         return self.map(lambda tensor: tensor.pin_memory())
 
+    def __getitem__(self, which: slice | Sequence[int] | Tensor) -> RequestBatch:
+        """The batch of some of its requests: a slice, positions, or a mask (R,), in the order given.
+
+        Histories come as windows. Raises IndexError for positions outside the batch, TypeError for anything else.
+        """
+        index = _positions(which, self.num_requests, self.request_id.device)
+        target_starts, counts = self.target_offsets[:-1][index], self.target_offsets.diff()[index]
+        places = ragged_index(target_starts, counts)
+        starts, ends = (side[index] for side in self.spans)
+        return replace(
+            self._windows(starts, ends),
+            targets={name: values[places] for name, values in self.targets.items()},
+            target_offsets=offsets_of(counts),
+            labels={name: values[places] for name, values in self.labels.items()},
+            requests={name: values[index] for name, values in self.requests.items()},
+            request_id=self.request_id[index],
+            user_id=self.user_id[index],
+            request_time=self.request_time[index],
+        )
+
     def newest(self, length: int) -> RequestBatch:
-        """The batch with each history cut to its newest `length` events.
+        """The batch with each history cut to its newest `length` events; a shared one moves its starts and copies nothing.
 
         Equal to reading the dataset with `history_length=length`. Raises ValueError below 0.
         """
         if length < 0:
             raise ValueError(f"history length {length} is negative; give 0 or more")
-        ends = self.history_offsets[1:]
-        lengths = (ends - self.history_offsets[:-1]).clamp(max=length)
-        offsets = offsets_of(lengths)
-        index = ragged_index(ends - lengths, lengths)
-        history = {name: values[index] for name, values in self.history.items()}
-        return replace(self, history=history, history_offsets=offsets)
+        starts, ends = self.spans
+        cut = torch.maximum(starts, ends - length)
+        return self._windows(cut, ends) if self.history_starts is None else replace(self, history_starts=cut)
+
+    def to_windows(self) -> RequestBatch:
+        """The same batch with each request's history on its own: a copy where timelines are shared."""
+        return self if self.history_rows is None else self._windows(*self.spans)
+
+    def _windows(self, starts: Tensor, ends: Tensor) -> RequestBatch:
+        index = ragged_index(starts, ends - starts)
+        return replace(
+            self,
+            history={name: values[index] for name, values in self.history.items()},
+            history_offsets=offsets_of(ends - starts),
+            history_starts=None,
+            history_ends=None,
+            history_rows=None,
+        )
+
+    def to_padded(self, length: int | None = None) -> tuple[Columns, Tensor]:
+        """Histories as name -> (R, length), zeros in front, the newest event last; and which places are events, (R, length) bool.
+
+        length: by default that of the longest history; longer ones keep their newest events.
+        """
+        starts, ends = self.spans
+        longest = int((ends - starts).max()) if self.num_requests else 0
+        width = longest if length is None else length
+        places = ends[:, None] - width + torch.arange(width, device=ends.device)
+        mask = places >= starts[:, None]
+        index = torch.where(mask, places, 0)
+        if not self.num_events:
+            return {name: values.new_zeros(index.shape) for name, values in self.history.items()}, mask
+        return {
+            name: torch.where(mask, values[index], 0).to(values.dtype) for name, values in self.history.items()
+        }, mask
+
+    def to_nested(self) -> Columns:
+        """Histories as name -> jagged nested tensors (R, ragged): of the windows form without a copy."""
+        batch = self.to_windows()
+        return {
+            name: torch.nested.nested_tensor_from_jagged(values, batch.history_offsets)
+            for name, values in batch.history.items()
+        }
+
+    def to_keyed_jagged(self, columns: Sequence[str] | None = None) -> KeyedJaggedTensor:
+        """History columns of integers as a TorchRec KeyedJaggedTensor, values int64, (R,) lengths for each key.
+
+        columns: by default all integer ones but `event_time`. Raises KeyError for a column that is not there, ValueError for
+        one of fractions, MachineError without TorchRec.
+        """
+        batch = self.to_windows()
+        names = [n for n, v in batch.history.items() if not v.is_floating_point() and n != "event_time"]
+        names = names if columns is None else list(columns)
+        if missing := [name for name in names if name not in batch.history]:
+            raise KeyError(f"columns {missing} are not in the history, which has {list(batch.history)}")
+        if floats := [name for name in names if batch.history[name].is_floating_point()]:
+            raise ValueError(f"columns {floats} hold fractions, and a KeyedJaggedTensor holds ids; leave them out")
+        return _keyed_jagged_class()(
+            keys=names,
+            values=torch.cat([batch.history[name].long() for name in names]),
+            lengths=batch.history_offsets.diff().repeat(len(names)),
+        )
 
     def expand(self) -> RequestBatch:
         """The sample-level batch: one request per target, each with its own copy of the history.
@@ -107,18 +203,68 @@ class RequestBatch:
         """
         counts = self.target_offsets.diff()
         owner = torch.repeat_interleave(torch.arange(self.num_requests, device=counts.device), counts)
-        lengths = self.history_offsets.diff()[owner]
-        index = ragged_index(self.history_offsets[:-1][owner], lengths)
+        starts, ends = (side[owner] for side in self.spans)
         return replace(
-            self,
-            history={name: values[index] for name, values in self.history.items()},
-            history_offsets=offsets_of(lengths),
+            self._windows(starts, ends),
             target_offsets=torch.arange(self.num_targets + 1, device=counts.device),
             requests={name: values[owner] for name, values in self.requests.items()},
             request_id=self.request_id[owner],
             user_id=self.user_id[owner],
             request_time=self.request_time[owner],
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle a batch in one piece of shared memory as that piece and places in it: one file handle, not one per tensor."""
+        parts = list(self.tensors())
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for _, _, tensor in parts}
+        (storage, *others) = storages.values()
+        if others or not storage.is_shared():
+            return _assembled, (parts, self.is_padding, self.skipped)
+        whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+        layout = [(f, n, t.dtype, t.storage_offset() * t.element_size(), t.shape[0]) for f, n, t in parts]
+        return _unpacked, (whole, layout, self.is_padding, self.skipped)
+
+
+def _assembled(parts: Sequence[tuple[str, str | None, Tensor]], is_padding: bool, skipped: int) -> RequestBatch:
+    values: dict[str, Any] = {role: {} for role in ROLES}
+    for field, name, tensor in parts:
+        if name is None:
+            values[field] = tensor
+        else:
+            values[field][name] = tensor
+    return RequestBatch(**values, is_padding=is_padding, skipped=skipped)
+
+
+def _unpacked(
+    whole: Tensor, layout: Sequence[tuple[str, str | None, torch.dtype, int, int]], is_padding: bool, skipped: int
+) -> RequestBatch:
+    parts = [
+        (field, name, whole[first : first + size * dtype.itemsize].view(dtype))
+        for field, name, dtype, first, size in layout
+    ]
+    return _assembled(parts, is_padding, skipped)
+
+
+def _positions(which: slice | Sequence[int] | Tensor, size: int, device: torch.device) -> Tensor:
+    every = torch.arange(size, device=device)
+    if isinstance(which, slice):
+        return every[which]
+    if isinstance(which, int):
+        raise TypeError(
+            f"request {which} alone is no batch; give a slice, [{which}:{which + 1}], or a list of positions"
+        )
+    index = torch.as_tensor(which, device=device)
+    if index.dtype == torch.bool and index.shape != every.shape:
+        raise IndexError(f"a mask of shape {tuple(index.shape)} for {size} requests; give one of shape ({size},)")
+    return every[index if index.numel() else index.long()]
+
+
+def _keyed_jagged_class() -> Any:
+    try:
+        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+    except ImportError:
+        raise MachineError("to_keyed_jagged needs TorchRec; install the extra longbatch[torchrec]") from None
+    return KeyedJaggedTensor
 
 
 def offsets_of(lengths: Tensor) -> Tensor:
@@ -131,172 +277,3 @@ def ragged_index(starts: Tensor, lengths: Tensor) -> Tensor:
     ends = lengths.cumsum(0)
     shift = torch.repeat_interleave(starts - (ends - lengths), lengths)
     return torch.arange(shift.shape[0], device=shift.device) + shift
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The columns to read of each role, besides item_id and event_time, and where request ids come from.
-
-    row_ids: whether request ids are text, so that batches hold the requests' row numbers instead.
-    """
-
-    history: tuple[str, ...]
-    targets: tuple[str, ...]
-    labels: tuple[str, ...]
-    requests: tuple[str, ...]
-    row_ids: bool
-
-
-@dataclass(frozen=True)
-class OpenBlock:
-    """One block as numpy views into its Arrow buffers; N requests, E events, K targets.
-
-    history, targets, labels, requests: name -> (E,), (K,), (K,), (N,).  request_id, user_id,
-    request_time: (N,).  history_start, history_end: (N,) places in the events; the newest L events of a
-    request are `[max(start, end - L), end)`.  target_offsets: (N + 1,).  lengths: (N,) each request's L.
-    eligible: row numbers of the requests inside the time range.
-    """
-
-    history: dict[str, Array]
-    targets: dict[str, Array]
-    labels: dict[str, Array]
-    requests: dict[str, Array]
-    request_id: Array
-    user_id: Array
-    request_time: Array
-    history_start: Ints
-    history_end: Ints
-    target_offsets: Ints
-    lengths: Ints
-    eligible: Ints
-
-
-def open_block(
-    block: Block,
-    selection: Selection,
-    lengths: Ints,
-    first_row: int,
-    times_us: tuple[int | None, int | None],
-    where: str,
-) -> OpenBlock:
-    """Views of a block whose offsets were checked when it was read.
-
-    first_row is the block's first request among all of the dataset; times_us the range
-    `[after, before)` of request times. Nulls are read as 0, in floats as NaN, in integer labels as an
-    error: an unknown label is not a negative one. Raises DatasetError naming `where` and the column.
-    """
-    requests, events, targets = block.requests, block.timelines["events"], block.requests["targets"]
-    if events.null_count or targets.null_count:
-        raise DatasetError(f"{where}: a list of events or targets is null; build the dataset again")
-    event_offsets = _offsets(events)
-    timeline = _required(requests["timeline_row"], "timeline_row", where)
-    history_start = event_offsets[timeline]
-    request_time = _required(requests["request_time"], "request_time", where)
-    rows = np.arange(first_row, first_row + requests.num_rows)
-    return OpenBlock(
-        history={
-            **{name: _required(events.values.field(name), name, where) for name in ("item_id", "event_time")},
-            **{name: _filled(events.values.field(name)) for name in selection.history},
-        },
-        targets={
-            "item_id": _required(targets.values.field("item_id"), "item_id", where),
-            **{name: _filled(targets.values.field(name)) for name in selection.targets},
-        },
-        labels={name: _label(targets.values.field(name), name, where) for name in selection.labels},
-        requests={name: _filled(requests[name]) for name in selection.requests},
-        request_id=rows if selection.row_ids else _filled(requests["request_id"]),
-        user_id=_required(requests["user_id"], "user_id", where),
-        request_time=request_time,
-        history_start=history_start,
-        history_end=history_start + _required(requests["history_end"], "history_end", where),
-        target_offsets=_offsets(targets),
-        lengths=lengths,
-        eligible=np.flatnonzero(within(request_time, times_us)),
-    )
-
-
-def within(times: Ints, times_us: tuple[int | None, int | None]) -> NDArray[np.bool_]:
-    """Whether each time (N,) lies in `[after, before)`; None leaves a side open."""
-    after, before = times_us
-    inside = np.ones(len(times), dtype=np.bool_)
-    if after is not None:
-        inside &= times >= after
-    if before is not None:
-        inside &= times < before
-    return inside
-
-
-def gather(pieces: Sequence[tuple[OpenBlock, Ints]]) -> RequestBatch:
-    """A batch of the requests with these row numbers, one piece per block; the only copy on the way."""
-    events = [_history_slices(block, rows) for block, rows in pieces]
-    starts = [block.target_offsets[rows] for block, rows in pieces]
-    counts = [block.target_offsets[rows + 1] - first for (block, rows), first in zip(pieces, starts, strict=True)]
-    event_index = [plan.ragged_index(*slices) for slices in events]
-    target_index = [plan.ragged_index(*slices) for slices in zip(starts, counts, strict=True)]
-    blocks, rows_of = [block for block, _ in pieces], [rows for _, rows in pieces]
-    return RequestBatch(
-        history=_taken([block.history for block in blocks], event_index),
-        history_offsets=offsets_of(_joined([length for _, length in events])),
-        targets=_taken([block.targets for block in blocks], target_index),
-        target_offsets=offsets_of(_joined(counts)),
-        labels=_taken([block.labels for block in blocks], target_index),
-        requests=_taken([block.requests for block in blocks], rows_of),
-        request_id=_joined([block.request_id[rows] for block, rows in pieces]),
-        user_id=_joined([block.user_id[rows] for block, rows in pieces]),
-        request_time=_joined([block.request_time[rows] for block, rows in pieces]),
-    )
-
-
-def _history_slices(block: OpenBlock, rows: Ints) -> tuple[Ints, Ints]:
-    """First events and lengths (len(rows),) of the newest L events of these requests."""
-    end = block.history_end[rows]
-    length = np.minimum(end - block.history_start[rows], block.lengths[rows])
-    return end - length, length
-
-
-def _taken(columns: Sequence[dict[str, Array]], index: Sequence[Ints]) -> Columns:
-    return {
-        name: _joined([block[name].take(places) for block, places in zip(columns, index, strict=True)])
-        for name in columns[0]
-    }
-
-
-def _joined(parts: Sequence[Array]) -> Tensor:
-    return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
-
-
-def _offsets(lists: pa.ListArray) -> Ints:
-    """Offsets (N + 1,) int64 into `lists.values`; none are stored for no rows."""
-    return _numbers(lists.offsets).astype(np.int64) if len(lists) else np.zeros(1, dtype=np.int64)
-
-
-def _numbers(values: pa.Array) -> Array:
-    """A numpy view of an array without nulls (a copy for booleans); times as int64 microseconds."""
-    if pa.types.is_timestamp(values.type):
-        values = values.view(pa.int64())
-    array: Array = values.to_numpy(zero_copy_only=False)
-    return array
-
-
-def _filled(values: pa.Array) -> Array:
-    if values.null_count:
-        empty: float | int | bool = 0
-        if pa.types.is_floating(values.type):
-            empty = float("nan")
-        elif pa.types.is_boolean(values.type):
-            empty = False
-        values = values.fill_null(pa.scalar(empty, values.type))
-    return _numbers(values)
-
-
-def _label(values: pa.Array, name: str, where: str) -> Array:
-    return _filled(values) if pa.types.is_floating(values.type) else _required(values, name, where)
-
-
-def _required(values: pa.Array, name: str, where: str) -> Array:
-    if values.null_count:
-        raise DatasetError(
-            f"{where}: column {name!r} has {values.null_count} nulls, which have no value to read; "
-            "give it a default in the build spec, or leave the column out"
-        )
-    return _numbers(values)

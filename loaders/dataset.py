@@ -7,38 +7,58 @@ read, in the worker. Which requests form which batch says `plan`; what a batch h
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import datetime
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from longbatch.loaders.batch import OpenBlock, RequestBatch, Selection, gather, open_block, within
-from longbatch.loaders.plan import Ints, Plan, StochasticLength, make_plan, num_steps, worker_batches
-from longbatch.schemas.dataset import Dataset, check_history_length, open_dataset
+from longbatch.loaders.batch import Form, RequestBatch
+from longbatch.loaders.blocks import within
+from longbatch.loaders.lengths import StochasticLength
+from longbatch.loaders.opened import (
+    Batching,
+    Opened,
+    Schedule,
+    Shards,
+    epoch_us,
+    open_all,
+    request_times,
+    role_types,
+    schedule,
+)
+from longbatch.loaders.plan import Order, Plan, num_steps, worker_batches
+from longbatch.loaders.reader import Reader
+from longbatch.loaders.state import State, check_state, check_worker, make_state
+from longbatch.schemas.dataset import Dataset, open_dataset
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.shard import Block, check_file
+from longbatch.schemas.remote import RemoteRoot
+from longbatch.schemas.shard import ShardReader
 
-OPEN_SHARDS = 32  # file pairs a worker keeps open
+OPEN_SHARDS = 64  # shards a process keeps open
 Roles = dict[str, dict[str, str]]
 
 
 class RequestDataset(IterableDataset[RequestBatch]):
     """Batches of requests with their histories and targets, to be used with `DataLoader(batch_size=None)`.
 
-    path: a dataset.  batch_size: requests per batch, that is per step and rank.  history_length: the newest
-    events to keep, at most the built length (the default), or a StochasticLength that draws one per request
-    and epoch.  shuffle, seed, epoch: the order is a pure function of them and the dataset; see `plan` for
-    how, and for `streams` and `window_blocks`.  columns: the names of features and labels to read, in any
+    path: a dataset, a folder, a URI, or a RemoteRoot that says where to cache.  batch_size: requests per batch, that is per step and rank (64 by default).
+    max_tokens: instead, the budget of a batch per step and rank: its requests have at most so many history events, one more
+    counted for each request.  history_length: the newest events to keep, at most the built length (the default), or a
+    StochasticLength that draws one per request and epoch.
+    order: "sequential" (of the dataset: by user, then time), "shuffled", or "time"; shuffle=True is short for "shuffled".
+    seed, epoch: the order is a pure function of them and the dataset; see `plan` for how, and for `streams`, `window_blocks`
+    and `shuffle_run`: runs of so many neighbours, mostly requests of one user, stay together.
+    form: "windows" or "shared", see `batch`.  columns: the names of features and labels to read, in any
     role; by default all but text, which no tensor holds.  drop_last: drop the last incomplete step of the
     whole world; else ranks that lack a batch in it yield an empty one with `is_padding`.
+    on_error: "raise", or "skip" to leave the requests of damaged blocks out; `batch.skipped` counts them.
     rank, world_size: by default those of torch.distributed if initialised, else of the environment's RANK
     and WORLD_SIZE, else 0 of 1; looked up when iteration starts.
     after, before: aware datetimes; only requests with after <= request_time < before are read.
@@ -47,56 +67,92 @@ class RequestDataset(IterableDataset[RequestBatch]):
     in floats; a null integer label is a DatasetError. The epoch stays what `set_epoch` last said.
 
     Opening raises DatasetError for a damaged dataset, SpecError for a history_length beyond the built one,
-    KeyError for unknown columns.
+    KeyError for unknown columns, ValueError for arguments that exclude each other.
     """
 
     def __init__(
         self,
-        path: Path | str,
+        path: Path | str | RemoteRoot,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
         history_length: int | StochasticLength | None = None,
+        order: Order | None = None,
         shuffle: bool = False,
         seed: int = 0,
         epoch: int = 0,
+        form: Form = "windows",
         columns: Sequence[str] | None = None,
         drop_last: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
         rank: int | None = None,
         world_size: int | None = None,
         after: datetime | None = None,
         before: datetime | None = None,
         streams: int = 16,
         window_blocks: int = 8,
+        shuffle_run: int = 1,
     ) -> None:
         super().__init__()
-        self.path = Path(path)
+        if batch_size is not None and max_tokens is not None:
+            raise ValueError(f"batch_size {batch_size} and max_tokens {max_tokens} are both given; give one of them")
+        if shuffle and order not in (None, "shuffled"):
+            raise ValueError(f"shuffle=True and order={order!r} exclude each other; give the order alone")
+        _check_choice("order", order, (None, "shuffled", "time", "sequential"))
+        _check_choice("form", form, ("windows", "shared"))
+        _check_choice("on_error", on_error, ("raise", "skip"))
+        self.path = path
         self.history_length = history_length
+        self.form = form
         self.columns = None if columns is None else tuple(columns)
-        self.drop_last = drop_last
+        self.on_error = on_error
         self.rank, self.world_size = rank, world_size
         self.times_us = _microseconds("after", after), _microseconds("before", before)
         self.seed = seed
-        self._order = {
-            "batch_size": batch_size,
-            "shuffle": shuffle,
-            "drop_last": drop_last,
-            "streams": streams,
-            "window_blocks": window_blocks,
-        }
-        # shared memory, so that set_epoch reaches the persistent workers of a DataLoader
-        self._epoch = torch.tensor(epoch).share_memory_()  # type: ignore[no-untyped-call]
-        self._opened: _Opened | None = None
+        self.batching = Batching(
+            order=order or ("shuffled" if shuffle else "sequential"),
+            batch_size=64 if batch_size is None and max_tokens is None else batch_size,
+            max_tokens=max_tokens,
+            drop_last=drop_last,
+            streams=streams,
+            window_blocks=window_blocks,
+            shuffle_run=shuffle_run,
+        )
+        # epoch, and the batch that it begins with; shared memory, so that both reach the persistent workers of a DataLoader
+        self._position = torch.tensor([epoch, 0]).share_memory_()  # type: ignore[no-untyped-call]
+        self._opened: Opened | None = None
+        self._scheduled: tuple[int, Schedule] | None = None
+        self._shards: Shards | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to a worker: numbers and paths, no open files."""
+        return {**vars(self), "_shards": None, "_scheduled": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Share the position again where it came as a copy: a plain pickle's is in memory of its own."""
+        vars(self).update(state)
+        self._position.share_memory_()
 
     @property
     def epoch(self) -> int:
         """The epoch whose order is iterated."""
-        return int(self._epoch)
+        return int(self._position[0])
+
+    @property
+    def first_batch(self) -> int:
+        """The batch of the whole world that the next iteration begins with: 0, or that of a state."""
+        return int(self._position[1])
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the iterations to come, in persistent workers too."""
+        """Choose the epoch of the iterations to come, in persistent workers too; another one begins at its first batch."""
         if epoch < 0:
             raise ValueError(f"epoch {epoch} is negative; give 0 or more")
-        self._epoch.fill_(epoch)
+        if epoch != self.epoch:
+            self.set_position(epoch, 0)
+
+    def set_position(self, epoch: int, first_batch: int) -> None:
+        """Let the iterations to come begin with this batch of the whole world, in persistent workers too."""
+        self._position.copy_(torch.tensor([epoch, first_batch]))
 
     @property
     def fingerprint(self) -> str:
@@ -109,7 +165,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         Roles: history, targets, labels, requests. item_id and times are not among them.
         """
         opened = self.open()
-        types = _role_types(opened.dataset)
+        types = role_types(opened.dataset)
         return {role: {name: str(types[role][name]) for name in getattr(opened.selection, role)} for role in types}
 
     def split_time_us(self, share: float) -> int:
@@ -117,50 +173,92 @@ class RequestDataset(IterableDataset[RequestBatch]):
         if not 0 < share < 1:
             raise ValueError(f"share is {share}; give a number between 0 and 1")
         opened = self.open()
-        times = np.concatenate([_request_times(opened, block) for block in range(len(opened.block_rows))])
+        times = np.concatenate([request_times(opened, self.shards, b) for b in range(len(opened.block_rows))])
         times = times[within(times, self.times_us)]
         if not len(times):
             raise SpecError(f"{self.path} has no requests in the time range, so nothing can be split")
         return int(np.partition(times, int(share * len(times)))[int(share * len(times))])
 
-    def open(self) -> _Opened:
+    def open(self) -> Opened:
         """Read the manifest and count the requests of the time range, once; makes errors come early."""
         if self._opened is None:
-            self._opened = _open(self)
+            dataset = open_dataset(self.path)
+            shards = _shards_of(dataset, None)
+            self._opened = open_all(dataset, shards, self.columns, self.history_length, self.times_us)
         return self._opened
+
+    @property
+    def shards(self) -> Shards:
+        """Shard number -> its reader, opened in this process."""
+        if self._shards is None:
+            opened = self.open()
+            self._shards = _shards_of(opened.dataset, opened)
+        return self._shards
+
+    def scheduled(self, epoch: int) -> Schedule:
+        """The plan of an epoch, and what it takes to follow it."""
+        if self._scheduled is None or self._scheduled[0] != epoch:
+            self._scheduled = epoch, schedule(self.open(), self.shards, self.batching, self.seed, epoch)
+        return self._scheduled[1]
 
     def plan(self) -> Plan:
         """The plan of the epoch."""
-        return make_plan(self.open().counts, seed=self.seed, epoch=self.epoch, **self._order)  # type: ignore[arg-type]
+        return self.scheduled(self.epoch).plan
+
+    def reader(self, epoch: int) -> Reader:
+        """What reads the batches of an epoch."""
+        skip = self.on_error == "skip"
+        return Reader(self.open(), self.scheduled(epoch), self.shards, form=self.form, skip=skip)
 
     def __len__(self) -> int:
-        """The exact number of batches a rank yields, padding included."""
-        return num_steps(self.plan().num_batches, self._topology()[1], self.drop_last)
+        """The exact number of batches a rank yields from where it begins, padding included."""
+        left = max(0, self.plan().num_batches - self.first_batch)
+        return num_steps(left, self.topology()[1], self.batching.drop_last)
 
-    def __iter__(self) -> Iterator[RequestBatch]:
-        """Iterate over this rank's (and worker's) batches of the epoch."""
-        return self.batches()
+    def __iter__(self) -> BatchIterator:
+        """Iterate over this rank's (and worker's) batches of the epoch, from the position on."""
+        return BatchIterator(self)
 
-    def batches(self, first_step: int = 0) -> Iterator[RequestBatch]:
-        """Iterate from a step on: the order needs no memory of the steps before."""
-        rank, world_size = self._topology()
-        worker = get_worker_info()
-        if worker is not None:
-            pa.set_cpu_count(1)  # workers are the parallelism; Arrow's own threads would compete with them
-        plan, read = self.plan(), _Reader(self.open(), self.seed, self.epoch)
-        numbers = worker_batches(
-            plan.num_batches,
-            rank=rank,
-            world_size=world_size,
-            worker=worker.id if worker else 0,
-            num_workers=worker.num_workers if worker else 1,
-            drop_last=self.drop_last,
-            first_step=first_step,
-        )
-        for number in numbers:
-            yield read.padding() if number is None else read.batch(plan, number)
+    def state_after(self, steps: int) -> State:
+        """The state of all ranks once each has had `steps` batches of the iteration that begins at the position.
 
-    def _topology(self) -> tuple[int, int]:
+        For trainers that count their own steps. After the last step of an epoch it is the start of the next.
+        """
+        return self.state_at(self.epoch, self.first_batch + steps * self.topology()[1])
+
+    def state_at(self, epoch: int, next_batch: int, worker: dict[str, int] | None = None) -> State:
+        """The state at a batch of the whole world; behind the last one of an epoch, at the first of the next."""
+        if worker is None:
+            world_size = self.topology()[1]
+            left = self.scheduled(epoch).plan.num_batches - next_batch
+            if num_steps(max(0, left), world_size, self.batching.drop_last) == 0:
+                epoch, next_batch = epoch + 1, 0
+        return make_state(self.fingerprint, self.seed, epoch, next_batch, self._batching_state(), worker)
+
+    def resume(self, state: State) -> None:
+        """Let the next iteration go on where a state was saved, with any number of ranks and workers.
+
+        Raises ValueError naming field, found, expected and remedy for a state of another dataset or other arguments.
+        """
+        self.check_state(state)
+        if state["worker"] is not None:
+            raise ValueError(
+                "state: worker is that of one worker, expected None; resume with StatefulDataLoader, as it was saved"
+            )
+        self.set_position(state["epoch"], state["next_batch"])
+
+    def check_state(self, state: State) -> None:
+        """Raise ValueError unless the state is one of this dataset and these arguments."""
+        expected = {"fingerprint": self.fingerprint, "seed": self.seed, "batching": self._batching_state()}
+        check_state(state, **expected, num_batches=-1)  # type: ignore[arg-type]
+        check_state(state, **expected, num_batches=self.scheduled(state["epoch"]).plan.num_batches)  # type: ignore[arg-type]
+
+    def _batching_state(self) -> dict[str, Any]:
+        length = self.open().history_length
+        rule = asdict(length) if isinstance(length, StochasticLength) else length
+        return {**asdict(self.batching), "history_length": rule, "times_us": list(self.times_us)}
+
+    def topology(self) -> tuple[int, int]:
         """Rank and world size, looked up now: a constructor runs before torch.distributed is initialised."""
         rank, world_size = self.rank, self.world_size
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -171,6 +269,58 @@ class RequestDataset(IterableDataset[RequestBatch]):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of a world of {world_size}; ranks run from 0 to world_size - 1")
         return rank, world_size
+
+
+class BatchIterator(Iterator[RequestBatch]):
+    """One pass over a rank's (and worker's) batches. Holds the position, so that StatefulDataLoader can save and load it.
+
+    Its state is of the batches it has yielded. In the main process any number of ranks can go on from it; in one of several workers
+    it belongs to that worker.
+    """
+
+    def __init__(self, dataset: RequestDataset) -> None:
+        worker = get_worker_info()
+        if worker is not None:
+            pa.set_cpu_count(1)  # workers are the parallelism; Arrow's own threads would compete with them
+        self._dataset = dataset
+        self._worker, self._num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        self._begin(dataset.epoch, dataset.first_batch, 0)
+
+    def _begin(self, epoch: int, first_batch: int, yielded: int) -> None:
+        self._epoch, self._first_batch, self._yielded = epoch, first_batch, yielded
+        self._rank, self._world_size = self._dataset.topology()
+        self._reader = self._dataset.reader(epoch)
+        self._numbers = worker_batches(
+            self._dataset.scheduled(epoch).plan.num_batches,
+            rank=self._rank,
+            world_size=self._world_size,
+            worker=self._worker,
+            num_workers=self._num_workers,
+            drop_last=self._dataset.batching.drop_last,
+            first_batch=first_batch,
+            yielded=yielded,
+        )
+
+    def __next__(self) -> RequestBatch:
+        """The next batch of this rank and worker."""
+        number = next(self._numbers)
+        batch = self._reader.padding() if number is None else self._reader.batch(number)
+        self._yielded += 1
+        return batch
+
+    def state_dict(self) -> State:
+        """The position behind the last batch yielded: small, and independent of how much was read."""
+        if self._num_workers == 1:
+            return self._dataset.state_at(self._epoch, self._first_batch + self._yielded * self._world_size)
+        worker = {"id": self._worker, "num_workers": self._num_workers, "world_size": self._world_size}
+        return self._dataset.state_at(self._epoch, self._first_batch, {**worker, "yielded": self._yielded})
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on behind the batches of a state. Raises ValueError for a state that does not fit."""
+        self._dataset.check_state(state)
+        yielded = check_worker(state, worker=self._worker, num_workers=self._num_workers, world_size=self._world_size)
+        self._dataset.set_epoch(state["epoch"])
+        self._begin(state["epoch"], state["next_batch"], yielded)
 
 
 def make_dataloader(
@@ -191,156 +341,24 @@ def make_dataloader(
     )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """What iteration needs to know; numbers and paths only, so that it travels to workers.
+def _shards_of(dataset: Dataset, opened: Opened | None) -> Shards:
+    """Shard number -> reader, the last OPEN_SHARDS kept; before all is opened, for request times only."""
+    files = dataset.open_files()
 
-    block_shard, block_in_shard, block_rows: (B,) where each block lies and its requests.  first_row: (B,)
-    the requests before it.  counts: (B,) its requests inside the time range.
-    """
+    def shard(number: int) -> ShardReader:
+        if opened is None:
+            return dataset.shard(number, files=files)
+        return dataset.shard(number, opened.selection.fields, files)
 
-    dataset: Dataset
-    selection: Selection
-    history_length: int | StochasticLength
-    times_us: tuple[int | None, int | None]
-    block_shard: Ints
-    block_in_shard: Ints
-    block_rows: Ints
-    first_row: Ints
-    counts: Ints
+    return lru_cache(maxsize=OPEN_SHARDS)(shard)
 
 
-class _Reader:
-    """Reads batches; keeps open, for each stream, the blocks its next batches will need."""
-
-    def __init__(self, opened: _Opened, seed: int, epoch: int) -> None:
-        self._opened, self._seed, self._epoch = opened, seed, epoch
-        self._shard = lru_cache(maxsize=OPEN_SHARDS)(opened.dataset.shard)
-        self._blocks: dict[int, dict[int, OpenBlock]] = {}
-
-    def batch(self, plan: Plan, number: int) -> RequestBatch:
-        """Batch number `number` of the plan."""
-        block_numbers, ordinals = plan.rows(number)
-        cuts = np.flatnonzero(np.diff(block_numbers)) + 1
-        groups = zip(block_numbers[np.append(0, cuts)].tolist(), np.split(ordinals, cuts), strict=True)
-        cached = self._blocks.setdefault(number % plan.streams, {})
-        pieces = []
-        for block_number, ordinal in groups:
-            if block_number not in cached:
-                cached[block_number] = self._open_block(block_number)
-            pieces.append((cached[block_number], cached[block_number].eligible[ordinal]))
-        live = plan.live_blocks(number).tolist()
-        self._blocks[number % plan.streams] = {n: cached[n] for n in live if n in cached}
-        return gather(pieces)
-
-    def padding(self) -> RequestBatch:
-        """The empty batch of a rank without data."""
-        dataset = self._opened.dataset
-        schemas = dataset.timelines_schema, dataset.requests_schema
-        block = Block(*(pa.RecordBatch.from_pylist([], schema=schema) for schema in schemas))
-        none = np.zeros(0, dtype=np.int64)
-        batch = gather([(open_block(block, self._opened.selection, none, 0, (None, None), "padding"), none)])
-        return RequestBatch(**{**vars(batch), "is_padding": True})
-
-    def _open_block(self, number: int) -> OpenBlock:
-        opened = self._opened
-        shard, place = int(opened.block_shard[number]), int(opened.block_in_shard[number])
-        rows, length = int(opened.block_rows[number]), opened.history_length
-        lengths = (
-            length.lengths(self._seed, self._epoch, number, rows)
-            if isinstance(length, StochasticLength)
-            else np.full(rows, length, dtype=np.int64)
-        )
-        block = self._shard(shard).block(place)
-        where = f"{opened.dataset.path / opened.dataset.shards[shard]['requests']['path']}, block {place}"
-        return open_block(block, opened.selection, lengths, int(opened.first_row[number]), opened.times_us, where)
-
-
-def _open(arguments: RequestDataset) -> _Opened:
-    dataset = open_dataset(arguments.path)
-    length = arguments.history_length
-    if isinstance(length, StochasticLength):
-        check_history_length(dataset.spec, length.maximum)
-    else:
-        length = check_history_length(dataset.spec, length)
-    blocks = [(s, b, entry) for s, row in enumerate(dataset.shards) for b, entry in enumerate(row["blocks"])]
-    rows = _ints([entry["requests"] for _, _, entry in blocks])
-    opened = _Opened(
-        dataset=dataset,
-        selection=_select(dataset, arguments.columns),
-        history_length=length,
-        times_us=arguments.times_us,
-        block_shard=_ints([shard for shard, _, _ in blocks]),
-        block_in_shard=_ints([block for _, block, _ in blocks]),
-        block_rows=rows,
-        first_row=_ints(list(accumulate(rows.tolist(), initial=0))[:-1]),
-        counts=rows,
-    )
-    return _Opened(**{**vars(opened), "counts": _counts(opened, [entry for _, _, entry in blocks])})
-
-
-def _counts(opened: _Opened, entries: Sequence[dict[str, Any]]) -> Ints:
-    """Requests of each block inside the time range; only blocks that straddle an end are read."""
-    counts = opened.block_rows.copy()
-    for number, entry in enumerate(entries):
-        ends = _ints([_epoch_us(entry["first_request_time"]), _epoch_us(entry["last_request_time"])])
-        inside = within(ends, opened.times_us)
-        if not inside.all():
-            counts[number] = int(within(_request_times(opened, number), opened.times_us).sum())
-    return counts
-
-
-def _request_times(opened: _Opened, number: int) -> Ints:
-    """Request times (N,) of a block, in microseconds; no other column is decoded."""
-    dataset = opened.dataset
-    path = check_file(dataset.path, dataset.shards[int(opened.block_shard[number])]["requests"])
-    field = dataset.requests_schema.get_field_index("request_time")
-    options = pa.ipc.IpcReadOptions(included_fields=[field], use_threads=False)
-    with pa.memory_map(str(path)) as file:
-        column = pa.ipc.open_file(file, options=options).get_batch(int(opened.block_in_shard[number])).column(0)
-        times: Ints = column.view(pa.int64()).to_numpy(zero_copy_only=False).copy()
-    return times
-
-
-def _select(dataset: Dataset, columns: Sequence[str] | None) -> Selection:
-    types = _role_types(dataset)
-    known = {name: kind for role in types.values() for name, kind in role.items()}
-    if columns is not None:
-        if unknown := sorted(set(columns) - set(known)):
-            raise KeyError(f"columns {unknown} are not in {dataset.path}, which has {sorted(known)}")
-        if text := sorted(name for name in columns if pa.types.is_string(known[name])):
-            raise SpecError(f"columns {text} are text, which no tensor holds; declare them as `id` in the build spec")
-    wanted = set(known) if columns is None else set(columns)
-    picked = {
-        role: tuple(name for name, kind in entries.items() if name in wanted and not pa.types.is_string(kind))
-        for role, entries in types.items()
-    }
-    return Selection(**picked, row_ids=pa.types.is_string(dataset.requests_schema.field("request_id").type))
-
-
-def _role_types(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Arrow types of all features and labels: role -> name -> type."""
-    spec = dataset.spec
-    events = dataset.timelines_schema.field("events").type.value_type
-    targets = dataset.requests_schema.field("targets").type.value_type
-    names: dict[str, tuple[Sequence[str], Callable[[str], Any]]] = {
-        "history": (list(spec.history.features), events.field),
-        "targets": (list(spec.requests.target_features), targets.field),
-        "labels": (list(spec.requests.labels), targets.field),
-        "requests": (list(spec.requests.features), dataset.requests_schema.field),
-    }
-    return {role: {name: field(name).type for name in listed} for role, (listed, field) in names.items()}
-
-
-def _ints(values: Sequence[int]) -> Ints:
-    return np.array(values, dtype=np.int64)
-
-
-def _epoch_us(time: datetime) -> int:
-    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; give one of {', '.join(repr(choice) for choice in allowed if choice)}")
 
 
 def _microseconds(name: str, time: datetime | None) -> int | None:
     if time is not None and time.tzinfo is None:
         raise ValueError(f"{name} is {time.isoformat()} without a time zone; give an aware datetime")
-    return None if time is None else _epoch_us(time)
+    return None if time is None else epoch_us(time)

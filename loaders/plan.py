@@ -1,80 +1,52 @@
 """Which requests form which batch, as a pure function of numbers: no disk, no torch, no state.
 
-Policy. The blocks, in an order permuted per epoch, form one long row of requests. The row is cut into
-`batches` of equal size (only the very last may be short) and these into C contiguous *streams*. Batch
-number n is the (n div C)-th batch of stream n mod C; rank r of W takes n = step * W + r; the workers of
-a rank take its steps in turn. So the sequence of batches depends on neither W nor the number of workers,
-any batch is computable without those before it, and where W * workers divides C a worker reads only its
-own streams: no block is read twice, but for those that lie across the end of a batch or stream.
+Policy. Every request has a *cost*: 1 where batches hold a number of requests, 1 + its history events where they
+hold a budget of tokens. The blocks, in an order permuted per epoch, form one long row of requests, and so of costs. The
+row of costs is cut every `quota` into batches (only the very last may be short), and a request belongs to the batch in which its
+cost ends. The batches are cut into C contiguous *streams*: batch number n is the (n div C)-th batch of stream n mod C; the
+r-th rank of W takes n = first_batch + step * W + r; the workers of a rank take its steps in turn. So the sequence
+of batches depends on neither W nor the number of workers, any batch is computable without those before it, and where
+W * workers divides C a worker reads only its own streams: no block is read twice, but for those across the end of a stream.
 
-Shuffling permutes the blocks, then the requests inside each window of `window_blocks` blocks of a stream,
-so a batch mixes the users of that many blocks. A reader holds one window per stream it serves: that is
+Shuffling permutes the blocks, then the requests (or runs of `shuffle_run` neighbours) inside each window of `window_blocks`
+blocks of a stream, so a batch mixes the users of that many blocks. A reader holds one window per stream it serves: that is
 the price of shuffling, and the bound on memory.
+
+Where all costs are 1, everything follows from the blocks' numbers of requests. With a budget, the places of the batches
+follow from the blocks' total costs, and a window's requests are told apart by their own costs, once the window is read.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from longbatch.loaders.draws import BLOCKS, WINDOW, Ints, generator, shuffled_runs
 
-_BLOCKS, _WINDOW, _LENGTHS = 1, 2, 3  # what a random stream is for; part of its key
-
-
-def _random(*key: int) -> np.random.Generator:
-    """A generator that depends on the key alone: the same on every machine, rank and worker."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-
-
-@dataclass(frozen=True)
-class StochasticLength:
-    """Sampled history lengths for training short and serving long (STCA, arXiv 2511.06077).
-
-    `L = minimum + s * (maximum - minimum)` with s ~ Beta(alpha, beta), U-shaped since both are below 1,
-    rounded to a multiple of 8; a history keeps its newest L events. The paper does not publish alpha and
-    beta; the mean length is `minimum + (maximum - minimum) * alpha / (alpha + beta)`.
-    """
-
-    minimum: int
-    maximum: int
-    alpha: float = 0.5
-    beta: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.minimum <= self.maximum:
-            raise ValueError(f"lengths {self.minimum} to {self.maximum}: give 0 <= minimum <= maximum")
-        if -(-self.minimum // 8) * 8 > self.maximum:
-            raise ValueError(f"no multiple of 8 lies in {self.minimum} to {self.maximum}; widen the range")
-        if not (0 < self.alpha < 1 and 0 < self.beta < 1):
-            raise ValueError(f"alpha {self.alpha}, beta {self.beta}: a U shape needs both between 0 and 1")
-
-    def lengths(self, seed: int, epoch: int, block: int, num_requests: int) -> Ints:
-        """Lengths (num_requests,) of all requests of one block; the same whoever reads the block."""
-        share = _random(seed, epoch, _LENGTHS, block).beta(self.alpha, self.beta, num_requests)
-        raw: NDArray[np.float64] = np.rint((self.minimum + share * (self.maximum - self.minimum)) / 8) * 8
-        lengths: Ints = np.clip(raw, -(-self.minimum // 8) * 8, self.maximum // 8 * 8).astype(np.int64)
-        return lengths
+Order = Literal["shuffled", "time", "sequential"]
+Costs = Callable[[int], Ints]
+_Window = tuple[int, int, int]  # first and end position, cost before the first
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of one epoch.
+    """Where the batches of one epoch lie.
 
-    block_order: (B,) block numbers in reading order.  block_starts: (B + 1,) offsets of the blocks, in
-    that order, in the row of all requests.  Lengths are in requests.
+    block_order: (B,) block numbers in reading order.  block_starts, block_costs: (B + 1,) requests, and costs, before
+    each block in that order.  quota: the cost of a batch.  Of the order by time, B is 1: all requests are one block.
     """
 
     block_order: Ints
     block_starts: Ints
-    batch_size: int
+    block_costs: Ints
+    quota: int
     streams: int
     window_blocks: int
+    shuffle_run: int
     shuffle: bool
     seed: int
     epoch: int
@@ -82,106 +54,168 @@ class Plan:
 
     @property
     def num_batches(self) -> int:
-        """N, the batches of the epoch over all ranks; only the last may hold fewer than batch_size."""
-        total = int(self.block_starts[-1])
-        return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
+        """N, the batches of the epoch over all ranks; only the last may cost less than the quota."""
+        total = int(self.block_costs[-1])
+        return total // self.quota if self.drop_last else -(-total // self.quota)
 
-    def stream_span(self, stream: int) -> tuple[int, int]:
-        """First and end position of a stream in the row of all requests."""
-        first = self._first_batch(stream) * self.batch_size
-        end = self._first_batch(stream + 1) * self.batch_size
-        return first, min(end, int(self.block_starts[-1]))
-
-    def _first_batch(self, stream: int) -> int:
+    def first_batch(self, stream: int) -> int:
         """Batches before the stream: the first N mod C streams have one more than the others."""
         each, more = divmod(self.num_batches, self.streams)
         return stream * each + min(stream, more)
 
-    def positions(self, batch: int) -> Ints:
-        """Positions (<= batch_size,), ascending, of batch number `batch` in the row of all requests."""
-        stream, rank_in_stream = batch % self.streams, batch // self.streams
-        start = (self._first_batch(stream) + rank_in_stream) * self.batch_size
-        end = min(start + self.batch_size, int(self.block_starts[-1]))
-        if not self.shuffle:
-            return np.arange(start, end, dtype=np.int64)
-        taken = [self._taken(window, start, end) for window in self._windows(stream, start, end)]
-        return np.sort(np.concatenate(taken))
+    def span(self, batch: int) -> tuple[int, int]:
+        """The costs [first, end) of batch number `batch`, as places in the row of costs."""
+        place = self.first_batch(batch % self.streams) + batch // self.streams
+        return place * self.quota, min((place + 1) * self.quota, int(self.block_costs[-1]))
+
+    def stream_span(self, stream: int) -> tuple[int, int]:
+        """The costs [first, end) of a stream."""
+        first, end = self.first_batch(stream) * self.quota, self.first_batch(stream + 1) * self.quota
+        return first, min(end, int(self.block_costs[-1]))
+
+
+class Finder:
+    """Finds the requests of a plan's batches. costs: block number -> (n,) costs of its requests; None where all are 1."""
+
+    def __init__(self, plan: Plan, costs: Costs | None = None) -> None:
+        self.plan, self._costs = plan, costs
+        self._stream_windows = lru_cache(maxsize=None)(self._cut_windows)
+        self._order = lru_cache(maxsize=2 * plan.streams)(self._ordered)
 
     def rows(self, batch: int) -> tuple[Ints, Ints]:
-        """Block numbers and row numbers within the block, both (<= batch_size,), rows of a block adjacent."""
-        positions = self.positions(batch)
-        place = np.searchsorted(self.block_starts, positions, side="right") - 1
-        return self.block_order[place], positions - self.block_starts[place]
+        """Block numbers and row numbers within the block, both (requests of the batch,), rows of a block adjacent."""
+        plan, positions = self.plan, self.positions(batch)
+        place = np.searchsorted(plan.block_starts, positions, side="right") - 1
+        return plan.block_order[place], positions - plan.block_starts[place]
+
+    def positions(self, batch: int) -> Ints:
+        """Positions, ascending, of the batch's requests in the row of all requests."""
+        stream = batch % self.plan.streams
+        low, high = self.plan.span(batch)
+        if low == self.plan.stream_span(stream)[0]:
+            low = -1  # the first of a stream takes all that end early, once they are shuffled
+        taken = [self._taken(window, low, high) for window in self._windows(stream, low, high)]
+        return np.sort(np.concatenate(taken)) if taken else np.zeros(0, dtype=np.int64)
 
     def live_blocks(self, batch: int) -> Ints:
-        """The blocks worth keeping open after `batch`: those of the windows its requests lie in."""
-        stream, rank_in_stream = batch % self.streams, batch // self.streams
-        start = (self._first_batch(stream) + rank_in_stream) * self.batch_size
-        end = min(start + self.batch_size, int(self.block_starts[-1]))
-        spans = self._windows(stream, max(start, end - 1), end) if self.shuffle else [(end - 1, end)]
-        first = np.searchsorted(self.block_starts, spans[0][0], side="right") - 1
-        last = np.searchsorted(self.block_starts, spans[-1][1], side="left")
-        return self.block_order[first:last]
+        """The blocks worth keeping open after `batch`: of its last window, or where nothing is shuffled its last block."""
+        plan = self.plan
+        first, stop, _ = self._windows(batch % plan.streams, *plan.span(batch))[-1]
+        if not plan.shuffle:
+            last = int(self.positions(batch)[-1])
+            first, stop = last, last + 1
+        begin = np.searchsorted(plan.block_starts, first, side="right") - 1
+        return plan.block_order[begin : np.searchsorted(plan.block_starts, stop, side="left")]
 
-    def _windows(self, stream: int, start: int, end: int) -> list[tuple[int, int]]:
-        """The windows of a stream that hold positions `[start, end)`, each as (first, end) position."""
-        edges = np.append(self.block_starts[: -1 : self.window_blocks], self.block_starts[-1])
-        first = int(np.searchsorted(edges, start, side="right")) - 1
-        last = int(np.searchsorted(edges, end, side="left"))
-        bounds = np.clip(edges[first : last + 1], *self.stream_span(stream)).tolist()
-        return [(low, high) for low, high in itertools.pairwise(bounds) if low < high]
+    def _windows(self, stream: int, low: int, high: int) -> list[_Window]:
+        """The windows of a stream in which costs of [low, high) end."""
+        places, costs = self._stream_windows(stream)
+        found = np.flatnonzero((costs[1:] > low) & (costs[:-1] < high) & (places[1:] > places[:-1]))
+        return [(int(places[k]), int(places[k + 1]), int(costs[k])) for k in found]
 
-    def _taken(self, window: tuple[int, int], start: int, end: int) -> Ints:
-        """What the shuffled window yields at positions `[start, end)`."""
-        first, stop = window
-        order = _permutation(self.seed, self.epoch, first, stop - first)
-        return first + order[max(start - first, 0) : max(end - first, 0)]
+    def _cut_windows(self, stream: int) -> tuple[Ints, Ints]:
+        """Positions and costs, (windows + 1,) each, of the windows' edges, cut at the ends of the stream."""
+        plan = self.plan
+        begin, stop = (self._cut(cost) for cost in plan.stream_span(stream))
+        edges = np.append(np.arange(0, len(plan.block_order), plan.window_blocks), len(plan.block_order))
+        first = max(0, int(np.searchsorted(plan.block_starts[edges], begin[0], side="right")) - 1)
+        last = int(np.searchsorted(plan.block_starts[edges], stop[0], side="left"))
+        near = edges[first : last + 1]
+        return np.clip(plan.block_starts[near], begin[0], stop[0]), np.clip(plan.block_costs[near], begin[1], stop[1])
 
+    def _cut(self, cost: int) -> tuple[int, int]:
+        """Position of the first request whose cost ends behind `cost`, and the costs before it."""
+        plan = self.plan
+        if cost >= plan.block_costs[-1]:
+            return int(plan.block_starts[-1]), int(plan.block_costs[-1])
+        if self._costs is None:
+            return cost, cost
+        place = int(np.searchsorted(plan.block_costs, cost, side="right")) - 1
+        edges = plan.block_costs[place] + np.append(0, np.cumsum(self._costs(int(plan.block_order[place]))))
+        before = int(np.searchsorted(edges[1:], cost, side="right"))
+        return int(plan.block_starts[place]) + before, int(edges[before])
 
-@lru_cache(maxsize=64)  # a reader works through one window per stream, a batch at a time
-def _permutation(seed: int, epoch: int, start: int, size: int) -> Ints:
-    return _random(seed, epoch, _WINDOW, start).permutation(size)
+    def _taken(self, window: _Window, low: int, high: int) -> Ints:
+        """The positions of a window whose costs, added up in the window's order, end in (low, high]."""
+        order, ends = self._order(window)
+        return order[np.searchsorted(ends, low, side="right") : np.searchsorted(ends, high, side="right")]
+
+    def _ordered(self, window: _Window) -> tuple[Ints, Ints]:
+        """A window's positions in the order they are read, and where the cost of each ends."""
+        plan, (first, stop, before) = self.plan, window
+        size = stop - first
+        places = np.arange(size)
+        if plan.shuffle:
+            places = shuffled_runs(size, plan.shuffle_run, plan.seed, plan.epoch, WINDOW, first)
+        if self._costs is None:
+            return first + places, before + 1 + np.arange(size)
+        return first + places, before + np.cumsum(self._costs_between(first, stop, self._costs)[places])
+
+    def _costs_between(self, first: int, stop: int, costs: Costs) -> Ints:
+        """Costs (stop - first,) of the requests at these positions."""
+        starts = self.plan.block_starts
+        begin = int(np.searchsorted(starts, first, side="right")) - 1
+        end = int(np.searchsorted(starts, stop, side="left"))
+        joined = np.concatenate([costs(int(block)) for block in self.plan.block_order[begin:end]])
+        return joined[first - starts[begin] : stop - starts[begin]]
 
 
 def make_plan(
     block_requests: Ints,
     *,
-    batch_size: int,
+    quota: int,
+    block_costs: Ints | None = None,
     shuffle: bool = False,
     seed: int = 0,
     epoch: int = 0,
     drop_last: bool = False,
     streams: int = 16,
     window_blocks: int = 8,
+    shuffle_run: int = 1,
 ) -> Plan:
-    """Plan an epoch over blocks with these numbers of requests (B,).
+    """Plan an epoch over blocks with these numbers of requests (B,), and costs (B,) where they are not all 1.
 
     C is `streams`, but never so many that a stream has less than one window of blocks: small datasets
     stay well mixed. Without shuffling C is 1, so that batches follow the order of the dataset.
-    Raises ValueError for sizes below 1 and for a negative seed or epoch.
+    No batch is empty if no request costs more than `quota`. Raises ValueError for sizes below 1 and for a
+    negative seed or epoch.
     """
-    for name, value in (("batch_size", batch_size), ("streams", streams), ("window_blocks", window_blocks)):
+    sizes = {"quota": quota, "streams": streams, "window_blocks": window_blocks, "shuffle_run": shuffle_run}
+    for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; give 1 or more")
     if seed < 0 or epoch < 0:
         raise ValueError(f"seed {seed}, epoch {epoch}: neither may be negative")
     blocks = len(block_requests)
-    order = np.arange(blocks, dtype=np.int64)
-    if shuffle:
-        order = _random(seed, epoch, _BLOCKS).permutation(order)
-    starts = np.zeros(blocks + 1, dtype=np.int64)
-    np.cumsum(block_requests[order], out=starts[1:])
+    order = generator(seed, epoch, BLOCKS).permutation(blocks) if shuffle else np.arange(blocks, dtype=np.int64)
+    starts = _edges(block_requests[order])
     return Plan(
         block_order=order,
         block_starts=starts,
-        batch_size=batch_size,
+        block_costs=starts if block_costs is None else _edges(block_costs[order]),
+        quota=quota,
         streams=min(streams, max(1, blocks // window_blocks)) if shuffle else 1,
         window_blocks=window_blocks,
+        shuffle_run=shuffle_run,
         shuffle=shuffle,
         seed=seed,
         epoch=epoch,
         drop_last=drop_last,
     )
+
+
+def token_quota(max_tokens: int, longest: int) -> int:
+    """The quota of batches that never cost more than `max_tokens`, if no history is longer than `longest`.
+
+    A request belongs to the batch in which its cost ends, so it may reach `longest` back into the batch before. Raises
+    ValueError where a batch could come out empty.
+    """
+    if max_tokens < 2 * longest + 1:
+        raise ValueError(
+            f"max_tokens is {max_tokens:,}; a request takes up to {longest:,} events and 1 for itself, "
+            f"so give at least {2 * longest + 1:,}, or a shorter history_length"
+        )
+    return max_tokens - longest
 
 
 def num_steps(num_batches: int, world_size: int, drop_last: bool) -> int:
@@ -197,16 +231,19 @@ def worker_batches(
     worker: int = 0,
     num_workers: int = 1,
     drop_last: bool = False,
-    first_step: int = 0,
+    first_batch: int = 0,
+    yielded: int = 0,
 ) -> Iterator[int | None]:
     """The batch numbers one worker of one rank yields, in order; None stands for a padding batch.
 
+    first_batch: the batch of the whole world with which step 0 begins.  yielded: how many this worker has had since.
     Raises ValueError for a rank outside the world.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of a world of {world_size}; ranks run from 0 to world_size - 1")
-    for step in range(first_step + worker, num_steps(num_batches, world_size, drop_last), num_workers):
-        batch = step * world_size + rank
+    left = max(0, num_batches - first_batch)
+    for step in range(worker + yielded * num_workers, num_steps(left, world_size, drop_last), num_workers):
+        batch = first_batch + step * world_size + rank
         yield batch if batch < num_batches else None
 
 
@@ -216,3 +253,10 @@ def ragged_index(starts: Ints, lengths: Ints) -> Ints:
     shift = np.repeat(starts - (ends - lengths), lengths)
     index: Ints = np.arange(len(shift), dtype=np.int64) + shift
     return index
+
+
+def _edges(sizes: Ints) -> Ints:
+    """Offsets (N + 1,) of rows with these sizes (N,)."""
+    edges = np.zeros(len(sizes) + 1, dtype=np.int64)
+    np.cumsum(sizes, out=edges[1:])
+    return edges

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from longbatch.pipelines.carry import Window
 from longbatch.pipelines.hashing import hash_text
-from longbatch.pipelines.parse import microseconds, read_column
+from longbatch.pipelines.parse import Reading, microseconds, read_column
 from longbatch.pipelines.where import Readings, select_rows, where_columns
 from longbatch.schemas.errors import SourceError
 from longbatch.schemas.ledger import RowLedger
@@ -56,10 +57,17 @@ class Facts:
     log_end: int | None = None
 
 
-def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.Series | None = None) -> Canonical:
+def canonicalize(
+    raw: pl.DataFrame,
+    spec: BuildSpec,
+    source: str,
+    conflicts: pl.Series | None = None,
+    window: Window | None = None,
+) -> Canonical:
     """Type, filter and check one chunk of a source's raw rows.
 
     `conflicts` are request ids known to be shared by several users: their target rows are rejected.
+    Within a `window` a role selects only rows whose time in that role is inside.
     Raises SourceError for a missing column or one of a type that cannot mean what the spec says.
     """
     entry = spec.sources[source]
@@ -79,6 +87,8 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
         **{name: column for of_role in readings.values() for r in of_role.values() for name, column in r.typed.items()}
     )
     selected = select_rows(typed, spec, source, readings)
+    if window:
+        selected |= _within(typed, spec, readings, selected, window)
     faults = _faults(typed, spec, readings, selected, conflicts)
     in_any = pl.any_horizontal([selected[role] for role in readings])
     bad = faults.select(pl.any_horizontal(pl.all())).to_series() if faults.width else None
@@ -98,6 +108,28 @@ def canonicalize(raw: pl.DataFrame, spec: BuildSpec, source: str, conflicts: pl.
     )
     owners, latest = _owners(rows, spec, source), _latest_action(rows, spec, source)
     return Canonical(rows, owners, vocabulary, rejected, latest, ledger)
+
+
+def _within(
+    typed: pl.DataFrame, spec: BuildSpec, readings: Readings, selected: dict[str, pl.Series], window: Window
+) -> dict[str, pl.Series]:
+    """What the roles select of the rows whose time in the role is within the window."""
+    moments = {role: _moment(spec, role, columns) for role, columns in readings.items()}
+    return {
+        role: typed.select((pl.lit(selected[role]) & window.holds(moment)).alias(role)).to_series()
+        for role, moment in moments.items()
+    }
+
+
+def _moment(spec: BuildSpec, role: Role, columns: dict[str, Reading]) -> pl.Expr:
+    """When a row is known in a role: an event when it is visible, a target when it was asked for, an action at its time."""
+    if role == "requests":
+        return columns["request_time"].value
+    moment = columns["event_time"].value
+    if role == "actions":
+        return moment
+    moment += spec.history.delay_us
+    return pl.max_horizontal(moment, columns["arrival_time"].value) if "arrival_time" in columns else moment
 
 
 def explode(raw: pl.DataFrame, how: Explode) -> pl.DataFrame:
@@ -265,8 +297,15 @@ def conflicting_requests(owners: pl.DataFrame) -> pl.Series:
     return users.filter(pl.col("len") > 1)["request_id"].sort()
 
 
-def known_facts(spec: BuildSpec, latest_actions: Iterable[int | None], conflicts: pl.Series | None) -> Facts:
-    """Gather the facts: conflicting requests, and the end of the log of actions, declared or seen."""
+def known_facts(
+    spec: BuildSpec,
+    latest_actions: Iterable[int | None],
+    conflicts: pl.Series | None,
+    window: Window | None = None,
+) -> Facts:
+    """Gather the facts: conflicting requests, and the end of the log of actions: of the window, declared, or seen."""
     until = spec.actions.until if spec.actions else None
+    if window and spec.actions:
+        return Facts(conflicts, window.until if until is None else min(window.until, microseconds(until)))
     latest = max((time for time in latest_actions if time is not None), default=None)
     return Facts(conflicts, latest if until is None else microseconds(until))

@@ -10,7 +10,7 @@ compared with those that are in a table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.hashing import Int64Array, UInt64Array, hash_text, mix
+from longbatch.pipelines.hashing import Int64Array, UInt64Array, cached_parts, hash_text, mix
 from longbatch.pipelines.levels import cut_requests, list_offsets
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.shard import Block
@@ -27,7 +27,6 @@ from longbatch.schemas.tables import event_type, target_type
 
 BASES = (0xD1342543DE82EF95, 0xAF251AF3B0F025B5)
 _NULL = np.uint64(0x6A09E667F3BCC909)
-CACHED_VALUES = 1 << 15
 LEAST_POWERS = (1 << 18) - 1  # so that most calls share their tables of powers
 
 
@@ -98,7 +97,7 @@ def _hex(sums: UInt64Array) -> str:
 def _slices_within(rows: UInt64Array, values: UInt64Array, starts: Int64Array, ends: Int64Array) -> UInt64Array:
     """Hash rows, (N,) or (2, N), together with the slice of values [start, end) of each: (2, N), one for each base."""
     mixed = np.empty_like(values)
-    for part in _parts(len(values)):
+    for part in cached_parts(len(values)):
         mixed[part] = mix(values[part] + _NULL)
     return mix(rows ^ np.stack([_slice_hashes(mixed, starts, ends, base) for base in BASES]))
 
@@ -107,15 +106,10 @@ def _row_hashes(columns: list[pa.Array]) -> UInt64Array:
     """Hash rows over all their columns, nulls told from zeros."""
     bits = [_value_bits(pl.Series(pl.from_arrow(column))) for column in columns]
     hashed = np.zeros(len(columns[0]), dtype=np.uint64)
-    for part in _parts(len(hashed)):
+    for part in cached_parts(len(hashed)):
         for values in bits:
             hashed[part] = mix(hashed[part] ^ values[part]) + np.uint64(1)
     return hashed
-
-
-def _parts(count: int) -> Iterator[slice]:
-    """Slices of so many values, short enough for what is computed of them to stay in a processor's cache."""
-    return (slice(start, start + CACHED_VALUES) for start in range(0, count, CACHED_VALUES))
 
 
 def _value_bits(values: pl.Series) -> UInt64Array:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from longbatch.pipelines.canonicalize import Facts, rows_of
+from longbatch.pipelines.canonicalize import Facts
+from longbatch.pipelines.carry import NEW, REACH, Carried, Reaches, kept_events
 from longbatch.pipelines.grouping import Requests, group_targets
 from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.later import add_later_labels, closed_requests
-from longbatch.pipelines.order import paired_keys, repeated_rows, sort_rows
+from longbatch.pipelines.order import ranked_keys, repeated_rows, sort_rows
 from longbatch.pipelines.policies import HELD_BACK, KEPT, NO_ROLE, Fates, judge_users, policy_counts
-from longbatch.pipelines.runs import BoolArray, offsets_of
+from longbatch.pipelines.runs import BoolArray, changes, offsets_of
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.profile import Large
 from longbatch.schemas.spec import BuildSpec, Role
@@ -49,12 +50,42 @@ class Timelines:
 
 
 @dataclass(frozen=True)
+class Settled:
+    """A source's rows (N,), and the places (K,) of those that are sound and no duplicates, in order.
+
+    The rows themselves are not sorted: each role gathers what columns it needs, once.
+    """
+
+    rows: pl.DataFrame
+    places: Int64Array
+
+    def playing(self, spec: BuildSpec, source: str, role: Role) -> BoolArray:
+        """Which of the K kept rows play a role, (K,)."""
+        if role not in source_roles(spec, source):
+            return np.zeros(len(self.places), dtype=np.bool_)
+        if ROLE_COLUMN[role] in self.rows.columns:
+            return np.asarray(self.rows[ROLE_COLUMN[role]].to_numpy()[self.places])
+        return np.ones(len(self.places), dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Requests (R,) that were held back, their target rows as they came, and the actions of the bucket's users."""
+
+    targets: pl.DataFrame
+    requests: pl.DataFrame
+    actions: pl.DataFrame
+
+
+@dataclass(frozen=True)
 class Bucket:
     """What the kernel makes of a bucket.
 
     history_end: (R,) in each user's whole timeline; event_start: (R,) where each request's user begins among the
     sorted events. ledgers: what changed since canonicalize: duplicates, conflicting requests and rows that policies
     left out leave `accepted`. counts: what the policies left out; policy_users: the largest users they applied to.
+    carried, waiting: what came from days before, and what must wait for days to come; reaches: (N,) how far
+    requests of days before reached each event, NEW where it did not come from there.
     """
 
     timelines: Timelines
@@ -64,43 +95,82 @@ class Bucket:
     ledgers: dict[str, RowLedger]
     counts: Counts
     policy_users: dict[str, tuple[Large, ...]]
+    carried: Carried
+    waiting: Waiting
+    reaches: Reaches
 
 
-def build_bucket(spec: BuildSpec, rows: Mapping[str, pl.DataFrame], facts: Facts | None = None) -> Bucket:
-    """Run the kernel on all canonical rows of some users, per source."""
-    facts = facts or Facts()
-    kept, ledgers = {}, {}
+def build_bucket(
+    spec: BuildSpec,
+    rows: Mapping[str, pl.DataFrame],
+    facts: Facts | None = None,
+    carried: Carried | None = None,
+) -> Bucket:
+    """Run the kernel on all canonical rows of some users, per source, and on what was carried from days before."""
+    facts, carried = facts or Facts(), carried or Carried()
+    settled, ledgers = {}, {}
     for source, frame in rows.items():
-        kept[source], ledgers[source] = _settle(spec, source, frame, facts.conflicts)
-    events, targets = (_role_frame(spec, kept, role) for role in ("history", "requests"))
+        settled[source], ledgers[source] = _settle(spec, source, frame, facts.conflicts)
+    events, targets = (_role_frame(spec, settled, role) for role in ("history", "requests"))
+    new_targets = targets.height
+    events, reaches = carried.with_events(events)
+    targets = carried.with_rows("targets", targets)
     judged = judge_users(spec.users, events["user_id"].to_numpy(), targets["user_id"].to_numpy())
     event_fate, target_fate = judged.events, judged.targets.copy()
     timelines = _timelines(_kept(events, event_fate))
+    reaches_before, reaches = reaches, reaches[event_fate == KEPT]
     grouped = group_targets(spec, _kept(targets, target_fate))
     counts = judged.counts
+    waiting = Waiting(targets.head(0), grouped.requests.head(0), targets.head(0))
     if spec.requests.later_labels:
+        actions = carried.with_rows("actions", _role_frame(spec, settled, "actions"))
         closed = closed_requests(spec, grouped.requests, facts.log_end)
+        all_requests = grouped.requests
         grouped, held = _hold_back(grouped, closed)
+        waiting = Waiting(targets[held], all_requests.filter(pl.Series(~closed)), actions)
         target_fate[np.flatnonzero(target_fate == KEPT)[held]] = HELD_BACK
         counts += Counts(held_back_requests=int((~closed).sum()), held_back_targets=len(held))
-        grouped = add_later_labels(spec, grouped, _role_frame(spec, kept, "actions"))
-    if event_fate.any() or target_fate.any():
-        _book_policies(spec, kept, event_fate, target_fate, ledgers)
-    start, end = _visible_ends(timelines, grouped.requests)
-    end = _before_own_events(spec, timelines, grouped.requests, end)
-    return Bucket(timelines, grouped, end - start, start, ledgers, counts, judged.users)
+        grouped = add_later_labels(spec, grouped, actions)
+    if event_fate.any() or target_fate.any():  # carried rows were booked where they came from
+        fates = event_fate[reaches_before == NEW], target_fate[len(target_fate) - new_targets :]
+        _book_policies(spec, settled, *fates, ledgers)
+    start, end = _cuts(spec, timelines, grouped.requests)
+    return Bucket(timelines, grouped, end - start, start, ledgers, counts, judged.users, carried, waiting, reaches)
 
 
-def _role_frame(spec: BuildSpec, kept: Mapping[str, pl.DataFrame], role: Role) -> pl.DataFrame:
-    """Return the rows that play a role, in the names of the role's columns."""
-    rows = rows_of(kept[spec.section(role).source], role)
+def carry_on(spec: BuildSpec, made: Bucket, until: int, segment_users: Int64Array, reaches: Reaches) -> Carried:
+    """The state behind a bucket whose window ended at `until`.
+
+    segment_users: (S,) the users of its new segments; reaches: (N,) how far requests reach each event by now.
+    """
+    waiting = made.waiting
+    start, end = _cuts(spec, made.timelines, waiting.requests)
+    user = waiting.requests["user_id"].to_numpy()
+    has_events = np.isin(user, made.timelines.user_id)
+    first = np.maximum(start, end - spec.history_length)
+    events = made.timelines.events.with_columns(pl.Series(REACH, reaches))
+    tables = {
+        "events": kept_events(spec, events, until, user[has_events], first[has_events]),
+        "targets": waiting.targets,
+        "users": made.carried.with_segments(segment_users),
+    }
+    if spec.requests.later_labels:
+        longest = max(label.within_us for label in spec.requests.later_labels.values())
+        tables["actions"] = waiting.actions.filter(pl.col("event_time") >= until - longest)
+    return Carried(tables)
+
+
+def _role_frame(spec: BuildSpec, settled: Mapping[str, Settled], role: Role) -> pl.DataFrame:
+    """Return the kept rows that play a role, in order, in the names of the role's columns."""
+    source = spec.section(role).source
+    kept = settled[source]
     columns = [pl.col(canonical_name(m)).alias(name) for name, m in role_columns(spec, role).items()]
     if role == "history":
         columns.insert(0, pl.col(VISIBLE_TIME))
         if spec.one_log:
             request_time = canonical_name(request_columns(spec)["request_time"])
             columns += [pl.col("is_target"), pl.col(request_time).alias("request_time")]
-    return rows.select(columns)
+    return kept.rows.select(columns)[kept.places[kept.playing(spec, source, role)]]
 
 
 def _kept(rows: pl.DataFrame, fate: Fates) -> pl.DataFrame:
@@ -121,37 +191,26 @@ def _hold_back(grouped: Requests, closed: BoolArray) -> tuple[Requests, Int64Arr
 
 def _book_policies(
     spec: BuildSpec,
-    kept: Mapping[str, pl.DataFrame],
+    settled: Mapping[str, Settled],
     event_fate: Fates,
     target_fate: Fates,
     ledgers: dict[str, RowLedger],
 ) -> None:
     """Move rows that policies left out of all their roles from `accepted` to the policy, in each source's ledger."""
-    for source, rows in kept.items():
+    for source, kept in settled.items():
         fates = []
         played: tuple[tuple[Role, Fates], ...] = (("history", event_fate), ("requests", target_fate))
         for role, fate in played:
-            plays = _plays(spec, source, rows, role)
-            spread = np.full(rows.height, NO_ROLE, dtype=np.uint8)
+            plays = kept.playing(spec, source, role)
+            spread = np.full(len(plays), NO_ROLE, dtype=np.uint8)
             spread[plays] = fate if plays.any() else 0
             fates.append(spread)
-        left = policy_counts(fates[0], fates[1], _plays(spec, source, rows, "actions"))
+        left = policy_counts(fates[0], fates[1], kept.playing(spec, source, "actions"))
         ledgers[source] += RowLedger(accepted=-sum(left.values()), policies=left)
 
 
-def _plays(spec: BuildSpec, source: str, rows: pl.DataFrame, role: Role) -> BoolArray:
-    """Which rows of a source play a role, (N,)."""
-    if role not in source_roles(spec, source):
-        return np.zeros(rows.height, dtype=np.bool_)
-    if ROLE_COLUMN[role] in rows.columns:
-        return rows[ROLE_COLUMN[role]].to_numpy()
-    return np.ones(rows.height, dtype=np.bool_)
-
-
-def _settle(
-    spec: BuildSpec, source: str, rows: pl.DataFrame, conflicts: pl.Series | None
-) -> tuple[pl.DataFrame, RowLedger]:
-    """Drop conflicting requests and exact duplicates, and leave the rows of a history in timeline order."""
+def _settle(spec: BuildSpec, source: str, rows: pl.DataFrame, conflicts: pl.Series | None) -> tuple[Settled, RowLedger]:
+    """Leave out conflicting requests and exact duplicates, and find the order of the rows: of a history, the timeline's."""
     conflicting = 0
     if conflicts is not None and len(conflicts) and spec.requests.source == source:
         request_id = canonical_name(request_columns(spec)["request_id"])
@@ -171,7 +230,7 @@ def _settle(
         accepted=-conflicting - int(repeated.sum()),
         reasons={CONFLICTING_REQUEST: conflicting} if conflicting else {},
     )
-    return rows[order.permutation[~repeated]], ledger
+    return Settled(rows, order.permutation[~repeated]), ledger
 
 
 def visible_time(spec: BuildSpec) -> pl.Expr:
@@ -196,16 +255,27 @@ def _timelines(events: pl.DataFrame) -> Timelines:
     return Timelines(events, events["user_id"].to_numpy(), events[VISIBLE_TIME].to_numpy())
 
 
+def _cuts(spec: BuildSpec, timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Array, Int64Array]:
+    """Per request (R,): where its user's events begin, and where its history ends."""
+    start, end = _visible_ends(timelines, requests)
+    return start, _before_own_events(spec, timelines, requests, end)
+
+
 def _visible_ends(timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Array, Int64Array]:
     """Per request (R,): where its user's events begin, and where those visible strictly before it end."""
     user_id, time = requests["user_id"].to_numpy(), requests["request_time"].to_numpy()
-    start = np.searchsorted(timelines.user_id, user_id, side="left").astype(np.int64)
-    if not len(user_id) or not len(timelines.user_id):
+    begins = changes(timelines.user_id)
+    distinct = timelines.user_id[begins]
+    bounds = np.append(np.flatnonzero(begins), len(begins)).astype(np.int64)
+    asker = np.searchsorted(distinct, user_id)  # of a user without events: the next one
+    start = bounds[asker]
+    if not len(user_id) or not len(begins):
         return start, start.copy()
-    everybody = np.concatenate([timelines.user_id, user_id])
-    key = paired_keys(everybody, np.concatenate([timelines.visible_time, time]))
-    events, asked = key[: len(timelines.user_id)], key[len(timelines.user_id) :]
-    return start, np.searchsorted(events, asked, side="left").astype(np.int64)
+    ranks = np.concatenate([np.cumsum(begins) - 1, asker]).astype(np.uint64)
+    key = ranked_keys(ranks, len(distinct).bit_length(), np.concatenate([timelines.visible_time, time]))
+    end = np.searchsorted(key[: len(begins)], key[len(begins) :], side="left").astype(np.int64)
+    has_events = distinct[np.minimum(asker, len(distinct) - 1)] == user_id
+    return start, np.where(has_events, end, start)
 
 
 def _before_own_events(spec: BuildSpec, timelines: Timelines, requests: pl.DataFrame, end: Int64Array) -> Int64Array:

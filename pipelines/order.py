@@ -7,12 +7,13 @@ into one integer, as many as fit; only rows that tie on it (few, in real logs) a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longbatch.pipelines.hashing import Int64Array, UInt64Array
+from longbatch.pipelines.hashing import Int64Array, UInt64Array, cached_parts
 
 KEY_BITS = 63
 BoolArray = npt.NDArray[np.bool_]
@@ -69,20 +70,50 @@ def _packed_key(frame: pl.DataFrame, columns: list[str]) -> tuple[UInt64Array, i
             codes, bits = dense_rank(column.to_numpy())
         if used + bits > KEY_BITS:
             return key, position
-        key = (key << np.uint64(bits)) | codes
+        key <<= np.uint64(bits)
+        key |= codes
         used += bits
     return key, len(columns)
 
 
-def compact(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int]:
-    """Order-preserving codes from 0 and the bits they need: shifted by the minimum, divided by a common unit."""
+@dataclass(frozen=True)
+class Scale:
+    """How integers become codes that keep their order: `(value - low) // unit`, below 2^bits, nothing lost."""
+
+    low: int
+    unit: int
+    bits: int
+
+    def codes(self, values: npt.NDArray[np.integer], dtype: npt.DTypeLike = np.uint64) -> npt.NDArray[Any]:
+        """The codes of the values that the scale was made for, (N,) of `dtype`."""
+        found = np.empty(len(values), dtype=dtype)
+        for part in cached_parts(len(values)):
+            found[part] = _above(values[part], self.low) // np.uint64(self.unit)
+        return found
+
+
+def scale_of(values: npt.NDArray[np.integer]) -> Scale:
+    """A scale for these values: from the smallest, in a unit of which all are multiples where they span much."""
     low, high = int(values.min()), int(values.max())
-    codes = values.astype(np.int64, copy=False).view(np.uint64) - np.uint64(low % 2**64)
     for unit in (1_000_000, 1_000):
-        if high - low >= 2**32 and not (codes % np.uint64(unit)).any():
-            codes, high, low = codes // np.uint64(unit), (high - low) // unit, 0
-            break
-    return codes, (high - low).bit_length()
+        if high - low >= 2**32 and all(_divides(unit, _above(values[p], low)) for p in cached_parts(len(values))):
+            return Scale(low, unit, ((high - low) // unit).bit_length())
+    return Scale(low, 1, (high - low).bit_length())
+
+
+def _above(values: npt.NDArray[np.integer], low: int) -> UInt64Array:
+    return values.astype(np.int64, copy=False).view(np.uint64) - np.uint64(low % 2**64)
+
+
+def _divides(unit: int, numbers: UInt64Array) -> bool:
+    """Whether all numbers are multiples; multiplied back, which is several times as fast as the remainder."""
+    return bool((numbers // np.uint64(unit) * np.uint64(unit) == numbers).all())
+
+
+def compact(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int]:
+    """Order-preserving codes from 0 and the bits they need."""
+    scale = scale_of(values)
+    return scale.codes(values), scale.bits
 
 
 def dense_rank(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int]:
@@ -95,11 +126,16 @@ def paired_keys(groups: npt.NDArray[np.integer], moments: Int64Array) -> UInt64A
     """Keys (N,) that order as the pairs (group, moment) do."""
     if not len(groups):
         return np.empty(0, dtype=np.uint64)
-    ranks, rank_bits = dense_rank(groups)
+    return ranked_keys(*dense_rank(groups), moments)
+
+
+def ranked_keys(ranks: UInt64Array, rank_bits: int, moments: Int64Array) -> UInt64Array:
+    """The same where the groups are ranks (N,) below 2^rank_bits already."""
     codes, code_bits = compact(moments)
     if rank_bits + code_bits > 64:
         codes, code_bits = dense_rank(moments)
-    return (ranks << np.uint64(code_bits)) | codes
+    codes |= ranks << np.uint64(code_bits)
+    return codes
 
 
 def repeated_rows(frame: pl.DataFrame, order: Order) -> BoolArray:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from longbatch.pipelines.carry import AFTER_LAST_REQUEST, BEYOND_HISTORY, NEW, STORED, Reaches
 from longbatch.pipelines.hashing import Int64Array
 from longbatch.pipelines.kernel import Bucket
 from longbatch.pipelines.runs import changes, offsets_of, places, ranges, running_within
@@ -66,7 +68,7 @@ def cut_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
     first_user = user_id[starts]
     return Segments(
         user_id=first_user,
-        segment=places(changes(first_user)),
+        segment=bucket.carried.segments_of(first_user) + places(changes(first_user)),
         event_start=_reduce(np.minimum, base + history_start, starts),
         event_end=_reduce(np.maximum, base + history_end, starts),
         request_order=order,
@@ -103,31 +105,45 @@ def pack(bucket: Bucket, spec: BuildSpec) -> tuple[Iterator[tuple[pa.RecordBatch
 
 
 def _count(bucket: Bucket, spec: BuildSpec, segments: Segments) -> Counts:
-    events = bucket.timelines.events.height
+    """What this bucket adds: an event that came from days before was counted there, and may only be reached further."""
     lengths = segments.event_end - segments.event_start
-    stored = _union_size(segments.event_start, segments.event_end)
-    users = np.flatnonzero(changes(bucket.requests.requests["user_id"].to_numpy()))
-    reach = int(_reduce(np.maximum, bucket.history_end, users).sum())
+    before, after = bucket.reaches, reaches_of(bucket, segments)
+    gained = {
+        reach: int((after == reach).sum() - (before == reach).sum())
+        for reach in (STORED, BEYOND_HISTORY, AFTER_LAST_REQUEST)
+    }
+    users = bucket.requests.requests["user_id"].to_numpy()
+    users = users[changes(users)]
     return bucket.counts + Counts(
-        users=len(users),
+        users=int((bucket.carried.segments_of(users) == 0).sum()),
         segments=len(lengths),
         requests=bucket.requests.requests.height,
         targets=bucket.requests.targets.height,
-        events=events,
-        stored=stored,
+        events=int((before == NEW).sum()),
+        stored=gained[STORED],
         stored_with_overlap=int(lengths.sum()),
-        beyond_history=reach - stored,
-        after_last_request=events - reach,
+        beyond_history=gained[BEYOND_HISTORY],
+        after_last_request=gained[AFTER_LAST_REQUEST],
         history_events=int(np.minimum(bucket.history_end, spec.history_length).sum()),
     )
 
 
-def _union_size(starts: Int64Array, ends: Int64Array) -> int:
-    """How many places the ranges [start, end) cover together; a user's may go back in the timeline."""
-    order = np.argsort(starts)
-    starts, ends = starts[order], ends[order]
-    reached = np.maximum.accumulate(np.concatenate([starts[:1], ends]))[:-1]
-    return int(np.maximum(0, ends - np.maximum(starts, reached)).sum())
+def reaches_of(bucket: Bucket, segments: Segments) -> Reaches:
+    """How far requests reach each event of the bucket, (N,), those of days before included."""
+    count = len(bucket.reaches)
+    stored = _covered(count, segments.event_start, segments.event_end)
+    users = bucket.requests.requests["user_id"].to_numpy()
+    begins = np.flatnonzero(changes(users))
+    furthest = _reduce(np.maximum, bucket.history_end, begins)
+    reached = _covered(count, bucket.event_start[begins], bucket.event_start[begins] + furthest)
+    now = np.where(stored, STORED, np.where(reached, BEYOND_HISTORY, AFTER_LAST_REQUEST)).astype(np.int8)
+    return np.maximum(now, bucket.reaches)
+
+
+def _covered(count: int, starts: Int64Array, ends: Int64Array) -> npt.NDArray[np.bool_]:
+    """Which of the places [0, count) lie in some of the ranges [start, end)."""
+    steps = np.bincount(starts, minlength=count + 1) - np.bincount(ends, minlength=count + 1)
+    return np.asarray(np.cumsum(steps[:count]) > 0)
 
 
 def _struct(frame: pl.DataFrame, names: dict[str, str], kind: pa.StructType) -> pa.StructArray:

@@ -10,7 +10,8 @@ import math
 import numpy as np
 import polars as pl
 
-from longbatch.pipelines.hashing import Int64Array, mix
+from longbatch.pipelines.carry import NEW
+from longbatch.pipelines.hashing import Int64Array, cached_parts, mix
 from longbatch.pipelines.kernel import VISIBLE_TIME, Bucket
 from longbatch.pipelines.policies import largest
 from longbatch.pipelines.runs import changes, places
@@ -37,6 +38,8 @@ def _tables(spec: BuildSpec, bucket: Bucket) -> Samples:
     grouped = bucket.requests
     history = [name for name in bucket.timelines.events.columns if name.startswith("history.")]
     events = bucket.timelines.events.select("user_id", "item_id", "event_time", VISIBLE_TIME, *history)
+    if (bucket.reaches != NEW).any():  # of an append: the others are in the profile of the days before
+        events = events.filter(pl.Series(bucket.reaches == NEW))
     sizes = np.diff(grouped.target_offsets)
     features = [name for name in grouped.requests.columns if name.startswith("request.")]
     owner = np.repeat(np.arange(len(sizes)), sizes)
@@ -77,7 +80,7 @@ def _profile_table(table: pl.DataFrame, untotalled: set[str]) -> TableProfile:
             value = value.cast(pl.Int8) if dtype == pl.Boolean else value
             counted += [value.min().alias(f"{name}\nmin"), value.max().alias(f"{name}\nmax")]
             if name not in untotalled:
-                wide = pl.Float64() if dtype.is_float() else pl.Int128()
+                wide = _wide(dtype)
                 counted.append(value.cast(wide).sum().alias(f"{name}\ntotal"))
     found = table.select(counted).row(0, named=True)
     columns: dict[str, dict[str, float | None]] = {name: {} for name in table.columns}
@@ -88,14 +91,35 @@ def _profile_table(table: pl.DataFrame, untotalled: set[str]) -> TableProfile:
     return TableProfile(table.height, {name: ColumnProfile(**counters) for name, counters in columns.items()})  # type: ignore[arg-type]
 
 
+def _wide(dtype: pl.DataType) -> pl.DataType:
+    """A type that holds the exact sum of a bucket's whole numbers; below 2^31 rows of 32 bits fit in 64."""
+    if dtype.is_float():
+        return pl.Float64()
+    return pl.Int128() if dtype in (pl.Int64, pl.UInt64) else pl.Int64()
+
+
 def _sample(table: pl.DataFrame, rows: int) -> pl.DataFrame:
     """Keep the rows with the smallest hash of their user and their place among the user's rows, in their order."""
     if table.height > rows:
         user: Int64Array = table["user_id"].to_numpy()
-        drawn = mix(mix(user.view(np.uint64) ^ SEED) + places(changes(user)).view(np.uint64))
-        table = table[np.sort(np.argpartition(drawn, rows)[:rows])]
+        table = table[_drawn(user, places(changes(user)), rows)]
     times = [pl.col(name).cast(pl.Datetime("us", "UTC")) for name in TIMES if name in table.columns]
     return table.with_columns(times)
+
+
+def _drawn(user: Int64Array, place: Int64Array, rows: int) -> Int64Array:
+    """Places, ascending, of the `rows` of N with the smallest hashes.
+
+    Hashes are even, so those below a share a little over rows / N are enough to choose from; if not, twice as many are.
+    """
+    hashed = np.empty(len(user), dtype=np.uint64)
+    for part in cached_parts(len(user)):
+        hashed[part] = mix(mix(user[part].view(np.uint64) ^ SEED) + place[part].view(np.uint64))
+    share = 1.25 * rows / len(user)
+    while share < 1 and len(near := np.flatnonzero(hashed < np.uint64(share * 2**64))) < rows:
+        share *= 2
+    near = near if share < 1 else np.arange(len(user))
+    return np.sort(near[np.argpartition(hashed[near], rows - 1)[:rows]])
 
 
 def _skew(bucket: Bucket, requests: pl.DataFrame) -> Skew:

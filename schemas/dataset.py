@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.files import Files, LocalFiles
 from longbatch.schemas.ledger import Counts
+from longbatch.schemas.remote import RemoteFiles, RemoteRoot
 from longbatch.schemas.shard import Block, ShardReader, check_file, shard_files
 from longbatch.schemas.snapshot import Snapshot, read_snapshot
 from longbatch.schemas.spec import BuildSpec
@@ -25,6 +27,7 @@ class Dataset:
 
     path: Path
     snapshot: Snapshot
+    remote: RemoteRoot | None = None
 
     @property
     def spec(self) -> BuildSpec:
@@ -63,9 +66,15 @@ class Dataset:
         """Rows of the snapshot's shards table."""
         return self.snapshot.shards
 
-    def shard(self, number: int, fields: Fields = ALL_FIELDS) -> ShardReader:
-        """Open the files of one shard, to read all fields of events and targets or those given."""
-        return ShardReader(self.path, self.shards[number], self.spec, fields)
+    def shard(self, number: int, fields: Fields = ALL_FIELDS, files: Files | None = None) -> ShardReader:
+        """Open the files of one shard, to read all fields of events and targets or those given; `files` reads bytes."""
+        if files is None and self.remote is not None:
+            files = self.open_files()
+        return ShardReader(self.path, self.shards[number], self.spec, fields, files)
+
+    def open_files(self) -> Files:
+        """What reads the bytes of the shards, opened in the process that calls."""
+        return LocalFiles(self.path) if self.remote is None else RemoteFiles(self.remote)
 
     def blocks(self) -> Iterator[Block]:
         """Read all blocks in order, one at a time."""
@@ -97,11 +106,16 @@ class Dataset:
         return pa.concat_tables(tables)
 
 
-def open_dataset(path: str | Path, snapshot: int | None = None) -> Dataset:
-    """Open a dataset at its newest snapshot, or at the one given.
+def open_dataset(path: str | Path | RemoteRoot, snapshot: int | None = None) -> Dataset:
+    """Open a dataset at its newest snapshot, or at the one given: a folder, a URI, or a URI with a cache of its own.
 
-    Raises DatasetError naming the file if there is none, it was altered, or its format is not known.
+    Raises DatasetError naming the file if there is none, it was altered, or its format is not known; MachineError if
+    a remote store stays away.
     """
+    if isinstance(path, str) and "://" in path:
+        path = RemoteRoot(path)
+    if isinstance(path, RemoteRoot):
+        return Dataset(Path(path.uri), read_snapshot(path.mirror(), snapshot), path)
     root = Path(path)
     dataset = Dataset(root, read_snapshot(root, snapshot))
     for row in dataset.shards:

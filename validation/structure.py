@@ -39,6 +39,7 @@ class Seen:
     runs: per block (3, N) of its N users: user, shard, stored events. totals: sums over all blocks.
     last_row: user and segment of the last timeline row of the shard being read.
     last_requests: the last user's id and requests so far, for a user that goes on in the next block.
+    appended: whether days may have been appended, so that a user goes on in other shards of the bucket.
     """
 
     runs: list[Int64Array] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Seen:
     blocks: int = 0
     last_row: tuple[int, int] | None = None
     last_requests: tuple[int, list[pa.Array]] | None = None
+    appended: bool = False
 
     def users(self) -> Users:
         """Return every user once."""
@@ -56,6 +58,7 @@ class Seen:
 
 def structure_findings(dataset: Dataset, seen: Seen, report: Progress) -> Iterator[str]:
     """Check every block by itself and beside its neighbours, and each shard's totals."""
+    seen.appended = dataset.snapshot.until is not None
     for number, row in enumerate(dataset.shards):
         report("structure", number, len(dataset.shards))
         seen.last_row = seen.last_requests = None
@@ -69,7 +72,8 @@ def structure_findings(dataset: Dataset, seen: Seen, report: Progress) -> Iterat
                 yield f"shard {number} ({row['requests']['path']}), block {place}: {finding}"
         yield from _shard_findings(number, row, {name: seen.totals[name] - before[name] for name in COUNTED})
     report("structure", len(dataset.shards), len(dataset.shards))
-    yield from _home_findings(seen)
+    home = [row["bucket"] if seen.appended else number for number, row in enumerate(dataset.shards)]
+    yield from _home_findings(seen, np.array(home, dtype=np.int64))
 
 
 def _shard_findings(number: int, row: dict[str, Any], found: dict[str, int]) -> Iterator[str]:
@@ -83,12 +87,12 @@ def _shard_findings(number: int, row: dict[str, Any], found: dict[str, int]) -> 
             yield f"shard {number}: {name} is {row[name]}, that of its blocks is {time}"
 
 
-def _home_findings(seen: Seen) -> Iterator[str]:
-    """Check that all of a user is in one shard."""
+def _home_findings(seen: Seen, home: Int64Array) -> Iterator[str]:
+    """Check that all of a user is in one home: of each shard, (shards,), its own number, or its bucket where days were appended."""
     user_id, shard, _ = np.concatenate([np.empty((3, 0), dtype=np.int64), *seen.runs], axis=1)
     order = np.argsort(user_id, kind="stable")
     user_id, shard = user_id[order], shard[order]
-    strays = (user_id[1:] == user_id[:-1]) & (shard[1:] != shard[:-1])
+    strays = (user_id[1:] == user_id[:-1]) & (home[shard[1:]] != home[shard[:-1]])
     yield from first_finding(strays, lambda i: f"user {user_id[i]}: is in shard {shard[i]} and in shard {shard[i + 1]}")
 
 
@@ -157,7 +161,7 @@ def _count_findings(spec: BuildSpec, block: Block, listed: dict[str, Any], seen:
 
 
 def _timeline_row_findings(block: Block, shard: int, seen: Seen) -> Iterator[str]:
-    """Rows go up by user; the segments of a user count up from 0."""
+    """Rows go up by user; the segments of a user count up from 0, or in a shard of an appended day from where they were."""
     user_id, segment = numbers(block.timelines["user_id"]), numbers(block.timelines["segment"])
     if not len(user_id):
         return
@@ -167,7 +171,9 @@ def _timeline_row_findings(block: Block, shard: int, seen: Seen) -> Iterator[str
     first = seen.last_row or (int(user_id[0]) - 1, 0)
     users, segments = np.append(first[0], user_id), np.append(first[1], segment)
     same = users[1:] == users[:-1]
-    fine = np.where(same, segments[1:] == segments[:-1] + 1, (segments[1:] == 0) & (users[1:] > users[:-1]))
+    fine = np.where(
+        same, segments[1:] == segments[:-1] + 1, ((segments[1:] == 0) | seen.appended) & (users[1:] > users[:-1])
+    )
     seen.last_row = int(user_id[-1]), int(segment[-1])
     yield from first_finding(~fine, lambda row: f"user {user_id[row]}: segment {segment[row]} is out of order")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from importlib import import_module
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -10,10 +11,25 @@ from longbatch.console import Json, progress_bars, show
 
 app = typer.Typer()
 
+# what is measured, by `bench_<name>` of `benchmarks/<name>.py`: the options it takes besides --quick
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "build": ("spark", "repeats"),
+    "days": (),
+    "faults": (),
+    "loader": ("repeats",),
+    "quality": ("spark",),
+    "skew": ("spark",),
+    "storage": (),
+    "validate": ("repeats",),
+}
+
 
 @app.command()
 def bench(
-    what: Annotated[Literal["build", "quality", "storage", "validate"], typer.Argument(help="What to measure.")],
+    what: Annotated[
+        Literal["build", "days", "faults", "loader", "quality", "skew", "storage", "validate"],
+        typer.Argument(help="What to measure."),
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run of the same checks.")] = False,
     spark: Annotated[bool, typer.Option(help="Measure the spark engine too.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; medians are shown.")] = 3,
@@ -27,20 +43,11 @@ def bench(
       longbatch bench quality
     """
     from longbatch.benchmarks import checks
-    from longbatch.benchmarks.build import bench_build
-    from longbatch.benchmarks.quality import bench_quality
-    from longbatch.benchmarks.storage import bench_storage
-    from longbatch.benchmarks.validate import bench_validate
 
+    given: dict[str, Any] = {"spark": spark, "repeats": repeats}
+    run = getattr(import_module(f"longbatch.benchmarks.{what}"), f"bench_{what}")
     with progress_bars() as progress:
-        if what == "quality":
-            found, figures = bench_quality(quick=quick, spark=spark, progress=progress)
-        elif what == "storage":
-            found, figures = bench_storage(quick=quick, progress=progress)
-        elif what == "validate":
-            found, figures = bench_validate(quick=quick, repeats=repeats, progress=progress)
-        else:
-            found, figures = bench_build(quick=quick, spark=spark, repeats=repeats, progress=progress)
+        found, figures = run(quick=quick, progress=progress, **{name: given[name] for name in OPTIONS[what]})
     show(checks.document(found, figures), as_json, lambda: checks.text(found, figures))
     if not all(check.holds for check in found):
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ from longbatch.console import Json, Overwrite, progress_bars, show
 from longbatch.schemas.errors import SpecError
 
 if TYPE_CHECKING:
+    from longbatch.jobs.build import Engine
     from longbatch.schemas.spec import BuildSpec
 
 app = typer.Typer()
@@ -102,21 +104,24 @@ def build(
     engine: Annotated[Literal["local", "spark"], typer.Option(help="Where to run.")] = "local",
     master: Annotated[str | None, typer.Option(help="Spark master, such as local[4] or spark://host:7077.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads of the local engine; default: cores.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Build what was known before this time, so that days can be appended.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Build a dataset from raw logs: per-user timelines stored once, targets grouped per request."""
+    from longbatch.jobs.allocators import keep_freed_memory
+
+    keep_freed_memory()
     from longbatch.jobs.build import build as run
-    from longbatch.jobs.local import LocalEngine
-    from longbatch.jobs.spark import SparkEngine
     from longbatch.jobs.summary import build_text
 
-    if master and engine == "local":
-        raise SpecError("--master is for --engine spark")
     meant, out = spec_and_out(spec, folders)
-    chosen = SparkEngine(master) if engine == "spark" else LocalEngine(workers)
+    moment = parse_moment(until) if until else None
+    chosen = _engine(engine, master, workers)
     with progress_bars() as progress:
-        summary = run(meant, out, engine=chosen, overwrite=overwrite, progress=progress)
+        summary = run(meant, out, engine=chosen, overwrite=overwrite, until=moment, progress=progress)
     show(summary.as_dict(), as_json, lambda: build_text(summary))
 
 
@@ -250,3 +255,103 @@ def validate(
         typer.echo(f"nothing was compared with the raw log: {found.audit.not_compared}", err=True)
     if not found.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def append(
+    spec: Annotated[Path, typer.Argument(help="The spec; its sources may name the new day's files only.")],
+    dataset: Annotated[Path, typer.Argument(help="A dataset that was built with --until.")],
+    until: Annotated[str, typer.Option(help="Append what was known before this time (ISO, UTC without an offset).")],
+    engine: Annotated[Literal["local", "spark"], typer.Option(help="Where to run.")] = "local",
+    master: Annotated[str | None, typer.Option(help="Spark master, such as local[4] or spark://host:7077.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads of the local engine; default: cores.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Append the days since a dataset's newest snapshot, without reading the past again.
+
+    Rows of other times in the sources are not looked at. Appending a day twice changes nothing.
+
+    \b
+    Examples:
+      longbatch build spec.toml dataset --until 2026-03-01
+      longbatch append spec.toml dataset --until 2026-03-02
+    """
+    from longbatch.jobs.allocators import keep_freed_memory
+
+    keep_freed_memory()
+    from longbatch.jobs.append import append as run
+    from longbatch.jobs.summary import build_text
+    from longbatch.schemas.spec import load_spec
+
+    with progress_bars() as progress:
+        summary = run(
+            load_spec(spec), dataset, parse_moment(until), engine=_engine(engine, master, workers), progress=progress
+        )
+    show(summary.as_dict(), as_json, lambda: build_text(summary))
+
+
+def _engine(engine: str, master: str | None, workers: int | None) -> Engine:
+    from longbatch.jobs.local import LocalEngine
+    from longbatch.jobs.spark import SparkEngine
+
+    if master and engine == "local":
+        raise SpecError("--master is for --engine spark")
+    return SparkEngine(master) if engine == "spark" else LocalEngine(workers)
+
+
+def parse_moment(text: str) -> datetime:
+    """Read an ISO time, in UTC where it has no offset."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SpecError(f"--until {text!r} is no ISO time; write one such as 2026-03-01 or 2026-03-01T06:00Z") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@app.command()
+def vacuum(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest snapshots stay.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Remove older snapshots, and files that no snapshot lists and no running build writes.
+
+    \b
+    Example:
+      longbatch vacuum dataset --keep 3
+    """
+    from longbatch.jobs.vacuum import vacuum as run
+
+    done = run(dataset, keep)
+    show(
+        done.as_dict(),
+        as_json,
+        lambda: f"removed {len(done.snapshots)} snapshots and {done.files} files ({done.bytes:,} bytes)",
+    )
+
+
+@app.command()
+def forget(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    users: Annotated[Path, typer.Option(help="A file of users, one a line, as the log calls them.")],
+    as_json: Json = False,
+) -> None:
+    """Remove users everywhere: shards, state, samples, quarantine, vocabulary. Then `vacuum` removes the old files.
+
+    \b
+    Example:
+      longbatch forget dataset --users users.txt && longbatch vacuum dataset
+    """
+    from longbatch.jobs.forget import forget as run
+    from longbatch.jobs.forget import read_users
+
+    done = run(dataset, read_users(users))
+    show(
+        done.as_dict(),
+        as_json,
+        lambda: (
+            f"forgot {done.users:,} users ({done.users_with_requests:,} had requests): {done.rewritten_shards} of "
+            f"{done.shards} shards and {done.rewritten_files} other files written anew in snapshot {done.snapshot}; "
+            f"nothing of them is in it. Older files hold them until `longbatch vacuum {dataset}`"
+        ),
+    )

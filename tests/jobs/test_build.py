@@ -12,9 +12,10 @@ import polars as pl
 import pytest
 
 from longbatch.jobs import build as module
-from longbatch.jobs import local, tasks
+from longbatch.jobs import partition, tasks
 from longbatch.jobs.build import BuildSummary, build
 from longbatch.jobs.local import LocalEngine, Progress
+from longbatch.jobs.state import Increment
 from longbatch.jobs.tasks import Built
 from longbatch.schemas.dataset import open_dataset
 from longbatch.schemas.errors import DataError, DatasetError, LongbatchError, MachineError, SourceError, SpecError
@@ -280,7 +281,7 @@ def test_overwriting_replaces_every_file_once_the_new_one_is_committed(spec_file
     assert build(later, out, overwrite=True).snapshot == 2
     assert items(out) == [[], [111], []]
     kept = old & set(files(out))
-    assert kept <= {"quarantine", "vocabulary", "dictionaries"}, "folders without files"
+    assert kept <= {"dictionaries", "quarantine", "state", "vocabulary"}, "folders without files"
     assert len(files(out)) == len(old)
 
 
@@ -303,7 +304,7 @@ def full_disk(*arguments: Any, **named: Any) -> Any:
 
 
 def in_partition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local.pa, "OSFile", full_disk)
+    monkeypatch.setattr(partition, "_write_batches", full_disk)
 
 
 def in_shard(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,8 +387,10 @@ class Meeting:
     def __init__(self, barrier: threading.Barrier) -> None:
         self.barrier = barrier
 
-    def build(self, spec: BuildSpec, root: Path, attempt: str, progress: Progress) -> Built:
-        built = LocalEngine(1).build(spec, root, attempt, progress)
+    def build(
+        self, spec: BuildSpec, root: Path, attempt: str, progress: Progress, increment: Increment | None = None
+    ) -> Built:
+        built = LocalEngine(1).build(spec, root, attempt, progress, increment)
         self.barrier.wait(30)
         return built
 

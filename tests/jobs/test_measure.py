@@ -269,11 +269,13 @@ def test_columns_are_told_as_stored_and_as_plain_tables(measured: tuple[Path, Sa
     assert 0 < (columns["headers"].stored or 0) < stored
 
 
-def test_rates_are_bytes_of_records_and_of_shuffled_rows(measured: tuple[Path, Savings]) -> None:
+def test_rates_are_bytes_of_records_and_of_shuffled_rows(measured: tuple[Path, Savings], tiny: Dataset) -> None:
     rates = measured[1].rates
     assert rates["log_rows"] == 8
     # item, user, request, two times (8 bytes each), action and tab and position and click, two roles
-    assert rates["row_shuffle_bytes"] == 4 * 8 + 2 + 1 + 1 + 1 + 2 / 8
+    assert rates["row_bytes"] == 4 * 8 + 2 + 1 + 1 + 1 + 2 / 8
+    assert rates["row_shuffle_bytes"] == tiny.snapshot.shuffled_bytes / 8
+    assert 8 < rates["row_shuffle_bytes"] < rates["row_bytes"]
     assert min(rates.values()) > 0
 
 

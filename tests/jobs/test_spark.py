@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
+from days import DAYS_SPEC, a_log, content, end_of, write
 
 from longbatch.jobs import sources, spark, tasks
+from longbatch.jobs.append import append
 from longbatch.jobs.build import BuildSummary, build
 from longbatch.jobs.local import LocalEngine
 from longbatch.jobs.spark import SparkEngine
@@ -193,3 +195,15 @@ def test_only_errors_of_ours_are_unwrapped() -> None:
     for other in (RuntimeError("boom"), RuntimeError("longbatch.schemas.errors.Nonsense: x"), DataError("y")):
         assert spark._own_error(other) is other
     assert isinstance(spark._own_error(RuntimeError("[JAVA_GATEWAY_EXITED] ...")), MachineError)
+
+
+def test_days_are_appended_by_spark_as_by_the_local_engine(tmp_path: Path, engine: SparkEngine) -> None:
+    (tmp_path / "spec.toml").write_text(DAYS_SPEC)
+    write(tmp_path, *a_log(1, days=2))
+    spec = load_spec(tmp_path / "spec.toml")
+    build(spec, tmp_path / "grown", engine=engine, until=end_of(1))
+    append(spec, tmp_path / "grown", end_of(2), engine=engine)
+    found = append(spec, tmp_path / "grown", end_of(3), engine=engine)
+    build(spec, tmp_path / "whole", until=end_of(3))
+    assert found.snapshot == 3
+    assert content(tmp_path / "grown") == content(tmp_path / "whole")

@@ -116,7 +116,7 @@ def random_dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("random") / "dataset", random_shards())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rows():
     """(event, target, request, time_of, write_dataset, random_shards): builders of literal rows."""
     return event, target, request, time_of, write_dataset, random_shards

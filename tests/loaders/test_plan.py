@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import itertools
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longbatch.loaders.plan import StochasticLength, make_plan, num_steps, ragged_index, worker_batches
+from longbatch.loaders.lengths import StochasticLength
+from longbatch.loaders.plan import Finder, make_plan, num_steps, ragged_index, token_quota, worker_batches
 
 blocks_of_requests = st.lists(st.integers(0, 9), min_size=0, max_size=12)
 
 
-def all_rows(plan):
-    return [list(zip(*map(np.ndarray.tolist, plan.rows(n)), strict=True)) for n in range(plan.num_batches)]
+def all_rows(plan, costs=None):
+    find = Finder(plan, costs)
+    return [list(zip(*map(np.ndarray.tolist, find.rows(n)), strict=True)) for n in range(plan.num_batches)]
 
 
 @settings(max_examples=80, deadline=None)
@@ -28,7 +32,7 @@ def all_rows(plan):
 def test_every_request_is_in_exactly_one_batch(blocks, batch_size, shuffle, streams, window_blocks, epoch):
     plan = make_plan(
         np.array(blocks, dtype=np.int64),
-        batch_size=batch_size,
+        quota=batch_size,
         shuffle=shuffle,
         epoch=epoch,
         streams=streams,
@@ -40,39 +44,94 @@ def test_every_request_is_in_exactly_one_batch(blocks, batch_size, shuffle, stre
     assert sum(len(batch) != batch_size for batch in batches) <= 1
     for number, batch in enumerate(batches):
         last_block = plan.block_order.tolist().index(batch[-1][0])
-        assert plan.block_order[last_block] in plan.live_blocks(number)
+        assert plan.block_order[last_block] in Finder(plan).live_blocks(number)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_budget_of_tokens_is_never_exceeded_and_no_batch_is_empty(data):
+    longest = data.draw(st.integers(0, 8))
+    blocks = data.draw(st.lists(st.lists(st.integers(1, longest + 1), max_size=9), max_size=12))
+    max_tokens = 2 * longest + 1 + data.draw(st.integers(0, 9))
+    costs = [np.array(block, dtype=np.int64) for block in blocks]
+    plan = make_plan(
+        np.array([len(block) for block in blocks], dtype=np.int64),
+        quota=token_quota(max_tokens, longest),
+        block_costs=np.array([sum(block) for block in blocks], dtype=np.int64),
+        shuffle=data.draw(st.booleans()),
+        streams=data.draw(st.integers(1, 5)),
+        window_blocks=data.draw(st.integers(1, 4)),
+        shuffle_run=data.draw(st.integers(1, 3)),
+    )
+    batches = all_rows(plan, costs.__getitem__)
+    assert sorted(itertools.chain(*batches)) == [(b, r) for b, block in enumerate(blocks) for r in range(len(block))]
+    assert all(0 < sum(blocks[b][r] for b, r in batch) <= max_tokens for batch in batches)
+
+
+def test_batches_of_a_budget_have_nearly_equal_tokens():
+    random = np.random.default_rng(0)
+    costs = [random.integers(1, 1_001, 200) for _ in range(64)]
+    totals = np.array([block.sum() for block in costs])
+    plan = make_plan(np.full(64, 200), quota=token_quota(64_000, 1_000), block_costs=totals, shuffle=True)
+    sums = [sum(costs[b][r] for b, r in batch) for batch in all_rows(plan, costs.__getitem__)]
+    assert 61_000 < sorted(sums)[1] <= max(sums) <= 64_000  # the last one may be short
+
+
+def test_a_budget_below_two_histories_is_refused():
+    with pytest.raises(ValueError, match=r"max_tokens is 20,000; .* give at least 20,001, or a shorter"):
+        token_quota(20_000, 10_000)
+
+
+def test_runs_of_neighbours_stay_together():
+    plan = make_plan(np.full(8, 40), quota=40, shuffle=True, streams=1, shuffle_run=8)
+    for batch in all_rows(plan):
+        runs = {(block, row // 8) for block, row in batch}
+        assert len(runs) == 5
+        assert len({block for block, _ in batch}) > 1
+
+
+def test_a_billion_requests_are_planned_in_little_time_and_memory():
+    tracemalloc.start()
+    started = time.monotonic()
+    plan = make_plan(np.full(200_000, 5_000), quota=64, shuffle=True)
+    find = Finder(plan)
+    assert [len(find.positions(n)) for n in (0, 7_812_500, plan.num_batches - 1)] == [64, 64, 64]
+    assert plan.num_batches == 15_625_000
+    assert time.monotonic() - started < 2
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
 
 
 def test_without_shuffling_batches_follow_the_order_of_the_dataset():
-    plan = make_plan(np.array([2, 0, 3]), batch_size=2)
+    plan = make_plan(np.array([2, 0, 3]), quota=2)
     assert all_rows(plan) == [[(0, 0), (0, 1)], [(2, 0), (2, 1)], [(2, 2)]]
 
 
 def test_dropping_the_last_batch_leaves_only_full_ones():
-    plan = make_plan(np.array([2, 0, 3]), batch_size=2, drop_last=True)
+    plan = make_plan(np.array([2, 0, 3]), quota=2, drop_last=True)
     assert all_rows(plan) == [[(0, 0), (0, 1)], [(2, 0), (2, 1)]]
 
 
 def test_shuffling_mixes_the_blocks_of_a_window_and_no_others():
-    plan = make_plan(np.full(64, 10), batch_size=20, shuffle=True, streams=4, window_blocks=8)
+    plan = make_plan(np.full(64, 10), quota=20, shuffle=True, streams=4, window_blocks=8)
     windows = plan.block_order.reshape(8, 8)
     for batch in range(plan.num_batches):
-        blocks = set(plan.rows(batch)[0].tolist())
+        blocks = set(Finder(plan).rows(batch)[0].tolist())
         assert len(blocks) > 3
         assert any(blocks <= set(window.tolist()) for window in windows)
-        assert blocks <= set(plan.live_blocks(batch).tolist())
+        assert blocks <= set(Finder(plan).live_blocks(batch).tolist())
 
 
 def test_a_batch_number_belongs_to_the_stream_of_its_remainder():
-    plan = make_plan(np.full(64, 10), batch_size=20, shuffle=True, streams=4, window_blocks=8)
+    plan = make_plan(np.full(64, 10), quota=20, shuffle=True, streams=4, window_blocks=8)
     for batch in range(plan.num_batches):
         first, end = plan.stream_span(batch % 4)
-        assert all(first <= position < end for position in plan.positions(batch))
+        assert all(first <= position < end for position in Finder(plan).positions(batch))
 
 
 def test_seeds_and_epochs_differ_and_the_same_key_agrees():
     def order(seed, epoch):
-        return all_rows(make_plan(np.full(9, 9), batch_size=4, shuffle=True, seed=seed, epoch=epoch))
+        return all_rows(make_plan(np.full(9, 9), quota=4, shuffle=True, seed=seed, epoch=epoch))
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
@@ -106,7 +165,10 @@ def test_ranks_and_workers_share_the_batches_exactly(batches, world_size, num_wo
 
 
 def test_a_later_first_step_yields_the_suffix():
-    assert list(worker_batches(7, rank=1, world_size=2, first_step=2)) == [5, None]
+    assert list(worker_batches(7, rank=1, world_size=2, yielded=2)) == [5, None]
+    assert list(worker_batches(7, rank=1, world_size=2, first_batch=3)) == [4, 6]
+    assert list(worker_batches(7, num_workers=2, worker=1, yielded=1)) == [3, 5]
+    assert list(worker_batches(7, first_batch=9)) == []
 
 
 def test_a_rank_outside_the_world_is_refused():
@@ -114,15 +176,15 @@ def test_a_rank_outside_the_world_is_refused():
         list(worker_batches(7, rank=2, world_size=2))
 
 
-@pytest.mark.parametrize("name", ["batch_size", "streams", "window_blocks"])
+@pytest.mark.parametrize("name", ["quota", "streams", "window_blocks", "shuffle_run"])
 def test_sizes_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} is 0"):
-        make_plan(np.array([1]), **{"batch_size": 1, name: 0})
+        make_plan(np.array([1]), **{"quota": 1, name: 0})
 
 
 def test_negative_seeds_are_refused():
     with pytest.raises(ValueError, match="seed -1"):
-        make_plan(np.array([1]), batch_size=1, seed=-1)
+        make_plan(np.array([1]), quota=1, seed=-1)
 
 
 def test_sampled_lengths_are_u_shaped_multiples_of_8_that_depend_on_the_epoch():

@@ -77,11 +77,9 @@ def test_the_histories_of_a_scan_are_no_copies(
     (batch,) = dataset.scan()
     assert pa.total_allocated_bytes() - before < 64 * len(requests), "more than a few numbers for each request"
     assert sum(batch["history"].sizes.to_pylist()) == 500 * 1_000
-    file = maps[0]
-    file.seek(0)
-    whole = file.read_buffer()
+    wholes = [file.read_buffer() for file in maps if file.seek(0) == 0]
     items = batch["history"].values.field("item_id").buffers()[1]
-    assert whole.address <= items.address < items.address + 8 * 2_000 <= whole.address + whole.size
+    assert any(w.address <= items.address < items.address + 8 * 2_000 <= w.address + w.size for w in wholes)
 
 
 def test_a_dataset_can_be_pickled_and_moved(tmp_path: Path, dataset: Dataset) -> None:

@@ -1,0 +1,117 @@
+"""The datasets of the loader's benchmark: users with long timelines, several requests each, written straight as shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from longbatch.schemas.ledger import Counts
+from longbatch.schemas.shard import write_shard
+from longbatch.schemas.snapshot import Snapshot, commit, fingerprint
+from longbatch.schemas.spec import BuildSpec, parse_spec
+from longbatch.schemas.tables import requests_schema, timelines_schema
+
+LENGTH = 10_000
+FEATURES = {"author_id": "int32", "duration_ms": "int32", "watched_ms": "int32", "ratio": "float32", "action": "int8"}
+SPEC = """
+history_length = 10000
+compression = "COMPRESSION"
+[sources.log]
+path = "log.parquet"
+[history]
+source = "log"
+user_id = "user_id"
+item_id = "item_id"
+event_time = { column = "event_time", unit = "us" }
+features = { author_id = "int32", duration_ms = "int32", watched_ms = "int32", ratio = "float32", action = "int8" }
+[requests]
+source = "log"
+user_id = "user_id"
+item_id = "item_id"
+request_time = { column = "request_time", unit = "us" }
+request_id = "request_id"
+target_features = { author_id = "int32" }
+labels = { click = "int8" }
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """users, requests of each, targets of each request; every request has LENGTH events of history."""
+
+    users: int
+    requests: int
+    targets: int
+    users_per_block: int = 6
+
+
+def write(root: Path, size: Size, compression: str) -> Path:
+    """Write a dataset of one shard."""
+    spec = parse_spec(SPEC.replace("COMPRESSION", compression))
+    for table in ("timelines", "requests", "dictionaries"):
+        (root / table).mkdir(parents=True)
+    row = write_shard(root, 0, "0", spec, _blocks(spec, size))
+    shards = () if row is None else (row,)
+    commit(root, Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
+    return root
+
+
+def _blocks(spec: BuildSpec, size: Size) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    random = np.random.default_rng(0)
+    for first in range(0, size.users, size.users_per_block):
+        users = np.arange(first, min(size.users, first + size.users_per_block))
+        yield _timelines(spec, random, users, size), _requests(spec, random, users, size)
+
+
+def _timelines(spec: BuildSpec, random: np.random.Generator, users: Any, size: Size) -> pa.RecordBatch:
+    schema = timelines_schema(spec)
+    length = LENGTH + 10 * size.requests
+    count = length * len(users)
+    steps = random.integers(1_000_000, 60_000_000, count)
+    columns = {
+        "item_id": random.zipf(1.2, count) % 1_000_000,
+        "event_time": 1_700_000_000_000_000 + np.cumsum(steps) // 1_000_000 * 1_000_000,
+        "author_id": random.integers(0, 50_000, count),
+        "duration_ms": random.integers(3_000, 300_000, count),
+        "watched_ms": random.integers(0, 300_000, count),
+        "ratio": random.random(count),
+        "action": random.integers(0, 6, count),
+    }
+    kind = schema.field("events").type.value_type
+    arrays = [pa.array(columns[field.name]).cast(field.type, safe=False) for field in kind]
+    events = pa.StructArray.from_arrays(arrays, fields=list(kind))
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(len(users) + 1) * length, pa.int32()), events)
+    ids = [pa.array(users, pa.int64()), pa.array(np.zeros(len(users)), pa.int32())]
+    return pa.RecordBatch.from_arrays([*ids, lists], schema=schema)
+
+
+def _requests(spec: BuildSpec, random: np.random.Generator, users: Any, size: Size) -> pa.RecordBatch:
+    schema = requests_schema(spec)
+    count, rows = len(users) * size.requests, np.repeat(np.arange(len(users)), size.requests)
+    place = np.tile(np.arange(size.requests), len(users))
+    targets = count * size.targets
+    columns = {
+        "item_id": random.integers(0, 1_000_000, targets),
+        "author_id": random.integers(0, 50_000, targets),
+        "click": random.integers(0, 2, targets),
+    }
+    kind = schema.field("targets").type.value_type
+    arrays = [pa.array(columns[field.name]).cast(field.type, safe=False) for field in kind]
+    lists = pa.ListArray.from_arrays(
+        pa.array(np.arange(count + 1) * size.targets, pa.int32()), pa.StructArray.from_arrays(arrays, fields=list(kind))
+    )
+    own = {
+        "request_id": users[rows] * size.requests + place,
+        "user_id": users[rows],
+        "segment": np.zeros(count),
+        "timeline_row": rows,
+        "request_time": 1_800_000_000_000_000 + place * 1_000_000,
+        "history_end": LENGTH + 10 * place,
+    }
+    plain = [pa.array(values).cast(pa.int64()).cast(schema.field(name).type) for name, values in own.items()]
+    return pa.RecordBatch.from_arrays([*plain, lists], schema=schema)

@@ -1,0 +1,110 @@
+"""`longbatch bench skew`: logs as uneven as they come, each built within the same memory.
+
+One user with most of the events among many with few; a bot with one event a millisecond; a request with 50,000
+targets; a bucket that most users share.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from longbatch.benchmarks.build import PEAK_LIMIT_GB
+from longbatch.benchmarks.checks import Check, Figure, run_process
+from longbatch.pipelines.hashing import bucket_of
+
+Report = Callable[[str, float, float], None]
+START_MS = 1_700_000_000_000
+SPEC = """
+[sources.log]
+path = "log.parquet"
+[history]
+source = "log"
+user_id = "user"
+item_id = "item"
+event_time = { column = "time", unit = "ms" }
+features = { author = "int32" }
+[requests]
+source = "log"
+where = "asked"
+user_id = "user"
+item_id = "item"
+request_time = { column = "time", unit = "ms" }
+request_id = "request"
+labels = { click = "int8" }
+"""
+
+
+def bench_skew(
+    *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: Report
+) -> tuple[list[Check], list[Figure]]:
+    """Build each log with each engine in a process of its own; its peak memory is the check."""
+    scale = 10 if quick else 1
+    cases = {
+        "5M events of one user among 100K": _whale(5_000_000 // scale, 100_000 // scale),
+        "a bot, one event a millisecond": _bot(3_600_000 // scale),
+        "a request of 50,000 targets": _wide(50_000 // scale),
+        "one hot bucket of 8": _hot(4_000_000 // scale),
+    }
+    checks: list[Check] = []
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="longbatch-bench-", dir=folder) as work:
+        Path(work, "spec.toml").write_text(SPEC)
+        for number, (name, log) in enumerate(cases.items()):
+            log.sample(fraction=1, shuffle=True, seed=1).write_parquet(
+                Path(work, "log.parquet"), row_group_size=250_000
+            )
+            for engine in ["local", *(["spark"] if spark else [])]:
+                progress("cases", number, len(cases))
+                chosen = ["--engine", "spark", "--master", "local[2]"] if engine == "spark" else []
+                run = run_process("longbatch.cli", "build", f"{work}/spec.toml", f"{work}/out", *chosen)
+                shutil.rmtree(Path(work, "out"))
+                figures.append(Figure(f"{engine}, {name} ({log.height:,} rows): time", run.seconds, "s"))
+                checks.append(Check(f"{engine}, {name}: largest process (GB)", run.peak_bytes / 1e9, PEAK_LIMIT_GB))
+        progress("cases", 1, 1)
+    return checks, figures
+
+
+def _rows(user: np.ndarray, time: np.ndarray) -> pl.DataFrame:
+    """Rows of these users and times; every twentieth is a target of a request of its own."""
+    n = np.arange(len(user))
+    return pl.DataFrame(
+        {
+            "user": user,
+            "item": n * 7919 % 1_000_003,
+            "time": START_MS + time,
+            "request": n,
+            "asked": n % 20 == 0,
+            "author": (n % 5_003).astype(np.int32),
+            "click": (n % 3 == 0).astype(np.int8),
+        }
+    )
+
+
+def _whale(events: int, others: int) -> pl.DataFrame:
+    user = np.concatenate([np.zeros(events, dtype=np.int64), 1 + np.repeat(np.arange(others), 10)])
+    return _rows(user, np.concatenate([np.arange(events) * 500, np.arange(10 * others) % 1_000_000 * 1_000]))
+
+
+def _bot(events: int) -> pl.DataFrame:
+    return _rows(np.zeros(events, dtype=np.int64), np.arange(events))
+
+
+def _wide(targets: int) -> pl.DataFrame:
+    user = np.repeat(np.arange(100), 1_000)
+    before = _rows(user, np.arange(len(user)) * 10)
+    n = np.arange(targets)
+    wide = _rows(np.zeros(targets, dtype=np.int64), np.full(targets, 10_000_000))
+    request = pl.lit(10**9, dtype=pl.Int64)
+    return pl.concat([before, wide.with_columns(item=pl.Series(n), request=request, asked=pl.lit(True))])
+
+
+def _hot(events: int) -> pl.DataFrame:
+    candidates = np.arange(80_000)
+    hot = candidates[bucket_of(candidates, 4) == 0]
+    return _rows(hot[np.arange(events) % len(hot)], np.arange(events) * 20)

@@ -1,0 +1,151 @@
+"""Appending day by day: the same content as one build, whatever crosses the border of a day."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from days import DAY, DAYS_SPEC, T, a_log, content, end_of, write
+
+from longbatch.jobs import tasks
+from longbatch.jobs.append import append
+from longbatch.jobs.build import build
+from longbatch.jobs.forget import forget
+from longbatch.jobs.local import LocalEngine
+from longbatch.jobs.vacuum import vacuum
+from longbatch.schemas.dataset import open_dataset
+from longbatch.schemas.errors import DataError, DatasetError, SpecError
+from longbatch.schemas.spec import load_spec
+from longbatch.validation.audit import audit
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Path:
+    (tmp_path / "spec.toml").write_text(DAYS_SPEC)
+    return tmp_path / "spec.toml"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("buckets", [1, 3])
+def test_day_by_day_gives_what_one_build_gives(
+    spec_file: Path, monkeypatch: pytest.MonkeyPatch, seed: int, buckets: int
+) -> None:
+    log, actions = a_log(seed, days=4)
+    write(spec_file.parent, log, actions)
+    monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", -(-(log.height + actions.height) // buckets))
+    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
+    assert build(spec, grown, until=end_of(1), engine=LocalEngine(1)).counts.held_back_requests > 0
+    for day in range(2, 6):
+        whole = build(spec, spec_file.parent / f"whole-{day}", until=end_of(day), engine=LocalEngine(1))
+        found = append(spec, grown, end_of(day), engine=LocalEngine(1))
+        assert content(grown) == content(spec_file.parent / f"whole-{day}")
+        for name in ("users", "requests", "targets", "events", "history_events", "held_back_requests"):
+            assert getattr(found.counts, name) == getattr(whole.counts, name), name
+        assert (
+            found.counts.stored + found.counts.beyond_history + found.counts.after_last_request == found.counts.events
+        )
+    words = open_dataset(grown).vocabulary().to_pylist()
+    assert sorted(map(str, words)) == sorted(
+        map(str, open_dataset(spec_file.parent / "whole-5").vocabulary().to_pylist())
+    )
+
+
+def test_a_day_is_appended_from_its_own_files(spec_file: Path) -> None:
+    log, actions = a_log(7, days=2)
+    write(spec_file.parent, log, actions)
+    spec, root = load_spec(spec_file), spec_file.parent
+    build(spec, root / "whole", until=end_of(2))
+    late = (pl.max_horizontal("time", "arrival") >= T + DAY) | (pl.col("asked") >= T + DAY)
+    build(spec, root / "grown", until=end_of(1))
+    write(root, log.filter(late), actions.filter(pl.col("time") >= T + DAY))
+    append(spec, root / "grown", end_of(2))
+    assert content(root / "grown") == content(root / "whole")
+
+
+def test_appending_a_day_twice_changes_nothing_and_older_snapshots_stay_readable(spec_file: Path) -> None:
+    write(spec_file.parent, *a_log(1, days=3))
+    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
+    build(spec, grown, until=end_of(1))
+    first = content(grown)
+    append(spec, grown, end_of(2))
+    second = append(spec, grown, end_of(2))
+    assert second.snapshot == 2
+    assert content(grown, 1) == first
+    both = content(grown)
+    assert vacuum(grown).snapshots == [1]
+    assert content(grown) == both
+    with pytest.raises(DatasetError, match="has no snapshot 1"):
+        open_dataset(grown, 1)
+    append(spec, grown, end_of(3))
+
+
+def test_an_append_that_fails_leaves_the_snapshot_before(spec_file: Path) -> None:
+    write(spec_file.parent, *a_log(1, days=2))
+    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
+    build(spec, grown, until=end_of(1))
+    before, files = content(grown), sorted(grown.rglob("*"))
+    (spec_file.parent / "log-1.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        append(spec, grown, end_of(2))
+    assert content(grown) == before
+    assert sorted(grown.rglob("*")) == files
+
+
+def test_a_request_that_goes_on_after_the_day_is_an_error(spec_file: Path) -> None:
+    log, actions = a_log(1, days=2)
+    write(spec_file.parent, log, actions)
+    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
+    build(spec, grown, until=end_of(1))
+    old = log.filter(pl.col("shown") & (pl.col("asked") < T + DAY)).head(1)
+    write(spec_file.parent, pl.concat([log, old.with_columns(asked=pl.lit(T + DAY + 1, dtype=pl.Int64))]), actions)
+    with pytest.raises(DataError, match=r"request \d+ of user \d+ was in an earlier part of the log already"):
+        append(spec, grown, end_of(2))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[actions]", "[users]\nmin_events = 2\n[actions]", r"day by day: \[users\] counts all events"),
+        ('request_id = "request"\n', "", "wrong"),
+    ],
+)
+def test_what_cannot_be_had_day_by_day_is_refused(spec_file: Path, old: str, new: str, message: str) -> None:
+    write(spec_file.parent, *a_log(1, days=1))
+    text = spec_file.read_text()
+    if message == "wrong":
+        text = text.replace('request_id = "request"\n', "").replace(
+            'unit = "s" }\n[requests.labels]', 'unit = "s" }\nsession_gap = "5s"\n[requests.labels]'
+        )
+        message = "a session may go on"
+    else:
+        text = text.replace(old, new)
+    spec_file.write_text(text)
+    with pytest.raises(SpecError, match=message):
+        build(load_spec(spec_file), spec_file.parent / "out", until=end_of(1))
+
+
+def test_append_needs_a_dataset_built_until_a_time_a_later_time_and_the_same_meaning(spec_file: Path) -> None:
+    write(spec_file.parent, *a_log(1, days=2))
+    spec, root = load_spec(spec_file), spec_file.parent
+    build(spec, root / "plain")
+    with pytest.raises(SpecError, match="was built without --until"):
+        append(spec, root / "plain", end_of(1))
+    build(spec, root / "out", until=end_of(2))
+    with pytest.raises(SpecError, match=r"holds the log until 2023-.* already, which is after 2023-"):
+        append(spec, root / "out", end_of(1))
+    with pytest.raises(SpecError, match=r"differs from that of .* in history_length"):
+        append(spec.model_copy(update={"history_length": 6}), root / "out", end_of(3))
+
+
+def test_the_audit_finds_nothing_in_days_that_were_appended_and_what_was_lost_of_them(spec_file: Path) -> None:
+    write(spec_file.parent, *a_log(1, days=3))
+    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
+    build(spec, grown, until=end_of(1))
+    append(spec, grown, end_of(2))
+    append(spec, grown, end_of(3))
+    found = audit(grown, users=None)
+    assert (found.findings, found.not_compared) == ([], "")
+    assert found.requests_checked == open_dataset(grown).counts.requests
+    forget(grown, ["u1"])
+    assert any("is in the raw log, but not in the dataset" in finding for finding in audit(grown, users=None).findings)

