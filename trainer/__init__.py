@@ -1,1 +1,1 @@
-"""The reference trainer: STCA, its attention, training loop, metrics and checkpoints."""
+"""The reference trainer: STCA and the models it is compared with, training loop, metrics, checkpoints, scoring."""

@@ -185,29 +185,36 @@ class TargetAttention(nn.Module):
 
     def forward(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
         """Outputs (G, D), by whichever form costs less at this batch's targets per history."""
-        if prefers_reorder(self.width, self.heads, tiling.targets_per_event):
-            return self.reordered(query_GD, history_TD, tiling)
-        return self.projected(query_GD, history_TD, tiling)
+        return self.read(query_GD, *self.keys_and_values(history_TD, tiling.targets_per_event), tiling)
 
-    def projected(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
-        """Outputs (G, D), with keys and values projected once per history."""
-        query_GHE, key_THE, value_THE = (
-            values.view(len(values), self.heads, self.width // self.heads)
-            for values in (self.query(query_GD), self.key(history_TD), self.value(history_TD))
-        )
-        output_GHE = attend(query_GHE, key_THE, value_THE, tiling, self._scale)
-        return self._joined(output_GHE)
+    def keys_and_values(self, history_TD: Tensor, targets_per_event: float) -> tuple[Tensor, Tensor]:
+        """Keys and values (T, S, E) as `read` takes them: projected, or the history itself (S = 1, E = D)."""
+        if prefers_reorder(self.width, self.heads, targets_per_event):
+            shared_T1D = history_TD[:, None]
+            return shared_T1D, shared_T1D
+        key_TD, value_TD = self.key(history_TD), self.value(history_TD)
+        return self._by_head(key_TD), self._by_head(value_TD)
 
-    def reordered(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
-        """Outputs (G, D), without keys and values: each head's query meets the raw history."""
-        query_GHE = self.query(query_GD).view(len(query_GD), self.heads, self.width // self.heads)
+    def read(self, query_GD: Tensor, key_TSE: Tensor, value_TSE: Tensor, tiling: Tiling) -> Tensor:
+        """Outputs (G, D) from what `keys_and_values` returned, whichever form that has."""
+        query_GHE = self._by_head(self.query(query_GD))
+        if key_TSE.shape[1:] == query_GHE.shape[1:]:
+            return self._joined(attend(query_GHE, key_TSE, value_TSE, tiling, self._scale))
         key_HED, value_HED = (
             w.weight.view(self.heads, self.width // self.heads, self.width) for w in (self.key, self.value)
         )
         query_GHD = torch.einsum("ghe,hed->ghd", query_GHE, key_HED)
-        shared_T1D = history_TD[:, None]
-        seen_GHD = attend(query_GHD, shared_T1D, shared_T1D, tiling, self._scale)
+        seen_GHD = attend(query_GHD, key_TSE, value_TSE, tiling, self._scale)
         return self._joined(torch.einsum("ghd,hed->ghe", seen_GHD, value_HED))
+
+    def projected(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
+        """Outputs (G, D), with keys and values projected once per history."""
+        return self.read(query_GD, *self.keys_and_values(history_TD, math.inf), tiling)
+
+    def reordered(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
+        """Outputs (G, D), without keys and values: each head's query meets the raw history."""
+        shared_T1D = history_TD[:, None]
+        return self.read(query_GD, shared_T1D, shared_T1D, tiling)
 
     def naive(self, query_GD: Tensor, history_TD: Tensor, history_offsets: Tensor, target_offsets: Tensor) -> Tensor:
         """Outputs (G, D), one target and one head at a time: the reference of the other forms."""
@@ -229,6 +236,9 @@ class TargetAttention(nn.Module):
     @property
     def _scale(self) -> float:
         return 1 / math.sqrt(self.width // self.heads)
+
+    def _by_head(self, values_ND: Tensor) -> Tensor:
+        return values_ND.view(len(values_ND), self.heads, self.width // self.heads)
 
     def _joined(self, output_GHE: Tensor) -> Tensor:
         output_GD: Tensor = self.output(output_GHE.flatten(1))

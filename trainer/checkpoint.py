@@ -1,7 +1,8 @@
 """A trained model on disk: one file, written whole or not at all, read without running its content.
 
-`RUN/checkpoint.pt` holds the format version, the weights, and as JSON the training config, the columns of
-the model, where evaluation starts and which dataset it was trained on. A reader needs nothing else.
+`RUN/checkpoint.pt` holds the format version, the weights, the optimisers, the state of the random numbers, the steps
+done, and as JSON the training config and the columns of the model; where evaluation starts and which dataset it was
+trained on. A reader needs nothing else, and neither does who goes on training.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 
 from longbatch.schemas.errors import DatasetError
 from longbatch.trainer.config import ModelColumns, TrainConfig
-from longbatch.trainer.stca import STCA
+from longbatch.trainer.model import RequestModel
+from longbatch.trainer.models import make_model
 
-VERSION = 1
+VERSION = 2
 FILE_NAME = "checkpoint.pt"
 
 
@@ -28,13 +30,15 @@ class Run:
 
     evaluate_from_us: the request time, in microseconds since 1970 UTC, up to which it was trained; None
     where it was trained on everything.  fingerprint: of the dataset it was trained on.
+    steps: done since the first one.  optimisers: their `state_dict`s, in the order of `make_optimisers`.
     """
 
-    model: STCA
+    model: RequestModel
     config: TrainConfig
     evaluate_from_us: int | None
     fingerprint: str
     steps: int
+    optimisers: tuple[dict[str, Any], ...]
 
 
 def save(run: Run, run_dir: Path | str) -> Path:
@@ -50,6 +54,8 @@ def save(run: Run, run_dir: Path | str) -> Path:
         "evaluate_from_us": run.evaluate_from_us,
         "fingerprint": run.fingerprint,
         "steps": run.steps,
+        "optimisers": list(run.optimisers),
+        "random": torch.get_rng_state(),
     }
     try:
         with partial.open("wb") as file:
@@ -72,7 +78,7 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
             "train again, or use the longbatch that wrote it"
         )
     config = TrainConfig.model_validate_json(content["config"])
-    model = STCA(config.model, ModelColumns.model_validate_json(content["columns"]))
+    model = make_model(config.model, ModelColumns.model_validate_json(content["columns"]))
     model.load_state_dict(content["model"])
     return Run(
         model=model.to(device),
@@ -80,7 +86,13 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
         evaluate_from_us=content["evaluate_from_us"],
         fingerprint=content["fingerprint"],
         steps=content["steps"],
+        optimisers=tuple(content["optimisers"]),
     )
+
+
+def restore_random(run_dir: Path | str) -> None:
+    """Set PyTorch's random numbers on the CPU to where they stood when the run was saved."""
+    torch.set_rng_state(_read(Path(run_dir) / FILE_NAME, "cpu")["random"])
 
 
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 from longbatch.schemas.errors import SpecError
 
 Kind = Literal["id", "category", "measure"]
+ModelName = Literal["stca", "longer", "transformer", "din", "mean"]
 ColumnTypes = Mapping[str, Mapping[str, str]]
 
 UNIT_SUFFIXES = ("_ms", "_us", "_s", "_seconds", "_minutes", "_hours", "_days", "_bytes", "_count")
@@ -51,12 +52,19 @@ class Column(Strict):
 
 
 class ModelConfig(Strict):
-    """The size of a model. `head_tokens` of a RankMixer divide the width, and so must `heads`."""
+    """Which model, and its size. The 4 tokens of the head divide the width, and so must `heads`.
 
+    merge, newest: LONGER's adjacent events per token (K) and newest tokens that ask (k); no other model
+    reads them, nor do DIN and mean pooling read `heads` and `layers`.
+    """
+
+    name: ModelName = "stca"
     width: int = Field(default=32, ge=4)
     heads: int = Field(default=4, ge=1)
     layers: int = Field(default=2, ge=1)
     expansion: int = Field(default=2, ge=1)
+    merge: int = Field(default=4, ge=1)
+    newest: int = Field(default=100, ge=1)
     id_rows: int = Field(default=131_072, ge=1)
     kinds: dict[str, Kind] = {}
 
@@ -93,7 +101,9 @@ class TrainConfig(Strict):
     train_before: requests before it train, the others evaluate: a time, or the share of requests, in
     order of time, that trains; None trains on everything.  `evaluate_before` ends the evaluation, which
     takes about `evaluate_requests` of the requests, drawn at random, or all.
-    batch_size: requests per step.
+    clip_norm: the largest norm of the gradients of dense weights, small tables included; large tables are not clipped.
+    bf16: run matrix products in bfloat16 (autocast); weights, their updates and the loss stay in float32.
+    batch_size: requests per step.  checkpoint_steps: save every so many steps, besides at the end.
     """
 
     model: ModelConfig = ModelConfig()
@@ -103,9 +113,12 @@ class TrainConfig(Strict):
     learning_rate: float = Field(default=2e-3, gt=0)
     embedding_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float | None = Field(default=None, gt=0)
+    bf16: bool = False
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
     train_before: AwareDatetime | float | None = 0.8
     evaluate_before: AwareDatetime | None = None
     evaluate_requests: int | None = Field(default=None, ge=1)

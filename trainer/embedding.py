@@ -15,7 +15,7 @@ them they are noise in a sum of D numbers; so do columns that only one side has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +79,10 @@ class Tokens(nn.Module):
         values = [(column, batch.history[column.name]) for column in (self.item, *self.columns.history)]
         return self._token("history", [*values, (self.elapsed, elapsed_T)])
 
-    def targets(self, batch: RequestBatch) -> Tensor:
-        """Target tokens (G, D)."""
+    def targets(self, targets: Mapping[str, Tensor]) -> Tensor:
+        """Target tokens (G, D) of the columns of targets (G,)."""
         columns = (self.item, *self.columns.targets)
-        return self._token("targets", [(column, batch.targets[column.name]) for column in columns])
+        return self._token("targets", [(column, targets[column.name]) for column in columns])
 
     def requests(self, batch: RequestBatch) -> Tensor:
         """Request tokens (R, D); all alike where requests have no features."""

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longbatch.loaders.batch import RequestBatch
 from longbatch.loaders.dataset import RequestDataset, make_dataloader
 from longbatch.loaders.lengths import StochasticLength
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.trainer import checkpoint
+from longbatch.trainer import checkpoint, resuming
 from longbatch.trainer.config import Length, TrainConfig, as_microseconds, model_columns
-from longbatch.trainer.embedding import DENSE_ROWS
+from longbatch.trainer.model import RequestModel, loss_sum
+from longbatch.trainer.models import make_model
+from longbatch.trainer.optimisers import dense_parameters, make_optimisers
 from longbatch.trainer.scores import Metrics, Progress, ProgressCallback, best_device, device_of, predict
-from longbatch.trainer.stca import STCA, loss_sum
 
 REPORT_STEPS = 10  # losses are read from the device, and progress told, this often
 EVENTS_PER_EVALUATED_BATCH = 131_072
@@ -57,24 +57,39 @@ def train(
     run_dir: Path | str,
     config: TrainConfig | None = None,
     *,
+    resume: bool = False,
     progress: ProgressCallback | None = None,
 ) -> TrainReport:
     """Train on the older requests, save `RUN/checkpoint.pt`, evaluate on the newer ones.
 
-    Writes `RUN/report.json` too. Raises SpecError for a config that the dataset cannot meet and
-    DatasetError where no request is left to train or evaluate on.
+    Writes `RUN/report.json` too. `resume` goes on from the run's checkpoint as if it had never stopped. Ctrl-C ends
+    training after the step at hand, saves and does not evaluate. Raises SpecError for a config that the dataset or
+    the run to resume cannot meet and DatasetError where no request is left to train or evaluate on.
     """
     config = config or TrainConfig()
     split_us = _split_us(dataset_path, config)
     dataset = _training_data(dataset_path, config, split_us)
-    model = new_model(dataset, config).to(best_device())
-    report = fit(model, _epochs(dataset, config), config, total_steps=_total_steps(dataset, config), progress=progress)
+    start = resuming.start(run_dir, new_model(dataset, config), config, dataset.fingerprint, resume)
+
+    def save(step: int) -> None:
+        states = tuple(optimiser.state_dict() for optimiser in start.optimisers)
+        checkpoint.save(checkpoint.Run(start.model, config, split_us, dataset.fingerprint, step, states), run_dir)
+
+    report = fit(
+        start.model,
+        _epochs(dataset, config, start.step),
+        config,
+        total_steps=_total_steps(dataset, config),
+        progress=progress,
+        optimisers=start.optimisers,
+        first_step=start.step,
+        save=save,
+    )
     if not report.steps:
         raise DatasetError(f"{dataset_path} has no requests before {_text(split_us)}; move train_before")
-    run = checkpoint.Run(model, config, split_us, dataset.fingerprint, report.steps)
-    checkpoint.save(run, run_dir)
+    save(report.steps)
     results: list[Metrics] = []
-    if split_us is not None:
+    if split_us is not None and report.stopped_by != "interrupt":
         results = evaluate(
             run_dir,
             dataset_path,
@@ -101,7 +116,7 @@ def evaluate(
     """Metrics of a run by history length and label, on the requests with after <= request_time < before.
 
     `max_requests` evaluates on about so many of them, drawn at random.  history_lengths defaults to the longest one trained with; `after` to where its training ended. Each
-    result has history_length, label, auc, log_loss, ne, gauc (by user) and targets.
+    result has history_length, label, auc, log_loss, ne, gauc (by user), gauc_by_request and targets.
     """
     run = checkpoint.load(run_dir, best_device())
     lengths = sorted(set(history_lengths or [run.config.longest]))
@@ -126,69 +141,67 @@ def evaluate(
 
 
 def fit(
-    model: STCA,
+    model: RequestModel,
     batches: Iterable[RequestBatch],
     config: TrainConfig,
     *,
     total_steps: int = 0,
     progress: ProgressCallback | None = None,
+    optimisers: Sequence[torch.optim.Optimizer] | None = None,
+    first_step: int = 0,
+    save: Callable[[int], None] | None = None,
 ) -> TrainReport:
-    """Train a model on batches until they, `max_steps` or `max_seconds` end.
+    """Train a model on batches until they, `max_steps` or `max_seconds` end, or Ctrl-C does.
 
-    Raises SpecError for labels outside 0 to 1 and FloatingPointError when the loss is not finite.
+    first_step: the steps done before, which `max_steps` counts too.  save: called with the steps done, every
+    `checkpoint_steps`.  Raises SpecError for labels outside 0 to 1 and FloatingPointError when the loss is not finite.
     """
     model.train()
-    optimisers = make_optimisers(model, config)
-    curve = _LossCurve()
-    started, step, stopped_by = time.perf_counter(), 0, "epochs"
-    for batch in batches:
-        step += 1
-        curve.add(train_step(model, optimisers, batch), batch.num_targets)
-        seconds = time.perf_counter() - started
-        stopped_by = _stop(step, seconds, config) or stopped_by
-        if stopped_by != "epochs" or step % REPORT_STEPS == 0:
-            curve.report(step, total_steps, seconds, progress)
-        if stopped_by != "epochs":
-            break
+    optimisers = make_optimisers(model, config) if optimisers is None else optimisers
+    curve, started, step = _LossCurve(), time.perf_counter(), first_step
+    stopped_by = _stop(step, 0.0, config) or "epochs"
+    with resuming.interrupts() as interrupted:
+        for batch in batches if stopped_by == "epochs" else ():
+            step += 1
+            curve.add(train_step(model, optimisers, batch, config), batch.num_targets)
+            seconds = time.perf_counter() - started
+            stopped_by = "interrupt" if interrupted() else _stop(step, seconds, config) or stopped_by
+            if stopped_by != "epochs" or step % REPORT_STEPS == 0:
+                curve.report(step, total_steps, seconds, progress)
+            if stopped_by != "epochs":
+                break
+            if save and config.checkpoint_steps and step % config.checkpoint_steps == 0:
+                save(step)
     curve.report(step, total_steps, time.perf_counter() - started, progress)
     return TrainReport(step, curve.targets, time.perf_counter() - started, stopped_by, curve.losses)
 
 
-def train_step(model: STCA, optimisers: Sequence[torch.optim.Optimizer], batch: RequestBatch) -> Tensor:
+def train_step(
+    model: RequestModel, optimisers: Sequence[torch.optim.Optimizer], batch: RequestBatch, config: TrainConfig
+) -> Tensor:
     """One update; returns the loss summed over targets, on the model's device."""
     _check_labels(batch, model.columns.labels)
-    batch = batch.to(device_of(model), non_blocking=True)
+    device = device_of(model)
+    batch = batch.to(device, non_blocking=True)
     for optimiser in optimisers:
         optimiser.zero_grad()
-    total = loss_sum(model(batch), batch, model.columns.labels)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        logits_GB = model(batch)
+    total = loss_sum(logits_GB.float() if config.bf16 else logits_GB, batch, model.columns.labels)
     (total / max(1, batch.num_targets)).backward()  # type: ignore[no-untyped-call]
+    if config.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(dense_parameters(model), config.clip_norm)
     for optimiser in optimisers:
         optimiser.step()
     return total.detach()
 
 
-def make_optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """SparseAdam for tables with sparse gradients; AdamW for the rest, decaying only matrices of layers."""
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    sparse = [weight for weight in tables if weight.shape[0] > DENSE_ROWS]
-    small = [weight for weight in tables if weight.shape[0] <= DENSE_ROWS]
-    table_ids = {id(weight) for weight in tables}
-    layers = [parameter for parameter in model.parameters() if id(parameter) not in table_ids]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in layers if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in layers if p.ndim <= 1]},
-        {"params": small, "lr": config.embedding_learning_rate},
-    ]
-    dense = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
-    return [dense, torch.optim.SparseAdam(sparse, lr=config.embedding_learning_rate)] if sparse else [dense]
-
-
-def new_model(dataset: RequestDataset, config: TrainConfig) -> STCA:
+def new_model(dataset: RequestDataset, config: TrainConfig) -> RequestModel:
     """A model for the dataset's columns, its initial weights a function of the config's seed alone."""
     columns = model_columns(dataset.column_types(), config.labels, config.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return STCA(config.model, columns)
+        return make_model(config.model, columns)
 
 
 class _LossCurve:
@@ -253,11 +266,16 @@ def _training_data(path: Path | str, config: TrainConfig, split_us: int | None) 
     )
 
 
-def _epochs(dataset: RequestDataset, config: TrainConfig) -> Iterator[RequestBatch]:
-    loader = make_dataloader(dataset, num_workers=config.num_workers)
+def _epochs(dataset: RequestDataset, config: TrainConfig, first_step: int) -> Iterator[RequestBatch]:
+    """All batches from a step on; those of its epoch that came before it are read and dropped."""
+    loader, before = make_dataloader(dataset, num_workers=config.num_workers), first_step
     for epoch in range(config.epochs):
         dataset.set_epoch(epoch)
-        yield from loader
+        if before >= len(dataset):
+            before -= len(dataset)
+            continue
+        yield from islice(loader, before, None)
+        before = 0
 
 
 def _total_steps(dataset: RequestDataset, config: TrainConfig) -> int:

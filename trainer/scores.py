@@ -16,7 +16,7 @@ from torch import nn
 
 from longbatch.loaders.batch import RequestBatch
 from longbatch.trainer import metrics
-from longbatch.trainer.stca import STCA
+from longbatch.trainer.model import RequestModel
 
 Metrics = dict[str, float | int | str]
 
@@ -38,11 +38,15 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Scores:
-    """Predictions of G targets: logits by history length (G, labels), labels by name (G,), users (G,)."""
+    """Predictions of G targets: logits by history length (G, labels), labels by name (G,), users (G,).
+
+    requests: (G,), numbers that tell the requests apart, in the order in which they were scored.
+    """
 
     logits: dict[int, NDArray[np.float32]]
     labels: dict[str, NDArray[np.float32]]
     users: NDArray[np.int64]
+    requests: NDArray[np.int64]
 
     @property
     def num_targets(self) -> int:
@@ -60,13 +64,14 @@ class Scores:
             "log_loss": metrics.log_loss(truth, logits),
             "ne": metrics.normalised_entropy(truth, logits),
             "gauc": metrics.gauc(truth, logits, self.users),
+            "gauc_by_request": metrics.gauc(truth, logits, self.requests),
             "targets": self.num_targets,
         }
 
 
 @torch.inference_mode()
 def predict(
-    model: STCA,
+    model: RequestModel,
     batches: Iterable[RequestBatch],
     history_lengths: Sequence[int],
     *,
@@ -78,10 +83,12 @@ def predict(
     logits: dict[int, list[NDArray[np.float32]]] = {length: [] for length in history_lengths}
     labels: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.columns.labels}
     users: list[NDArray[np.int64]] = []
+    counts: list[NDArray[np.int64]] = []
     started, targets = time.perf_counter(), 0
     for step, batch in enumerate(batches, start=1):
         for name, parts in labels.items():
             parts.append(batch.labels[name].float().numpy())
+        counts.append(batch.target_offsets.diff().numpy())
         users.append(torch.repeat_interleave(batch.user_id, batch.target_offsets.diff()).numpy())
         on_device = batch.to(device_of(model), non_blocking=True)
         for length, parts in logits.items():
@@ -90,10 +97,12 @@ def predict(
         if progress:
             progress(Progress("evaluate", step, total_steps, time.perf_counter() - started, targets))
     empty = np.zeros((0, len(labels)), dtype=np.float32)
+    count = np.concatenate([np.zeros(0, dtype=np.int64), *counts])
     return Scores(
         logits={length: np.concatenate([empty, *parts]) for length, parts in logits.items()},
         labels={name: np.concatenate([empty[:, 0], *parts]) for name, parts in labels.items()},
         users=np.concatenate([np.zeros(0, dtype=np.int64), *users]),
+        requests=np.repeat(np.arange(len(count)), count),
     )
 
 

@@ -8,8 +8,7 @@ after (dense fusion, no residual); `o_i` is the attention of q_i over X_i. At la
 `z = SwiGLU([o_1 || .. || o_I || x] WZ)`, without a LayerNorm.
 
 Choices where the paper is silent: the history's and the query's SwiGLU have their own weights, expansion
-r = 2, no biases in the linear maps; the head is one RankMixer block over the tokens z, target, user and
-request, their mean and a linear map to one logit per label.
+r = 2, no biases in the linear maps; the head is that of `head.py`.
 
 Initial weights are chosen so that attention starts by similarity: a query's SwiGLU starts as a copy of the
 history's, fusion starts near x alone, and WK as a copy of WQ. From independent random weights, that events
@@ -18,15 +17,15 @@ like the target matter took thousands of steps to be found, where it was found a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from longbatch.loaders.batch import RequestBatch
 from longbatch.trainer.attention import TargetAttention, Tiling, make_tiling
 from longbatch.trainer.config import ModelColumns, ModelConfig
-from longbatch.trainer.embedding import Tokens
-
-HEAD_TOKENS = 4
+from longbatch.trainer.model import Kept, RequestModel
 
 
 class SwiGLU(nn.Module):
@@ -88,33 +87,14 @@ class Layer(nn.Module):
         self.attention = TargetAttention(width, config.heads)
         query.start_as(history)
 
-    def forward(self, seen_GD: list[Tensor], history_TD: Tensor, tiling: Tiling) -> Tensor:
-        """o_i (G, D), from [o_1, .., o_(i-1), x] and the raw event tokens (T, D)."""
-        output_GD: Tensor = self.attention(self.query(torch.cat(seen_GD, dim=-1)), self.history(history_TD), tiling)
+    def keys_and_values(self, history_TD: Tensor, targets_per_event: float) -> tuple[Tensor, Tensor]:
+        """What this layer's queries read of the raw event tokens (T, D)."""
+        return self.attention.keys_and_values(self.history(history_TD), targets_per_event)
+
+    def forward(self, seen_GD: list[Tensor], key_TSE: Tensor, value_TSE: Tensor, tiling: Tiling) -> Tensor:
+        """o_i (G, D), from [o_1, .., o_(i-1), x] and what `keys_and_values` returned."""
+        output_GD: Tensor = self.attention.read(self.query(torch.cat(seen_GD, dim=-1)), key_TSE, value_TSE, tiling)
         return output_GD
-
-
-class RankMixer(nn.Module):
-    """One RankMixer block (arXiv 2507.15551) over N tokens: parameter-free mixing, per-token FFNs.
-
-    Mixing gives token n the n-th part of every token; both halves have a residual and a LayerNorm.
-    """
-
-    def __init__(self, tokens: int, width: int, expansion: int) -> None:
-        super().__init__()
-        self.tokens, hidden = tokens, expansion * width
-        self.mixed_norm, self.output_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.up_NDK = nn.Parameter(torch.randn(tokens, width, hidden) * width**-0.5)
-        self.down_NKD = nn.Parameter(torch.randn(tokens, hidden, width) * hidden**-0.5)
-
-    def forward(self, tokens_GND: Tensor) -> Tensor:
-        """(G, N, D) to (G, N, D)."""
-        targets, tokens, width = tokens_GND.shape
-        parts_GNNP = tokens_GND.view(targets, tokens, tokens, width // tokens)
-        mixed_GND = self.mixed_norm(tokens_GND + parts_GNNP.transpose(1, 2).flatten(2))
-        hidden_GNK = nn.functional.gelu(torch.einsum("gnd,ndk->gnk", mixed_GND, self.up_NDK))
-        output_GND: Tensor = self.output_norm(mixed_GND + torch.einsum("gnk,nkd->gnd", hidden_GNK, self.down_NKD))
-        return output_GND
 
 
 def _output_map(config: ModelConfig) -> SwiGLU:
@@ -130,54 +110,25 @@ def _output_map(config: ModelConfig) -> SwiGLU:
     return final
 
 
-class STCA(nn.Module):
+class STCA(RequestModel):
     """The model: a RequestBatch to one logit per target and label."""
 
     def __init__(self, config: ModelConfig, columns: ModelColumns) -> None:
-        super().__init__()
-        width = config.width
-        self.config, self.columns = config, columns
-        self.tokens = Tokens(config, columns)
-        self.layers = nn.ModuleList(Layer(config, before) for before in range(config.layers))
+        super().__init__(config, columns)
+        layers = nn.ModuleList(Layer(config, before) for before in range(config.layers))
+        self.layers = cast("Sequence[Layer]", layers)  # which type checkers cannot know of a ModuleList
         self.final = _output_map(config)
-        self.mixer = RankMixer(HEAD_TOKENS, width, config.expansion)
-        self.logits = nn.Linear(width, len(columns.labels))
 
-    def forward(self, batch: RequestBatch) -> Tensor:
-        """Logits (G, B), labels in the order of `columns.labels`."""
-        tiling = make_tiling(batch.history_offsets, batch.target_offsets, self.config.heads)
-        history_TD, target_GD = self.tokens.history(batch), self.tokens.targets(batch)
+    def history_side(self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float) -> Kept:
+        """Keys and values of each layer: the layer's own encoding, projected or, for few targets, as it is."""
+        return tuple(part for layer in self.layers for part in layer.keys_and_values(history_TD, targets_per_event))
+
+    def target_side(self, kept: Kept, target_GD: Tensor, history_offsets: Tensor, target_offsets: Tensor) -> Tensor:
+        """z (G, D), from all layers' outputs and the target."""
+        tiling = make_tiling(history_offsets, target_offsets, self.config.heads)
         outputs_GD: list[Tensor] = []
-        for layer in self.layers:
-            outputs_GD.append(layer([*outputs_GD, target_GD], history_TD, tiling))
-        z_GD = self.final(torch.cat([*outputs_GD, target_GD], dim=-1))
-        logits_GB: Tensor = self.logits(self._mixed(batch, z_GD, target_GD).mean(dim=1))
-        return logits_GB
-
-    def _mixed(self, batch: RequestBatch, z_GD: Tensor, target_GD: Tensor) -> Tensor:
-        """The head's tokens (G, N, D) after mixing: z, target, user, request."""
-        requests = torch.arange(batch.num_requests, device=z_GD.device)
-        owner_G = torch.repeat_interleave(requests, batch.target_offsets.diff())
-        user_GD, request_GD = (
-            token_RD.index_select(0, owner_G) for token_RD in (self.tokens.users(batch), self.tokens.requests(batch))
-        )
-        mixed_GND: Tensor = self.mixer(torch.stack([z_GD, target_GD, user_GD, request_GD], dim=1))
-        return mixed_GND
-
-
-def loss_sum(logits_GB: Tensor, batch: RequestBatch, labels: tuple[str, ...]) -> Tensor:
-    """Binary cross entropy summed over targets and averaged over labels.
-
-    Divided by the number of targets (of all ranks) it is the loss of point-wise training, whatever the
-    number of targets per request; per-request means would not be.
-    """
-    labels_GB = torch.stack([batch.labels[name] for name in labels], dim=1).to(logits_GB.dtype)
-    total = nn.functional.binary_cross_entropy_with_logits(logits_GB, labels_GB, reduction="sum")
-    return total / len(labels)
-
-
-def parameter_count(model: nn.Module) -> tuple[int, int]:
-    """Numbers of (dense, embedding) parameters."""
-    tables = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}
-    sizes = [(parameter.numel(), id(parameter) in tables) for parameter in model.parameters()]
-    return sum(n for n, is_table in sizes if not is_table), sum(n for n, is_table in sizes if is_table)
+        for place, layer in enumerate(self.layers):
+            seen_GD = [*outputs_GD, target_GD]
+            outputs_GD.append(layer(seen_GD, kept[2 * place], kept[2 * place + 1], tiling))
+        z_GD: Tensor = self.final(torch.cat([*outputs_GD, target_GD], dim=-1))
+        return z_GD

@@ -21,9 +21,10 @@ def train(
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so long.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
     history_length: Annotated[int | None, typer.Option(min=1, help="History length to train at.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the reference STCA model on the older requests and evaluate it on the newer ones.
+    """Train the reference model, STCA unless the config names another, on the older requests and evaluate it on the newer ones.
 
     \b
     Example:
@@ -35,7 +36,7 @@ def train(
 
     chosen = load_config(config, max_seconds=seconds, max_steps=steps, history_length=history_length)
     with progress_bars() as progress:
-        report = run_training(dataset, run, chosen, progress=training_progress(progress, chosen))
+        report = run_training(dataset, run, chosen, resume=resume, progress=training_progress(progress, chosen))
     show(
         {**vars(report), "targets_per_second": report.targets_per_second},
         as_json,

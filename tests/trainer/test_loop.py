@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -17,7 +19,9 @@ from longbatch.schemas.spec import parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
 from longbatch.trainer import checkpoint
 from longbatch.trainer.config import Length, ModelConfig, TrainConfig
-from longbatch.trainer.loop import evaluate, fit, make_optimisers, train
+from longbatch.trainer.loop import evaluate, fit, train, train_step
+from longbatch.trainer.models import MODELS, make_model
+from longbatch.trainer.optimisers import dense_parameters, make_optimisers
 from longbatch.trainer.scores import predict
 from longbatch.trainer.stca import STCA
 
@@ -178,7 +182,7 @@ def test_labels_outside_zero_to_one_are_refused(make_batch, small_model):
 
 def test_a_loss_that_is_not_finite_stops_training(make_batch, small_model):
     model = STCA(*small_model)
-    torch.nn.init.constant_(model.logits.bias, float("nan"))
+    torch.nn.init.constant_(model.head.logits.bias, float("nan"))
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
         fit(model, [make_batch([3], [2])], TrainConfig())
 
@@ -225,7 +229,7 @@ def test_a_checkpoint_that_is_missing_damaged_or_of_another_version_is_refused(t
     with pytest.raises(DatasetError, match="is damaged"):
         checkpoint.load(tmp_path)
     torch.save({"version": 99}, tmp_path / "checkpoint.pt")
-    with pytest.raises(DatasetError, match="has version 99, and this longbatch reads version 1"):
+    with pytest.raises(DatasetError, match="has version 99, and this longbatch reads version 2"):
         checkpoint.load(tmp_path)
     torch.save([1], tmp_path / "checkpoint.pt")
     with pytest.raises(DatasetError, match="is no checkpoint of longbatch"):
@@ -258,3 +262,100 @@ def test_a_loaded_run_is_the_saved_one(trained, tmp_path):
     )
     for name, value in run.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
+
+
+def interrupt(progress):
+    """Press Ctrl-C at the 10th step."""
+    if progress.step == 10:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop", [7, 35])
+def test_a_resumed_run_is_to_the_bit_the_one_that_never_stopped(dataset, tmp_path, stop):
+    config = tiny(max_steps=40, train_before=0.8, evaluate_requests=16, history_length=Length(minimum=0, maximum=16))
+    whole = train(dataset, tmp_path / "whole", config)
+    train(dataset, tmp_path / "parts", config.model_copy(update={"max_steps": stop}))
+    torch.manual_seed(123)
+    resumed = train(dataset, tmp_path / "parts", config, resume=True)
+    assert (resumed.steps, resumed.metrics) == (whole.steps, whole.metrics)
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
+    assert same(states[0]["model"], states[1]["model"])
+    assert same(states[0]["optimisers"], states[1]["optimisers"])
+
+
+def same(a, b):
+    """Whether two nested states are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_ctrl_c_saves_after_the_step_at_hand_and_the_run_goes_on(dataset, tmp_path):
+    report = train(dataset, tmp_path, tiny(max_steps=20), progress=interrupt)
+    assert report.stopped_by == "interrupt"
+    assert report.metrics == []
+    assert checkpoint.load(tmp_path).steps == report.steps == 11
+    assert train(dataset, tmp_path, tiny(max_steps=20), resume=True).steps == 20
+
+
+def test_checkpoints_are_saved_on_the_way(dataset, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(checkpoint, "save", lambda run, _: steps.append(run.steps))
+    train(dataset, tmp_path, tiny(max_steps=5, checkpoint_steps=2, train_before=None))
+    assert steps == [2, 4, 5]
+
+
+def test_a_run_at_its_end_is_not_trained_further(dataset, tmp_path):
+    config = tiny(max_steps=3, train_before=None)
+    train(dataset, tmp_path, config)
+    report = train(dataset, tmp_path, config, resume=True)
+    assert (report.steps, report.targets, report.stopped_by) == (3, 0, "max_steps")
+
+
+def test_a_run_is_resumed_only_as_it_was_begun(trained, dataset, tmp_path):
+    with pytest.raises(SpecError, match="was trained with another batch_size, learning_rate; resume it with the same"):
+        train(dataset, trained[0], tiny(batch_size=8, learning_rate=1e-3), resume=True)
+    run = checkpoint.load(trained[0])
+    checkpoint.save(replace(run, fingerprint="another"), tmp_path)
+    with pytest.raises(SpecError, match="was trained on another dataset"):
+        train(dataset, tmp_path, tiny(), resume=True)
+    with pytest.raises(DatasetError, match="is not there; train first"):
+        train(dataset, tmp_path / "none", tiny(), resume=True)
+
+
+def test_clipping_bounds_the_gradients_of_dense_weights(make_batch, small_model):
+    config = TrainConfig(clip_norm=0.01)
+    model = STCA(*small_model)
+    train_step(model, make_optimisers(model, config), make_batch([9, 3], [2, 3]), config)
+    norms = torch.stack([parameter.grad.norm() for parameter in dense_parameters(model)])
+    assert norms.norm() == pytest.approx(0.01, rel=1e-3)
+    assert any(table.weight.grad.is_sparse for table in model.tokens.tables.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_trains_nearly_as_float32_does(make_batch, small_model, name):
+    losses = {}
+    for bf16 in (False, True):
+        config = TrainConfig(bf16=bf16, max_steps=3)
+        torch.manual_seed(0)
+        model = make_model(small_model[0].model_copy(update={"name": name}), small_model[1])
+        losses[bf16] = fit(model, [make_batch([70, 0, 9], [2, 3, 4])] * 3, config).losses[-1][1]
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
+
+
+def test_gauc_by_request_groups_the_targets_of_each_request(make_batch, small_model):
+    scores = predict(STCA(*small_model), [make_batch([3, 2], [2, 3]), make_batch([4], [4])], [8])
+    assert scores.requests.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+    ranked = replace(
+        scores,
+        logits={8: np.array([[1, 2, 1, 2, 2, 4, 3, 2, 1], [0] * 9], dtype=np.float32).T},
+        labels={"click": np.array([0, 1, 0, 0, 1, 1, 1, 1, 1], dtype=np.float32), "like": scores.labels["like"]},
+    )
+    # request 0: 1.0 by 2 targets; request 1: 0.75 by 3, one of its two pairs a tie; request 2 has one class only
+    assert ranked.metrics(8, "click")["gauc_by_request"] == pytest.approx((2 * 1.0 + 3 * 0.75) / 5)

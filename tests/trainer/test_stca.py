@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longbatch.trainer.stca import STCA, loss_sum, parameter_count
+from longbatch.trainer.model import loss_sum, parameter_count
+from longbatch.trainer.stca import STCA
 
 LENGTHS, COUNTS = [70, 0, 3, 20], [3, 2, 0, 5]
 

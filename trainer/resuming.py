@@ -1,0 +1,87 @@
+"""Where training starts, anew or from a checkpoint, and how Ctrl-C ends it between two steps.
+
+The order of the data is a function of seed and epoch, so the number of steps done says which batch comes next.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from longbatch.schemas.errors import SpecError
+from longbatch.trainer import checkpoint
+from longbatch.trainer.config import TrainConfig
+from longbatch.trainer.model import RequestModel
+from longbatch.trainer.optimisers import make_optimisers
+from longbatch.trainer.scores import best_device
+
+BUDGETS = (
+    "epochs",
+    "max_steps",
+    "max_seconds",
+    "checkpoint_steps",
+    "evaluate_before",
+    "evaluate_requests",
+    "num_workers",
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model with its optimisers and the steps they have done."""
+
+    model: RequestModel
+    optimisers: list[torch.optim.Optimizer]
+    step: int
+
+
+def start(run_dir: Path | str, fresh: RequestModel, config: TrainConfig, fingerprint: str, resume: bool) -> Start:
+    """The fresh model at step 0 or, to resume, the run's model where it was saved.
+
+    Raises SpecError where the run was trained on another dataset, or by a config that differs in more than BUDGETS.
+    """
+    if not resume:
+        model = fresh.to(best_device())
+        return Start(model, make_optimisers(model, config), 0)
+    run = checkpoint.load(run_dir, best_device())
+    _check(run, config, fingerprint, run_dir)
+    optimisers = make_optimisers(run.model, config)
+    for optimiser, state in zip(optimisers, run.optimisers, strict=True):
+        optimiser.load_state_dict(state)
+    checkpoint.restore_random(run_dir)
+    return Start(run.model, optimisers, run.steps)
+
+
+def _check(run: checkpoint.Run, config: TrainConfig, fingerprint: str, run_dir: Path | str) -> None:
+    if run.fingerprint != fingerprint:
+        raise SpecError(f"{run_dir} was trained on another dataset; resume it on that one, or train anew")
+    before, now = run.config.model_dump(exclude=set(BUDGETS)), config.model_dump(exclude=set(BUDGETS))
+    if changed := sorted(name for name in now if now[name] != before[name]):
+        raise SpecError(f"{run_dir} was trained with another {', '.join(changed)}; resume it with the same config")
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Within it the first Ctrl-C only makes the yielded function true; the second interrupts as ever."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set  # only the main thread may handle signals
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
