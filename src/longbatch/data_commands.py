@@ -117,9 +117,9 @@ def build(
     from longbatch.jobs.build import build as run
     from longbatch.jobs.summary import build_text
 
+    chosen = _engine(engine, master, workers)
     meant, out = spec_and_out(spec, folders)
     moment = parse_moment(until) if until else None
-    chosen = _engine(engine, master, workers)
     with progress_bars() as progress:
         summary = run(meant, out, engine=chosen, overwrite=overwrite, until=moment, progress=progress)
     show(summary.as_dict(), as_json, lambda: build_text(summary))
