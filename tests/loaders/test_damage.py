@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from longbatch.loaders import RequestDataset
 from longbatch.schemas.errors import DatasetError
 
-MUTATIONS = 2_000
+MUTATIONS = 2_000 if settings.get_current_profile_name() == "fuzz" else 400  # `make fuzz` draws them all
 
 
 def contents(path, **options):
@@ -58,7 +59,7 @@ def test_no_mutation_crashes_or_changes_a_value(tmp_path, rows, compression):
             errors += 1
         replace(files[number], whole_files[number])
     assert errors + same == MUTATIONS // 2
-    assert errors > 800
+    assert errors > 0.8 * MUTATIONS // 2
 
 
 def replace(file, data):

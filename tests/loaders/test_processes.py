@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -49,7 +52,7 @@ def test_a_worker_that_dies_is_told_of(random_dataset):
         list(batches)
 
 
-def test_nothing_is_left_when_the_main_process_is_killed(random_dataset, tmp_path):
+def test_nothing_is_left_when_the_main_process_is_killed(random_dataset):
     code = f"""
     import time
     from longbatch.loaders import RequestDataset, make_dataloader
@@ -57,11 +60,12 @@ def test_nothing_is_left_when_the_main_process_is_killed(random_dataset, tmp_pat
         print("ready", flush=True)
         time.sleep(60)
     """
+    folder = tempfile.mkdtemp(dir="/tmp")  # short: the paths of the workers' sockets have room for 107 characters
     before = set(os.listdir("/dev/shm"))
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
         stdout=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": folder},
     )
     assert process.stdout is not None
     process.stdout.readline()
@@ -72,4 +76,5 @@ def test_nothing_is_left_when_the_main_process_is_killed(random_dataset, tmp_pat
     while set(os.listdir("/dev/shm")) - before and time.monotonic() < end:
         time.sleep(0.2)
     assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in Path(folder).rglob("*") if path.is_file()]
+    shutil.rmtree(folder)

@@ -42,6 +42,7 @@ class Faults(BaseHTTPRequestHandler):
         connection.request(self.command, self.path, body, dict(self.headers))
         answer = connection.getresponse()
         content = answer.read()
+        connection.close()
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "server", "date"):
@@ -78,8 +79,10 @@ def store(random_dataset):
         answer = upload.getresponse()
         assert answer.status == 200, answer.read()
         answer.read()
+    upload.close()
     yield f"s3://x:y@bucket/dataset?scheme=http&endpoint_override={host}&region=us-east-1"
     proxy.shutdown()
+    proxy.server_close()
     server.stop()
 
 
