@@ -10,6 +10,9 @@ DEMO ?= demo
 export TMPDIR := $(CURDIR)/.cache/tmp
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
+# Compiled once, in a folder of its own: many tests start a Python, and some machines forbid bytecode beside the sources.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/bytecode
 export GX_ANALYTICS_ENABLED := false
 export PATH := $(BIN):$(PATH)
 

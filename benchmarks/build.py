@@ -11,14 +11,20 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from longbatch.benchmarks.checks import Check, Figure, Run, median_seconds, run_process
+from longbatch.benchmarks import build_floors
+from longbatch.benchmarks.checks import Check, Figure, Run, kept_bytecode, median_seconds, run_command, run_process
+from longbatch.jobs import build
 from longbatch.jobs.simulate import Simulation, simulate
+
+if TYPE_CHECKING:
+    from longbatch.benchmarks.cluster import Cluster
 
 Report = Callable[[str, float, float], None]
 FULL_EVENTS, QUICK_EVENTS, LARGE = 20_000_000, 2_000_000, 5
 FAT_EVENTS, QUICK_FAT_EVENTS = 100_000, 50_000
-PEAK_LIMIT_GB = 4.0
+PEAK_LIMIT_GB, EXECUTOR_MEMORY = 4.0, "1g"
 Runs = dict[str, list[Run]]
 
 
@@ -32,7 +38,7 @@ def bench_build(
     events = QUICK_EVENTS if quick else FULL_EVENTS
     local = ["polars", "local", *(["duckdb"] if importlib.util.find_spec("duckdb") else [])]
     with tempfile.TemporaryDirectory(prefix="longbatch-bench-", dir=folder) as work:
-        runs = _measured(Path(work), events, [*local, *(["spark-floor", "spark"] if spark else [])], repeats, progress)
+        runs = _measured(Path(work), events, local, repeats, progress)
         checks, figures = _judge(runs, events)
         if not quick:
             large = _measured(Path(work), events * LARGE, local, repeats, progress)
@@ -40,55 +46,83 @@ def bench_build(
             checks += [*more, _same_speed(runs["local"], large["local"])]
             figures += shown
         if spark:
-            fat = _measured(
-                Path(work), QUICK_FAT_EVENTS if quick else FAT_EVENTS, ["spark-fat-rows", "local"], 1, progress
-            )
-            times = fat["spark-fat-rows"][0].seconds / fat["local"][0].seconds
-            checks.append(Check("spark fat rows / local, time", times, 20.0, ">="))
+            more, shown = _on_spark(Path(work), events, QUICK_FAT_EVENTS if quick else FAT_EVENTS, repeats, progress)
+            checks += more
+            figures += shown
     return checks, figures
 
 
-def _measured(work: Path, events: int, names: list[str], repeats: int, progress: Report) -> Runs:
+def _on_spark(
+    work: Path, events: int, fat_events: int, repeats: int, progress: Report
+) -> tuple[list[Check], list[Figure]]:
+    from longbatch.benchmarks.cluster import running_cluster
+    from longbatch.jobs.java import provide_java
+
+    provide_java()
+    (work / "cluster").mkdir()
+    with running_cluster(work / "cluster", kept_bytecode(), EXECUTOR_MEMORY) as cluster:
+        names = ["spark-floor", "spark", "cluster-floor", "cluster"]
+        checks, figures = _judge(_measured(work, events, names, repeats, progress, cluster), events)
+    fat = _measured(work, fat_events, ["spark-fat-rows", "local", "spark"], 1, progress)
+    fat_checks, shown = _judge(fat, fat_events)
+    return [*checks, *fat_checks], [*figures, *shown]
+
+
+def _measured(
+    work: Path, events: int, names: list[str], repeats: int, progress: Report, cluster: Cluster | None = None
+) -> Runs:
     log = work / f"log-{events}"
     simulate(log, Simulation(users=max(50, events // 6_500), events=events, seed=1))
     runs: Runs = {name: [] for name in names}
     for repeat in range(repeats):
         for number, name in enumerate(names):
             progress(f"runs, {events:,}", repeat * len(names) + number, repeats * len(names))
-            runs[name].append(_run(name, log, work))
+            runs[name].append(_run(name, log, work, cluster))
     progress(f"runs, {events:,}", 1, 1)
     shutil.rmtree(log)
     return runs
 
 
-def _run(name: str, log: Path, work: Path) -> Run:
-    out = work / "out"
-    if name in ("local", "spark"):
+def _run(name: str, log: Path, work: Path, cluster: Cluster | None) -> Run:
+    out, spec, floor = work / "out", str(log / "spec.toml"), name.removesuffix("-floor")
+    if cluster and name == "cluster":
+        run = run_command(cluster.command(Path(build.__file__), spec, str(out)), cluster.environment)
+    elif cluster and name == "cluster-floor":
+        command = cluster.command(Path(build_floors.__file__), "spark", str(log / "log"), str(out))
+        run = run_command(command, cluster.environment)
+    elif name in ("local", "spark"):
         engine = ["--engine", "spark", "--master", "local[2]"] if name == "spark" else []
-        run = run_process("longbatch.cli", "build", str(log / "spec.toml"), str(out), *engine)
+        run = run_process("longbatch.cli", "build", spec, str(out), *engine)
     else:
-        floor = name.removesuffix("-floor")
         run = run_process("longbatch.benchmarks.build_floors", floor, str(log / "log"), str(out), "10000")
     shutil.rmtree(out) if out.is_dir() else out.unlink()
     return run
 
 
+# what is judged: the engine, what it is measured beside, and the limit of its time
+LIMITS = [
+    ("local", "polars", "local / polars sort + zstd Parquet, time", 1.2),
+    ("local", "duckdb", "local / duckdb sort, time", 1.6),
+    ("spark", "spark-floor", "spark local[2] / spark sort + zstd Parquet, time", 1.5),
+    ("cluster", "cluster-floor", "cluster / the same on the cluster, time", 1.5),
+    ("local", "spark-fat-rows", "local / spark fat rows, time", 1 / 20),
+]
+
+
 def _judge(runs: Runs, events: int) -> tuple[list[Check], list[Figure]]:
     seconds = {name: median_seconds(of) for name, of in runs.items()}
     peaks = {name: max(run.peak_bytes for run in of) / 1e9 for name, of in runs.items()}
-    size = f"{events / 1e6:,.0f}M"
+    size = f"{events / 1e6:,g}M"
     figures = [Figure(f"{size}, {name}: wall time", value, "s") for name, value in seconds.items()]
     figures += [Figure(f"{size}, {name}: processor time", _processor(of), "s") for name, of in runs.items()]
-    figures += [Figure(f"{size}, {name}: peak memory", peaks[name], "GB") for name in seconds if "spark" not in name]
+    figures += [Figure(f"{size}, {name}: largest Python process", peaks[name], "GB") for name in seconds]
     checks = [
-        Check(f"{size}: local / polars sort + zstd Parquet, time", seconds["local"] / seconds["polars"], 1.2),
-        Check(f"{size}, local: peak memory (GB)", peaks["local"], PEAK_LIMIT_GB),
+        Check(f"{size}: {what}", seconds[engine] / seconds[beside], limit)
+        for engine, beside, what, limit in LIMITS
+        if engine in seconds and beside in seconds
     ]
-    if "duckdb" in seconds:
-        checks.append(Check(f"{size}: local / duckdb sort, time", seconds["local"] / seconds["duckdb"], 1.6))
-    if "spark" in seconds:
-        ratio = seconds["spark"] / seconds["spark-floor"]
-        checks.append(Check(f"{size}: spark / spark sort + zstd Parquet, time", ratio, 1.5))
+    if "local" in peaks:
+        checks.append(Check(f"{size}, local: peak memory (GB)", peaks["local"], PEAK_LIMIT_GB))
     return checks, figures
 
 

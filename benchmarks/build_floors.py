@@ -7,6 +7,7 @@ Each run is a process of its own; this file imports nothing else of longbatch bu
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,13 @@ def duckdb(log: Path, out: Path) -> None:
 
 
 def _session(out: Path) -> Any:
+    """The session that spark-submit has prepared, or one on two cores of this machine."""
     from pyspark.sql import SparkSession
 
     from longbatch.jobs.java import provide_java
 
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        return SparkSession.builder.getOrCreate()
     provide_java()
     settings = {"spark.ui.enabled": "false", "spark.driver.memory": "2g", "spark.local.dir": str(out.parent)}
     settings |= {"spark.driver.host": "127.0.0.1", "spark.log.level": "ERROR"}

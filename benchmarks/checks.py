@@ -9,8 +9,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, Literal
 
 
@@ -69,33 +71,82 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One process: wall seconds, peak resident bytes, processor seconds (with those of processes it waited for)."""
+    """One process and those it started: wall seconds, peak resident bytes of the largest Python process and of the
+    largest Java one, processor seconds (of the processes it waited for)."""
 
     seconds: float
     peak_bytes: int
+    java_peak_bytes: int = 0
     processor_seconds: float = 0.0
 
 
 def run_process(*arguments: str) -> Run:
     """Run `python -m ...` in a process of its own and measure it whole; RuntimeError with its output if it fails."""
+    return run_command([sys.executable, "-m", *arguments], kept_bytecode())
+
+
+def run_command(command: list[str], environment: dict[str, str]) -> Run:
+    """Run a command and measure it whole; RuntimeError with its output if it fails."""
     started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=_environment(),
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    watch = PeakWatch(process.pid)
+    watch.start()
     output = process.stdout.read() if process.stdout else ""
     _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - started
+    watch.end()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} failed:\n{output}")
-    return Run(time.monotonic() - started, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
+        raise RuntimeError(f"{' '.join(command)} failed:\n{output}")
+    peak = watch.peaks.get("python", 0) if watch.peaks.get("java") else usage.ru_maxrss * 1024
+    return Run(seconds, peak, watch.peaks.get("java", 0), usage.ru_utime + usage.ru_stime)
 
 
-def _environment() -> dict[str, str]:
-    """As where packages are installed with their bytecode: kept in a folder of its own, if nobody else keeps it."""
+class PeakWatch(Thread):
+    """Looks, ten times a second, at the peak memory of a process and of all below it.
+
+    peaks: the largest peak in bytes by program, "python" or "java". The system keeps each process's peak itself, so only what a
+    process takes within the last tenth of a second of its life can be missed.
+    """
+
+    def __init__(self, root: int) -> None:
+        super().__init__(daemon=True)
+        self.peaks: dict[str, int] = {}
+        self._root, self._over = root, Event()
+
+    def run(self) -> None:
+        """Look until the end."""
+        while not self._over.wait(0.1):
+            for process in _descendants(self._root):
+                self._look(process)
+
+    def end(self) -> None:
+        """Stop looking."""
+        self._over.set()
+        self.join()
+
+    def _look(self, process: int) -> None:
+        with suppress(OSError):
+            told = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+            program = "java" if told["Name"].strip() == "java" else "python"
+            if "VmHWM" in told:
+                self.peaks[program] = max(self.peaks.get(program, 0), int(told["VmHWM"].split()[0]) * 1024)
+
+
+def _descendants(root: int) -> list[int]:
+    below: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            below.setdefault(parent, []).append(int(folder.name))
+    found = [root]
+    for process in found:
+        found += below.get(process, [])
+    return found
+
+
+def kept_bytecode() -> dict[str, str]:
+    """The environment, as where packages are installed with their bytecode: kept in a folder of its own, if nobody else keeps it."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir(), "longbatch-bench-bytecode")), **kept}
 

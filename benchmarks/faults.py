@@ -5,6 +5,7 @@ python -m longbatch.benchmarks.faults SPEC OUT UNTIL...    build and append agai
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -12,11 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from longbatch.benchmarks.checks import Check, Figure
+from longbatch.benchmarks.checks import Check, Figure, kept_bytecode
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
 from longbatch.jobs.simulate import Simulation, simulate
@@ -27,46 +32,136 @@ from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.snapshot import listed_paths, snapshot_numbers
 from longbatch.schemas.spec import load_spec
 
+if TYPE_CHECKING:
+    from longbatch.benchmarks.cluster import Cluster
+
 Report = Callable[[str, float, float], None]
-KILLS, QUICK_KILLS = 50, 10
+LOCAL, DRIVER, EXECUTOR = "local build", "spark driver", "spark executor"
+NONE, WHOLE, PARTIAL = "no dataset", "a whole one", "a partial or unreadable one"
+# over how long kills are spread: several builds and appends; a job from start to end; an executor's life in it
+LOCAL_SECONDS, SPARK_SECONDS, EXECUTOR_SECONDS = 4.0, 12.0, 6.0
 EVENTS = 300_000
+KILLS = {LOCAL: 30, DRIVER: 12, EXECUTOR: 8}  # how often each is killed
 
 
 def bench_faults(
-    *, quick: bool = False, folder: Path | None = None, progress: Report
+    *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: Report
 ) -> tuple[list[Check], list[Figure]]:
-    """Kill a process that builds, appends and vacuums, at a random moment each time, and look at the dataset."""
-    return kill_often(QUICK_KILLS if quick else KILLS, EVENTS, folder, progress)
+    """Kill a process that builds, appends and vacuums, or a driver or executor of Spark, and look at the dataset."""
+    kills = {victim: -(-count // (5 if quick else 1)) for victim, count in KILLS.items() if spark or victim == LOCAL}
+    return kill_often(kills, EVENTS, folder, progress)
 
 
-def kill_often(kills: int, events: int, folder: Path | None, progress: Report) -> tuple[list[Check], list[Figure]]:
-    """Kill so many processes that build a log of so many events."""
-    chance = random.Random(0)
-    with tempfile.TemporaryDirectory(prefix="longbatch-bench-", dir=folder) as work:
+def kill_often(
+    kills: Mapping[str, int], events: int, folder: Path | None, progress: Report
+) -> tuple[list[Check], list[Figure]]:
+    """Kill each kind of process so often while it builds a log of so many events."""
+    with tempfile.TemporaryDirectory(prefix="longbatch-bench-", dir=folder) as work, ExitStack() as stack:
         log, out = Path(work, "log"), Path(work, "out")
         simulate(log, Simulation(users=100, events=events, seed=1))
         moments = _moments(log)
         known = _expected(log / "spec.toml", Path(work, "expected"), moments)
-        seen = {"none": 0, "whole": 0, "partial or unreadable": 0}
-        unequal = lost = 0
-        for number in range(kills):
-            progress("kills", number, kills)
-            _run_and_kill(log / "spec.toml", out, moments, chance.uniform(0.0, 4.0))
-            seen[_look(out, known)] += 1
-            build(load_spec(log / "spec.toml"), out, overwrite=True, until=moments[0])
-            unequal += _content(out) != known[0]
-            vacuum(out)
-            lost += not _only_listed(out)
-            if chance.random() < 0.3:
-                shutil.rmtree(out)
-        progress("kills", kills, kills)
+        job = Job(log / "spec.toml", out, moments, known)
+        cluster = stack.enter_context(_cluster(Path(work))) if set(kills) - {LOCAL} else None
+        seen: Counter[str] = Counter()
+        for victim, count in kills.items():
+            shutil.rmtree(out, ignore_errors=True)
+            for number, share in enumerate(_shares(count)):
+                progress(f"kills, {victim}", number, count)
+                seen.update(_kill_and_look(job, victim, share, cluster))
+                if number % 3 == 2:  # the next one begins without a dataset
+                    shutil.rmtree(out)
+            progress(f"kills, {victim}", count, count)
     checks = [
-        Check("kills after which a reader saw a partial or unreadable dataset", seen["partial or unreadable"], 0, "=="),
-        Check("builds after a kill whose content differs", unequal, 0, "=="),
-        Check("vacuums that left an orphan or took a listed file", lost, 0, "=="),
-        Check("kills", kills, kills, ">="),
+        Check("kills after which a reader saw a partial or unreadable dataset", seen[PARTIAL], 0, "=="),
+        Check("builds after a kill whose content differs", seen["unequal"], 0, "=="),
+        Check("vacuums that left an orphan or took a listed file", seen["lost"], 0, "=="),
     ]
-    return checks, [Figure(f"kills after which a reader saw: {what}", count, "") for what, count in seen.items()]
+    figures = [Figure(f"kills of a {victim}", count, "") for victim, count in kills.items()]
+    return checks, figures + [
+        Figure(f"kills after which a reader saw: {what}", seen[what], "") for what in (NONE, WHOLE, PARTIAL)
+    ]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is built: a spec, its output, the ends of its days, and the content of the dataset after each."""
+
+    spec: Path
+    out: Path
+    moments: list[datetime]
+    known: list[str]
+
+
+def _shares(count: int) -> list[float]:
+    """Moments of a kill, one in each of `count` equal parts of the time a job takes, in no order."""
+    chance = random.Random(0)
+    shares = [(number + chance.random()) / count for number in range(count)]
+    chance.shuffle(shares)
+    return shares
+
+
+def _kill_and_look(job: Job, victim: str, share: float, cluster: Cluster | None) -> list[str]:
+    """Kill, look, build again and vacuum; what was seen."""
+    if cluster is None or victim == LOCAL:
+        _kill_local(job, share * LOCAL_SECONDS)
+    elif victim == DRIVER:
+        _kill_driver(job, share * SPARK_SECONDS, cluster)
+    else:
+        _kill_executor(job, share * EXECUTOR_SECONDS, cluster)
+    seen = [_look(job)]
+    if cluster is None or victim == LOCAL:
+        build(load_spec(job.spec), job.out, overwrite=True, until=job.moments[0])
+    else:
+        _finish(cluster.submit(*_arguments(job)))
+    if _content(job.out) != job.known[0]:
+        seen.append("unequal")
+    vacuum(job.out)
+    return seen if _only_listed(job.out) else [*seen, "lost"]
+
+
+def _arguments(job: Job) -> list[str]:
+    return [str(job.spec), str(job.out), "--overwrite", "--until", job.moments[0].isoformat()]
+
+
+def _finish(job: subprocess.Popen[str]) -> None:
+    output, _ = job.communicate()
+    if job.returncode:
+        raise RuntimeError(f"a job on the cluster failed:\n{output}")
+
+
+def _kill_driver(job: Job, seconds: float, cluster: Cluster) -> None:
+    """Kill a job on the cluster, driver and all, so long after its start; its executors end by themselves."""
+    submitted = cluster.submit(*_arguments(job))
+    with suppress(subprocess.TimeoutExpired):
+        submitted.wait(seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(submitted.pid, signal.SIGKILL)
+    submitted.communicate()
+    while cluster.executors():
+        time.sleep(0.1)
+
+
+def _kill_executor(job: Job, seconds: float, cluster: Cluster) -> None:
+    """Kill an executor so long after it has begun; the job goes on without it, and must end well."""
+    submitted = cluster.submit(*_arguments(job))
+    while submitted.poll() is None and not cluster.executors():
+        time.sleep(0.05)
+    time.sleep(seconds)
+    for process in cluster.executors()[:1]:
+        os.kill(process, signal.SIGKILL)
+    _finish(submitted)
+
+
+@contextmanager
+def _cluster(work: Path) -> Iterator[Cluster]:
+    from longbatch.benchmarks.cluster import running_cluster
+    from longbatch.jobs.java import provide_java
+
+    provide_java()
+    (work / "cluster").mkdir()
+    with running_cluster(work / "cluster", kept_bytecode()) as running:
+        yield running
 
 
 def _moments(log: Path) -> list[datetime]:
@@ -92,9 +187,9 @@ def _content(out: Path) -> str:
     return content_hash(opened.blocks(), opened.spec.history_length)
 
 
-def _run_and_kill(spec: Path, out: Path, moments: list[datetime], seconds: float) -> None:
-    """Kill, `seconds` after it has begun its work, a process that builds and appends without end."""
-    arguments = [str(spec), str(out), *(moment.isoformat() for moment in moments)]
+def _kill_local(job: Job, seconds: float) -> None:
+    """Kill, so long after it has begun its work, a process that builds and appends without end."""
+    arguments = [str(job.spec), str(job.out), *(moment.isoformat() for moment in job.moments)]
     command = [sys.executable, "-m", "longbatch.benchmarks.faults", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         if process.stdout is None or process.stdout.readline() != "ready\n":
@@ -105,11 +200,11 @@ def _run_and_kill(spec: Path, out: Path, moments: list[datetime], seconds: float
         process.send_signal(signal.SIGKILL)
 
 
-def _look(out: Path, known: list[str]) -> str:
+def _look(job: Job) -> str:
     try:
-        return "whole" if _content(out) in known else "partial or unreadable"
+        return WHOLE if _content(job.out) in job.known else PARTIAL
     except DatasetError:
-        return "none" if not snapshot_numbers(out) else "partial or unreadable"
+        return NONE if not snapshot_numbers(job.out) else PARTIAL
 
 
 def _only_listed(out: Path) -> bool:

@@ -3,10 +3,14 @@
 The result holds exactly the requests, histories and targets that one build of the whole log until then would.
 Shards of days before are listed as they are; the new day adds shards, whose timelines begin with the newest events
 that its requests reach back to. So older snapshots stay readable until `vacuum` removes them.
+
+spark-submit jobs/append.py SPEC DATASET --until TIME
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,17 +20,17 @@ from typing import Any
 import polars as pl
 
 from longbatch.jobs.attempt import attempt
-from longbatch.jobs.build import BuildSummary, Engine, summary_of
+from longbatch.jobs.build import BuildSummary, Engine, submitted, summary_of
 from longbatch.jobs.local import LocalEngine, Progress
 from longbatch.jobs.state import OWNERS, Increment, check_appendable
 from longbatch.jobs.tasks import Built, make_samples
 from longbatch.jobs.thresholds import check_books, check_rejects
-from longbatch.pipelines.parse import microseconds
+from longbatch.pipelines.parse import microseconds, parse_moment
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.profile import TableName
 from longbatch.schemas.snapshot import Snapshot, commit, fingerprint, read_snapshot
-from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.spec import BuildSpec, load_spec
 
 OWN_TO_A_RUN = ("name", "sources", "max_rejected", "max_rejected_for", "expectations")
 
@@ -138,3 +142,21 @@ def _thinned(root: Path, before: Snapshot, built: Built, rows: int) -> dict[Tabl
         table: sample.sample(rows, seed=before.number) if sample.height > rows else sample
         for table, sample in tables.items()
     }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `spark-submit jobs/append.py`: the spark engine on the session that spark-submit set up."""
+    from longbatch.jobs.spark import SparkEngine
+
+    parser = argparse.ArgumentParser(prog="append.py", description="Append to a longbatch dataset on Spark.")
+    parser.add_argument("spec", help="the build spec (TOML)")
+    parser.add_argument("dataset", help="the dataset's folder, reachable by all workers")
+    parser.add_argument("--until", required=True, help="append what was known before this time (ISO)")
+    given = parser.parse_args(arguments)
+    return submitted(
+        lambda: append(load_spec(given.spec), given.dataset, parse_moment(given.until), engine=SparkEngine())
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """`longbatch build`, and the script for `spark-submit`: raw log -> dataset, committed at the very end.
 
-spark-submit jobs/build.py SPEC OUT [--overwrite]
+spark-submit jobs/build.py SPEC OUT [--overwrite] [--until TIME]
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from longbatch.jobs.local import LocalEngine, Progress
 from longbatch.jobs.state import Increment, check_appendable
 from longbatch.jobs.tasks import FOLDERS, Built, make_samples
 from longbatch.jobs.thresholds import check_built
-from longbatch.pipelines.parse import microseconds
+from longbatch.pipelines.parse import microseconds, parse_moment
 from longbatch.schemas.errors import DatasetError, LongbatchError, SpecError
 from longbatch.schemas.ledger import Counts, RowLedger
 from longbatch.schemas.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
@@ -168,9 +168,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("spec", help="the build spec (TOML)")
     parser.add_argument("out", help="the dataset's folder, reachable by all workers")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset after success")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--until", help="hold what was known before this time (ISO); later days can be appended")
+    given = parser.parse_args(arguments)
+
+    def run() -> BuildSummary:
+        until = parse_moment(given.until) if given.until else None
+        return build(load_spec(given.spec), given.out, engine=SparkEngine(), overwrite=given.overwrite, until=until)
+
+    return submitted(run)
+
+
+def submitted(run: Callable[[], BuildSummary]) -> int:
+    """Run a job that spark-submit started, tell what came of it, and return its exit code."""
     try:
-        summary = build(load_spec(options.spec), options.out, engine=SparkEngine(), overwrite=options.overwrite)
+        summary = run()
     except LongbatchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -12,7 +12,7 @@ from functools import partial
 import polars as pl
 
 from longbatch.schemas.columns import Feature, IdColumn, Label, TimeColumn
-from longbatch.schemas.errors import SourceError
+from longbatch.schemas.errors import SourceError, SpecError
 from longbatch.schemas.spec import BuildSpec, Role
 from longbatch.schemas.tables import ActionValue, Mapped, RequestIdColumn
 from longbatch.validation.rules import TIME_OUT_OF_RANGE, declared_faults, missing, unparsable
@@ -207,6 +207,15 @@ def _read_time(mapped: TimeColumn, dtype: pl.DataType, spec: BuildSpec) -> Readi
     inside = pl.col(inside_name)
     faults[TIME_OUT_OF_RANGE] = value.is_not_null() & ~inside
     return Reading({**typed, inside_name: is_inside}, pl.when(inside).then(value), faults)
+
+
+def parse_moment(text: str) -> datetime:
+    """Read an ISO time, in UTC where it has no offset."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SpecError(f"--until {text!r} is no ISO time; write one such as 2026-03-01 or 2026-03-01T06:00Z") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def microseconds(moment: datetime) -> int:

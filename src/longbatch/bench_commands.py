@@ -15,7 +15,7 @@ app = typer.Typer()
 OPTIONS: dict[str, tuple[str, ...]] = {
     "build": ("spark", "repeats"),
     "days": (),
-    "faults": (),
+    "faults": ("spark",),
     "loader": ("repeats",),
     "quality": ("spark",),
     "skew": ("spark",),

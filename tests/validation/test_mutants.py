@@ -270,7 +270,10 @@ def a_null_read_as_zero(patch: Patch) -> None:
 
 @breaks(FOREIGN)
 def a_request_of_two_users_accepted(patch: Patch) -> None:
-    wrap(patch, tasks, "build_bucket", lambda run, spec, rows, facts: run(spec, rows, replace(facts, conflicts=None)))
+    def accepting(run: Any, spec: Any, rows: Any, facts: Any, carried: Any) -> Any:
+        return run(spec, rows, replace(facts, conflicts=None), carried)
+
+    wrap(patch, tasks, "build_bucket", accepting)
 
 
 @breaks(FOREIGN, SESSIONS)
