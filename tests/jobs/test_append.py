@@ -157,9 +157,9 @@ def test_the_spark_scripts_build_until_a_time_and_append_a_day(
     spec_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("longbatch.jobs.spark.SparkEngine", LocalEngine)
-    write(spec_file.parent, *a_log(0, days=2))
+    write(spec_file.parent, *a_log(0, days=4))
     days, whole = (str(spec_file.parent / name) for name in ("days", "whole"))
-    first, second = (end_of(day).isoformat() for day in (0, 1))
+    first, second = (end_of(day).isoformat() for day in (1, 2))
     assert build_script.main([str(spec_file), days, "--until", first]) == 0
     assert append_script.main([str(spec_file), days, "--until", second]) == 0
     assert build_script.main([str(spec_file), whole, "--until", second]) == 0

@@ -424,7 +424,7 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
             assert expanding.poll() is None, "the command ended before it could be interrupted"
             time.sleep(0.01)
         expanding.send_signal(signal.SIGINT)
-        _, told = expanding.communicate(timeout=20)  # to its end it takes far longer
+        _, told = expanding.communicate(timeout=60)  # to its end it takes far longer
     assert expanding.returncode == 130
     assert "interrupted: nothing was committed" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "log.parquet"]
