@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 Report = Callable[[str, float, float], None]
 LOCAL, DRIVER, EXECUTOR = "local build", "spark driver", "spark executor"
 NONE, WHOLE, PARTIAL = "no dataset", "a whole one", "a partial or unreadable one"
-# over how long kills are spread: several builds and appends; a job from start to end; an executor's life in it
-LOCAL_SECONDS, SPARK_SECONDS, EXECUTOR_SECONDS = 4.0, 12.0, 6.0
+LOCAL_SECONDS = 4.0  # over how long kills are spread: several builds and appends
 EVENTS = 300_000
 KILLS = {LOCAL: 30, DRIVER: 12, EXECUTOR: 8}  # how often each is killed
 
@@ -63,12 +62,13 @@ def kill_often(
         known = _expected(log / "spec.toml", Path(work, "expected"), moments)
         job = Job(log / "spec.toml", out, moments, known)
         cluster = stack.enter_context(_cluster(Path(work))) if set(kills) - {LOCAL} else None
+        lengths = {LOCAL: LOCAL_SECONDS, **(_lengths(job, cluster) if cluster else {})}
         seen: Counter[str] = Counter()
         for victim, count in kills.items():
             shutil.rmtree(out, ignore_errors=True)
             for number, share in enumerate(_shares(count)):
                 progress(f"kills, {victim}", number, count)
-                seen.update(_kill_and_look(job, victim, share, cluster))
+                seen.update(_kill_and_look(job, victim, share * lengths[victim], cluster))
                 if number % 3 == 2:  # the next one begins without a dataset
                     shutil.rmtree(out)
             progress(f"kills, {victim}", count, count)
@@ -94,21 +94,33 @@ class Job:
 
 
 def _shares(count: int) -> list[float]:
-    """Moments of a kill, one in each of `count` equal parts of the time a job takes, in no order."""
+    """Moments of kills, one in each of `count` equal parts of the time a job takes, in no order."""
     chance = random.Random(0)
     shares = [(number + chance.random()) / count for number in range(count)]
     chance.shuffle(shares)
     return shares
 
 
-def _kill_and_look(job: Job, victim: str, share: float, cluster: Cluster | None) -> list[str]:
-    """Kill, look, build again and vacuum; what was seen."""
+def _lengths(job: Job, cluster: Cluster) -> dict[str, float]:
+    """Seconds that a job on the cluster takes, and that its executors live, of one that nobody disturbs."""
+    started = time.monotonic()
+    submitted = cluster.submit(*_arguments(job))
+    while submitted.poll() is None and not cluster.executors():
+        time.sleep(0.05)
+    born = time.monotonic()
+    _finish(submitted)
+    ended = time.monotonic()
+    return {DRIVER: ended - started, EXECUTOR: ended - born}
+
+
+def _kill_and_look(job: Job, victim: str, seconds: float, cluster: Cluster | None) -> list[str]:
+    """Kill, so long after a start, look, build again and vacuum; what was seen."""
     if cluster is None or victim == LOCAL:
-        _kill_local(job, share * LOCAL_SECONDS)
+        _kill_local(job, seconds)
     elif victim == DRIVER:
-        _kill_driver(job, share * SPARK_SECONDS, cluster)
+        _kill_driver(job, seconds, cluster)
     else:
-        _kill_executor(job, share * EXECUTOR_SECONDS, cluster)
+        _kill_executor(job, seconds, cluster)
     seen = [_look(job)]
     if cluster is None or victim == LOCAL:
         build(load_spec(job.spec), job.out, overwrite=True, until=job.moments[0])
