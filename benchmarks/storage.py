@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from longbatch.benchmarks.checks import Check, Figure, run_process
 from longbatch.jobs.build import build
-from longbatch.jobs.planning import Demand, Volume, project
+from longbatch.jobs.planning import Demand, Volume, project, steady_volume
 from longbatch.jobs.simulate import Simulation, simulate
 from longbatch.jobs.storage import choose_settings, parquet_options
 from longbatch.pipelines.content import content_hash
@@ -183,7 +183,37 @@ def _tenth(root: Path, events: int) -> tuple[list[Check], list[Figure]]:
     return [
         Check(f"predicted from a tenth, off by: {name}", abs(guess / truth - 1), PREDICTED_WITHIN)
         for name, (guess, truth) in pairs.items()
-    ], [Figure("users of the tenth", small.counts.users, "")]
+    ], [Figure("users of the tenth", small.counts.users, ""), *_steady(root)]
+
+
+def _steady(root: Path) -> list[Figure]:
+    """How far the volume that `plan` makes of means, as people give them, is from the one that is there."""
+    dataset = open_dataset(root / "dataset")
+    counts, (first, last) = dataset.counts, _span_us(dataset)
+    days = (last - first) / 86_400e6
+    within = sum(_count_from(block.timelines["events"], first) for block in dataset.blocks())
+    found = steady_volume(
+        users=counts.users,
+        requests_per_user_day=counts.requests / counts.users / days,
+        targets=counts.targets / counts.requests,
+        length=counts.history_events / counts.requests,
+        days=days,
+        events_per_user_day=within / counts.users / days,
+    )
+    return [Figure("stored events, by plan's formula from means / there", found.stored_events / counts.stored, "x")]
+
+
+def _span_us(dataset: Dataset) -> tuple[int, int]:
+    """The times of the first and the last request, in microseconds."""
+    times = [(row["first_request_time"], row["last_request_time"]) for row in dataset.shards]
+    ends = min(first for first, _ in times), max(last for _, last in times)
+    first, last = (int(end.timestamp() * 1e6) for end in ends)
+    return first, last
+
+
+def _count_from(events: pa.ListArray, moment_us: int) -> int:
+    times = events.flatten().field("event_time").cast(pa.int64()).to_numpy()
+    return int((times >= moment_us).sum())
 
 
 def _expand(root: Path, events: int) -> tuple[list[Check], list[Figure]]:

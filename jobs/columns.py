@@ -32,22 +32,28 @@ class ColumnBytes:
     parquet: float | None
 
 
-def breakdown(dataset: Dataset, blocks: Sequence[tuple[int, int]]) -> list[ColumnBytes]:
-    """Bytes of every column, from the first of the given blocks, as (shard, block)."""
-    listed = [dataset.shards[shard]["blocks"][block] for shard, block in blocks]
+def sampled_blocks(dataset: Dataset, blocks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first of the given blocks, as (shard, block), that together hold SAMPLED_EVENTS events."""
     taken, events = 0, 0
     while taken < len(blocks) and (not taken or events < SAMPLED_EVENTS):
-        events += listed[taken]["events"]
+        shard, block = blocks[taken]
+        events += dataset.shards[shard]["blocks"][block]["events"]
         taken += 1
+    return list(blocks[:taken])
+
+
+def breakdown(dataset: Dataset, blocks: Sequence[tuple[int, int]]) -> list[ColumnBytes]:
+    """Bytes of every column of the dataset, scaled up from these blocks."""
+    listed = [dataset.shards[shard]["blocks"][block] for shard, block in blocks]
     stored, arrow = Counter[str](), Counter[str]()
     read: list[Block] = []
-    for shard, block in blocks[:taken]:
+    for shard, block in blocks:
         reader = dataset.shard(shard)
         stored.update(_stored_bytes(reader.stored(block), dataset.spec.compression))
         read.append(reader.block(block))
         arrow.update(_plain_bytes(read[-1], dataset.spec.compression))
     parquet = _parquet_bytes(read)
-    size = sum(listed[n]["timelines_bytes"] + listed[n]["requests_bytes"] for n in range(taken))
+    size = sum(block["timelines_bytes"] + block["requests_bytes"] for block in listed)
     whole = sum(row[table]["bytes"] for row in dataset.shards for table in ("timelines", "requests"))
     scale = whole / size
     names = dict.fromkeys([*arrow, *stored])
@@ -83,7 +89,7 @@ def _fields(table: str, lists: pa.ListArray, compression: str) -> Counter[str]:
     """Bytes of each field of a list of structs; the offsets count as a column of their own."""
     values = lists.flatten()
     sizes = Counter({f"{table}.{f.name}": _ipc_bytes(values.field(f.name), compression) for f in values.type})
-    sizes[f"{table}.offsets"] = _ipc_bytes(lists.offsets, compression)
+    sizes[f"{table}.#offsets"] = _ipc_bytes(lists.offsets, compression)
     return sizes
 
 

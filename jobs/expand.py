@@ -19,7 +19,7 @@ from typing import Any
 
 from longbatch.jobs.crew import Crew
 from longbatch.jobs.local import Progress
-from longbatch.jobs.sample_files import plan_parts, samples_of_file, samples_of_part, settings_for, write_part
+from longbatch.jobs.sample_files import is_part, plan_parts, samples_of_file, samples_of_part, settings_for, write_part
 from longbatch.jobs.summary import size_text
 from longbatch.pipelines.content import Samples
 from longbatch.schemas.dataset import Dataset, check_history_length
@@ -73,7 +73,7 @@ def expand(
     DatasetError (`out` exists, the dataset is damaged), MachineError (disk full).
     """
     length, root, started = check_history_length(dataset.spec, history_length), Path(out).resolve(), time.monotonic()
-    _check_output(root, overwrite)
+    _check_output(root, overwrite, dataset)
     crew, parts = Crew(workers, progress), plan_parts(dataset, length)
     with _hidden(root) as folder:
         settings = settings_for(dataset, length)
@@ -86,7 +86,7 @@ def expand(
             sides = _compare(dataset, length, crew, paths)
             expansion = replace(expansion, dataset=sides[0], found=sides[1])
         if expansion.equal:
-            _check_output(root, overwrite)
+            _check_output(root, overwrite, dataset)
             _publish(folder, root)
     return expansion
 
@@ -120,14 +120,16 @@ def _compare(dataset: Dataset, length: int, crew: Crew, paths: list[Path]) -> tu
     return sum(expected, Samples()), sum(found, Samples())
 
 
-def _check_output(root: Path, overwrite: bool) -> None:
+def _check_output(root: Path, overwrite: bool, dataset: Dataset) -> None:
+    """Raise DatasetError unless `root` is new or empty, or, to be replaced, holds an expansion and nothing else."""
+    place = Path(str(dataset.path)).resolve()
+    if place.is_relative_to(root) or root.is_relative_to(place):
+        raise DatasetError(f"{root} lies in the dataset {place}, or around it; choose a folder of its own")
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return
     if not overwrite:
         raise DatasetError(f"{root} exists; pass --overwrite to replace it, or --check to compare it with the dataset")
-    foreign = (
-        sorted(path.name for path in root.iterdir() if path.suffix != ".parquet") if root.is_dir() else [root.name]
-    )
+    foreign = sorted(path.name for path in root.iterdir() if not is_part(path)) if root.is_dir() else [root.name]
     if foreign:
         raise DatasetError(
             f"{root} is no expansion: it holds {foreign[0]}; choose another output, or remove it yourself"

@@ -8,9 +8,10 @@ whole dataset (scaled up from slices of each table; `standard_error` says how fa
              targets_per_history (mean targets beside one copy of a history event),
              requests_per_event (overlap: mean histories that a stored event lies in),
              stored_per_target, timelines_per_target}
-    sampling {seed, budget_bytes, blocks, blocks_in_dataset}
+    sampling {seed, budget_bytes, blocks, blocks_in_dataset, column_blocks (those that `columns` is scaled up from)}
     settings {arrow, parquet, reading, machine}: words
     layouts [{name, title, decoded_bytes, decoded_per_target, predicted_per_target, copies_of_event,
+              at_least (bytes at rest are a lower bound: users were mixed, and only some of them surveyed),
               sample {slices, slice_bytes, bytes, share, users, requests, targets},
               files [{format, codec, bytes, standard_error, write_seconds, read_seconds, settings}]}]
     on_disk {bytes, per_target, decoded_bytes, decoded_per_target, read_seconds, codec}: the dataset as it is
@@ -38,10 +39,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longbatch.jobs.columns import breakdown
+from longbatch.jobs.columns import breakdown, sampled_blocks
 from longbatch.jobs.formula import means, predict, rates
 from longbatch.jobs.layouts import (
     SLICE_BYTES,
+    TRIAL_BYTES,
     Layout,
     Slice,
     Survey,
@@ -64,6 +66,7 @@ VERSION = 2
 BUDGET_BYTES = 600_000_000
 LEAST_BUDGET_BYTES = 1_000_000
 COPIED_BYTES = 1 << 26
+TRIALS = 5  # places of a layout at which settings are tried, from its first slice to its last
 
 
 def measure(
@@ -83,6 +86,8 @@ def measure(
     if budget_bytes < LEAST_BUDGET_BYTES:
         raise SpecError(f"budget_bytes is {budget_bytes:,}; measuring needs at least {LEAST_BUDGET_BYTES:,}")
     root, rng = Path(out), np.random.default_rng(seed)
+    if (taken := next((path for path in (root, *root.parents) if path.exists()), root)).is_file():
+        raise SpecError(f"{taken} is a file, and the report is a folder; choose another output")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".measure-") as folder, one_thread():
@@ -113,8 +118,9 @@ def _measure(
     formula = means(dataset, surveyed)
     predicted = predict(formula, surveyed.events.type.num_fields)
     on_disk = _on_disk(dataset, surveyed)
-    columns = breakdown(dataset, surveyed.blocks)
-    found = []
+    sampled = sampled_blocks(dataset, surveyed.blocks)
+    columns = breakdown(dataset, sampled)
+    blocks, found = sum(len(row["blocks"]) for row in dataset.shards), []
     for layout in layouts(surveyed, rng):
         slices = cut_slices(layout, budget, rng)
         decoded, files, sample = measure_layout(layout, slices, folder, progress)
@@ -129,6 +135,7 @@ def _measure(
                 copies_of_event=copies,
                 sample=sample,
                 files=files,
+                at_least=layout.mixes_users and len(surveyed.blocks) < blocks,
             )
         )
     return Savings(
@@ -139,7 +146,8 @@ def _measure(
             "seed": seed,
             "budget_bytes": budget,
             "blocks": len(surveyed.blocks),
-            "blocks_in_dataset": sum(len(row["blocks"]) for row in dataset.shards),
+            "blocks_in_dataset": blocks,
+            "column_blocks": len(sampled),
         },
         settings=_settings(),
         layouts=found,
@@ -171,7 +179,8 @@ def _settings() -> dict[str, str]:
     return {
         "arrow": f"Arrow IPC file, record batches: {group}; zstd level {ZSTD_LEVEL}; the user level like the others",
         "parquet": f"Parquet 2.6, data pages version 1 of 8 MiB, row groups: {group}; zstd level {ZSTD_LEVEL}; each column "
-        "with or without a dictionary, whichever was smaller in a trial on each layout",
+        f"with or without a dictionary, whichever was smaller in {TRIALS} trials of {TRIAL_BYTES // 1_000_000} MB over each layout; ± does not "
+        "hold what another choice would change",
         "reading": "all columns of every file into memory, by one thread; the files lie in the page cache, so disk and "
         "network are not in the times; files are not memory-mapped, but for the dataset as it is",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
@@ -230,7 +239,8 @@ def measure_layout(
     layout: Layout, slices: Sequence[tuple[int, int]], folder: Path, progress: Progress
 ) -> tuple[float, list[File], dict[str, float]]:
     """Write and read each slice in every format; return decoded bytes, files, and what the sample was."""
-    tried = trial(layout, slices[len(slices) // 2][0])
+    places = sorted({slices[number * (len(slices) - 1) // (TRIALS - 1)][0] for number in range(TRIALS)})
+    tried = [table for place in places for table in trial(layout, place)]
     parquet = [storage for storage in STORAGES if storage.format == "Parquet"]
     settings = dict.fromkeys(STORAGES, ParquetSettings()) | {s: choose_settings(tried, s.codec) for s in parquet}
     taken: dict[Storage, list[tuple[float, float, float]]] = {storage: [] for storage in STORAGES}

@@ -7,6 +7,7 @@ file holds neighbouring blocks, and is made by one thread.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +33,7 @@ HASHED_EVENTS = 1 << 18  # hashed at once
 CODEC = "zstd"
 LENGTH_KEY = b"longbatch.history_length"
 FINGERPRINT_KEY = b"longbatch.fingerprint"
+PART_NAME = re.compile(r"part-\d{5,}\.parquet$")
 Blocks = list[tuple[int, int]]
 
 
@@ -50,6 +52,16 @@ def plan_parts(dataset: Dataset, history_length: int) -> list[Blocks]:
     flat = len(sample_schema(dataset.spec)) - lists
     history = np.minimum(history_length, events / np.maximum(1, requests))
     return [blocks[run] for run in _runs(8 * targets * (flat + lists * history), PART_BYTES)]
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is one that `write_part` wrote: by its name, and by what its schema says it was made of."""
+    if not PART_NAME.match(path.name):
+        return False
+    try:
+        return FINGERPRINT_KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def _runs(sizes: npt.NDArray[np.float64], budget: int) -> Iterator[slice]:

@@ -31,7 +31,10 @@ class File:
 
 @dataclass(frozen=True)
 class LayoutSavings:
-    """One layout: what it decodes to, next to the formula, and its files."""
+    """One layout: what it decodes to, next to the formula, and its files.
+
+    at_least: whether its bytes at rest are a lower bound, see `Layout.mixes_users`.
+    """
 
     name: str
     title: str
@@ -41,6 +44,7 @@ class LayoutSavings:
     copies_of_event: float
     sample: dict[str, float]
     files: list[File]
+    at_least: bool
 
     def file(self, title: str) -> File:
         """Return the file of one format and codec, such as "Parquet zstd"."""

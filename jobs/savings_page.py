@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from longbatch.jobs import plots
 from longbatch.jobs.layouts import SLICE_BYTES
 from longbatch.jobs.savings import Savings
@@ -20,7 +18,7 @@ def savings_page(savings: Savings) -> str:
     return plots.page(
         f"What longbatch saves: {counts['name']}",
         [
-            ("", lead + plots.facts(_facts(savings.headline))),
+            ("", lead + plots.facts(_facts(savings))),
             ("Bytes a reader must decode", _decoded_section(savings, drawn["decoded"])),
             ("Bytes at rest", plots.paragraph(AT_REST) + drawn["at-rest"].svg()),
             ("Time to read everything once", plots.paragraph(READING) + drawn["read"].svg()),
@@ -67,8 +65,10 @@ def _times(ratio: float) -> str:
     return f"{plots.number_text(ratio)}×"
 
 
-def _facts(headline: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(savings: Savings) -> list[tuple[str, str]]:
+    headline = savings.headline
     best = headline["smallest_title"]
+    bound = "at least " if savings.layout("sample_level_shuffled").at_least else ""
     against_best = (
         f"fewer bytes at rest than the smallest of the others: {best}"
         if headline["smallest"] >= 1
@@ -76,8 +76,8 @@ def _facts(headline: dict[str, Any]) -> list[tuple[str, str]]:
     )
     return [
         (_times(headline["decoded"]), "fewer bytes to decode than with the history copied into every sample"),
-        (_times(headline["shuffled"]), "fewer bytes at rest than that shuffled, as Parquet zstd"),
-        (_times(headline["log_order"]), "fewer bytes at rest than that in log order, request by request"),
+        (bound + _times(headline["shuffled"]), "fewer bytes at rest than that shuffled, as Parquet zstd"),
+        (bound + _times(headline["log_order"]), "fewer bytes at rest than that in log order, request by request"),
         (_times(headline["sorted_by_user"]), "fewer bytes at rest than that sorted by user, as Parquet zstd"),
         (_times(headline["smallest"]), against_best),
     ]
@@ -138,7 +138,7 @@ def _columns_section(savings: Savings) -> str:
     words = plots.paragraph(
         "What the dataset spends its bytes on. A dash in the first column: the values lie in a dictionary of the shard, under another name. "
         "The other two are of the same rows in plain columns: in Arrow files with the dataset's codec, and in Parquet zstd with or "
-        "without a dictionary, whichever is smaller."
+        "without a dictionary, whichever is smaller; files' headers are counted for the dataset only."
     )
     events = savings.dataset["events"]
 
@@ -179,7 +179,7 @@ def _figures(savings: Savings) -> str:
     rows = [
         [
             f"{layout.title}, {file.title}",
-            plots.number_text(file.bytes, "B"),
+            ("at least " if layout.at_least else "") + plots.number_text(file.bytes, "B"),
             "?" if file.standard_error is None else f"{file.standard_error / max(file.bytes, 1.0):.1%}",
             plots.number_text(file.bytes / targets, "B"),
             plots.number_text(file.bytes / mine["bytes"]),
@@ -213,17 +213,27 @@ def _method(savings: Savings) -> list[str]:
         f"{layout.sample['users']:,} users)."
         for layout in savings.layouts
     ]
+    bounds = (
+        [
+            "Only some of the blocks were surveyed. In a table of fewer users, histories of one user meet in a page more often than in the "
+            "whole one, so what is shuffled or in log order would take more bytes than shown: these figures are lower bounds."
+        ]
+        if any(layout.at_least for layout in savings.layouts)
+        else []
+    )
     return [
         f"Slices are stretches of the table as it would lie on disk, drawn at random (seed {sampling['seed']}), one "
         f"from each equal part, at most {plots.number_text(sampling['budget_bytes'], 'B')} decoded per layout; from "
         f"{sampling['blocks']:,} of the dataset's {sampling['blocks_in_dataset']:,} blocks. Totals are scaled up by "
         "decoded bytes, which are known for all surveyed blocks; ± is the standard error of that, from the differences "
         "between slices.",
+        *bounds,
         *samples,
         "Below about 64 MB a slice is shorter than a file should be, and then Arrow zstd, which sees as far as a record "
         "batch goes, does worse by user than it could: raise the budget.",
         *(f"{name.capitalize()}: {words}." for name, words in savings.settings.items()),
         "Times are single runs on one thread and vary by some tens of percent between runs; the dataset as it is was "
         "read through its own reader, with every offset checked.",
-        "Bytes at rest of the dataset are its timelines and requests files, without vocabulary and quarantine.",
+        "Bytes at rest of the dataset are its timelines, requests and dictionaries files, without vocabulary and quarantine.",
+        f"Bytes by column are of the first blocks, {savings.sampling['column_blocks']:,} of {savings.sampling['blocks_in_dataset']:,}, scaled up.",
     ]

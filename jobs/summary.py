@@ -226,11 +226,14 @@ def savings_text(savings: Savings, out: str) -> str:
 
 def plan_text(planned: Mapping[str, Any]) -> str:
     """A plan as people read it: storage by layout, the build, and reading."""
-    volume, build, reading = planned["volume"], planned["build"], planned["reading"]
+    volume, build, reading, sample = (planned[name] for name in ("volume", "build", "reading", "sample"))
     targets = volume["targets"]
     lines = [
         f"{volume['users']:,.0f} users, {volume['requests']:,.0f} requests, {targets:,.0f} targets, "
         f"{volume['stored_events']:,.0f} stored events",
+        f"from a sample of {sample['users']:,.0f} users, {sample['history_events'] / sample['requests']:,.0f} events in a history (of "
+        f"{sample['history_length']:,.0f} at most), {sample['targets'] / sample['requests']:.3g} targets per request",
+        *(f"caution: {text}" for text in planned["cautions"]),
         "",
         f"{'storage':<46}{'at rest':>12}{'decoded':>12}{'at rest per target':>20}",
     ]
@@ -243,6 +246,7 @@ def plan_text(planned: Mapping[str, Any]) -> str:
         "build": "",
         "  rows of the log": f"{build['log_rows']:,.0f}",
         "  shuffled": size_text(build["shuffle_bytes"]),
+        "  a day more": f"{build['day_rows']:,.0f} rows, {size_text(build['day_shuffle_bytes'])} shuffled",
         "  buckets": f"{build['buckets']:,.0f}, of {build['rows_per_bucket']:,.0f} rows",
         "  memory per task": size_text(build["task_memory_bytes"]),
         f"reading, {planned['demand']['trainers']:,} trainers": "",

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from longbatch.schemas.dictionaries import Columns, TableName
 from longbatch.schemas.encoding import (
+    TIME_UNITS_US,
     Deltas,
     Int64Array,
     from_deltas,
@@ -96,11 +97,11 @@ def _structs(columns: Columns, fields: list[pa.Field]) -> pa.StructArray:
 
 
 def _times(stored: pa.RecordBatch, steps: pa.Array, offsets: Int64Array) -> pa.Array:
-    units = pc.min_max(stored[TIME_UNIT])
-    if units["min"] != units["max"] or stored[FIRST_TIME].null_count:
-        raise DatasetError(f"{TIME_UNIT} is not the same in all its rows, or {FIRST_TIME} is null")
+    units = stored[TIME_UNIT].unique().to_pylist()
+    if len(units) > 1 or not set(units) <= set(TIME_UNITS_US) or stored[FIRST_TIME].null_count:
+        raise DatasetError(f"{TIME_UNIT} is {units}, and must be one of {TIME_UNITS_US}; or {FIRST_TIME} is null")
     first = stored[FIRST_TIME].view(pa.int64()).to_numpy()
-    return from_deltas(Deltas(first, units["min"].as_py() or 1, steps), offsets, TIMESTAMP)
+    return from_deltas(Deltas(first, units[0] if units else 1, steps), offsets, TIMESTAMP)
 
 
 def _check_places(places: pa.Array, entries: Columns, name: str) -> None:

@@ -16,13 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.schemas.encoding import Int64Array, from_planes, has_planes, plane_type, to_planes
-from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.errors import DataError, DatasetError
 from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.tables import event_type, target_type
 
 TableName = Literal["events", "targets"]
 Columns = dict[str, pa.Array]
 INDEX = pa.int32()
+MOST_TEXT_BYTES = (1 << 31) - 1
+ITEM = "#item"  # the stored column of places in `items`; no feature can have its name
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def _items(spec: BuildSpec, kinds: Mapping[TableName, pa.StructType]) -> Diction
         if (own or ids[table] == "string")
         and all(kind.get_field_index(f.name) >= 0 and kind.field(f.name) == f for f in own)
     )
-    return Dictionary("items", "item", (kinds["events"].field("item_id"), *own), tables)
+    return Dictionary("items", ITEM, (kinds["events"].field("item_id"), *own), tables)
 
 
 def dictionaries_schema(spec: BuildSpec) -> pa.Schema:
@@ -89,7 +91,7 @@ def build_dictionary(dictionary: Dictionary, tables: Sequence[Columns]) -> tuple
 
     A row whose first column is null has a null place.
     """
-    columns = [pa.concat_arrays([table[field.name] for table in tables]) for field in dictionary.fields]
+    columns = [_joined([table[field.name] for table in tables]) for field in dictionary.fields]
     entry, entries = _number(columns)
     known = columns[0].is_valid().to_numpy(False)
     first = np.full(entries, -1, dtype=np.int64)
@@ -103,8 +105,30 @@ def build_dictionary(dictionary: Dictionary, tables: Sequence[Columns]) -> tuple
     sizes = [len(table[dictionary.fields[0].name]) for table in tables]
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
     chosen = pa.array(first[order])
-    values = {field.name: column.take(chosen) for field, column in zip(dictionary.fields, columns, strict=True)}
+    values = {
+        field.name: _narrowed(column.take(chosen), field, dictionary)
+        for field, column in zip(dictionary.fields, columns, strict=True)
+    }
     return values, [places.slice(start, size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _joined(parts: Sequence[pa.Array]) -> pa.Array:
+    """The arrays one after another; text in 64-bit offsets where 32 bits do not reach."""
+    if pa.types.is_string(parts[0].type) and sum(part.nbytes for part in parts) > MOST_TEXT_BYTES:
+        parts = [part.cast(pa.large_string()) for part in parts]
+    return pa.concat_arrays(parts)
+
+
+def _narrowed(values: pa.Array, field: pa.Field, dictionary: Dictionary) -> pa.Array:
+    """The values in the field's own type. Raises DataError for text that no Arrow string column holds."""
+    if values.type == field.type:
+        return values
+    if values.nbytes > MOST_TEXT_BYTES:
+        raise DataError(
+            f"the distinct texts of {dictionary.name}.{field.name} in one bucket of users take {values.nbytes:,} bytes, and a "
+            f'dictionary holds {MOST_TEXT_BYTES:,}; store it with encoding = "plain", or leave the feature out'
+        )
+    return values.cast(field.type)
 
 
 def _number(columns: Sequence[pa.Array]) -> tuple[Int64Array, int]:

@@ -18,7 +18,8 @@ from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.spec import BuildSpec
 from longbatch.schemas.tables import event_type, target_type
 
-REFERENCE = "event"  # the stored column of targets: places after history_end, null where the target has its own values
+# the stored column of targets: places after history_end, null where the target has its own values; no feature can have its name
+REFERENCE = "#event"
 
 
 def shared_fields(spec: BuildSpec) -> tuple[str, ...]:

@@ -59,6 +59,10 @@ SHARDS_SCHEMA = pa.schema(
         "blocks": pa.list_(pa.struct(BLOCK_FIELDS)),
     }
 )
+NEVER_NULL = {
+    *("user_id", "segment", "item_id", "event_time"),
+    *("request_id", "request_time", "timeline_row", "history_end"),
+}
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,7 @@ class ShardReader:
         path = self._root / str(self._row["dictionaries"]["path"])
         buffer = self._files.whole(self._row["dictionaries"])
         try:
-            return read_dictionaries(self._spec, pa.ipc.open_file(buffer).get_batch(0))
+            return read_dictionaries(self._spec, _only_batch(pa.ipc.open_file(buffer), schema))
         except (DatasetError, pa.ArrowException, OSError) as error:
             raise DatasetError(f"{path} cannot be read: {error}; build it again") from None
 
@@ -310,10 +314,13 @@ class ShardReader:
         where = self._where("requests", number)
         if self._decoder is None:
             _check_cuts(timelines, requests, where)
-            return Block(timelines, requests)
-        timelines, events = _told(self._where("timelines", number), self._decoder.timelines, timelines)
-        _check_cuts(timelines, requests, where)
-        return Block(timelines, _told(where, self._decoder.requests, requests, timelines, events))
+        else:
+            timelines, events = _told(self._where("timelines", number), self._decoder.timelines, timelines)
+            _check_cuts(timelines, requests, where)
+            requests = _told(where, self._decoder.requests, requests, timelines, events)
+        _check_known(timelines, "events", self._where("timelines", number))
+        _check_known(requests, "targets", where)
+        return Block(timelines, requests)
 
     def stored(self, number: int) -> Batches:
         """Block `number` as it lies in the files, timelines and requests; only row counts are checked."""
@@ -339,6 +346,17 @@ class ShardReader:
         return batch
 
 
+def _only_batch(reader: pa.RecordBatchFileReader, schema: pa.Schema) -> pa.RecordBatch:
+    """The one record batch of a file, every offset and text of it checked before anything follows them."""
+    if not reader.schema.equals(schema):
+        raise DatasetError("its columns are not those of the dataset's spec")
+    if reader.num_record_batches != 1:
+        raise DatasetError(f"it holds {reader.num_record_batches} record batches, where one was written")
+    batch = reader.get_batch(0)
+    batch.validate(full=True)
+    return batch
+
+
 def _told(where: str, decode: Callable[..., T], *parts: Any) -> T:
     """Call a decoder; its errors say where."""
     try:
@@ -355,6 +373,16 @@ def _open_arrow(path: Path, schema: pa.Schema) -> pa.RecordBatchFileReader:
     if not reader.schema.equals(schema):
         raise DatasetError(f"{path}: its columns are not those of the dataset's spec; build it again")
     return reader
+
+
+def _check_known(batch: pa.RecordBatch, records: str, where: str) -> None:
+    """Raise DatasetError for a null in a column of the format itself, which never holds one."""
+    lists = batch[records]
+    own = {name: batch[name] for name in batch.schema.names if name in NEVER_NULL}
+    inner = {f"{records}.{name}": lists.values.field(name) for name in lists.values.type.names if name in NEVER_NULL}
+    for name, values in {**own, records: lists, f"{records}.": lists.values, **inner}.items():
+        if values.null_count:
+            raise DatasetError(f"{where}: {name} has {values.null_count} nulls, and must have none; build it again")
 
 
 def _check_cuts(timelines: pa.RecordBatch, requests: pa.RecordBatch, where: str) -> None:

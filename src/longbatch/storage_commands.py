@@ -74,15 +74,17 @@ def expand(
 @app.command()
 def plan(
     savings: Annotated[Path, typer.Argument(help="A savings.json written by measure, of a sample of the log.")],
-    users: Annotated[float, typer.Option(min=1, help="Users with requests.")] = 1e6,
-    requests_per_user_day: Annotated[float, typer.Option(min=1e-6)] = 30,
-    targets: Annotated[float, typer.Option(min=1e-6, help="Targets of a request.")] = 8,
-    length: Annotated[float, typer.Option(min=1, help="Events of a history.")] = 10_000,
-    days: Annotated[float, typer.Option(min=1e-6, help="Days of requests in the dataset.")] = 30,
-    events_per_user_day: Annotated[float | None, typer.Option(min=0, help="Default: each target is one.")] = None,
-    trainers: Annotated[int, typer.Option(min=1, help="Processes that train at once.")] = 8,
-    requests_per_second: Annotated[float, typer.Option(min=1e-6, help="Requests each of them takes.")] = 1_000,
-    cores_per_host: Annotated[int, typer.Option(min=1, help="Cores of a host that loads for them.")] = 32,
+    users: Annotated[float, typer.Option(min=1, max=1e12, help="Users with requests.")] = 1e6,
+    requests_per_user_day: Annotated[float, typer.Option(min=1e-6, max=1e6)] = 30,
+    targets: Annotated[float, typer.Option(min=1e-6, max=1e6, help="Targets of a request.")] = 8,
+    length: Annotated[float, typer.Option(min=1, max=1e9, help="Events of a history, in the mean.")] = 10_000,
+    days: Annotated[float, typer.Option(min=1e-6, max=1e5, help="Days of requests in the dataset.")] = 30,
+    events_per_user_day: Annotated[
+        float | None, typer.Option(min=0, max=1e9, help="Default: each target is one.")
+    ] = None,
+    trainers: Annotated[int, typer.Option(min=1, max=1_000_000, help="Processes that train at once.")] = 8,
+    requests_per_second: Annotated[float, typer.Option(min=1e-6, max=1e9, help="Requests each of them takes.")] = 1_000,
+    cores_per_host: Annotated[int, typer.Option(min=1, max=100_000, help="Cores of a host that loads for them.")] = 32,
     as_json: Json = False,
 ) -> None:
     """Say what a dataset of any size would take: storage of each layout, the build's shuffle and memory, reading.
@@ -94,7 +96,8 @@ def plan(
       longbatch measure dataset savings
       longbatch plan savings/savings.json --users 1e9 --requests-per-user-day 30 --targets 8 --length 10000 --days 30
     """
-    from longbatch.jobs.planning import Demand, project, read_savings, steady_volume
+    from longbatch.jobs.planning import Demand, project, steady_volume
+    from longbatch.jobs.savings_file import read_savings
     from longbatch.jobs.summary import plan_text
 
     volume = steady_volume(

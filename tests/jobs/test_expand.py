@@ -307,6 +307,21 @@ def test_a_folder_that_is_there_is_refused_and_replaced_only_if_it_is_an_expansi
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+def test_no_log_and_no_part_of_a_dataset_is_ever_replaced(small: Dataset, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name in ("events.parquet", "part-00000.parquet"):
+        pq.write_table(pa.table({"user": [1]}), raw / name)
+    with pytest.raises(DatasetError, match=r"raw is no expansion: it holds events.parquet; choose another output"):
+        expand(small, raw, overwrite=True)
+    (raw / "events.parquet").unlink()
+    with pytest.raises(DatasetError, match=r"raw is no expansion: it holds part-00000.parquet"):
+        expand(small, raw, overwrite=True)
+    for out in (small.path / "samples", small.path, small.path.parent):
+        with pytest.raises(DatasetError, match=r"lies in the dataset .*, or around it; choose a folder of its own"):
+            expand(small, out, overwrite=True)
+
+
 def test_a_full_disk_is_named_and_leaves_what_was_there(
     small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,11 +61,11 @@ ROWS = [
 ]
 
 
-def build_rows(root: Path, rows: list[tuple[int, int, int, int, int, int]]) -> Dataset:
+def build_rows(root: Path, rows: list[tuple[int, int, int, int, int, int]], spec: str = SPEC) -> Dataset:
     frame = pl.DataFrame(rows, ["request", "user", "time", "item", "position", "click"], orient="row")
     frame = frame.with_columns(pl.col("time") + DAY, action=pl.col("item") % 7, tab=pl.col("request") % 2)
     frame.write_parquet(root / "log.parquet")
-    build(parse_spec(SPEC).with_paths_from(root), root / "dataset")
+    build(parse_spec(spec).with_paths_from(root), root / "dataset")
     return open_dataset(root / "dataset")
 
 
@@ -259,11 +259,11 @@ def test_the_report_holds_the_exact_numbers_of_a_small_dataset(measured: tuple[P
 
 def test_columns_are_told_as_stored_and_as_plain_tables(measured: tuple[Path, Savings]) -> None:
     columns = {column.name: column for column in measured[1].columns}
-    assert set(columns) >= {"timelines.user_id", "events.item_id", "events.action", "targets.event", "requests.tab"}
+    assert set(columns) >= {"timelines.user_id", "events.item_id", "events.action", "targets.#event", "requests.tab"}
     assert columns["events.item_id"].stored is not None
     assert columns["events.item_id"].parquet is not None
-    assert columns["targets.event"].stored is not None
-    assert columns["targets.event"].arrow is None
+    assert columns["targets.#event"].stored is not None
+    assert columns["targets.#event"].arrow is None
     stored = sum(column.stored or 0 for column in columns.values())
     assert stored == pytest.approx(measured[1].on_disk["bytes"])
     assert 0 < (columns["headers"].stored or 0) < stored
@@ -308,6 +308,34 @@ def test_a_dataset_too_large_for_memory_is_surveyed_by_blocks(larger: Dataset, m
     assert len(part.events) * part.event_scale == pytest.approx(larger.counts.stored_with_overlap)
     owner = part.timelines["user_id"].take(part.requests["timeline_row"])
     assert pc.all(pc.equal(owner, part.requests["user_id"])).as_py()
+
+
+def test_of_a_part_of_the_blocks_mixed_layouts_are_lower_bounds_and_say_so(
+    larger: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(layout.at_least for layout in measure(larger, tmp_path / "whole").layouts)
+    monkeypatch.setattr(layouts_module, "SURVEY_RECORDS", 900)
+    found = measure(larger, tmp_path / "part")
+    assert [layout.name for layout in found.layouts if layout.at_least] == [
+        "sample_level_shuffled", "sample_level_by_log", "request_level_by_log",
+    ]  # fmt: skip
+    page = (tmp_path / "part" / "savings.html").read_text()
+    assert "these figures are lower bounds" in page
+    assert "at least " in page
+    assert "lower bounds" not in (tmp_path / "whole" / "savings.html").read_text()
+
+
+def test_a_feature_may_be_called_as_the_offsets_are(tmp_path: Path) -> None:
+    spec = SPEC.replace("features = { action", 'features = { offsets = { column = "action", type = "int16" }, action')
+    names = [column.name for column in measure(build_rows(tmp_path, ROWS, spec), tmp_path / "out").columns]
+    assert names.count("events.offsets") == names.count("events.#offsets") == 1
+
+
+def test_an_output_that_is_a_file_is_refused(tiny: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "report"):
+        with pytest.raises(SpecError, match=r"file is a file, and the report is a folder; choose another output"):
+            measure(tiny, out)
 
 
 def test_a_dataset_without_any_history_is_measured_too(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longbatch.schemas import dictionaries
 from longbatch.schemas.dictionaries import (
     Dictionary,
     build_dictionary,
@@ -15,7 +16,7 @@ from longbatch.schemas.dictionaries import (
     dictionaries_schema,
     read_dictionaries,
 )
-from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.errors import DataError, DatasetError
 from longbatch.schemas.spec import BuildSpec, parse_spec
 
 SPEC = """
@@ -37,7 +38,7 @@ item_id = "item"
 request_time = { column = "time", unit = "s" }
 target_features = { author = "int32", query = "id" }
 """
-ITEMS = Dictionary("items", "item", (pa.field("item_id", pa.int64()), pa.field("author", pa.int32())), ("events",))
+ITEMS = Dictionary("items", "#item", (pa.field("item_id", pa.int64()), pa.field("author", pa.int32())), ("events",))
 
 
 def spec(**changes: str) -> BuildSpec:
@@ -54,7 +55,7 @@ def names(of: BuildSpec) -> list[tuple[str, str, tuple[str, ...]]]:
 
 def test_items_and_text_and_hashed_ids_have_dictionaries() -> None:
     assert names(spec()) == [
-        ("items", "item", ("events", "targets")),
+        ("items", "#item", ("events", "targets")),
         ("events.place", "place", ("events",)),
         ("targets.query", "query", ("targets",)),
     ]
@@ -64,14 +65,14 @@ def test_items_and_text_and_hashed_ids_have_dictionaries() -> None:
 def test_targets_whose_author_is_of_another_type_keep_it() -> None:
     assert names(
         parse_spec(SPEC.replace('target_features = { author = "int32"', 'target_features = { author = "int64"'))
-    )[0] == ("items", "item", ("events",))
+    )[0] == ("items", "#item", ("events",))
 
 
 def test_ids_that_are_numbers_have_none_and_those_that_are_text_have() -> None:
     without = SPEC.replace('[items]\nfeatures = ["author"]\n', "")
     assert [name for name, *_ in names(parse_spec(without))] == ["events.place", "targets.query"]
     text = without.replace('item_id = "item"', 'item_id = { column = "item", type = "string" }')
-    assert names(parse_spec(text))[0] == ("items", "item", ("events", "targets"))
+    assert names(parse_spec(text))[0] == ("items", "#item", ("events", "targets"))
 
 
 def test_plain_files_have_none() -> None:
@@ -151,3 +152,14 @@ def test_columns_of_different_lengths_are_refused() -> None:
     assert (item.name, place.name, query.name) == tuple(built)
     with pytest.raises(DatasetError, match="the columns of its dictionary 'items' differ in length"):
         read_dictionaries(spec(), dictionaries_batch(spec(), built))
+
+
+def test_text_beyond_the_reach_of_32_bits_is_numbered_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dictionaries, "MOST_TEXT_BYTES", 40)
+    place = next(found for found in dictionaries_of(spec()) if found.name == "events.place")
+    tables = [{"place": pa.array(["one", "two"] * 4)}, {"place": pa.array(["two", "three"] * 4)}]
+    values, places = build_dictionary(place, tables)
+    assert values["place"].type == pa.string()
+    assert [values["place"].take(each).to_pylist() for each in places] == [t["place"].to_pylist() for t in tables]
+    with pytest.raises(DataError, match=r'distinct texts of events.place.place .* store it with encoding = "plain"'):
+        build_dictionary(place, [{"place": pa.array([f"{n:020}" for n in range(9)])}])

@@ -7,6 +7,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from longbatch.schemas import shard
 from longbatch.schemas.dataset import Dataset
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.shard import HashingFile, check_file, write_shard
+from longbatch.schemas.spec import History
 from longbatch.schemas.stored import stored_timelines_schema
 from longbatch.schemas.tables import timelines_schema
 
@@ -179,6 +181,78 @@ def test_a_request_that_points_outside_its_timeline_is_refused(
     dataset = write_dataset(tmp_path / "x", [(timelines, [request(1, 1, 0, 0, 0, 1), bad])])
     with pytest.raises(DatasetError, match=rf"requests/00007-a1\.arrow, {message}"):
         dataset.shard(0).block(0)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+@pytest.mark.parametrize(
+    ("where", "column", "message"),
+    [
+        ("request", "request_id", r"requests/.* request_id has 1 nulls, and must have none; build it again"),
+        ("request", "request_time", r"requests/.* request_time has 1 nulls"),
+        ("request", "targets", r"requests/.* targets has 1 nulls"),
+        ("target", "item_id", r"requests/.* targets.item_id has 1 nulls"),
+        ("event", "item_id", r"timelines/.* events.item_id has 1 nulls"),
+        ("event", "event_time", r"timelines/.* events.event_time has 1 nulls"),
+    ],
+)
+def test_a_null_in_a_column_of_the_format_is_refused(
+    tmp_path: Path, write_dataset: Write, rows: Builders, compression: str, where: str, column: str, message: str
+) -> None:
+    timeline, request = rows
+    timelines, requests = [timeline(1, 11, 12)], [request(1, 1, 0, 0, 0, 1), request(2, 1, 0, 3, 2, 1)]
+    {"request": requests[1], "target": requests[1]["targets"][0], "event": timelines[0]["events"][0]}[where][column] = (
+        None
+    )
+    dataset = write_dataset(tmp_path / "x", [(timelines, requests)], compression=compression)
+    with pytest.raises(DatasetError, match=message):
+        dataset.shard(0).block(0)
+
+
+def dictionaries_of_text(tmp_path: Path, write_dataset: Write, blocks: list[Rows]) -> tuple[Dataset, pa.RecordBatch]:
+    """A dataset whose events have a text, and the one row of its dictionaries file."""
+    plain = write_dataset(tmp_path / "plain", blocks).spec.history.model_dump()
+    history = History.model_validate({**plain, "features": {"tab": "int8", "word": "string"}})
+    blocks = deepcopy(blocks)
+    for timelines, _ in blocks:
+        for event in (event for timeline in timelines for event in timeline["events"]):
+            event["word"] = f"word {event['item_id']}"
+    dataset = write_dataset(tmp_path / "x", blocks, history=history)
+    return dataset, pa.ipc.open_file(file_of(dataset, "dictionaries").read_bytes()).get_batch(0)
+
+
+@pytest.mark.parametrize("what", ["offset", "no utf-8", "renamed", "no batch", "two rows"])
+def test_dictionaries_that_no_encoder_wrote_are_refused_before_anything_follows_them(
+    tmp_path: Path, write_dataset: Write, blocks: list[Rows], what: str
+) -> None:
+    """With the right checksum: a listed file may have been written by someone else."""
+    dataset, batch = dictionaries_of_text(tmp_path, write_dataset, blocks)
+    texts = batch["events.word"].values
+    if what in ("offset", "no utf-8"):
+        offsets, data = (bytearray(buffer) for buffer in texts.buffers()[1:])
+        if what == "offset":
+            offsets[8:12] = (-70_000_000).to_bytes(4, "little", signed=True)
+        else:
+            data[0] = 0xFF
+        buffers = [None, pa.py_buffer(bytes(offsets)), pa.py_buffer(bytes(data))]
+        texts = pa.Array.from_buffers(pa.string(), len(texts), buffers)
+        column = pa.ListArray.from_arrays(batch["events.word"].offsets, texts)
+        batch = batch.set_column(batch.schema.get_field_index("events.word"), batch.schema.field("events.word"), column)
+    elif what == "renamed":
+        batch = batch.rename_columns([name.upper() for name in batch.schema.names])
+    written = {"no batch": [], "two rows": [pa.concat_batches([batch, batch])]}.get(what, [batch])
+    path, sink = file_of(dataset, "dictionaries"), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        for each in written:
+            writer.write_batch(each)
+    path.write_bytes(sink.getvalue())
+    row = dataset.shards[0]
+    entry = {
+        **row["dictionaries"],
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    with pytest.raises(DatasetError, match=r"dictionaries/00007-a1\.arrow cannot be read: .*; build it again"):
+        shard.ShardReader(dataset.path, {**row, "dictionaries": entry}, dataset.spec)
 
 
 @pytest.mark.parametrize("table", ["timelines", "requests"])

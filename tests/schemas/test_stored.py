@@ -29,14 +29,14 @@ source = "log"
 user_id = "user"
 item_id = "item"
 event_time = { column = "time", unit = "s" }
-features = { author = "int32", place = "string", score = "float32", click = "int8", action = "id" }
+features = { author = "int32", place = "string", score = "float32", click = "int8", action = "id", item = "int16" }
 [requests]
 source = "log"
 user_id = "user"
 item_id = "item"
 request_time = { column = "time", unit = "s" }
 features = { page = "int16" }
-target_features = { author = "int32", place = "string", action = "id" }
+target_features = { author = "int32", place = "string", action = "id", event = "int32" }
 labels = { click = "int8" }
 """
 SPECS = {
@@ -58,6 +58,7 @@ event = st.fixed_dictionaries(
         "score": st.none() | st.floats(width=32, allow_nan=False),
         "click": st.none() | st.integers(0, 1),
         "action": st.none() | st.integers(-(2**63), 2**63 - 1),
+        "item": st.none() | st.integers(-9, 9),  # as the format's own columns are called, but for their mark
     }
 )
 target = st.fixed_dictionaries(
@@ -67,6 +68,7 @@ target = st.fixed_dictionaries(
         "place": st.none() | st.just("top"),
         "action": st.none() | st.just(7),
         "click": st.integers(0, 1),
+        "event": st.none() | st.integers(-9, 9),
     }
 )
 
@@ -85,7 +87,8 @@ def blocks_of(draw: st.DrawFn) -> list[tuple[list[dict[str, Any]], list[dict[str
             events = timelines[row]["events"]
             end = draw(st.integers(0, len(events)))
             seen_later = [
-                {name: e[name] for name in ("item_id", "author", "place", "action", "click")} for e in events[end:]
+                {name: e[name] for name in ("item_id", "author", "place", "action", "click")} | {"event": e["item"]}
+                for e in events[end:]
             ]
             shown = draw(st.lists(target, max_size=3)) + draw(
                 st.lists(st.sampled_from(seen_later), max_size=3) if seen_later else st.just([])
@@ -162,9 +165,10 @@ def test_chosen_fields_are_decoded_as_they_are_among_all(
 def block(spec: BuildSpec, items: list[int], shown: list[int]) -> Batches:
     """One timeline with these items at seconds 0, 1, ...; one request that sees the first of them."""
     value = {"author": 1, "place": "top", "click": 1, "action": 7}
-    events = [{"item_id": item, "event_time": 1_000_000 * n, "score": 0.5, **value} for n, item in enumerate(items)]
+    own = {"score": 0.5, "item": 4}
+    events = [{"item_id": item, "event_time": 1_000_000 * n, **own, **value} for n, item in enumerate(items)]
     request = {"request_id": 1, "user_id": 5, "segment": 0, "timeline_row": 0, "request_time": 9, "history_end": 1}
-    targets = [{"item_id": item, **value} for item in shown]
+    targets = [{"item_id": item, "event": 6, **value} for item in shown]
     rows = ([{"user_id": 5, "segment": 0, "events": events}], [{**request, "page": 1, "targets": targets}])
     return batches(spec, [rows])[0]
 
@@ -175,13 +179,14 @@ def test_a_target_that_is_an_event_later_on_holds_nothing_but_a_reference() -> N
     ((_, requests),) = stored
     referring, own = requests["targets"].to_pylist()[0]
     assert referring == {
-        "event": {"0": 1, "1": 0, "2": 0, "3": 0},
-        "item": None,
+        "#event": {"0": 1, "1": 0, "2": 0, "3": 0},
+        "#item": None,
+        "event": {"0": 6, "1": 0, "2": 0, "3": 0},
         "place": None,
         "action": None,
         "click": None,
     }
-    assert (own["event"], own["click"]) == (None, 1)
+    assert (own["#event"], own["click"]) == (None, 1)
 
 
 def test_columns_have_lists_of_their_own_and_times_a_unit() -> None:
@@ -213,8 +218,11 @@ def planes(*values: int) -> pa.Array:
 @pytest.mark.parametrize(
     ("table", "column", "values", "message"),
     [
-        (0, "events.item", planes(0, 1, 77), "a place in the dictionary 'items' is outside its 4 entries: 0 to 77"),
-        (0, "events.item", planes(0, 1), "the lists of 'events.item' and 'events.event_time' differ in length"),
+        (0, "events.#item", planes(0, 1, 77), "a place in the dictionary 'items' is outside its 4 entries: 0 to 77"),
+        (0, "events.#item", planes(0, 1), "the lists of 'events.#item' and 'events.event_time' differ in length"),
+        (0, "time_unit_us", pa.array([7], pa.int32()), r"time_unit_us is \[7\], and must be one of \(1000000, 1000, 1\)"),
+        (0, "time_unit_us", pa.array([0], pa.int32()), r"time_unit_us is \[0\], and must be one of"),
+        (0, "time_unit_us", pa.array([None], pa.int32()), r"time_unit_us is \[None\], and must be one of"),
         (0, "first_event_time", pa.array([None], pa.timestamp("us", "UTC")), "first_event_time is null"),
         (1, "history_end", pa.array([2], pa.int32()), "target 0 refers to an event 1 places after its history, outside the timeline"),
     ],
