@@ -267,15 +267,15 @@ def _training_data(path: Path | str, config: TrainConfig, split_us: int | None) 
 
 
 def _epochs(dataset: RequestDataset, config: TrainConfig, first_step: int) -> Iterator[RequestBatch]:
-    """All batches from a step on; those of its epoch that came before it are read and dropped."""
+    """All batches from a step on; none before it is read."""
     loader, before = make_dataloader(dataset, num_workers=config.num_workers), first_step
     for epoch in range(config.epochs):
         dataset.set_epoch(epoch)
-        if before >= len(dataset):
-            before -= len(dataset)
-            continue
-        yield from islice(loader, before, None)
-        before = 0
+        steps = len(dataset)
+        if before < steps:
+            dataset.resume(dataset.state_after(before))
+            yield from loader
+        before = max(0, before - steps)
 
 
 def _total_steps(dataset: RequestDataset, config: TrainConfig) -> int:
