@@ -179,7 +179,7 @@ def _cautions(savings: dict[str, Any], volume: Volume, build: dict[str, float]) 
     for what, (measured, planned) in pairs.items():
         if not 1 / FAR <= planned / max(measured, 1e-9) <= FAR:
             found.append(
-                f"{what}: {planned:,.4g}, the sample has {measured:,.4g}; the bytes of the other layouts, sorted by user, were "
+                f"{what}: {_number(planned)}, the sample has {_number(measured)}; the bytes of the other layouts, sorted by user, were "
                 "fitted to the sample: measure one that is nearer"
             )
     if sample.users < FEW_USERS:
@@ -189,6 +189,10 @@ def _cautions(savings: dict[str, Any], volume: Volume, build: dict[str, float]) 
             f"{build['buckets']:,.0f} buckets is the most there are, so tasks are large: build day by day, or parts of the users"
         )
     return found
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _reading(savings: dict[str, Any], volume: Volume, demand: Demand, mine: dict[str, Any]) -> dict[str, float]:
