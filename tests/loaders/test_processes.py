@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from longbatch.loaders import RequestDataset, make_dataloader
+from longbatch.schemas.errors import DatasetError
+
 RANK = """
 import sys
 import torch.distributed as dist
@@ -51,13 +54,26 @@ list(batches)
 """
 
 
-def test_a_worker_that_dies_is_told_of(random_dataset):
+def test_a_worker_that_dies_is_told_of_and_leaves_nothing(random_dataset):
+    before = set(os.listdir("/dev/shm"))
     # in a process of its own: torch raises out of the handler of SIGCHLD, wherever the main thread then is
     died = subprocess.run(
         [sys.executable, "-c", DYING, str(random_dataset)], capture_output=True, text=True, timeout=60
     )
     assert died.returncode == 1
     assert re.search(r"RuntimeError: DataLoader worker .* (killed by signal|exited unexpectedly)", died.stderr)
+    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}
+
+
+def test_an_error_in_a_worker_comes_with_its_traceback(random_dataset, tmp_path):
+    path = shutil.copytree(random_dataset, tmp_path / "damaged")
+    shard = next((path / "requests").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    loader = make_dataloader(RequestDataset(path), num_workers=1)
+    with pytest.raises(DatasetError, match=r"(?s)worker process 0.*Original Traceback.*reader\.py.*was altered: crc32"):
+        list(loader)
 
 
 def test_nothing_is_left_when_the_main_process_is_killed(random_dataset):
