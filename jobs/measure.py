@@ -66,7 +66,7 @@ VERSION = 2
 BUDGET_BYTES = 600_000_000
 LEAST_BUDGET_BYTES = 1_000_000
 COPIED_BYTES = 1 << 26
-TRIALS = 5  # places of a layout at which settings are tried, from its first slice to its last
+TRIALS = 3  # places of a layout at which settings are tried, from its first slice to its last
 
 
 def measure(
