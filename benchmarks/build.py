@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longbatch.benchmarks import build_floors
-from longbatch.benchmarks.checks import Check, Figure, Run, kept_bytecode, median_seconds, run_command, run_process
-from longbatch.jobs import build
+from longbatch.benchmarks.checks import Check, Figure, Run, median_seconds, run_command, run_process
 from longbatch.jobs.simulate import Simulation, simulate
 
 if TYPE_CHECKING:
@@ -55,12 +54,9 @@ def bench_build(
 def _on_spark(
     work: Path, events: int, fat_events: int, repeats: int, progress: Report
 ) -> tuple[list[Check], list[Figure]]:
-    from longbatch.benchmarks.cluster import running_cluster
-    from longbatch.jobs.java import provide_java
+    from longbatch.benchmarks.cluster import cluster_in
 
-    provide_java()
-    (work / "cluster").mkdir()
-    with running_cluster(work / "cluster", kept_bytecode(), EXECUTOR_MEMORY) as cluster:
+    with cluster_in(work, EXECUTOR_MEMORY) as cluster:
         names = ["spark-floor", "spark", "cluster-floor", "cluster"]
         checks, figures = _judge(_measured(work, events, names, repeats, progress, cluster), events)
     fat = _measured(work, fat_events, ["spark-fat-rows", "local", "spark"], 1, progress)
@@ -86,7 +82,7 @@ def _measured(
 def _run(name: str, log: Path, work: Path, cluster: Cluster | None) -> Run:
     out, spec, floor = work / "out", str(log / "spec.toml"), name.removesuffix("-floor")
     if cluster and name == "cluster":
-        run = run_command(cluster.command(Path(build.__file__), spec, str(out)), cluster.environment)
+        run = run_command(cluster.build_command(spec, str(out)), cluster.environment)
     elif cluster and name == "cluster-floor":
         command = cluster.command(Path(build_floors.__file__), "spark", str(log / "log"), str(out))
         run = run_command(command, cluster.environment)

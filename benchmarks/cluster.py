@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pyspark
 
+from longbatch.benchmarks.checks import kept_bytecode
 from longbatch.jobs import build
+from longbatch.jobs.java import provide_java
 
 HOME = Path(pyspark.__file__).parent
 WORKERS = 2
-BUILD_JOB = Path(build.__file__)
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,14 @@ class Cluster:
         submit = str(HOME / "bin" / "spark-submit")
         return [submit, "--master", self.url, *configured, *options, str(script), *arguments]
 
+    def build_command(self, *arguments: str, options: Sequence[str] = ()) -> list[str]:
+        """`spark-submit OPTIONS jobs/build.py ARGUMENTS`."""
+        return self.command(Path(build.__file__), *arguments, options=options)
+
     def submit(self, *arguments: str, options: Sequence[str] = ()) -> subprocess.Popen[str]:
         """Start `jobs/build.py ARGUMENTS` on it, in a process group of its own."""
         return subprocess.Popen(
-            self.command(BUILD_JOB, *arguments, options=options),
+            self.build_command(*arguments, options=options),
             env=self.environment,
             text=True,
             stdout=subprocess.PIPE,
@@ -70,6 +75,15 @@ class Cluster:
                 if folder.startswith(str(self.folder / "work")) and b"CoarseGrainedExecutorBackend" in command:
                     found.append(int(process.name))
         return found
+
+
+@contextmanager
+def cluster_in(work: Path, executor_memory: str = "512m") -> Iterator[Cluster]:
+    """A running cluster whose files lie in a new folder of `work`, on the Java that is there."""
+    provide_java()
+    (work / "cluster").mkdir()
+    with running_cluster(work / "cluster", kept_bytecode(), executor_memory) as cluster:
+        yield cluster
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from longbatch.jobs.vacuum import vacuum
 from longbatch.pipelines.content import content_hash
 from longbatch.pipelines.hashing import bucket_of
 from longbatch.schemas.dataset import open_dataset
-from longbatch.schemas.snapshot import read_snapshot
+from longbatch.schemas.snapshot import Snapshot, read_snapshot
 from longbatch.schemas.spec import BuildSpec, load_spec
 
 Report = Callable[[str, float, float], None]
@@ -100,7 +100,7 @@ def _content(out: Path) -> str:
 def _forget(out: Path, figures: list[Figure]) -> list[Check]:
     """Forget the users of as few buckets as hold so many, and look for them in every file."""
     before = read_snapshot(out)
-    users = _neighbours(out, before.buckets or 1)
+    users = _neighbours(out, before)
     touched = set(bucket_of(users, before.buckets or 1).tolist())
     done = forget(out, [str(user) for user in users])
     vacuum(out)
@@ -118,11 +118,11 @@ def _forget(out: Path, figures: list[Figure]) -> list[Check]:
     ]
 
 
-def _neighbours(out: Path, buckets: int) -> np.ndarray:
+def _neighbours(out: Path, snapshot: Snapshot) -> np.ndarray:
     """So many users, those of the first bucket first."""
-    shards = [pl.read_ipc(out / row["timelines"]["path"], columns=["user_id"]) for row in read_snapshot(out).shards]
+    shards = [pl.read_ipc(out / row["timelines"]["path"], columns=["user_id"]) for row in snapshot.shards]
     users = pl.concat(shards)["user_id"].unique().sort().to_numpy()
-    return np.asarray(users[np.argsort(bucket_of(users, buckets), kind="stable")][:FORGOTTEN])
+    return np.asarray(users[np.argsort(bucket_of(users, snapshot.buckets or 1), kind="stable")][:FORGOTTEN])
 
 
 def _rows_of(out: Path, users: list[int]) -> int:

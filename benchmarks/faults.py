@@ -14,14 +14,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longbatch.benchmarks.checks import Check, Figure, kept_bytecode
+from longbatch.benchmarks.checks import Check, Figure
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
 from longbatch.jobs.simulate import Simulation, simulate
@@ -61,7 +61,7 @@ def kill_often(
         moments = _moments(log)
         known = _expected(log / "spec.toml", Path(work, "expected"), moments)
         job = Job(log / "spec.toml", out, moments, known)
-        cluster = stack.enter_context(_cluster(Path(work))) if set(kills) - {LOCAL} else None
+        cluster = _cluster(stack, Path(work)) if set(kills) - {LOCAL} else None
         lengths = {LOCAL: LOCAL_SECONDS, **(_lengths(job, cluster) if cluster else {})}
         seen: Counter[str] = Counter()
         for victim, count in kills.items():
@@ -165,15 +165,10 @@ def _kill_executor(job: Job, seconds: float, cluster: Cluster) -> None:
     _finish(submitted)
 
 
-@contextmanager
-def _cluster(work: Path) -> Iterator[Cluster]:
-    from longbatch.benchmarks.cluster import running_cluster
-    from longbatch.jobs.java import provide_java
+def _cluster(stack: ExitStack, work: Path) -> Cluster:
+    from longbatch.benchmarks.cluster import cluster_in
 
-    provide_java()
-    (work / "cluster").mkdir()
-    with running_cluster(work / "cluster", kept_bytecode()) as running:
-        yield running
+    return stack.enter_context(cluster_in(work))
 
 
 def _moments(log: Path) -> list[datetime]:
