@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +149,25 @@ def kept_bytecode() -> dict[str, str]:
     """The environment, as where packages are installed with their bytecode: kept in a folder of its own, if nobody else keeps it."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir(), "longbatch-bench-bytecode")), **kept}
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Wall seconds of a call."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def medians(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median wall seconds of several calls, made in turn so that all see the same machine."""
+    rounds = [[timed(run) for run in runs] for _ in range(repeats)]
+    return [statistics.median(each) for each in zip(*rounds, strict=True)]
+
+
+def drain(batches: Iterable[object]) -> None:
+    """Take every batch and keep none."""
+    for _ in batches:
+        pass
 
 
 def median_seconds(runs: Sequence[Run]) -> float:

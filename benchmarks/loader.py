@@ -5,17 +5,14 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from longbatch.benchmarks import loader_data, loader_peers, loader_plans
-from longbatch.benchmarks.checks import Check, Figure
+from longbatch.benchmarks import loader_data, loader_plans, loader_race
+from longbatch.benchmarks.checks import Check, Figure, drain, medians, timed
 from longbatch.benchmarks.loader_data import Size
 from longbatch.benchmarks.loader_plans import BATCH
 from longbatch.loaders import RequestBatch, RequestDataset, RequestLoader
@@ -29,7 +26,7 @@ def bench_loader(
     """Measure speed against memory, sharing, resuming with workers, planning, and peers; page cache warm."""
     with tempfile.TemporaryDirectory(prefix="longbatch-") as folder:
         root = Path(folder)
-        size = Size(users=24 if quick else 48, requests=16, targets=8)
+        size = Size(users=24 if quick else 96, requests=16, targets=8)
         paths = {c: loader_data.write(root / c, size, c) for c in ("none", "zstd")}
         steps: tuple[Callable[[], tuple[list[Check], list[Figure]]], ...] = (
             lambda: _against_memory(paths, repeats),
@@ -38,7 +35,7 @@ def bench_loader(
             lambda: _over_epochs(paths["zstd"]),
             loader_plans.planning,
             loader_plans.shuffling,
-            lambda: _against_peers(root, quick, repeats),
+            lambda: loader_race.against_peers(root, quick, repeats),
         )
         checks: list[Check] = []
         figures: list[Figure] = []
@@ -48,21 +45,6 @@ def bench_loader(
             figures += shown
             progress("loader", done, len(steps))
     return checks, figures
-
-
-def _median(measure: Callable[[], float], repeats: int) -> float:
-    return statistics.median(measure() for _ in range(repeats))
-
-
-def _timed(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
-def _drain(batches: Iterable[Any]) -> None:
-    for _ in batches:
-        pass
 
 
 def _history_bytes(batches: Iterable[RequestBatch]) -> int:
@@ -75,18 +57,28 @@ def _copy(batches: list[RequestBatch]) -> None:
         _ = {name: torch.empty(v.shape, dtype=v.dtype).copy_(v) for name, v in batch.history.items()}
 
 
+def _copy_over(batches: list[RequestBatch]) -> None:
+    """The same into memory that is there already, each batch over the one before."""
+    places = {name: torch.empty_like(values) for name, values in batches[0].history.items()}
+    for batch in batches:
+        for name, values in batch.history.items():
+            places[name][: len(values)].copy_(values[: len(places[name])])
+
+
 def _against_memory(paths: dict[str, Path], repeats: int) -> tuple[list[Check], list[Figure]]:
     checks, figures = [], []
     for compression, limit in (("none", 0.7), ("zstd", 0.25)):
         dataset = RequestDataset(paths[compression], batch_size=BATCH, shuffle=True)
-        first_epoch = _timed(lambda: _drain(dataset))  # noqa: B023
+        first_epoch = timed(lambda: drain(dataset))  # noqa: B023
         batches = list(dataset)
         size = _history_bytes(batches)
-        pairs = [(_timed(lambda: _copy(batches)), _timed(lambda: _drain(dataset))) for _ in range(repeats)]  # noqa: B023
-        floor, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
+        floor, over, ours = medians(
+            [partial(_copy, batches), partial(_copy_over, batches), partial(drain, dataset)], repeats
+        )
         name = f"{compression}: history GB/s"
         figures += [
             Figure(f"{name}, a plain copy", size / floor / 1e9, "GB/s"),
+            Figure(f"{name}, a copy into memory that is there", size / over / 1e9, "GB/s"),
             Figure(f"{name}, windows form", size / ours / 1e9, "GB/s"),
             Figure(f"{name}, first pass, with checksums", size / first_epoch / 1e9, "GB/s"),
         ]
@@ -95,14 +87,17 @@ def _against_memory(paths: dict[str, Path], repeats: int) -> tuple[list[Check], 
 
 
 def _shared_form(path: Path, repeats: int) -> tuple[list[Check], list[Figure]]:
-    """Requests in the order of the dataset: 16 of a user in a batch."""
-    rates = {}
-    for form in ("windows", "shared"):
-        dataset = RequestDataset(path, batch_size=4 * BATCH, form=form)
-        requests = sum(batch.num_requests for batch in dataset)
-        rates[form] = requests / _median(lambda: _timed(lambda: _drain(dataset)), repeats)  # noqa: B023
-    figures = [Figure(f"{form} form", rate, "requests/s") for form, rate in rates.items()]
-    return [Check("shared form, requests/s over windows form", rates["shared"] / rates["windows"], 3, ">=")], figures
+    """Requests in the order of the dataset: 16 of a user in a batch, at two sizes of batches."""
+    figures, times = [], {}
+    for size in (BATCH, 4 * BATCH):
+        datasets = [RequestDataset(path, batch_size=size, form=form) for form in ("windows", "shared")]
+        requests = sum(batch.num_requests for batch in datasets[1])
+        times[size] = medians([partial(drain, dataset) for dataset in datasets], repeats)
+        rates = zip(("windows", "shared"), times[size], strict=True)
+        figures += [Figure(f"{form} form, batches of {size}", requests / t, "requests/s") for form, t in rates]
+    windows, shared = times[4 * BATCH]
+    figures.append(Figure(f"shared form over windows form, batches of {BATCH}", times[BATCH][0] / times[BATCH][1], "x"))
+    return [Check("shared form, requests/s over windows form", windows / shared, 3, ">=")], figures
 
 
 def _with_workers(path: Path, repeats: int) -> tuple[list[Check], list[Figure]]:
@@ -138,7 +133,7 @@ def _over_epochs(path: Path) -> tuple[list[Check], list[Figure]]:
     loader = RequestLoader(RequestDataset(path, batch_size=BATCH, shuffle=True), num_workers=2)
     after = []
     for _ in range(EPOCHS):
-        _drain(loader)
+        drain(loader)
         after.append(_resident_bytes())
     figures = [Figure("resident memory after 2 epochs", after[1] / 1e6, "MB")]
     return [Check(f"resident memory after {EPOCHS} epochs, over that after 2", after[-1] / after[1], 1.05)], figures
@@ -147,58 +142,3 @@ def _over_epochs(path: Path) -> tuple[list[Check], list[Figure]]:
 def _resident_bytes() -> int:
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
-
-
-def _against_peers(root: Path, quick: bool, repeats: int) -> tuple[list[Check], list[Figure]]:
-    """Targets per second from rows of samples and of requests, in order, in one process."""
-    size = Size(users=8, requests=8 if quick else 16, targets=8)
-    dataset = RequestDataset(loader_data.write(root / "peers", size, "none"), batch_size=32)
-    batches = list(dataset)
-    wanted = {"request": loader_peers.checksum(map(_named, batches))}
-    wanted["sample"] = loader_peers.checksum(_named(part) for batch in batches for part in _samples(batch))
-    targets = sum(batch.num_targets for batch in batches)
-    ours = targets / _median(lambda: _timed(lambda: _drain(dataset)), repeats)
-    figures = [Figure("longbatch, windows form", ours, "targets/s")]
-    best = {"sample": 0.0, "request": 0.0}
-    for level in best:
-        rows = loader_peers.rows_of(batches if level == "request" else (b.expand() for b in batches))
-        for name, peer in loader_peers.PEERS.items():
-            rate = _peer_rate(root / f"{level}-{name}", peer, rows, wanted[level], targets, repeats)
-            figures.append(Figure(f"{name}, {level} level", rate, "targets/s" if rate else "(not installed)"))
-            best[level] = max(best[level], rate)
-    limits = {"sample": 20, "request": 3}
-    return [
-        Check(f"targets/s over the best peer at {level} level", ours / best[level], limits[level], ">=")
-        for level in best
-    ], figures
-
-
-def _peer_rate(
-    folder: Path, peer: loader_peers.Peer, rows: list[loader_peers.Row], wanted: int, targets: int, repeats: int
-) -> float:
-    """Targets per second of one peer; 0 where it is not installed. RuntimeError where its tensors are others."""
-    if find_spec(peer.package) is None:
-        return 0.0
-    folder.mkdir()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        peer.write(folder, rows)
-
-        def read() -> Iterable[dict[str, Tensor]]:
-            return map(loader_peers.joined, peer.read(folder, 32))
-
-        found = loader_peers.checksum(read())
-        if found != wanted:
-            raise RuntimeError(f"{folder.name} yields other tensors: checksum {found}, expected {wanted}")
-        return targets / _median(lambda: _timed(lambda: _drain(read())), repeats)
-
-
-def _samples(batch: RequestBatch) -> Iterable[RequestBatch]:
-    """The sample-level batch in parts of 32 rows, as peers yield it."""
-    expanded = batch.expand()
-    return (expanded[first : first + 32] for first in range(0, expanded.num_requests, 32))
-
-
-def _named(batch: RequestBatch) -> dict[str, Tensor]:
-    columns = {f"{role}__{n}": v for role in ("history", "targets", "labels") for n, v in getattr(batch, role).items()}
-    return {**columns, "history_offsets": batch.history_offsets, "targets_offsets": batch.target_offsets}

@@ -7,7 +7,6 @@ values and offsets. A peer that is not installed is left out, and named.
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from longbatch.loaders import RequestBatch
 
@@ -29,11 +29,44 @@ Read = Callable[[Path, int], Rows]
 
 @dataclass(frozen=True)
 class Peer:
-    """write: rows to a folder.  read: the rows again, by the batch.  package: what it imports."""
+    """write: rows to a folder.  read: the rows again, by the batch.  package: what it imports.
+
+    shares: whether, in a worker process of a DataLoader, it reads that worker's share alone.
+    """
 
     package: str
     write: Callable[[Path, list[Row]], None]
     read: Read
+    shares: bool = False
+
+
+class Batches(IterableDataset[dict[str, Tensor]]):
+    """A peer's batches of tensors, by worker processes of a DataLoader or in this one. parts: a folder for each worker."""
+
+    def __init__(self, peer: Peer, parts: Sequence[Path], size: int) -> None:
+        super().__init__()
+        self._peer, self._parts, self._size = peer, parts, size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """The batches of this worker's part."""
+        worker = get_worker_info()
+        return map(joined, self._peer.read(self._parts[worker.id if worker else 0], self._size))
+
+    def loader(self, num_workers: int) -> DataLoader[dict[str, Tensor]]:
+        """A DataLoader with persistent workers, spawned: not every peer survives a fork."""
+        return DataLoader(
+            self, batch_size=None, num_workers=num_workers, persistent_workers=True, multiprocessing_context="spawn"
+        )
+
+
+def write_parts(folder: Path, peer: Peer, rows: list[Row], parts: int) -> list[Path]:
+    """Write a part of the rows for each worker, or all of them once where the peer shares them out. Returns each worker's folder."""
+    count = 1 if peer.shares else parts
+    paths = [folder / str(part) for part in range(count)]
+    for part, path in enumerate(paths):
+        path.mkdir(parents=True)
+        peer.write(path, rows[part * len(rows) // count : (part + 1) * len(rows) // count])
+    return paths * (parts // count)
 
 
 def rows_of(batches: Iterable[RequestBatch]) -> list[Row]:
@@ -73,15 +106,6 @@ def checksum(tensors: Iterable[dict[str, Tensor]]) -> int:
             weights = np.arange(1, len(bits) + 1, dtype=np.int64) * number * (1 + sum(map(ord, name)))
             total = (total + int(np.sum(bits * weights))) % 2**63
     return total
-
-
-def seconds_of(read: Callable[[], Iterable[Any]]) -> tuple[float, float]:
-    """Seconds to the first batch, and to the last."""
-    started = time.perf_counter()
-    first = 0.0
-    for _ in read():
-        first = first or time.perf_counter() - started
-    return first, time.perf_counter() - started
 
 
 def _table(rows: list[Row]) -> pa.Table:
@@ -176,7 +200,7 @@ def _npz(row: Row) -> bytes:
 def _read_webdataset(folder: Path, size: int) -> Rows:
     import webdataset
 
-    dataset = webdataset.WebDataset(str(folder / "rows.tar"), shardshuffle=False).decode()
+    dataset = webdataset.WebDataset(str(folder / "rows.tar"), shardshuffle=False, workersplitter=None).decode()
     return _batched(({name: row["npz"][name] for name in row["npz"]} for row in dataset), size)
 
 
@@ -211,8 +235,8 @@ PEERS = {
     "pyarrow and Parquet": Peer("pyarrow", _write_parquet, _read_parquet),
     "datasets, rows": Peer("datasets", _write_datasets, _read_datasets_rows),
     "datasets, arrow": Peer("datasets", _write_datasets, _read_datasets_arrow),
-    "litdata": Peer("litdata", _write_litdata, _read_litdata),
+    "litdata": Peer("litdata", _write_litdata, _read_litdata, shares=True),
     "webdataset": Peer("webdataset", _write_webdataset, _read_webdataset),
     "lance": Peer("lance", _write_lance, _read_lance),
-    "mosaicml-streaming": Peer("streaming", _write_streaming, _read_streaming),
+    "mosaicml-streaming": Peer("streaming", _write_streaming, _read_streaming, shares=True),
 }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from longbatch.loaders import slots
 from longbatch.schemas.errors import MachineError
 
 if TYPE_CHECKING:
@@ -214,13 +215,14 @@ class RequestBatch:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle a batch in one piece of shared memory as that piece and places in it: one file handle, not one per tensor."""
+        """Pickle a batch in one piece of shared memory as that piece and places in it: one handle, not one per tensor."""
         parts = list(self.tensors())
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for _, _, tensor in parts}
         (storage, *others) = storages.values()
-        if others or not storage.is_shared():
+        lent = None if others else slots.send(storage.data_ptr())
+        if others or (lent is None and not storage.is_shared()):
             return _assembled, (parts, self.is_padding, self.skipped)
-        whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+        whole = torch.empty(0, dtype=torch.uint8).set_(storage) if lent is None else lent
         layout = [(f, n, t.dtype, t.storage_offset() * t.element_size(), t.shape[0]) for f, n, t in parts]
         return _unpacked, (whole, layout, self.is_padding, self.skipped)
 

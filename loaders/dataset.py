@@ -35,6 +35,7 @@ from longbatch.loaders.opened import (
 )
 from longbatch.loaders.plan import Order, Plan, num_steps, worker_batches
 from longbatch.loaders.reader import Reader
+from longbatch.loaders.slots import Slots
 from longbatch.loaders.state import State, check_state, check_worker, make_state
 from longbatch.schemas.dataset import Dataset, open_dataset
 from longbatch.schemas.errors import SpecError
@@ -338,6 +339,7 @@ def make_dataloader(
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=prefetch_factor if num_workers else None,
+        worker_init_fn=Slots(num_workers, prefetch_factor + 2) if num_workers and hasattr(os, "memfd_create") else None,
     )
 
 

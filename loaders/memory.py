@@ -31,12 +31,12 @@ class Pool:
             for array in self._arrays:
                 if len(array) >= size and sys.getrefcount(array) == _ALONE:
                     return array
-            fresh = np.empty(_rounded(size), dtype=np.uint8)
+            fresh = np.empty(rounded(size), dtype=np.uint8)
             self._arrays = [*self._arrays[-(KEPT - 1) :], fresh]
             return fresh
 
 
-def _rounded(size: int) -> int:
+def rounded(size: int) -> int:
     """The size rounded up by at most an eighth, so that batches of nearly equal size fit each other's memory."""
     step = 1 << max(12, size.bit_length() - 4)
     return -(-size // step) * step
