@@ -31,13 +31,14 @@ Read = Callable[[Path, int], Rows]
 class Peer:
     """write: rows to a folder.  read: the rows again, by the batch.  package: what it imports.
 
-    shares: whether, in a worker process of a DataLoader, it reads that worker's share alone.
+    shares: whether, in a worker process of a DataLoader, it reads that worker's share alone; None where its workers only
+    go together with a dataset made before them, so that it is measured in one process.
     """
 
     package: str
     write: Callable[[Path, list[Row]], None]
     read: Read
-    shares: bool = False
+    shares: bool | None = False
 
 
 class Batches(IterableDataset[dict[str, Tensor]]):
@@ -238,5 +239,5 @@ PEERS = {
     "litdata": Peer("litdata", _write_litdata, _read_litdata, shares=True),
     "webdataset": Peer("webdataset", _write_webdataset, _read_webdataset),
     "lance": Peer("lance", _write_lance, _read_lance),
-    "mosaicml-streaming": Peer("streaming", _write_streaming, _read_streaming, shares=True),
+    "mosaicml-streaming": Peer("streaming", _write_streaming, _read_streaming, shares=None),
 }

@@ -75,21 +75,23 @@ def _rates(targets: int, here: Iterable[object], with_workers: Iterable[object],
 def _peer_rates(
     folder: Path, peer: loader_peers.Peer, rows: list[loader_peers.Row], wanted: int, targets: int, repeats: int
 ) -> list[float]:
-    """The same of one peer; zeros where it is not installed. RuntimeError where its tensors are others."""
+    """The same of one peer; 0 where it is not installed, or takes no workers. RuntimeError where its tensors are others."""
     if find_spec(peer.package) is None:
         return [0.0, 0.0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole = loader_peers.write_parts(folder / "whole", peer, rows, 1)
-        parts = loader_peers.write_parts(folder / "parts", peer, rows, WORKERS)
         here = loader_peers.Batches(peer, whole, BATCH)
         if (found := loader_peers.checksum(here)) != wanted:
             raise RuntimeError(f"{folder.name} yields other tensors: checksum {found}, expected {wanted}")
+        if peer.shares is None:
+            return [targets / medians([partial(drain, here)], repeats)[0], 0.0]
+        parts = loader_peers.write_parts(folder / "parts", peer, rows, WORKERS)
         return _rates(targets, here, loader_peers.Batches(peer, parts, BATCH).loader(WORKERS), repeats)
 
 
 def _figure(name: str, way: str, rate: float) -> Figure:
-    return Figure(f"{name}, {way}", rate, "targets/s" if rate else "(not installed)")
+    return Figure(f"{name}, {way}", rate, "targets/s" if rate else "(not measured)")
 
 
 def _samples(batch: RequestBatch) -> Iterable[RequestBatch]:

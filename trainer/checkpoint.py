@@ -1,8 +1,9 @@
 """A trained model on disk: one file, written whole or not at all, read without running its content.
 
-`RUN/checkpoint.pt` holds the format version, the weights, the optimisers, the state of the random numbers, the steps
+`RUN/checkpoint.pt` holds the format version, the weights, the optimisers, the state of each rank's random numbers, the steps
 done, and as JSON the training config and the columns of the model; where evaluation starts and which dataset it was
-trained on. A reader needs nothing else, and neither does who goes on training.
+trained on. A reader needs nothing else, and neither does who goes on training. Of several that are kept, the older ones lie beside it as
+`checkpoint-STEPS.pt`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from longbatch.trainer.config import ModelColumns, TrainConfig
 from longbatch.trainer.model import RequestModel
 from longbatch.trainer.models import make_model
 
-VERSION = 2
+VERSION = 3
 FILE_NAME = "checkpoint.pt"
 
 
@@ -31,6 +32,7 @@ class Run:
     evaluate_from_us: the request time, in microseconds since 1970 UTC, up to which it was trained; None
     where it was trained on everything.  fingerprint: of the dataset it was trained on.
     steps: done since the first one.  optimisers: their `state_dict`s, in the order of `make_optimisers`.
+    random: the state of each rank's random numbers on the CPU, by rank.
     """
 
     model: RequestModel
@@ -39,6 +41,7 @@ class Run:
     fingerprint: str
     steps: int
     optimisers: tuple[dict[str, Any], ...]
+    random: tuple[torch.Tensor, ...]
 
 
 def save(run: Run, run_dir: Path | str) -> Path:
@@ -55,22 +58,36 @@ def save(run: Run, run_dir: Path | str) -> Path:
         "fingerprint": run.fingerprint,
         "steps": run.steps,
         "optimisers": list(run.optimisers),
-        "random": torch.get_rng_state(),
+        "random": list(run.random),
     }
     try:
         with partial.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        _keep(path, run.config.keep_checkpoints - 1)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
+def _keep(path: Path, older: int) -> None:
+    """Give the checkpoint that is there the name of its steps, where older ones are kept, and remove what is more than those."""
+    if older and path.is_file():
+        kept = path.with_name(f"checkpoint-{_read(path, 'cpu')['steps']:09d}.pt")
+        kept.unlink(missing_ok=True)
+        os.link(path, kept)
+    for more in sorted(path.parent.glob("checkpoint-*.pt"), reverse=True)[older:]:
+        more.unlink()
+
+
 def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
-    """Read a run; DatasetError where there is none, or it is damaged or of another version."""
-    path = Path(run_dir) / FILE_NAME
+    """Read a run's newest checkpoint, or the one whose file is given.
+
+    Raises DatasetError where there is none, or it is damaged or of another version.
+    """
+    path = Path(run_dir) if Path(run_dir).is_file() else Path(run_dir) / FILE_NAME
     content = _read(path, device)
     if content.get("version") != VERSION:
         raise DatasetError(
@@ -87,12 +104,8 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
         fingerprint=content["fingerprint"],
         steps=content["steps"],
         optimisers=tuple(content["optimisers"]),
+        random=tuple(state.cpu() for state in content["random"]),
     )
-
-
-def restore_random(run_dir: Path | str) -> None:
-    """Set PyTorch's random numbers on the CPU to where they stood when the run was saved."""
-    torch.set_rng_state(_read(Path(run_dir) / FILE_NAME, "cpu")["random"])
 
 
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:

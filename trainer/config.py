@@ -103,7 +103,10 @@ class TrainConfig(Strict):
     takes about `evaluate_requests` of the requests, drawn at random, or all.
     clip_norm: the largest norm of the gradients of dense weights, small tables included; large tables are not clipped.
     bf16: run matrix products in bfloat16 (autocast); weights, their updates and the loss stay in float32.
-    batch_size: requests per step.  checkpoint_steps: save every so many steps, besides at the end.
+    batch_size: requests per batch.  accumulate: batches per step and rank, their gradients added up.
+    warmup_steps: steps over which learning rates rise from nothing; decay: "cosine" lets them fall to nothing by the last step, which
+    `epochs` and `max_steps` say.
+    checkpoint_steps: save every so many steps, besides at the end.  keep_checkpoints: how many of the newest to keep.
     """
 
     model: ModelConfig = ModelConfig()
@@ -113,12 +116,16 @@ class TrainConfig(Strict):
     learning_rate: float = Field(default=2e-3, gt=0)
     embedding_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    accumulate: int = Field(default=1, ge=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["constant", "cosine"] = "constant"
     clip_norm: float | None = Field(default=None, gt=0)
     bf16: bool = False
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=1, ge=1)
     train_before: AwareDatetime | float | None = 0.8
     evaluate_before: AwareDatetime | None = None
     evaluate_requests: int | None = Field(default=None, ge=1)

@@ -23,11 +23,11 @@ from longbatch.loaders.batch import RequestBatch
 from longbatch.loaders.dataset import RequestDataset, make_dataloader
 from longbatch.loaders.lengths import StochasticLength
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.trainer import checkpoint, resuming
+from longbatch.trainer import checkpoint, ranks, resuming, schedule
 from longbatch.trainer.config import Length, TrainConfig, as_microseconds, model_columns
 from longbatch.trainer.model import RequestModel, loss_sum
 from longbatch.trainer.models import make_model
-from longbatch.trainer.optimisers import dense_parameters, make_optimisers
+from longbatch.trainer.optimisers import dense_parameters, make_optimisers, sparse_tables
 from longbatch.trainer.scores import Metrics, Progress, ProgressCallback, best_device, device_of, predict
 
 REPORT_STEPS = 10  # losses are read from the device, and progress told, this often
@@ -36,12 +36,17 @@ EVENTS_PER_EVALUATED_BATCH = 131_072
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run did. losses: (step, mean loss per target since the last entry)."""
+    """What a run did. losses: (step, mean loss per target since the last entry).
+
+    targets, events: of all ranks, trained on.  waiting_seconds: of `seconds`, spent waiting for batches.
+    """
 
     steps: int
     targets: int
     seconds: float
     stopped_by: str
+    events: int = 0
+    waiting_seconds: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
     metrics: list[Metrics] = field(default_factory=list)
     train_before: str | None = None
@@ -62,18 +67,34 @@ def train(
 ) -> TrainReport:
     """Train on the older requests, save `RUN/checkpoint.pt`, evaluate on the newer ones.
 
-    Writes `RUN/report.json` too. `resume` goes on from the run's checkpoint as if it had never stopped. Ctrl-C ends
+    Writes `RUN/report.json` too. Under torchrun all ranks train as one, and the first of them saves and evaluates. `resume` goes on from the run's checkpoint as if it had never stopped. Ctrl-C ends
     training after the step at hand, saves and does not evaluate. Raises SpecError for a config that the dataset or
     the run to resume cannot meet and DatasetError where no request is left to train or evaluate on.
     """
-    config = config or TrainConfig()
+    with ranks.joined() as rank:
+        return _train(
+            dataset_path, Path(run_dir), config or TrainConfig(), resume, progress if rank == 0 else None, rank
+        )
+
+
+def _train(
+    dataset_path: Path | str,
+    run_dir: Path,
+    config: TrainConfig,
+    resume: bool,
+    progress: ProgressCallback | None,
+    rank: int,
+) -> TrainReport:
     split_us = _split_us(dataset_path, config)
     dataset = _training_data(dataset_path, config, split_us)
-    start = resuming.start(run_dir, new_model(dataset, config), config, dataset.fingerprint, resume)
+    start = resuming.start(run_dir, new_model(dataset, config), config, dataset.fingerprint, resume, rank)
 
     def save(step: int) -> None:
-        states = tuple(optimiser.state_dict() for optimiser in start.optimisers)
-        checkpoint.save(checkpoint.Run(start.model, config, split_us, dataset.fingerprint, step, states), run_dir)
+        random = tuple(ranks.gathered(torch.get_rng_state()))
+        if rank == 0:
+            states = tuple(optimiser.state_dict() for optimiser in start.optimisers)
+            run = checkpoint.Run(start.model, config, split_us, dataset.fingerprint, step, states, random)
+            checkpoint.save(run, run_dir)
 
     report = fit(
         start.model,
@@ -88,6 +109,8 @@ def train(
     if not report.steps:
         raise DatasetError(f"{dataset_path} has no requests before {_text(split_us)}; move train_before")
     save(report.steps)
+    if rank:
+        return report
     results: list[Metrics] = []
     if split_us is not None and report.stopped_by != "interrupt":
         results = evaluate(
@@ -99,7 +122,7 @@ def train(
         )
     report = TrainReport(**{**vars(report), "metrics": results, "train_before": _text(split_us)})
     summary = {**asdict(report), "targets_per_second": report.targets_per_second}
-    (Path(run_dir) / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (run_dir / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
     return report
 
 
@@ -130,6 +153,8 @@ def evaluate(
         after=after,
         before=before,
         shuffle=max_requests is not None,
+        rank=0,
+        world_size=1,
     )
     steps = len(dataset) if max_requests is None else min(len(dataset), -(-max_requests // batch_size))
     batches = islice(make_dataloader(dataset, num_workers=run.config.num_workers), steps)
@@ -160,40 +185,81 @@ def fit(
     optimisers = make_optimisers(model, config) if optimisers is None else optimisers
     curve, started, step = _LossCurve(), time.perf_counter(), first_step
     stopped_by = _stop(step, 0.0, config) or "epochs"
+    groups = _Groups(batches, config.accumulate)
     with resuming.interrupts() as interrupted:
-        for batch in batches if stopped_by == "epochs" else ():
+        for group in groups if stopped_by == "epochs" else ():
+            schedule.set_rates(optimisers, schedule.factor(step, total_steps, config))
+            curve.add(train_step(model, optimisers, group, config))
             step += 1
-            curve.add(train_step(model, optimisers, batch, config), batch.num_targets)
             seconds = time.perf_counter() - started
-            stopped_by = "interrupt" if interrupted() else _stop(step, seconds, config) or stopped_by
+            stopped_by = _agreed("interrupt" if interrupted() else _stop(step, seconds, config), model) or stopped_by
             if stopped_by != "epochs" or step % REPORT_STEPS == 0:
-                curve.report(step, total_steps, seconds, progress)
+                curve.report(step, total_steps, seconds, groups.waited, progress)
             if stopped_by != "epochs":
                 break
             if save and config.checkpoint_steps and step % config.checkpoint_steps == 0:
                 save(step)
-    curve.report(step, total_steps, time.perf_counter() - started, progress)
-    return TrainReport(step, curve.targets, time.perf_counter() - started, stopped_by, curve.losses)
+    seconds = time.perf_counter() - started
+    curve.report(step, total_steps, seconds, groups.waited, progress)
+    return TrainReport(step, curve.targets, seconds, stopped_by, curve.events, groups.waited, curve.losses)
 
 
 def train_step(
-    model: RequestModel, optimisers: Sequence[torch.optim.Optimizer], batch: RequestBatch, config: TrainConfig
+    model: RequestModel,
+    optimisers: Sequence[torch.optim.Optimizer],
+    batches: Sequence[RequestBatch],
+    config: TrainConfig,
 ) -> Tensor:
-    """One update; returns the loss summed over targets, on the model's device."""
-    _check_labels(batch, model.columns.labels)
+    """One update from the batches of all ranks; returns their summed loss, targets and events, (3,) float64, on the device."""
     device = device_of(model)
-    batch = batch.to(device, non_blocking=True)
     for optimiser in optimisers:
         optimiser.zero_grad()
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-        logits_GB = model(batch)
-    total = loss_sum(logits_GB.float() if config.bf16 else logits_GB, batch, model.columns.labels)
-    (total / max(1, batch.num_targets)).backward()  # type: ignore[no-untyped-call]
+    done = torch.zeros(3, dtype=torch.float64, device=device)
+    for batch in batches:
+        if batch.num_targets:
+            done += _backward(model, batch.to(device, non_blocking=True), config)
+    dense, sparse = dense_parameters(model), sparse_tables(model)
+    ranks.sum_gradients(dense, sparse)
+    ranks.summed(done)
+    for parameter in (*dense, *sparse):
+        if parameter.grad is not None:
+            parameter.grad /= done[1].clamp(min=1).to(parameter.dtype)
     if config.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(dense_parameters(model), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(dense, config.clip_norm)
     for optimiser in optimisers:
         optimiser.step()
-    return total.detach()
+    return done
+
+
+def _backward(model: RequestModel, batch: RequestBatch, config: TrainConfig) -> Tensor:
+    """Add a batch's gradients, of the loss summed over targets."""
+    _check_labels(batch, model.columns.labels)
+    with torch.autocast(batch.request_id.device.type, torch.bfloat16, enabled=config.bf16):
+        logits_GB = model(batch)
+    total = loss_sum(logits_GB.float() if config.bf16 else logits_GB, batch, model.columns.labels)
+    total.backward()  # type: ignore[no-untyped-call]
+    return torch.stack([total.detach().double(), *total.new_tensor([batch.num_targets, batch.num_events]).double()])
+
+
+class _Groups:
+    """Batches in groups of so many, the last may be shorter. waited: seconds spent waiting for them."""
+
+    def __init__(self, batches: Iterable[RequestBatch], size: int) -> None:
+        self._batches, self._size, self.waited = iter(batches), size, 0.0
+
+    def __iter__(self) -> Iterator[list[RequestBatch]]:
+        while True:
+            started = time.perf_counter()
+            group = list(islice(self._batches, self._size))
+            self.waited += time.perf_counter() - started
+            if not group:
+                return
+            yield group
+
+
+def _agreed(stop: str | None, model: RequestModel) -> str | None:
+    """Why this rank stops; "another rank" where one does and this would not."""
+    return stop or "another rank" if ranks.any_of(stop is not None, device_of(model)) else None
 
 
 def new_model(dataset: RequestDataset, config: TrainConfig) -> RequestModel:
@@ -205,29 +271,30 @@ def new_model(dataset: RequestDataset, config: TrainConfig) -> RequestModel:
 
 
 class _LossCurve:
-    """Losses summed on the device, read every REPORT_STEPS steps."""
+    """What steps did, summed on the device, read every REPORT_STEPS steps."""
 
     def __init__(self) -> None:
         self.losses: list[tuple[int, float]] = []
-        self.targets = 0
+        self.targets = self.events = 0
         self._pending: list[Tensor] = []
-        self._pending_targets = 0
 
-    def add(self, total: Tensor, targets: int) -> None:
-        self._pending.append(total)
-        self._pending_targets += targets
-        self.targets += targets
+    def add(self, done: Tensor) -> None:
+        self._pending.append(done)
 
-    def report(self, step: int, total_steps: int, seconds: float, progress: ProgressCallback | None) -> None:
+    def report(
+        self, step: int, total_steps: int, seconds: float, waited: float, progress: ProgressCallback | None
+    ) -> None:
         if not self._pending:
             return
-        loss = float(torch.stack(self._pending).sum()) / max(1, self._pending_targets)
-        self._pending, self._pending_targets = [], 0
+        total, targets, events = torch.stack(self._pending).sum(0).tolist()
+        self._pending = []
+        self.targets, self.events = self.targets + int(targets), self.events + int(events)
+        loss = total / max(1, targets)
         if not np.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} at step {step}; lower the learning rates or check the data")
         self.losses.append((step, loss))
         if progress:
-            progress(Progress("train", step, total_steps, seconds, self.targets, loss))
+            progress(Progress("train", step, total_steps, seconds, self.targets, loss, self.events, waited / seconds))
 
 
 def _stop(step: int, seconds: float, config: TrainConfig) -> str | None:
@@ -268,18 +335,18 @@ def _training_data(path: Path | str, config: TrainConfig, split_us: int | None) 
 
 def _epochs(dataset: RequestDataset, config: TrainConfig, first_step: int) -> Iterator[RequestBatch]:
     """All batches from a step on; none before it is read."""
-    loader, before = make_dataloader(dataset, num_workers=config.num_workers), first_step
+    loader, before = make_dataloader(dataset, num_workers=config.num_workers), first_step * config.accumulate
     for epoch in range(config.epochs):
         dataset.set_epoch(epoch)
-        steps = len(dataset)
-        if before < steps:
+        batches = len(dataset)
+        if before < batches:
             dataset.resume(dataset.state_after(before))
             yield from loader
-        before = max(0, before - steps)
+        before = max(0, before - batches)
 
 
 def _total_steps(dataset: RequestDataset, config: TrainConfig) -> int:
-    steps = len(dataset) * config.epochs
+    steps = -(-len(dataset) * config.epochs // config.accumulate)
     return steps if config.max_steps is None else min(steps, config.max_steps)
 
 

@@ -29,5 +29,10 @@ def make_optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 
 def dense_parameters(model: nn.Module) -> list[nn.Parameter]:
     """All parameters but the tables with sparse gradients."""
-    sparse = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse}
+    sparse = {id(weight) for weight in sparse_tables(model)}
     return [parameter for parameter in model.parameters() if id(parameter) not in sparse]
+
+
+def sparse_tables(model: nn.Module) -> list[nn.Parameter]:
+    """The embedding tables whose gradients are rows."""
+    return [module.weight for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse]

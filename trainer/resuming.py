@@ -27,6 +27,7 @@ BUDGETS = (
     "max_steps",
     "max_seconds",
     "checkpoint_steps",
+    "keep_checkpoints",
     "evaluate_before",
     "evaluate_requests",
     "num_workers",
@@ -42,7 +43,9 @@ class Start:
     step: int
 
 
-def start(run_dir: Path | str, fresh: RequestModel, config: TrainConfig, fingerprint: str, resume: bool) -> Start:
+def start(
+    run_dir: Path | str, fresh: RequestModel, config: TrainConfig, fingerprint: str, resume: bool, rank: int = 0
+) -> Start:
     """The fresh model at step 0 or, to resume, the run's model where it was saved.
 
     Raises SpecError where the run was trained on another dataset, or by a config that differs in more than BUDGETS.
@@ -55,7 +58,8 @@ def start(run_dir: Path | str, fresh: RequestModel, config: TrainConfig, fingerp
     optimisers = make_optimisers(run.model, config)
     for optimiser, state in zip(optimisers, run.optimisers, strict=True):
         optimiser.load_state_dict(state)
-    checkpoint.restore_random(run_dir)
+    if rank < len(run.random):
+        torch.set_rng_state(run.random[rank])
     return Start(run.model, optimisers, run.steps)
 
 

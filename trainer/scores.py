@@ -5,6 +5,7 @@ A batch is read once at the longest history length asked for and cut to each of 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ Metrics = dict[str, float | int | str]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. total_steps: 0 where unknown. loss: the mean since the last report."""
+    """Where a run stands. total_steps: 0 where unknown. loss: the mean since the last report.
+
+    events: history events trained on.  waiting: the share of the time spent waiting for batches.
+    """
 
     stage: str
     step: int
@@ -31,6 +35,8 @@ class Progress:
     seconds: float
     targets: int
     loss: float = float("nan")
+    events: int = 0
+    waiting: float = 0.0
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -113,4 +119,6 @@ def device_of(model: nn.Module) -> torch.device:
 
 def best_device() -> torch.device:
     """The accelerator where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import training_data
 
 from longbatch.loaders.batch import RequestBatch, offsets_of
 from longbatch.trainer.config import ModelConfig, model_columns
@@ -60,3 +61,9 @@ def small_model():
     """(ModelConfig, ModelColumns) of a model for `make_batch`."""
     config = ModelConfig(width=8, heads=2, layers=2, id_rows=5000)
     return config, model_columns(TYPES, (), config)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """A dataset that a model learns in seconds, see `training_data`."""
+    return training_data.write(tmp_path_factory.mktemp("trainer") / "dataset")

@@ -3,92 +3,21 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from pydantic import ValidationError
+from training_data import DAY, START, tiny
 
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.schemas.ledger import Counts
-from longbatch.schemas.shard import write_shard
-from longbatch.schemas.snapshot import Snapshot, commit, fingerprint
-from longbatch.schemas.spec import parse_spec
-from longbatch.schemas.tables import requests_schema, timelines_schema
 from longbatch.trainer import checkpoint
-from longbatch.trainer.config import Length, ModelConfig, TrainConfig
+from longbatch.trainer.config import Length, TrainConfig
 from longbatch.trainer.loop import evaluate, fit, train, train_step
 from longbatch.trainer.models import MODELS, make_model
 from longbatch.trainer.optimisers import dense_parameters, make_optimisers
 from longbatch.trainer.scores import predict
 from longbatch.trainer.stca import STCA
-
-SPEC = """
-history_length = 16
-[sources.log]
-path = "log.parquet"
-[history]
-source = "log"
-user_id = "user_id"
-item_id = "item_id"
-event_time = { column = "event_time", unit = "us" }
-[history.features]
-author_id = "int32"
-[requests]
-source = "log"
-user_id = "user_id"
-item_id = "item_id"
-request_time = { column = "request_time", unit = "us" }
-[requests.target_features]
-author_id = "int32"
-[requests.labels]
-click = "int8"
-like = "int8"
-"""
-START = datetime(2024, 1, 1, tzinfo=UTC)
-DAY = timedelta(days=1)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """40 users, 16 requests each over 16 days: a click is a target of the author of the user's events."""
-    random = np.random.default_rng(0)
-    root = tmp_path_factory.mktemp("trainer") / "dataset"
-    spec = parse_spec(SPEC)
-    for table in ("timelines", "requests", "dictionaries"):
-        (root / table).mkdir(parents=True)
-
-    def target(favourite):
-        author = int(random.choice([favourite, random.integers(4)]))
-        features = {"item_id": int(random.integers(50)), "author_id": author}
-        return {**features, "click": int(author == favourite), "like": int(random.integers(2))}
-
-    timelines, requests = [], []
-    for user in range(40):
-        favourite = int(random.integers(4))
-        times = [START + DAY * day - timedelta(seconds=1) for day in range(16)]
-        events = [{"item_id": int(random.integers(50)), "event_time": t, "author_id": favourite} for t in times]
-        timelines.append({"user_id": user, "segment": 0, "events": events})
-        for day in range(16):
-            ids = {"request_id": user * 16 + day, "user_id": user, "segment": 0, "timeline_row": user}
-            time = {"request_time": START + DAY * day, "history_end": day + 1}
-            requests.append({**ids, **time, "targets": [target(favourite) for _ in range(4)]})
-    block = (
-        pa.RecordBatch.from_pylist(timelines, schema=timelines_schema(spec)),
-        pa.RecordBatch.from_pylist(requests, schema=requests_schema(spec)),
-    )
-    shards = (write_shard(root, 0, "0", spec, [block]),)
-    commit(root, Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
-    return root
-
-
-def tiny(**changes):
-    """A config that learns the planted signal in seconds."""
-    model = ModelConfig(width=16, heads=2, layers=2, id_rows=512)
-    wanted = {"model": model, "history_length": 16, "batch_size": 16, "epochs": 4, "learning_rate": 5e-3}
-    return TrainConfig(**{**wanted, "embedding_learning_rate": 2e-2, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +158,7 @@ def test_a_checkpoint_that_is_missing_damaged_or_of_another_version_is_refused(t
     with pytest.raises(DatasetError, match="is damaged"):
         checkpoint.load(tmp_path)
     torch.save({"version": 99}, tmp_path / "checkpoint.pt")
-    with pytest.raises(DatasetError, match="has version 99, and this longbatch reads version 2"):
+    with pytest.raises(DatasetError, match="has version 99, and this longbatch reads version 3"):
         checkpoint.load(tmp_path)
     torch.save([1], tmp_path / "checkpoint.pt")
     with pytest.raises(DatasetError, match="is no checkpoint of longbatch"):
@@ -309,6 +238,35 @@ def test_checkpoints_are_saved_on_the_way(dataset, tmp_path, monkeypatch):
     assert steps == [2, 4, 5]
 
 
+def test_the_newest_checkpoints_are_kept(dataset, tmp_path):
+    config = tiny(max_steps=9, checkpoint_steps=2, keep_checkpoints=3, train_before=None)
+    train(dataset, tmp_path, config)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
+        "checkpoint-000000006.pt",
+        "checkpoint-000000008.pt",
+        "checkpoint.pt",
+    ]
+    assert [checkpoint.load(tmp_path / name).steps for name in ("checkpoint-000000006.pt", "checkpoint.pt")] == [6, 9]
+
+
+def test_the_report_says_how_long_it_waited_for_batches(trained):
+    _, report, seen = trained
+    assert 0 < report.waiting_seconds < report.seconds
+    assert report.events == 4 * 40 * sum(range(1, 13))
+    assert 0 < seen[0].waiting < 1
+
+
+def test_a_run_with_a_schedule_goes_on_to_the_bit(dataset, tmp_path):
+    config = tiny(epochs=1, warmup_steps=5, decay="cosine", accumulate=2, train_before=None)
+    train(dataset, tmp_path / "whole", config)
+    first = train(dataset, tmp_path / "parts", config.model_copy(update={"checkpoint_steps": 3}), progress=interrupt)
+    assert first.stopped_by == "interrupt"
+    train(dataset, tmp_path / "parts", config, resume=True)
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
+    assert same(states[0]["model"], states[1]["model"])
+    assert same(states[0]["optimisers"], states[1]["optimisers"])
+
+
 def test_a_run_at_its_end_is_not_trained_further(dataset, tmp_path):
     config = tiny(max_steps=3, train_before=None)
     train(dataset, tmp_path, config)
@@ -330,7 +288,7 @@ def test_a_run_is_resumed_only_as_it_was_begun(trained, dataset, tmp_path):
 def test_clipping_bounds_the_gradients_of_dense_weights(make_batch, small_model):
     config = TrainConfig(clip_norm=0.01)
     model = STCA(*small_model)
-    train_step(model, make_optimisers(model, config), make_batch([9, 3], [2, 3]), config)
+    train_step(model, make_optimisers(model, config), [make_batch([9, 3], [2, 3])], config)
     norms = torch.stack([parameter.grad.norm() for parameter in dense_parameters(model)])
     assert norms.norm() == pytest.approx(0.01, rel=1e-3)
     assert any(table.weight.grad.is_sparse for table in model.tokens.tables.values())
