@@ -189,11 +189,13 @@ def validation_text(found: Validation) -> str:
 
 
 def metrics_text(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Metrics by history length and label, a row each."""
-    lines = [f"{'history':>8}  {'label':<12}{'AUC':>8}{'GAUC':>8}{'log loss':>10}{'NE':>8}{'targets':>10}"]
+    """Metrics by history length and label, a row each, and by the events there are where they are told apart by them."""
+    told = any("events" in m for m in metrics)
+    events = f"{'events':<12}" if told else ""
+    lines = [f"{'history':>8}  {events}{'label':<12}{'AUC':>8}{'GAUC':>8}{'log loss':>10}{'NE':>8}{'targets':>10}"]
     lines += [
-        f"{m['history_length']:>8,}  {m['label']:<12}{m['auc']:>8.4f}{m['gauc']:>8.4f}"
-        f"{m['log_loss']:>10.4f}{m['ne']:>8.4f}{m['targets']:>10,}"
+        f"{m['history_length']:>8,}  {format(m['events'], '<12') if told else ''}{m['label']:<12}{m['auc']:>8.4f}"
+        f"{m['gauc']:>8.4f}{m['log_loss']:>10.4f}{m['ne']:>8.4f}{m['targets']:>10,}"
         for m in metrics
     ]
     return "\n".join(lines)

@@ -134,9 +134,12 @@ def evaluate(
     after: datetime | None = None,
     before: datetime | None = None,
     max_requests: int | None = None,
+    by_history: bool = False,
     progress: ProgressCallback | None = None,
 ) -> list[Metrics]:
     """Metrics of a run by history length and label, on the requests with after <= request_time < before.
+
+    by_history: instead, for each bucket of requests by how many events their history has, see `Scores.by_history`.
 
     `max_requests` evaluates on about so many of them, drawn at random.  history_lengths defaults to the longest one trained with; `after` to where its training ended. Each
     result has history_length, label, auc, log_loss, ne, gauc (by user), gauc_by_request and targets.
@@ -162,6 +165,8 @@ def evaluate(
     if not scores.num_targets:
         raise DatasetError(f"{dataset_path} has no targets from {after} to {before}; choose another time range")
     labels = run.model.columns.labels
+    if by_history:
+        return [row for length in lengths for label in labels for row in scores.by_history(length, label)]
     return [scores.metrics(length, label) for length in lengths for label in labels]
 
 

@@ -35,4 +35,5 @@ def dense_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def sparse_tables(model: nn.Module) -> list[nn.Parameter]:
     """The embedding tables whose gradients are rows."""
-    return [module.weight for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse]
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse)
+    return [parameter for table in tables for parameter in table.parameters()]

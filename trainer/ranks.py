@@ -60,7 +60,8 @@ def sum_gradients(dense: Sequence[nn.Parameter], sparse: Sequence[nn.Parameter])
         return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in dense]
     flat = summed(torch.cat([grad.flatten() for grad in grads]))
-    for parameter, part in zip(dense, flat.split([p.numel() for p in dense]), strict=True):
+    parts = torch.split(flat, [p.numel() for p in dense])
+    for parameter, part in zip(dense, parts, strict=True):
         parameter.grad = part.view_as(parameter)
     for parameter in sparse:
         parameter.grad = _sum_of_rows(parameter)

@@ -20,6 +20,7 @@ from longbatch.trainer import metrics
 from longbatch.trainer.model import RequestModel
 
 Metrics = dict[str, float | int | str]
+HISTORY_EDGES = (0, 100, 500, 2_000, 5_000, 10_000)  # where buckets of history lengths begin
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class Scores:
     """Predictions of G targets: logits by history length (G, labels), labels by name (G,), users (G,).
 
     requests: (G,), numbers that tell the requests apart, in the order in which they were scored.
+    events: (G,), how many events the history of a target's request has, at the longest length.
     """
 
     logits: dict[int, NDArray[np.float32]]
     labels: dict[str, NDArray[np.float32]]
     users: NDArray[np.int64]
     requests: NDArray[np.int64]
+    events: NDArray[np.int64]
 
     @property
     def num_targets(self) -> int:
@@ -61,17 +64,29 @@ class Scores:
 
     def metrics(self, length: int, label: str) -> Metrics:
         """All metrics of one label at one history length."""
-        logits = self.logits[length][:, list(self.labels).index(label)]
-        truth = self.labels[label]
+        return self._metrics(length, label, np.ones(self.num_targets, dtype=np.bool_))
+
+    def by_history(self, length: int, label: str) -> list[Metrics]:
+        """The same for the targets of each bucket of HISTORY_EDGES that has any; `events` says which, as "500-1999"."""
+        bucket = np.searchsorted(HISTORY_EDGES, self.events, side="right") - 1
+        ends = [f"-{end - 1}" for end in HISTORY_EDGES[1:]] + ["-"]
+        return [
+            {"events": f"{HISTORY_EDGES[place]}{ends[place]}", **self._metrics(length, label, bucket == place)}
+            for place in np.unique(bucket).tolist()
+        ]
+
+    def _metrics(self, length: int, label: str, which: NDArray[np.bool_]) -> Metrics:
+        logits = self.logits[length][which, list(self.labels).index(label)]
+        truth = self.labels[label][which]
         return {
             "history_length": length,
             "label": label,
             "auc": metrics.auc(truth, logits),
             "log_loss": metrics.log_loss(truth, logits),
             "ne": metrics.normalised_entropy(truth, logits),
-            "gauc": metrics.gauc(truth, logits, self.users),
-            "gauc_by_request": metrics.gauc(truth, logits, self.requests),
-            "targets": self.num_targets,
+            "gauc": metrics.gauc(truth, logits, self.users[which]),
+            "gauc_by_request": metrics.gauc(truth, logits, self.requests[which]),
+            "targets": int(which.sum()),
         }
 
 
@@ -90,11 +105,13 @@ def predict(
     labels: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.columns.labels}
     users: list[NDArray[np.int64]] = []
     counts: list[NDArray[np.int64]] = []
+    events: list[NDArray[np.int64]] = []
     started, targets = time.perf_counter(), 0
     for step, batch in enumerate(batches, start=1):
         for name, parts in labels.items():
             parts.append(batch.labels[name].float().numpy())
         counts.append(batch.target_offsets.diff().numpy())
+        events.append((batch.spans[1] - batch.spans[0]).repeat_interleave(batch.target_offsets.diff()).numpy())
         users.append(torch.repeat_interleave(batch.user_id, batch.target_offsets.diff()).numpy())
         on_device = batch.to(device_of(model), non_blocking=True)
         for length, parts in logits.items():
@@ -109,6 +126,7 @@ def predict(
         labels={name: np.concatenate([empty[:, 0], *parts]) for name, parts in labels.items()},
         users=np.concatenate([np.zeros(0, dtype=np.int64), *users]),
         requests=np.repeat(np.arange(len(count)), count),
+        events=np.concatenate([np.zeros(0, dtype=np.int64), *events]),
     )
 
 

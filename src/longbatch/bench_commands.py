@@ -20,6 +20,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "quality": ("spark",),
     "skew": ("spark",),
     "storage": (),
+    "trainer": ("repeats",),
     "validate": ("repeats",),
 }
 
@@ -27,7 +28,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 @app.command()
 def bench(
     what: Annotated[
-        Literal["build", "days", "faults", "loader", "quality", "skew", "storage", "validate"],
+        Literal["build", "days", "faults", "loader", "quality", "skew", "storage", "trainer", "validate"],
         typer.Argument(help="What to measure."),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run of the same checks.")] = False,

@@ -29,6 +29,7 @@ def train(
     \b
     Example:
       longbatch train dataset run --seconds 120
+      torchrun --nproc-per-node 2 --no-python longbatch train dataset run
     """
     from longbatch.demo import load_config, training_progress
     from longbatch.jobs.summary import metrics_text
@@ -42,7 +43,8 @@ def train(
         as_json,
         lambda: (
             f"trained {report.steps:,} steps, {report.targets:,} targets in {report.seconds:.0f} s "
-            f"({report.targets_per_second:,.0f} targets/s)\n{metrics_text(report.metrics)}"
+            f"({report.targets_per_second:,.0f} targets/s, {report.waiting_seconds / max(report.seconds, 1e-9):.1%} of the time "
+            f"waiting for batches)\n{metrics_text(report.metrics)}"
         ),
     )
 
@@ -52,6 +54,9 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run written by train.")],
     dataset: Annotated[Path, typer.Argument(help="A dataset.")],
     history_lengths: Annotated[str, typer.Option(help="Lengths, separated by commas.")] = "100,500,2000,10000",
+    by_history: Annotated[
+        bool, typer.Option("--by-history", help="Tell requests apart by how long their history is.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run on the requests after its training, at several history lengths.
@@ -69,7 +74,9 @@ def evaluate(
     except ValueError:
         raise SpecError(f"--history-lengths takes whole numbers and commas, not {history_lengths!r}") from None
     with progress_bars() as progress:
-        found = run_evaluation(run, dataset, history_lengths=lengths, progress=training_progress(progress))
+        found = run_evaluation(
+            run, dataset, history_lengths=lengths, by_history=by_history, progress=training_progress(progress)
+        )
     show({"metrics": found}, as_json, lambda: metrics_text(found))
 
 

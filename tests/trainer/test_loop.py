@@ -317,3 +317,18 @@ def test_gauc_by_request_groups_the_targets_of_each_request(make_batch, small_mo
     )
     # request 0: 1.0 by 2 targets; request 1: 0.75 by 3, one of its two pairs a tie; request 2 has one class only
     assert ranked.metrics(8, "click")["gauc_by_request"] == pytest.approx((2 * 1.0 + 3 * 0.75) / 5)
+
+
+def test_metrics_are_told_apart_by_the_length_of_histories(make_batch, small_model):
+    scores = predict(STCA(*small_model), [make_batch([0, 99, 100], [2, 3, 4]), make_batch([600], [5])], [1_000])
+    rows = scores.by_history(1_000, "click")
+    assert [(row["events"], row["targets"]) for row in rows] == [("0-99", 5), ("100-499", 4), ("500-1999", 5)]
+    whole = scores.metrics(1_000, "click")
+    assert sum(r["log_loss"] * r["targets"] for r in rows) == pytest.approx(whole["log_loss"] * whole["targets"])
+
+
+def test_evaluation_can_tell_requests_apart_by_their_history(trained, dataset):
+    run, report, _ = trained
+    (click, like) = evaluate(run, dataset, by_history=True)
+    assert (click.pop("events"), like.pop("events")) == ("0-99", "0-99")
+    assert [click, like] == report.metrics

@@ -1,0 +1,126 @@
+"""`longbatch bench trainer`: requests against point-wise samples, cost against length, and scoring with what was encoded before."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from longbatch.benchmarks import loader_data
+from longbatch.benchmarks.checks import Check, Figure, medians
+from longbatch.benchmarks.loader_data import Size
+from longbatch.loaders import RequestBatch, RequestDataset
+from longbatch.trainer.config import ModelConfig, ModelName, TrainConfig
+from longbatch.trainer.flops import request_flops
+from longbatch.trainer.loop import new_model, train_step
+from longbatch.trainer.optimisers import make_optimisers
+from longbatch.trainer.scorer import Scorer
+
+WIDTH, HEADS, LAYERS, TARGETS = 32, 4, 2, 8
+Progress = Callable[[str, float, float], None]
+
+
+def bench_trainer(*, quick: bool, repeats: int, progress: Progress) -> tuple[list[Check], list[Figure]]:
+    """Measure training steps and scorings of models of width 32 on simulated histories of 10,000 events."""
+    with tempfile.TemporaryDirectory(prefix="longbatch-") as folder:
+        path = loader_data.write(Path(folder) / "d", Size(users=8, requests=4, targets=TARGETS), "none")
+        steps: tuple[Callable[[], tuple[list[Check], list[Figure]]], ...] = (
+            lambda: _against_points(path, quick, repeats),
+            lambda: _cost_of_length(path, quick, repeats),
+            lambda: _scorings(path, quick, repeats),
+        )
+        checks: list[Check] = []
+        figures: list[Figure] = []
+        for done, step in enumerate(steps, start=1):
+            found, shown = step()
+            checks += found
+            figures += shown
+            progress("trainer", done, len(steps))
+    return checks, figures
+
+
+def _config(name: ModelName = "stca") -> TrainConfig:
+    return TrainConfig(model=ModelConfig(name=name, width=WIDTH, heads=HEADS, layers=LAYERS))
+
+
+def _batch(path: Path, length: int, requests: int) -> RequestBatch:
+    return next(iter(RequestDataset(path, batch_size=requests, history_length=length)))
+
+
+def _stepper(path: Path, name: ModelName, parts: list[RequestBatch]) -> Callable[[], object]:
+    """One call trains on each of the batches."""
+    config = _config(name)
+    model = new_model(RequestDataset(path), config)
+    optimisers = make_optimisers(model, config)
+
+    def run() -> None:
+        for part in parts:
+            train_step(model, optimisers, [part], config)
+
+    run()
+    return run
+
+
+def _against_points(path: Path, quick: bool, repeats: int) -> tuple[list[Check], list[Figure]]:
+    """The same targets as requests of 8, and as samples with a history each, at equal events in memory at once."""
+    checks, figures = [], []
+    for length, limit in ((2_000, 4),) if quick else ((2_000, 4), (10_000, 5)):
+        batch = _batch(path, length, 4)
+        samples = batch.expand()
+        size = batch.num_requests
+        parts = [samples[first : first + size] for first in range(0, samples.num_requests, size)]
+        ours, theirs = medians([_stepper(path, "stca", [batch]), _stepper(path, "stca", parts)], repeats)
+        figures += [
+            Figure(f"L = {length:,}: targets/s, requests", batch.num_targets / ours, "targets/s"),
+            Figure(f"L = {length:,}: targets/s, samples", batch.num_targets / theirs, "targets/s"),
+        ]
+        checks.append(Check(f"L = {length:,}: targets/s over point-wise training", theirs / ours, limit, ">="))
+    return checks, figures
+
+
+def _cost_of_length(path: Path, quick: bool, repeats: int) -> tuple[list[Check], list[Figure]]:
+    """Seconds of a step against the history's length: the slope of the line through their logarithms."""
+    lengths = (1_000, 2_000, 4_000) if quick else (1_000, 2_000, 4_000, 10_000)
+    names: tuple[ModelName, ...] = ("stca", "longer", "transformer")
+    figures, slopes = [], {}
+    for name in names:
+        seconds = medians([_stepper(path, name, [_batch(path, length, 2)]) for length in lengths], repeats)
+        logs = [[math.log(value) for value in values] for values in (lengths, seconds)]
+        slopes[name] = statistics.linear_regression(*logs).slope
+        figures += [
+            Figure(f"{name}, L = {length:,}: a step of 2 requests", s, "s")
+            for length, s in zip(lengths, seconds, strict=True)
+        ]
+        figures.append(Figure(f"{name}: exponent of a step's time in the length", slopes[name], ""))
+    return [Check("stca: exponent of a step's time in the length", slopes["stca"], 1.1)], figures
+
+
+def _scorings(path: Path, quick: bool, repeats: int) -> tuple[list[Check], list[Figure]]:
+    """Candidates scored per second at the full length, the history encoded anew for each call or once before."""
+    names: tuple[ModelName, ...] = ("stca", "longer")
+    length = 2_000 if quick else loader_data.LENGTH
+    request, figures = _batch(path, length, 1), []
+    for name in names:
+        scorer = Scorer(new_model(RequestDataset(path), _config(name)))
+        kept = scorer.encode(request)
+        for count in (10, 100, 500):
+            picks = torch.arange(count) % request.num_targets
+            candidates = {column: values[picks] for column, values in request.targets.items()}
+            both = [partial(_encode_and_score, scorer, request, candidates), partial(scorer.score, kept, candidates)]
+            anew, cached = medians(both, repeats)
+            cost = request_flops(scorer.model.config, length, count)
+            figures += [
+                Figure(f"{name}, {count} candidates: encoded for each call", count / anew, "scorings/s"),
+                Figure(f"{name}, {count} candidates: encoded before", count / cached, "scorings/s"),
+                Figure(f"{name}, {count} candidates: operations that are saved", cost.shared_share, "of all"),
+            ]
+    return [], figures
+
+
+def _encode_and_score(scorer: Scorer, request: RequestBatch, candidates: dict[str, torch.Tensor]) -> torch.Tensor:
+    return scorer.score(scorer.encode(request), candidates)
