@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -17,11 +19,12 @@ from longbatch.benchmarks.loader_data import Size
 from longbatch.loaders import RequestBatch, RequestDataset
 from longbatch.trainer.config import ModelConfig, ModelName, TrainConfig
 from longbatch.trainer.flops import request_flops
-from longbatch.trainer.loop import new_model, train_step
+from longbatch.trainer.loop import new_model, train, train_step
 from longbatch.trainer.optimisers import make_optimisers
 from longbatch.trainer.scorer import Scorer
 
 WIDTH, HEADS, LAYERS, TARGETS = 32, 4, 2, 8
+TRAINED = {"history_length": 10_000, "batch_size": 4, "num_workers": 2, "train_before": None, "epochs": 8}
 Progress = Callable[[str, float, float], None]
 
 
@@ -31,6 +34,8 @@ def bench_trainer(*, quick: bool, repeats: int, progress: Progress) -> tuple[lis
         path = loader_data.write(Path(folder) / "d", Size(users=8, requests=4, targets=TARGETS), "none")
         steps: tuple[Callable[[], tuple[list[Check], list[Figure]]], ...] = (
             lambda: _against_points(path, quick, repeats),
+            lambda: _peaks(path, 2_000 if quick else loader_data.LENGTH),
+            lambda: _waiting(path),
             lambda: _cost_of_length(path, quick, repeats),
             lambda: _scorings(path, quick, repeats),
         )
@@ -81,6 +86,30 @@ def _against_points(path: Path, quick: bool, repeats: int) -> tuple[list[Check],
         ]
         checks.append(Check(f"L = {length:,}: targets/s over point-wise training", theirs / ours, limit, ">="))
     return checks, figures
+
+
+def _peaks(path: Path, length: int) -> tuple[list[Check], list[Figure]]:
+    """Peak memory of a step's process over that of one that takes no step."""
+    command = [sys.executable, "-m", "longbatch.benchmarks.trainer_memory", str(path), str(length)]
+    peaks = {
+        form: int(subprocess.run([*command, form], check=True, capture_output=True, text=True).stdout)
+        for form in ("nothing", "requests", "samples")
+    }
+    figures = [Figure(f"L = {length:,}: peak memory, {form}", peak / 1e6, "MB") for form, peak in peaks.items()]
+    ours, theirs = (peaks[form] - peaks["nothing"] for form in ("requests", "samples"))
+    whole = Figure("peak memory of requests over samples, whole processes", peaks["requests"] / peaks["samples"], "")
+    return [Check("peak memory of a step, requests over samples", ours / theirs, 1 / 3)], [*figures, whole]
+
+
+def _waiting(path: Path) -> tuple[list[Check], list[Figure]]:
+    """The share of the time that training waits for batches, two workers preparing them."""
+    config = TrainConfig(**{**_config().model_dump(), **TRAINED})
+    with tempfile.TemporaryDirectory(prefix="longbatch-") as run:
+        report = train(path, run, config)
+    share = report.waiting_seconds / report.seconds
+    return [Check("2 workers: share of the time waiting for batches", share, 0.05)], [
+        Figure("2 workers: training", report.targets_per_second, "targets/s")
+    ]
 
 
 def _cost_of_length(path: Path, quick: bool, repeats: int) -> tuple[list[Check], list[Figure]]:

@@ -1,0 +1,32 @@
+"""`python -m longbatch.benchmarks.trainer_memory DATASET LENGTH FORM`: one training step in a process of its own.
+
+Prints the peak of its resident memory in bytes, as the system knows it. FORM: requests, samples (the same targets in one batch, a history each), or nothing (the model, and no step).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from longbatch.loaders import RequestDataset
+from longbatch.trainer.config import ModelConfig, TrainConfig
+from longbatch.trainer.loop import new_model, train_step
+from longbatch.trainer.optimisers import make_optimisers
+
+REQUESTS = 4
+
+
+def step(path: Path, length: int, form: str) -> None:
+    """Train once on REQUESTS requests, in this form."""
+    config = TrainConfig(model=ModelConfig(width=32, heads=4, layers=2))
+    dataset = RequestDataset(path, batch_size=REQUESTS, history_length=length)
+    model = new_model(dataset, config)
+    batch = next(iter(dataset))
+    if form == "samples":
+        batch = batch.expand()
+    train_step(model, make_optimisers(model, config), [] if form == "nothing" else [batch], config)
+
+
+if __name__ == "__main__":
+    step(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024)
