@@ -170,6 +170,22 @@ def drain(batches: Iterable[object]) -> None:
         pass
 
 
+def all_of(
+    name: str,
+    steps: Sequence[Callable[[], tuple[list[Check], list[Figure]]]],
+    progress: Callable[[str, float, float], None],
+) -> tuple[list[Check], list[Figure]]:
+    """The checks and figures of all steps, in order, telling progress after each."""
+    checks: list[Check] = []
+    figures: list[Figure] = []
+    for done, step in enumerate(steps, start=1):
+        found, shown = step()
+        checks += found
+        figures += shown
+        progress(name, done, len(steps))
+    return checks, figures
+
+
 def median_seconds(runs: Sequence[Run]) -> float:
     """Median wall seconds of several runs."""
     return statistics.median(run.seconds for run in runs)

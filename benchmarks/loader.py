@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from longbatch.benchmarks import loader_data, loader_plans, loader_race
-from longbatch.benchmarks.checks import Check, Figure, drain, medians, timed
+from longbatch.benchmarks.checks import Check, Figure, all_of, drain, medians, timed
 from longbatch.benchmarks.loader_data import Size
 from longbatch.benchmarks.loader_plans import BATCH
 from longbatch.loaders import RequestBatch, RequestDataset, RequestLoader
@@ -28,7 +28,7 @@ def bench_loader(
         root = Path(folder)
         size = Size(users=24 if quick else 96, requests=16, targets=8)
         paths = {c: loader_data.write(root / c, size, c) for c in ("none", "zstd")}
-        steps: tuple[Callable[[], tuple[list[Check], list[Figure]]], ...] = (
+        steps = (
             lambda: _against_memory(paths, repeats),
             lambda: _shared_form(paths["none"], repeats),
             lambda: _with_workers(paths["none"], repeats),
@@ -37,14 +37,7 @@ def bench_loader(
             loader_plans.shuffling,
             lambda: loader_race.against_peers(root, quick, repeats),
         )
-        checks: list[Check] = []
-        figures: list[Figure] = []
-        for done, step in enumerate(steps, start=1):
-            found, shown = step()
-            checks += found
-            figures += shown
-            progress("loader", done, len(steps))
-    return checks, figures
+        return all_of("loader", steps, progress)
 
 
 def _history_bytes(batches: Iterable[RequestBatch]) -> int:

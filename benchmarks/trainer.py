@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from longbatch.benchmarks import loader_data
-from longbatch.benchmarks.checks import Check, Figure, medians
+from longbatch.benchmarks.checks import Check, Figure, all_of, medians
 from longbatch.benchmarks.loader_data import Size
 from longbatch.loaders import RequestBatch, RequestDataset
 from longbatch.trainer.config import ModelConfig, ModelName, TrainConfig
@@ -32,21 +32,14 @@ def bench_trainer(*, quick: bool, repeats: int, progress: Progress) -> tuple[lis
     """Measure training steps and scorings of models of width 32 on simulated histories of 10,000 events."""
     with tempfile.TemporaryDirectory(prefix="longbatch-") as folder:
         path = loader_data.write(Path(folder) / "d", Size(users=8, requests=4, targets=TARGETS), "none")
-        steps: tuple[Callable[[], tuple[list[Check], list[Figure]]], ...] = (
+        steps = (
             lambda: _against_points(path, quick, repeats),
             lambda: _peaks(path, 2_000 if quick else loader_data.LENGTH),
             lambda: _waiting(path),
             lambda: _cost_of_length(path, quick, repeats),
             lambda: _scorings(path, quick, repeats),
         )
-        checks: list[Check] = []
-        figures: list[Figure] = []
-        for done, step in enumerate(steps, start=1):
-            found, shown = step()
-            checks += found
-            figures += shown
-            progress("trainer", done, len(steps))
-    return checks, figures
+        return all_of("trainer", steps, progress)
 
 
 def _config(name: ModelName = "stca") -> TrainConfig:

@@ -75,7 +75,7 @@ def save(run: Run, run_dir: Path | str) -> Path:
 def _keep(path: Path, older: int) -> None:
     """Give the checkpoint that is there the name of its steps, where older ones are kept, and remove what is more than those."""
     if older and path.is_file():
-        kept = path.with_name(f"checkpoint-{_read(path, 'cpu')['steps']:09d}.pt")
+        kept = path.with_name(f"checkpoint-{_read(path, 'cpu', mmap=True)['steps']:09d}.pt")
         kept.unlink(missing_ok=True)
         os.link(path, kept)
     for more in sorted(path.parent.glob("checkpoint-*.pt"), reverse=True)[older:]:
@@ -108,11 +108,12 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
     )
 
 
-def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+def _read(path: Path, device: torch.device | str, *, mmap: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint; mmap: of weights only what is looked at."""
     if not path.is_file():
         raise DatasetError(f"{path} is not there; train first, or give the folder a training run wrote")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise DatasetError(f"{path} is damaged ({type(error).__name__}); restore it or train again") from error
     if not isinstance(content, dict):

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from longbatch.trainer.config import TrainConfig
-from longbatch.trainer.embedding import DENSE_ROWS
 
 
 def make_optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """SparseAdam for tables with sparse gradients; AdamW for the rest, decaying only matrices of layers."""
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    sparse = [weight for weight in tables if weight.shape[0] > DENSE_ROWS]
-    small = [weight for weight in tables if weight.shape[0] <= DENSE_ROWS]
+    sparse = sparse_tables(model)
+    sparse_ids = {id(weight) for weight in sparse}
+    small = [weight for weight in tables if id(weight) not in sparse_ids]
     table_ids = {id(weight) for weight in tables}
     layers = [parameter for parameter in model.parameters() if id(parameter) not in table_ids]
     groups: list[dict[str, Any]] = [

@@ -110,9 +110,10 @@ def predict(
     for step, batch in enumerate(batches, start=1):
         for name, parts in labels.items():
             parts.append(batch.labels[name].float().numpy())
-        counts.append(batch.target_offsets.diff().numpy())
-        events.append((batch.spans[1] - batch.spans[0]).repeat_interleave(batch.target_offsets.diff()).numpy())
-        users.append(torch.repeat_interleave(batch.user_id, batch.target_offsets.diff()).numpy())
+        count_R, (starts_R, ends_R) = batch.target_offsets.diff(), batch.spans
+        counts.append(count_R.numpy())
+        events.append((ends_R - starts_R).repeat_interleave(count_R).numpy())
+        users.append(batch.user_id.repeat_interleave(count_R).numpy())
         on_device = batch.to(device_of(model), non_blocking=True)
         for length, parts in logits.items():
             parts.append(model(on_device.newest(length)).float().cpu().numpy())

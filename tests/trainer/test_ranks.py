@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 from training_data import tiny
 
+from longbatch.loaders import RequestDataset
 from longbatch.trainer import checkpoint
 from longbatch.trainer.config import TrainConfig
-from longbatch.trainer.loop import train
+from longbatch.trainer.loop import new_model, train, train_step
+from longbatch.trainer.optimisers import make_optimisers
 
 RANK = """
 import sys
@@ -38,8 +41,6 @@ def train_on_two_ranks(tmp_path, dataset, run, config, resume="anew"):
 
 
 def free_port():
-    import socket
-
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -52,7 +53,7 @@ def assert_close(run, other):
 
 @pytest.fixture(scope="module")
 def config():
-    # 32 requests train a step and rank's share is uneven: 25 batches of 19 requests, for 13 steps of 2
+    # 480 requests train: 25 batches of 19 and one of 5, so that the ranks' last step is uneven
     return tiny(batch_size=19, epochs=1, evaluate_requests=16)
 
 
@@ -92,10 +93,6 @@ def test_accumulated_batches_equal_one_batch_of_all_their_requests(dataset, tmp_
             }
         )
         found.append(config)
-    from longbatch.loaders import RequestDataset
-    from longbatch.trainer.loop import new_model, train_step
-    from longbatch.trainer.optimisers import make_optimisers
-
     models = []
     for config in found:
         data = RequestDataset(dataset, batch_size=config.batch_size)
