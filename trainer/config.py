@@ -54,6 +54,8 @@ class Column(Strict):
 class ModelConfig(Strict):
     """Which model, and its size. The 4 tokens of the head divide the width, and so must `heads`.
 
+    elapsed: where STCA has the time from event to request: in the event's token, as published, or in attention, as a bias of its
+    scores. Then encoded events do not depend on the request, and requests of one user in a batch share them.
     merge, newest: LONGER's adjacent events per token (K) and newest tokens that ask (k); no other model
     reads them, nor do DIN and mean pooling read `heads` and `layers`.
     """
@@ -63,6 +65,7 @@ class ModelConfig(Strict):
     heads: int = Field(default=4, ge=1)
     layers: int = Field(default=2, ge=1)
     expansion: int = Field(default=2, ge=1)
+    elapsed: Literal["event", "attention"] = "event"
     merge: int = Field(default=4, ge=1)
     newest: int = Field(default=100, ge=1)
     id_rows: int = Field(default=131_072, ge=1)
@@ -73,7 +76,14 @@ class ModelConfig(Strict):
         for name, parts in (("heads", self.heads), ("the 4 tokens of the head", 4)):
             if self.width % parts:
                 raise ValueError(f"width {self.width} is no multiple of {parts}, which {name} need")
+        if self.elapsed == "attention" and self.name != "stca":
+            raise ValueError(f'elapsed = "attention" is for stca; {self.name} has it in the event')
         return self
+
+    @property
+    def shares_timelines(self) -> bool:
+        """Whether events are encoded the same for all requests of a user, so that batches may be of the shared form."""
+        return self.elapsed == "attention"
 
 
 class ModelColumns(Strict):
@@ -103,6 +113,8 @@ class TrainConfig(Strict):
     takes about `evaluate_requests` of the requests, drawn at random, or all.
     clip_norm: the largest norm of the gradients of dense weights, small tables included; large tables are not clipped.
     bf16: run matrix products in bfloat16 (autocast); weights, their updates and the loss stay in float32.
+    shuffle_run: requests that stay neighbours when the order is shuffled, mostly of one user; several let a model with
+    `elapsed = "attention"` encode their timeline once.
     batch_size: requests per batch.  accumulate: batches per step and rank, their gradients added up.
     warmup_steps: steps over which learning rates rise from nothing; decay: "cosine" lets them fall to nothing by the last step, which
     `epochs` and `max_steps` say.
@@ -113,6 +125,7 @@ class TrainConfig(Strict):
     labels: tuple[str, ...] = ()
     history_length: int | Length = 500
     batch_size: int = Field(default=64, ge=1)
+    shuffle_run: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
     embedding_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)

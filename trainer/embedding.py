@@ -5,7 +5,7 @@ Shapes: R requests, G targets, T events, N values of any of them, D width.
 Every column has an embedding table of width D; a token is the LayerNorm of the sum over its columns,
 which equals a linear map of their concatenation with the map folded into the tables. An event token has
 its item, its features and the time from the event to the request (STCA's time delta, in logarithmic
-buckets). How the paper fuses them is not published; this is our choice. Tables of one name and kind are
+buckets) unless attention has that (`ModelConfig.elapsed`). How the paper fuses them is not published; this is our choice. Tables of one name and kind are
 shared: the items and authors of targets are those of the history.
 
 Tables start at different scales. A category that events and targets both have starts large: it is what
@@ -47,6 +47,11 @@ def measure_rows(values_N: Tensor) -> Tensor:
     return torch.where(floats_N.isnan(), MEASURE_ROWS - 1, rows_N)
 
 
+def elapsed_rows(request_time_N: Tensor, event_time_N: Tensor) -> Tensor:
+    """Buckets (N,) of `measure_rows` of the seconds from events to requests, whose times are int64 microseconds."""
+    return measure_rows((request_time_N - event_time_N).to(torch.float32) / 1e6)
+
+
 def column_rows(column: Column, values_N: Tensor) -> Tensor:
     """Table rows (N,) of a column's values."""
     if column.kind == "measure":
@@ -65,7 +70,9 @@ class Tokens(nn.Module):
         self.item = Column(name="item_id", kind="id", rows=config.id_rows)
         self.user = Column(name="user_id", kind="id", rows=config.id_rows)
         self.elapsed = Column(name="time_since_event", kind="measure", rows=MEASURE_ROWS)
-        used = (self.item, self.user, self.elapsed, *columns.history, *columns.targets, *columns.requests)
+        self.has_elapsed = config.elapsed == "event"
+        times = (self.elapsed,) if self.has_elapsed else ()
+        used = (self.item, self.user, *times, *columns.history, *columns.targets, *columns.requests)
         matched = {c.table for c in columns.history} & {c.table for c in columns.targets}
         self.tables = nn.ModuleDict({c.table: _table(c, config.width, c.table in matched) for c in used})
         self.request_bias = nn.Parameter(torch.randn(config.width) * 0.1)
@@ -74,33 +81,39 @@ class Tokens(nn.Module):
 
     def history(self, batch: RequestBatch) -> Tensor:
         """Event tokens (T, D)."""
-        request_time_T = torch.repeat_interleave(batch.request_time, batch.history_offsets.diff())
-        elapsed_T = (request_time_T - batch.history["event_time"]).to(torch.float32) / 1e6
-        values = [(column, batch.history[column.name]) for column in (self.item, *self.columns.history)]
-        return self._token("history", [*values, (self.elapsed, elapsed_T)])
+        token_TD = self._sum([(column, batch.history[column.name]) for column in (self.item, *self.columns.history)])
+        if self.has_elapsed:
+            request_time_T = torch.repeat_interleave(batch.request_time, batch.history_offsets.diff())
+            rows_T = elapsed_rows(request_time_T, batch.history["event_time"])
+            token_TD = token_TD + self.tables[self.elapsed.table](rows_T)
+        return self._normed("history", token_TD)
 
     def targets(self, targets: Mapping[str, Tensor]) -> Tensor:
         """Target tokens (G, D) of the columns of targets (G,)."""
         columns = (self.item, *self.columns.targets)
-        return self._token("targets", [(column, targets[column.name]) for column in columns])
+        return self._normed("targets", self._sum([(column, targets[column.name]) for column in columns]))
 
     def requests(self, batch: RequestBatch) -> Tensor:
         """Request tokens (R, D); all alike where requests have no features."""
         values = [(column, batch.requests[column.name]) for column in self.columns.requests]
-        bias_RD = self.request_bias.expand(batch.num_requests, -1)
-        return self._token("requests", values, bias_RD)
+        token_RD = self.request_bias.expand(batch.num_requests, -1)
+        return self._normed("requests", token_RD + self._sum(values) if values else token_RD)
 
     def users(self, batch: RequestBatch) -> Tensor:
         """User tokens (R, D)."""
-        return self._token("user", [(self.user, batch.user_id)])
+        return self._normed("user", self._sum([(self.user, batch.user_id)]))
 
-    def _token(self, role: str, values: Sequence[tuple[Column, Tensor]], start_ND: Tensor | None = None) -> Tensor:
-        total_ND = start_ND
-        for column, values_N in values:
-            part_ND = self.tables[column.table](column_rows(column, values_N))
-            total_ND = part_ND if total_ND is None else total_ND + part_ND
-        token_ND: Tensor = self.norms[role](total_ND)
-        return token_ND
+    def _sum(self, values: Sequence[tuple[Column, Tensor]]) -> Tensor:
+        """The sum (N, D) of one or more columns' embeddings."""
+        (first, first_N), *others = values
+        total_ND: Tensor = self.tables[first.table](column_rows(first, first_N))
+        for column, values_N in others:
+            total_ND = total_ND + self.tables[column.table](column_rows(column, values_N))
+        return total_ND
+
+    def _normed(self, role: str, token_ND: Tensor) -> Tensor:
+        normed_ND: Tensor = self.norms[role](token_ND)
+        return normed_ND
 
 
 def _table(column: Column, width: int, matched: bool) -> nn.Embedding:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from longbatch.trainer.config import MEASURE_ROWS, ModelColumns, ModelConfig
 from longbatch.trainer.embedding import measure_rows
-from longbatch.trainer.model import Kept, RequestModel
+from longbatch.trainer.model import Encoded, Kept, RequestModel
 from longbatch.trainer.transformer import Block, filled, make_blocks, padded, places
 
 SHARED_GLOBALS = 2  # CLS and user; the target is the third
@@ -55,10 +55,10 @@ class Longer(RequestModel):
                 tokens = layer(tokens[:, :asking], kept[-1], sees)
         return (*kept, there_RS)
 
-    def target_side(self, kept: Kept, target_GD: Tensor, history_offsets: Tensor, target_offsets: Tensor) -> Tensor:
+    def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """z (G, D), the target's row after the last layer."""
         target_RMW = self.target(padded(target_GD, target_offsets))
-        *kept_by_layer, there_RS = kept
+        *kept_by_layer, there_RS = encoded.kept
         for layer, kept_RSW2 in zip(self.layers, kept_by_layer, strict=True):
             target_RMW = layer.targets(target_RMW, kept_RSW2, there_RS[:, : kept_RSW2.shape[1]])
         z_GD: Tensor = self.final(self.norm(target_RMW[places(target_offsets)]))

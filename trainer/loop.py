@@ -333,6 +333,8 @@ def _training_data(path: Path | str, config: TrainConfig, split_us: int | None) 
         batch_size=config.batch_size,
         history_length=StochasticLength(**length.model_dump()) if isinstance(length, Length) else length,
         shuffle=True,
+        shuffle_run=config.shuffle_run,
+        form="shared" if config.model.shares_timelines else "windows",
         seed=config.seed,
         before=None if split_us is None else _time(split_us),
     )

@@ -22,6 +22,7 @@ from longbatch.loaders.batch import RequestBatch
 from longbatch.trainer.config import ModelColumns, ModelConfig
 from longbatch.trainer.embedding import Tokens
 from longbatch.trainer.head import Head
+from longbatch.trainer.spans import Spans
 
 Kept = tuple[Tensor, ...]
 
@@ -30,11 +31,12 @@ Kept = tuple[Tensor, ...]
 class Encoded:
     """All that R requests are to a model but for their targets.
 
-    history_offsets: (R + 1,).  user_RD, request_RD: their tokens.  kept: what the model's history side
-    returned; its shapes are the model's own.
+    history_offsets: (R + 1,), of timelines where those are shared.  spans: where the histories lie among the events.
+    user_RD, request_RD: their tokens.  kept: what the model's history side returned; its shapes are the model's own.
     """
 
     history_offsets: Tensor
+    spans: Spans
     user_RD: Tensor
     request_RD: Tensor
     kept: Kept
@@ -54,40 +56,39 @@ class RequestModel(nn.Module, ABC):
         """What targets will read of the histories; targets_per_event (m) may decide in which form."""
 
     @abstractmethod
-    def target_side(self, kept: Kept, target_GD: Tensor, history_offsets: Tensor, target_offsets: Tensor) -> Tensor:
+    def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """z (G, D): each target in the light of its request's history."""
 
-    def encode(self, batch: RequestBatch, targets_per_event: float = math.inf) -> Encoded:
-        """The requests without their targets; by default in the form that many targets want."""
-        user_RD = self.tokens.users(batch)
+    def encode(self, batch: RequestBatch, target_offsets: Tensor | None = None) -> Encoded:
+        """The requests without their targets, in the form that these targets want, or many.
+
+        A batch of shared timelines is turned into windows where the model's events depend on the request.
+        """
+        batch = batch if self.config.shares_timelines else batch.to_windows()
+        times = (batch.request_time, batch.history["event_time"]) if self.config.shares_timelines else (None, None)
+        spans, user_RD = Spans(*batch.spans, batch.num_events, *times), self.tokens.users(batch)
+        targets_per_event = math.inf if target_offsets is None else spans.targets_per_event(target_offsets)
         kept = self.history_side(self.tokens.history(batch), batch.history_offsets, user_RD, targets_per_event)
-        return Encoded(batch.history_offsets, user_RD, self.tokens.requests(batch), kept)
+        return Encoded(batch.history_offsets, spans, user_RD, self.tokens.requests(batch), kept)
 
     def score(self, encoded: Encoded, targets: Mapping[str, Tensor], target_offsets: Tensor) -> Tensor:
         """Logits (G, B) of targets, given as columns (G,) with offsets (R + 1,) into them."""
         target_GD = self.tokens.targets(targets)
         owner_G = owners(target_offsets)
-        z_GD = self.target_side(encoded.kept, target_GD, encoded.history_offsets, target_offsets)
+        z_GD = self.target_side(encoded, target_GD, target_offsets)
         user_GD, request_GD = (token.index_select(0, owner_G) for token in (encoded.user_RD, encoded.request_RD))
         logits_GB: Tensor = self.head(z_GD, target_GD, user_GD, request_GD)
         return logits_GB
 
     def forward(self, batch: RequestBatch) -> Tensor:
         """Logits (G, B), labels in the order of `columns.labels`."""
-        encoded = self.encode(batch, mean_targets_per_event(batch.history_offsets, batch.target_offsets))
-        return self.score(encoded, batch.targets, batch.target_offsets)
+        return self.score(self.encode(batch, batch.target_offsets), batch.targets, batch.target_offsets)
 
 
 def owners(offsets: Tensor) -> Tensor:
     """The row (N,) that each of N ragged values belongs to, from offsets (R + 1,)."""
     rows = torch.arange(offsets.shape[0] - 1, device=offsets.device)
     return torch.repeat_interleave(rows, offsets.diff())
-
-
-def mean_targets_per_event(history_offsets: Tensor, target_offsets: Tensor) -> float:
-    """m, the mean number of targets that share an event."""
-    pairs = (history_offsets.diff() * target_offsets.diff()).sum()
-    return float(pairs) / max(1, int(history_offsets[-1]))
 
 
 def loss_sum(logits_GB: Tensor, batch: RequestBatch, labels: tuple[str, ...]) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from longbatch.loaders.batch import offsets_of, ragged_index
 from longbatch.trainer.config import ModelColumns, ModelConfig
-from longbatch.trainer.model import Kept, RequestModel, owners
+from longbatch.trainer.model import Encoded, Kept, RequestModel, owners
 
 HIDDEN_UNITS = 36  # of DIN's activation unit, as published
 PAIRS_PER_CHUNK = 1 << 18
@@ -46,9 +46,9 @@ class MeanPooling(_Pooled):
         sums_RD = sums_RD.index_add(0, owners(offsets), history_TD)
         return (sums_RD / offsets.diff().clamp(min=1)[:, None],)
 
-    def target_side(self, kept: Kept, target_GD: Tensor, history_offsets: Tensor, target_offsets: Tensor) -> Tensor:
+    def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """z (G, D)."""
-        return self._z(kept[0].index_select(0, owners(target_offsets)), target_GD)
+        return self._z(encoded.kept[0].index_select(0, owners(target_offsets)), target_GD)
 
 
 class DIN(_Pooled):
@@ -66,16 +66,16 @@ class DIN(_Pooled):
         """The events (T, D) and their part of the hidden units (T, A)."""
         return history_TD, self.from_event(history_TD) - self.from_difference(history_TD)
 
-    def target_side(self, kept: Kept, target_GD: Tensor, history_offsets: Tensor, target_offsets: Tensor) -> Tensor:
+    def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """z (G, D); chunks of targets beyond a single one are recomputed in the backward pass."""
         hidden_GA = self.from_target(target_GD) + self.from_difference(target_GD)
         request_G = owners(target_offsets)
-        starts_G, lengths_G = history_offsets[request_G], history_offsets.diff()[request_G]
+        starts_G, lengths_G = encoded.spans.start_R[request_G], encoded.spans.length_R[request_G]
         pooled = [target_GD.new_zeros(0, target_GD.shape[-1])]
         chunks = _chunks(lengths_G)
         for first, end in pairwise(chunks):
             part = slice(first, end)
-            arguments = (*kept, target_GD[part], hidden_GA[part], starts_G[part], lengths_G[part])
+            arguments = (*encoded.kept, target_GD[part], hidden_GA[part], starts_G[part], lengths_G[part])
             if len(chunks) > 2 and torch.is_grad_enabled():
                 pooled.append(checkpoint(self._pool, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:

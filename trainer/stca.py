@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from longbatch.trainer.attention import TargetAttention, Tiling, make_tiling
 from longbatch.trainer.config import ModelColumns, ModelConfig
-from longbatch.trainer.model import Kept, RequestModel
+from longbatch.trainer.model import Encoded, Kept, RequestModel
 
 
 class SwiGLU(nn.Module):
@@ -54,7 +54,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs) to (N, D)."""
-        up, gate = self.up_and_gate(self.fuse(x)).chunk(2, dim=-1)
+        fused = self.fuse(x)
+        up, gate = (nn.functional.linear(fused, half) for half in self.up_and_gate.weight.chunk(2))
         output: Tensor = self.down(up * nn.functional.silu(gate))
         return output
 
@@ -84,7 +85,7 @@ class Layer(nn.Module):
         query = SwiGLU((before + 1) * width, width, config.expansion)
         self.history = nn.Sequential(history, nn.LayerNorm(width))
         self.query = nn.Sequential(query, nn.LayerNorm(width))
-        self.attention = TargetAttention(width, config.heads)
+        self.attention = TargetAttention(width, config.heads, config.elapsed == "attention")
         query.start_as(history)
 
     def keys_and_values(self, history_TD: Tensor, targets_per_event: float) -> tuple[Tensor, Tensor]:
@@ -123,9 +124,9 @@ class STCA(RequestModel):
         """Keys and values of each layer: the layer's own encoding, projected or, for few targets, as it is."""
         return tuple(part for layer in self.layers for part in layer.keys_and_values(history_TD, targets_per_event))
 
-    def target_side(self, kept: Kept, target_GD: Tensor, history_offsets: Tensor, target_offsets: Tensor) -> Tensor:
+    def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """z (G, D), from all layers' outputs and the target."""
-        tiling = make_tiling(history_offsets, target_offsets, self.config.heads)
+        kept, tiling = encoded.kept, make_tiling(encoded.spans, target_offsets, self.config.heads)
         outputs_GD: list[Tensor] = []
         for place, layer in enumerate(self.layers):
             seen_GD = [*outputs_GD, target_GD]

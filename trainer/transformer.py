@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from longbatch.trainer.config import ModelColumns, ModelConfig
-from longbatch.trainer.model import Kept, RequestModel, owners
+from longbatch.trainer.model import Encoded, Kept, RequestModel, owners
 
 
 def places(offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,11 +103,11 @@ class Transformer(RequestModel):
                 tokens_RLD = layer(tokens_RLD, kept[-1], None)
         return tuple(kept)
 
-    def target_side(self, kept: Kept, target_GD: Tensor, history_offsets: Tensor, target_offsets: Tensor) -> Tensor:
+    def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """z (G, D), the targets after the last layer."""
         target_RMD = padded(target_GD, target_offsets)
-        filled_RL = filled(history_offsets, kept[0].shape[1])
-        for layer, kept_RLD2 in zip(self.layers, kept, strict=True):
+        filled_RL = filled(encoded.history_offsets, encoded.kept[0].shape[1])
+        for layer, kept_RLD2 in zip(self.layers, encoded.kept, strict=True):
             target_RMD = layer.targets(target_RMD, kept_RLD2, filled_RL)
         z_GD: Tensor = self.norm(target_RMD[places(target_offsets)])
         return z_GD

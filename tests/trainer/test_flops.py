@@ -29,7 +29,7 @@ def test_the_count_is_what_pytorch_counts(make_batch, small_model, name, targets
     config = small_model[0].model_copy(update={"name": name, "layers": 3, "newest": 4})
     model, batch = make_model(config, small_model[1]), make_batch([64], [targets])
     wanted = request_flops(config, 64, targets, labels=2)
-    history, encoded = counted(model.encode, batch, float(targets))
+    history, encoded = counted(model.encode, batch, batch.target_offsets)
     target, _ = counted(model.score, encoded, batch.targets, batch.target_offsets)
     assert (history, target) == (wanted.history, targets * wanted.target)
     assert counted(model, batch)[0] == wanted.request

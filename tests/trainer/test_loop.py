@@ -38,6 +38,14 @@ def test_a_planted_signal_is_learnt_and_holds_on_newer_requests(trained):
     assert click["history_length"] == 16
 
 
+def test_a_run_on_shared_timelines_reads_fewer_events_and_learns_as_well(trained, dataset, tmp_path):
+    model = tiny().model.model_copy(update={"elapsed": "attention"})
+    report = train(dataset, tmp_path, tiny(model=model, shuffle_run=8))
+    assert report.metrics[0]["auc"] > 0.95
+    assert report.targets == trained[1].targets
+    assert report.events < trained[1].events / 2
+
+
 def test_the_report_counts_what_was_done(trained):
     run, report, seen = trained
     assert report.train_before == (START + DAY * 12).isoformat()

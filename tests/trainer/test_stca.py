@@ -1,34 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from pydantic import ValidationError
 
+from longbatch.loaders import RequestDataset
+from longbatch.trainer.config import ModelConfig, model_columns
 from longbatch.trainer.model import loss_sum, parameter_count
 from longbatch.trainer.stca import STCA
-
-LENGTHS, COUNTS = [70, 0, 3, 20], [3, 2, 0, 5]
-
-
-def loss_and_gradients(model, batch):
-    model.zero_grad()
-    loss = loss_sum(model(batch), batch, model.columns.labels) / batch.num_targets
-    loss.backward()
-    gradients = {name: p.grad.to_dense() for name, p in model.named_parameters() if p.grad is not None}
-    return loss, gradients
-
-
-def test_request_level_training_equals_sample_level_training(make_batch, small_model):
-    torch.manual_seed(0)
-    model = STCA(*small_model).double()
-    batch = make_batch(LENGTHS, COUNTS)
-    assert batch.expand().num_requests == batch.num_targets == 10
-    loss, gradients = loss_and_gradients(model, batch)
-    expanded_loss, expanded_gradients = loss_and_gradients(model, batch.expand())
-    torch.testing.assert_close(loss, expanded_loss, rtol=1e-10, atol=1e-10)
-    assert gradients.keys() == expanded_gradients.keys() == dict(model.named_parameters()).keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expanded_gradients[name], rtol=1e-10, atol=1e-10, msg=name)
-    assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
 
 
 def test_a_target_does_not_depend_on_the_other_requests_of_its_batch(make_batch, small_model):
@@ -49,27 +30,64 @@ def test_a_target_does_not_depend_on_the_other_requests_of_its_batch(make_batch,
     torch.testing.assert_close(model(alone), model(together)[:5], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("lengths", "counts"), [([0, 0], [1, 4]), ([], []), ([5], [0])])
-def test_empty_histories_and_empty_batches_give_finite_outputs_and_gradients(make_batch, small_model, lengths, counts):
-    model = STCA(*small_model)
-    batch = make_batch(lengths, counts)
-    logits = model(batch)
-    assert logits.shape == (sum(counts), 2)
-    loss_sum(logits, batch, model.columns.labels).backward()
-    assert logits.isfinite().all()
-    assert all(p.grad is None or p.grad.to_dense().isfinite().all() for p in model.parameters())
-
-
-def test_the_time_of_an_event_matters_through_its_distance_to_the_request(make_batch, small_model):
-    model = STCA(*small_model)
+@pytest.mark.parametrize("elapsed", ["event", "attention"])
+def test_the_time_of_an_event_matters_through_its_distance_to_the_request(make_batch, small_model, elapsed):
+    model = timed_model(small_model, elapsed)
     batch = make_batch([20], [2])
     day_us = 86_400_000_000
     older = batch.history | {"event_time": batch.history["event_time"] - 300 * day_us}
     shifted = batch.history | {"event_time": batch.history["event_time"] + day_us}
-    replace = {**vars(batch)}
-    assert not torch.equal(model(batch), model(type(batch)(**{**replace, "history": older})))
-    same = type(batch)(**{**replace, "history": shifted, "request_time": batch.request_time + day_us})
+    older["event_time"][:5] -= 700 * day_us
+    assert not torch.equal(model(batch), model(replace(batch, history=older)))
+    same = replace(batch, history=shifted, request_time=batch.request_time + day_us)
     torch.testing.assert_close(model(batch), model(same))
+
+
+def timed_model(small_model, elapsed):
+    """STCA with the time of events in either place, what it learns of time drawn at random."""
+    torch.manual_seed(0)
+    config, columns = small_model
+    model = STCA(config.model_copy(update={"elapsed": elapsed}), columns)
+    for layer in model.layers:
+        if layer.attention.elapsed is not None:
+            torch.nn.init.normal_(layer.attention.elapsed.weight)
+    return model
+
+
+def batches_of_both_forms(dataset, **arguments):
+    return [next(iter(RequestDataset(dataset, form=form, **arguments))) for form in ("windows", "shared")]
+
+
+@pytest.mark.parametrize("elapsed", ["event", "attention"])
+def test_the_shared_form_trains_as_the_windows_form_does(dataset, elapsed):
+    config = ModelConfig(width=8, heads=2, layers=3, id_rows=512, elapsed=elapsed)
+    model = timed_model((config, model_columns(RequestDataset(dataset).column_types(), (), config)), elapsed).double()
+    arguments = {"shuffle": True, "shuffle_run": 8, "batch_size": 64, "history_length": 5}
+    windows, shared = batches_of_both_forms(dataset, **arguments)
+    assert shared.num_events < windows.num_events / 2
+    found = []
+    for batch in (windows, shared, windows.expand()):
+        model.zero_grad()
+        loss = loss_sum(model(batch), batch, ("click", "like"))
+        loss.backward()
+        found.append([loss, *(p.grad.to_dense() for p in model.parameters())])
+    for others in found[1:]:
+        for left, right in zip(found[0], others, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+def test_requests_of_a_user_encode_the_timeline_once(dataset):
+    config = ModelConfig(width=8, heads=2, id_rows=512, elapsed="attention")
+    model = STCA(config, model_columns(RequestDataset(dataset).column_types(), (), config))
+    (batch,) = batches_of_both_forms(dataset, batch_size=16)[1:]
+    encoded = model.encode(batch, batch.target_offsets)
+    assert {len(kept) for kept in encoded.kept} == {batch.num_events} == {16}
+    assert int(encoded.spans.length_R.sum()) == 16 * 17 // 2
+
+
+def test_only_stca_has_elapsed_time_in_attention():
+    with pytest.raises(ValidationError, match='elapsed = "attention" is for stca; longer has it in the event'):
+        ModelConfig(name="longer", elapsed="attention")
 
 
 def test_the_loss_is_a_sum_over_targets_and_a_mean_over_labels(make_batch):
