@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -20,6 +21,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "quality": ("spark",),
     "skew": ("spark",),
     "storage": (),
+    "studies": ("out",),
     "trainer": ("repeats",),
     "validate": ("repeats",),
 }
@@ -28,12 +30,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 @app.command()
 def bench(
     what: Annotated[
-        Literal["build", "days", "faults", "loader", "quality", "skew", "storage", "trainer", "validate"],
+        Literal["build", "days", "faults", "loader", "quality", "skew", "storage", "studies", "trainer", "validate"],
         typer.Argument(help="What to measure."),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run of the same checks.")] = False,
     spark: Annotated[bool, typer.Option(help="Measure the spark engine too.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; medians are shown.")] = 3,
+    out: Annotated[Path, typer.Option(help="Of studies: where data, runs and plots are kept.")] = Path("studies"),
     as_json: Json = False,
 ) -> None:
     """Measure what the documentation claims, each figure beside its floor in the same run, or beside what is true.
@@ -45,7 +48,7 @@ def bench(
     """
     from longbatch.benchmarks import checks
 
-    given: dict[str, Any] = {"spark": spark, "repeats": repeats}
+    given: dict[str, Any] = {"spark": spark, "repeats": repeats, "out": out}
     run = getattr(import_module(f"longbatch.benchmarks.{what}"), f"bench_{what}")
     with progress_bars() as progress:
         found, figures = run(quick=quick, progress=progress, **{name: given[name] for name in OPTIONS[what]})

@@ -1,0 +1,103 @@
+"""The arms of `longbatch bench studies`, and what their seeds say together.
+
+Arms of one study differ in one thing. *Equal data*: the same requests. *Equal compute*: as many as the operations counted for
+STCA's run pay for, at most EQUAL_COMPUTE_MOST times its requests.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from longbatch.trainer.config import Length, ModelConfig, ModelName, TrainConfig
+from longbatch.trainer.flops import request_flops
+
+LABEL = "click"
+LENGTHS = (500, 2_000, 4_000, 10_000)
+SHORT, FULL = 2_000, 10_000
+COMPARED = 1_000  # where models are compared: a Transformer is to be affordable
+MIXED = Length(minimum=64, maximum=FULL, alpha=0.2, beta=0.8)  # U-shaped, mean 2,051
+EQUAL_COMPUTE_MOST = 4
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What distinguishes the runs of a study: a model, the history length it trains at, for how many steps, and those it serves."""
+
+    name: str
+    model: ModelConfig
+    length: int | Length
+    steps: int
+    served: tuple[int, ...] = LENGTHS
+
+    def config(self, seed: int) -> TrainConfig:
+        """The run with a seed, for initial weights and the order of requests."""
+        return TrainConfig(
+            model=self.model,
+            labels=(LABEL,),
+            history_length=self.length,
+            batch_size=32,
+            warmup_steps=min(10, self.steps // 4),
+            decay="cosine",
+            epochs=1_000,
+            max_steps=self.steps,
+            evaluate_requests=1,
+            seed=seed,
+        )
+
+
+def _model(name: ModelName = "stca", width: int = 32) -> ModelConfig:
+    return ModelConfig(name=name, width=width, id_rows=4_096)
+
+
+def arms(steps: int) -> list[Arm]:
+    """All arms; the same run serves several studies."""
+    stca, mixed = _model(), MIXED
+    found = [
+        Arm("train 2K", stca, SHORT, steps),
+        Arm("train 10K", stca, FULL, steps),
+        Arm("train mixed lengths", stca, mixed, steps),
+        *(Arm(f"width {width}", _model(width=width), mixed, steps) for width in (16, 64)),
+    ]
+    names: tuple[ModelName, ...] = ("stca", "longer", "transformer", "din", "mean")
+    for name in names:
+        model = _model(name)
+        times = min(EQUAL_COMPUTE_MOST, forward_flops(stca, COMPARED) / forward_flops(model, COMPARED))
+        found.append(Arm(f"{name}, equal data", model, COMPARED, steps, (COMPARED,)))
+        if name != "stca":
+            found.append(Arm(f"{name}, equal compute", model, COMPARED, max(1, round(times * steps)), (COMPARED,)))
+    return found
+
+
+def forward_flops(model: ModelConfig, length: float, targets: int = 8) -> float:
+    """Operations of the forward pass of one request."""
+    return request_flops(model, round(length), targets).request
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An arm's seeds together: means, and the lowest and highest AUC, by history length at inference."""
+
+    auc: dict[int, float]
+    range: dict[int, tuple[float, float]]
+    events: float
+    flops: float
+
+    def spread(self, length: int) -> float:
+        """From the lowest to the highest seed."""
+        low, high = self.range[length]
+        return high - low
+
+
+def summary(results: Iterable[dict[str, Any]], arm: str) -> Summary:
+    """The seeds of one arm."""
+    seeds = [result for result in results if result["arm"] == arm]
+    aucs = {int(length): [float(seed["auc"][length]) for seed in seeds] for length in seeds[0]["auc"]}
+    return Summary(
+        {length: statistics.mean(values) for length, values in aucs.items()},
+        {length: (min(values), max(values)) for length, values in aucs.items()},
+        statistics.mean(seed["events"] for seed in seeds),
+        statistics.mean(seed["flops"] for seed in seeds),
+    )

@@ -1,0 +1,83 @@
+"""The plots of `longbatch bench studies`, drawn by matplotlib: mean over seeds, bars from the lowest seed to the highest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from longbatch.benchmarks.studies_data import COMPARED, LENGTHS, summary
+
+INK, GRID = "#1c2430", "#dfe4ea"
+COLOURS = ("#1f6fb2", "#c8553d", "#3a7d44", "#8b5fbf", "#b8860b")
+
+
+def draw(results: Sequence[dict[str, Any]], attainable: dict[str, float], folder: Path) -> list[Path]:
+    """Write training.png, sizes.png and models.png."""
+    known = [attainable[str(length)] for length in LENGTHS]
+    policies = {f"trained at {name}": f"train {name}" for name in ("2K", "10K", "mixed lengths")}
+    sizes = {"width 16": "width 16", "width 32": "train mixed lengths", "width 64": "width 64"}
+    return [
+        _lengths(results, known, policies, "What training length is worth", folder / "training.png"),
+        _lengths(results, known, sizes, "What model size is worth", folder / "sizes.png"),
+        _models(results, folder / "models.png"),
+    ]
+
+
+def _lengths(
+    results: Sequence[dict[str, Any]],
+    attainable: Sequence[float],
+    arms: dict[str, str],
+    title: str,
+    path: Path,
+) -> Path:
+    figure, axes = _axes(title, "history length at inference", "test AUC of click")
+    for (label, arm), colour in zip(arms.items(), COLOURS, strict=False):
+        told = summary(results, arm)
+        _bars(axes, LENGTHS, [told.auc[n] for n in LENGTHS], [told.range[n] for n in LENGTHS], label, colour)
+    axes.plot(LENGTHS, attainable, color=INK, linestyle=":", label="counting topics in as many events")
+    axes.set_xscale("log")
+    axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    figure.savefig(path)
+    return path
+
+
+def _models(results: Sequence[dict[str, Any]], path: Path) -> Path:
+    figure, axes = _axes(
+        f"What a model is worth at {COMPARED:,} events",
+        "operations of training, TFLOP (logarithmic)",
+        "test AUC of click",
+    )
+    known = {result["arm"] for result in results}
+    for label, colour in zip(("STCA", "LONGER", "Transformer", "DIN", "mean"), COLOURS, strict=True):
+        arms = {f"{label.lower()}, equal {how}" for how in ("data", "compute")} & known
+        told = sorted((summary(results, arm) for arm in arms), key=lambda arm: arm.flops)
+        cost, auc = [arm.flops / 1e12 for arm in told], [arm.auc[COMPARED] for arm in told]
+        _bars(axes, cost, auc, [arm.range[COMPARED] for arm in told], label, colour)
+    axes.set_xscale("log")
+    axes.legend(frameon=False)
+    figure.savefig(path)
+    return path
+
+
+def _bars(
+    axes: Any, x: Sequence[float], y: Sequence[float], ranges: Sequence[tuple[float, float]], label: str, colour: str
+) -> None:
+    sides = [[mean - low for mean, (low, _) in zip(y, ranges, strict=True)], []]
+    sides[1] = [high - mean for mean, (_, high) in zip(y, ranges, strict=True)]
+    axes.errorbar(x, y, yerr=sides, marker="o", capsize=4, label=label, color=colour)
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(color=GRID)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
