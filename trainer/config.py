@@ -115,6 +115,7 @@ class TrainConfig(Strict):
     bf16: run matrix products in bfloat16 (autocast); weights, their updates and the loss stay in float32.
     shuffle_run: requests that stay neighbours when the order is shuffled, mostly of one user; several let a model with
     `elapsed = "attention"` encode their timeline once.
+    compile: compile what maps rows one by one, see `compiling`.  tensorboard: write `RUN/tensorboard`, see `board`.
     batch_size: requests per batch.  accumulate: batches per step and rank, their gradients added up.
     warmup_steps: steps over which learning rates rise from nothing; decay: "cosine" lets them fall to nothing by the last step, which
     `epochs` and `max_steps` say.
@@ -134,6 +135,8 @@ class TrainConfig(Strict):
     decay: Literal["constant", "cosine"] = "constant"
     clip_norm: float | None = Field(default=None, gt=0)
     bf16: bool = False
+    compile: bool = False
+    tensorboard: bool = False
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)

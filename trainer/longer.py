@@ -15,6 +15,8 @@ mask; globals come to width W by a linear map each, and z goes back to D by one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,11 @@ class Longer(RequestModel):
         self.layers = make_blocks(wide, config)
         self.norm, self.final = nn.LayerNorm(wide), nn.Linear(wide, width)
         nn.init.normal_(self.position.weight, std=0.03)
+
+    def row_modules(self) -> Iterator[nn.Module]:
+        """Besides the head what each block does to its tokens."""
+        yield from super().row_modules()
+        yield from (self.side, self.inner.ffn, *(layer.ffn for layer in self.layers))
 
     def history_side(self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float) -> Kept:
         """Per layer keys and values (R, S or Q, 2 W); at last which of the S tokens are there (R, S)."""

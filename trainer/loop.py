@@ -24,6 +24,8 @@ from longbatch.loaders.dataset import RequestDataset, make_dataloader
 from longbatch.loaders.lengths import StochasticLength
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.trainer import checkpoint, ranks, resuming, schedule
+from longbatch.trainer.board import Board
+from longbatch.trainer.compiling import compile_rows
 from longbatch.trainer.config import Length, TrainConfig, as_microseconds, model_columns
 from longbatch.trainer.model import RequestModel, loss_sum
 from longbatch.trainer.models import make_model
@@ -88,6 +90,9 @@ def _train(
     split_us = _split_us(dataset_path, config)
     dataset = _training_data(dataset_path, config, split_us)
     start = resuming.start(run_dir, new_model(dataset, config), config, dataset.fingerprint, resume, rank)
+    board = Board(run_dir, progress) if config.tensorboard and rank == 0 else None
+    if config.compile:
+        compile_rows(start.model)
 
     def save(step: int) -> None:
         random = tuple(ranks.gathered(torch.get_rng_state()))
@@ -101,7 +106,7 @@ def _train(
         _epochs(dataset, config, start.step),
         config,
         total_steps=_total_steps(dataset, config),
-        progress=progress,
+        progress=board or progress,
         optimisers=start.optimisers,
         first_step=start.step,
         save=save,
@@ -120,6 +125,8 @@ def _train(
             max_requests=config.evaluate_requests,
             progress=progress,
         )
+    if board:
+        board.close(results, report.steps)
     report = TrainReport(**{**vars(report), "metrics": results, "train_before": _text(split_us)})
     summary = {**asdict(report), "targets_per_second": report.targets_per_second}
     (run_dir / "report.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,10 @@ class RequestModel(nn.Module, ABC):
     @abstractmethod
     def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """z (G, D): each target in the light of its request's history."""
+
+    def row_modules(self) -> Iterator[nn.Module]:
+        """Modules that map rows (N, inputs) one by one, whatever N is: what can be compiled for ragged batches."""
+        yield self.head
 
     def encode(self, batch: RequestBatch, target_offsets: Tensor | None = None) -> Encoded:
         """The requests without their targets, in the form that these targets want, or many.

@@ -8,6 +8,7 @@ map of [t, e, t - e] is linear in t and in e, so its event part is computed once
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -30,6 +31,11 @@ class _Pooled(RequestModel):
         width, hidden = config.width, 2 * config.expansion * config.width
         self.norm = nn.LayerNorm(width)
         self.final = nn.Sequential(nn.Linear(3 * width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def row_modules(self) -> Iterator[nn.Module]:
+        """Besides the head the map to z."""
+        yield from super().row_modules()
+        yield self.final
 
     def _z(self, pooled_GD: Tensor, target_GD: Tensor) -> Tensor:
         pooled_GD = self.norm(pooled_GD)
@@ -61,6 +67,11 @@ class DIN(_Pooled):
         self.from_difference = nn.Linear(width, HIDDEN_UNITS, bias=False)
         self.from_product = nn.Linear(width, HIDDEN_UNITS, bias=False)
         self.weight = nn.Sequential(nn.SiLU(), nn.Linear(HIDDEN_UNITS, 1))
+
+    def row_modules(self) -> Iterator[nn.Module]:
+        """The weight of each pair too."""
+        yield from super().row_modules()
+        yield self.weight
 
     def history_side(self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float) -> Kept:
         """The events (T, D) and their part of the hidden units (T, A)."""

@@ -31,6 +31,7 @@ BUDGETS = (
     "evaluate_before",
     "evaluate_requests",
     "num_workers",
+    "tensorboard",
 )
 
 

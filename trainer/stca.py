@@ -17,7 +17,7 @@ like the target matter took thousands of steps to be found, where it was found a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -119,6 +119,13 @@ class STCA(RequestModel):
         layers = nn.ModuleList(Layer(config, before) for before in range(config.layers))
         self.layers = cast("Sequence[Layer]", layers)  # which type checkers cannot know of a ModuleList
         self.final = _output_map(config)
+
+    def row_modules(self) -> Iterator[nn.Module]:
+        """Besides the head all encodings of events and queries, and the map to z."""
+        yield from super().row_modules()
+        for layer in self.layers:
+            yield from (layer.history, layer.query)
+        yield self.final
 
     def history_side(self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float) -> Kept:
         """Keys and values of each layer: the layer's own encoding, projected or, for few targets, as it is."""

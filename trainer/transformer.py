@@ -13,7 +13,7 @@ Baselines are padded to the longest history of the batch; only STCA needs to be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -93,6 +93,12 @@ class Transformer(RequestModel):
         super().__init__(config, columns)
         self.layers = make_blocks(config.width, config)
         self.norm = nn.LayerNorm(config.width)
+
+    def row_modules(self) -> Iterator[nn.Module]:
+        """Besides the head what each block does to its tokens."""
+        yield from super().row_modules()
+        for layer in self.layers:
+            yield layer.ffn
 
     def history_side(self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float) -> Kept:
         """Keys and values (R, L, 2 D) of each layer."""
