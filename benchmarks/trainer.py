@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,24 +18,27 @@ from longbatch.benchmarks import loader_data
 from longbatch.benchmarks.checks import Check, Figure, all_of, medians
 from longbatch.benchmarks.loader_data import Size
 from longbatch.loaders import RequestBatch, RequestDataset
+from longbatch.loaders.batch import Form
 from longbatch.trainer.config import ModelConfig, ModelName, TrainConfig
 from longbatch.trainer.flops import request_flops
 from longbatch.trainer.loop import new_model, train, train_step
+from longbatch.trainer.model import loss_sum
 from longbatch.trainer.optimisers import make_optimisers
 from longbatch.trainer.scorer import Scorer
 
-WIDTH, HEADS, LAYERS, TARGETS = 32, 4, 2, 8
-TRAINED = {"history_length": 10_000, "batch_size": 4, "num_workers": 2, "train_before": None, "epochs": 8}
+WIDTH, HEADS, LAYERS, REQUESTS, TARGETS = 32, 4, 2, 8, 8  # requests of each user, targets of each request
+TRAINED = {"history_length": 10_000, "batch_size": 4, "num_workers": 2, "train_before": None, "epochs": 4}
 Progress = Callable[[str, float, float], None]
 
 
 def bench_trainer(*, quick: bool, repeats: int, progress: Progress) -> tuple[list[Check], list[Figure]]:
     """Measure training steps and scorings of models of width 32 on simulated histories of 10,000 events."""
     with tempfile.TemporaryDirectory(prefix="longbatch-") as folder:
-        path = loader_data.write(Path(folder) / "d", Size(users=8, requests=4, targets=TARGETS), "none")
+        path = loader_data.write(Path(folder) / "d", Size(users=8, requests=REQUESTS, targets=TARGETS), "none")
         steps = (
             lambda: _against_points(path, quick, repeats),
             lambda: _peaks(path, 2_000 if quick else loader_data.LENGTH),
+            lambda: _shared(path, 2_000 if quick else loader_data.LENGTH, repeats),
             lambda: _waiting(path),
             lambda: _cost_of_length(path, quick, repeats),
             lambda: _scorings(path, quick, repeats),
@@ -42,17 +46,16 @@ def bench_trainer(*, quick: bool, repeats: int, progress: Progress) -> tuple[lis
         return all_of("trainer", steps, progress)
 
 
-def _config(name: ModelName = "stca") -> TrainConfig:
-    return TrainConfig(model=ModelConfig(name=name, width=WIDTH, heads=HEADS, layers=LAYERS))
+def _config(name: ModelName = "stca", elapsed: Literal["event", "attention"] = "event") -> TrainConfig:
+    return TrainConfig(model=ModelConfig(name=name, width=WIDTH, heads=HEADS, layers=LAYERS, elapsed=elapsed))
 
 
-def _batch(path: Path, length: int, requests: int) -> RequestBatch:
-    return next(iter(RequestDataset(path, batch_size=requests, history_length=length)))
+def _batch(path: Path, length: int, requests: int, form: Form = "windows") -> RequestBatch:
+    return next(iter(RequestDataset(path, batch_size=requests, history_length=length, form=form)))
 
 
-def _stepper(path: Path, name: ModelName, parts: list[RequestBatch]) -> Callable[[], object]:
+def _stepper(path: Path, config: TrainConfig, parts: list[RequestBatch]) -> Callable[[], object]:
     """One call trains on each of the batches."""
-    config = _config(name)
     model = new_model(RequestDataset(path), config)
     optimisers = make_optimisers(model, config)
 
@@ -72,7 +75,7 @@ def _against_points(path: Path, quick: bool, repeats: int) -> tuple[list[Check],
         samples = batch.expand()
         size = batch.num_requests
         parts = [samples[first : first + size] for first in range(0, samples.num_requests, size)]
-        ours, theirs = medians([_stepper(path, "stca", [batch]), _stepper(path, "stca", parts)], repeats)
+        ours, theirs = medians([_stepper(path, _config(), [batch]), _stepper(path, _config(), parts)], repeats)
         figures += [
             Figure(f"L = {length:,}: targets/s, requests", batch.num_targets / ours, "targets/s"),
             Figure(f"L = {length:,}: targets/s, samples", batch.num_targets / theirs, "targets/s"),
@@ -94,6 +97,29 @@ def _peaks(path: Path, length: int) -> tuple[list[Check], list[Figure]]:
     return [Check("peak memory of a step, requests over samples", ours / theirs, 1 / 3)], [*figures, whole]
 
 
+def _shared(path: Path, length: int, repeats: int) -> tuple[list[Check], list[Figure]]:
+    """The same requests, 8 of each user, with a history each and with each timeline once."""
+    config = _config(elapsed="attention")
+    forms: tuple[Form, ...] = ("windows", "shared")
+    batches = [_batch(path, length, 2 * REQUESTS, form) for form in forms]
+    losses = [_loss(path, config, batch) for batch in batches]
+    seconds = medians([_stepper(path, config, [batch]) for batch in batches], repeats)
+    figures = [
+        Figure(f"L = {length:,}, 8 requests a user: {form} form", batch.num_requests / taken, "requests/s")
+        for form, batch, taken in zip(forms, batches, seconds, strict=True)
+    ]
+    return [
+        Check("shared form: requests/s over the windows form", seconds[0] / seconds[1], 2, ">="),
+        Check("shared form: relative difference of the loss", abs(losses[1] / losses[0] - 1), 1e-5),
+    ], figures
+
+
+@torch.inference_mode()
+def _loss(path: Path, config: TrainConfig, batch: RequestBatch) -> float:
+    model = new_model(RequestDataset(path), config)
+    return float(loss_sum(model(batch), batch, model.columns.labels))
+
+
 def _waiting(path: Path) -> tuple[list[Check], list[Figure]]:
     """The share of the time that training waits for batches, two workers preparing them."""
     config = TrainConfig(**{**_config().model_dump(), **TRAINED})
@@ -111,7 +137,7 @@ def _cost_of_length(path: Path, quick: bool, repeats: int) -> tuple[list[Check],
     names: tuple[ModelName, ...] = ("stca", "longer", "transformer")
     figures, slopes = [], {}
     for name in names:
-        seconds = medians([_stepper(path, name, [_batch(path, length, 2)]) for length in lengths], repeats)
+        seconds = medians([_stepper(path, _config(name), [_batch(path, length, 2)]) for length in lengths], repeats)
         logs = [[math.log(value) for value in values] for values in (lengths, seconds)]
         slopes[name] = statistics.linear_regression(*logs).slope
         figures += [
