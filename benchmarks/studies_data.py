@@ -18,7 +18,7 @@ LABEL = "click"
 LENGTHS = (500, 2_000, 4_000, 10_000)
 SHORT, FULL = 2_000, 10_000
 COMPARED = 1_000  # where models are compared: a Transformer is to be affordable
-MIXED = Length(minimum=64, maximum=FULL, alpha=0.2, beta=0.8)  # U-shaped, mean 2,051
+MIXED = Length(minimum=1_000, maximum=FULL, alpha=0.1, beta=0.8)  # U-shaped, mean 2,000
 EQUAL_COMPUTE_MOST = 4
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
@@ -37,9 +37,13 @@ class _Spans:
 
     sources: Sequence[tuple[OpenBlock, Ints, Ints]]
 
+    @cached_property
+    def _slices(self) -> list[tuple[OpenBlock, list[slice]]]:
+        return [(block, list(map(slice, starts.tolist(), ends.tolist()))) for block, starts, ends in self.sources]
+
     def column(self, name: str) -> list[Array]:
-        """Views of one history column, a view for each span."""
-        return list(chain.from_iterable(_views(b.history[name], starts, ends) for b, starts, ends in self.sources))
+        """Views of one history column, a view for each span: no bytecode runs for each."""
+        return list(chain.from_iterable(map(b.history[name].__getitem__, slices) for b, slices in self._slices))
 
     def offsets(self) -> Array:
         """Offsets (spans + 1,) of the events that are copied."""
@@ -68,11 +72,6 @@ def gather(pieces: Sequence[Piece], *, shared: bool = False) -> RequestBatch:
     columns["", "target_offsets"] = [np.cumsum(np.concatenate([np.zeros(1, dtype=np.int64), *counts]))]
     columns.update({("", name): [values] for name, values in pointers.items()})
     return _batch(columns, _joined(columns))
-
-
-def _views(column: Array, starts: Ints, ends: Ints) -> Iterable[Array]:
-    """The slices [start, end) of a column: no bytecode runs for each."""
-    return map(column.__getitem__, map(slice, starts.tolist(), ends.tolist()))
 
 
 def _windows(pieces: Sequence[Piece]) -> _Spans:

@@ -54,6 +54,7 @@ class Column(Strict):
 class ModelConfig(Strict):
     """Which model, and its size. The 4 tokens of the head divide the width, and so must `heads`.
 
+    head: what makes logits of a target's tokens, see `head`.
     elapsed: where STCA has the time from event to request: in the event's token, as published, or in attention, as a bias of its
     scores. Then encoded events do not depend on the request, and requests of one user in a batch share them.
     merge, newest: LONGER's adjacent events per token (K) and newest tokens that ask (k); no other model
@@ -65,6 +66,7 @@ class ModelConfig(Strict):
     heads: int = Field(default=4, ge=1)
     layers: int = Field(default=2, ge=1)
     expansion: int = Field(default=2, ge=1)
+    head: Literal["rankmixer", "mlp"] = "rankmixer"
     elapsed: Literal["event", "attention"] = "event"
     merge: int = Field(default=4, ge=1)
     newest: int = Field(default=100, ge=1)

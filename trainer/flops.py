@@ -50,9 +50,14 @@ def merged_layer_flops(length: int, width: int, merge: int) -> int:
 def request_flops(config: ModelConfig, length: int, targets: int, labels: int = 1) -> Flops:
     """The cost of a request with this history length and so many targets; token look-ups are free."""
     history, target = _COUNTS[config.name](config, length, targets)
-    width = config.width
-    head = 4 * HEAD_TOKENS * config.expansion * width**2 + 2 * width * labels
-    return Flops(history, target + head, targets)
+    return Flops(history, target + _head(config, labels), targets)
+
+
+def _head(config: ModelConfig, labels: int) -> int:
+    width, hidden = config.width, config.expansion * config.width
+    if config.head == "mlp":
+        return 2 * HEAD_TOKENS * width * hidden + 2 * hidden * labels
+    return 4 * HEAD_TOKENS * hidden * width + 2 * width * labels
 
 
 def _asking(queries: int, seen: int, width: int) -> int:

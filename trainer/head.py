@@ -2,11 +2,13 @@
 
 Shapes: R requests, G targets, D width, N tokens, B labels.
 
-The head is one RankMixer block over the tokens z (the model's view of the target in its history), target, user
-and request, their mean, and a linear map to one logit per label.
+Its tokens are z (the model's view of the target in its history), target, user and request. Either one RankMixer block over them,
+their mean, and a linear map to one logit per label; or an MLP of the four side by side, with one hidden layer.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +41,16 @@ class RankMixer(nn.Module):
         return output_GND
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """The tokens of a target to its logits."""
+
+    @abstractmethod
+    def forward(self, z_GD: Tensor, target_GD: Tensor, user_GD: Tensor, request_GD: Tensor) -> Tensor:
+        """Logits (G, B)."""
+
+
+class MixerHead(Head):
+    """Tokens mixed by a RankMixer block."""
 
     def __init__(self, config: ModelConfig, labels: int) -> None:
         super().__init__()
@@ -52,3 +62,22 @@ class Head(nn.Module):
         mixed_GND = self.mixer(torch.stack([z_GD, target_GD, user_GD, request_GD], dim=1))
         logits_GB: Tensor = self.logits(mixed_GND.mean(dim=1))
         return logits_GB
+
+
+class MLPHead(Head):
+    """Tokens side by side through one hidden layer."""
+
+    def __init__(self, config: ModelConfig, labels: int) -> None:
+        super().__init__()
+        hidden = config.expansion * config.width
+        self.layers = nn.Sequential(nn.Linear(HEAD_TOKENS * config.width, hidden), nn.GELU(), nn.Linear(hidden, labels))
+
+    def forward(self, z_GD: Tensor, target_GD: Tensor, user_GD: Tensor, request_GD: Tensor) -> Tensor:
+        """Logits (G, B)."""
+        logits_GB: Tensor = self.layers(torch.cat([z_GD, target_GD, user_GD, request_GD], dim=-1))
+        return logits_GB
+
+
+def make_head(config: ModelConfig, labels: int) -> Head:
+    """The head that the config names."""
+    return MixerHead(config, labels) if config.head == "rankmixer" else MLPHead(config, labels)

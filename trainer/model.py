@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from longbatch.loaders.batch import RequestBatch
 from longbatch.trainer.config import ModelColumns, ModelConfig
 from longbatch.trainer.embedding import Tokens
-from longbatch.trainer.head import Head
+from longbatch.trainer.head import make_head
 from longbatch.trainer.spans import Spans
 
 Kept = tuple[Tensor, ...]
@@ -49,7 +49,7 @@ class RequestModel(nn.Module, ABC):
         super().__init__()
         self.config, self.columns = config, columns
         self.tokens = Tokens(config, columns)
-        self.head = Head(config, len(columns.labels))
+        self.head = make_head(config, len(columns.labels))
 
     @abstractmethod
     def history_side(self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float) -> Kept:

@@ -25,8 +25,9 @@ def test_longers_published_figures_come_out_of_the_counter():
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("targets", [1, 5])
-def test_the_count_is_what_pytorch_counts(make_batch, small_model, name, targets):
-    config = small_model[0].model_copy(update={"name": name, "layers": 3, "newest": 4})
+@pytest.mark.parametrize("head", ["rankmixer", "mlp"])
+def test_the_count_is_what_pytorch_counts(make_batch, small_model, name, targets, head):
+    config = small_model[0].model_copy(update={"name": name, "layers": 3, "newest": 4, "head": head})
     model, batch = make_model(config, small_model[1]), make_batch([64], [targets])
     wanted = request_flops(config, 64, targets, labels=2)
     history, encoded = counted(model.encode, batch, batch.target_offsets)

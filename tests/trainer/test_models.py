@@ -63,6 +63,18 @@ def test_request_level_training_equals_sample_level_training(make_batch, model_o
         torch.testing.assert_close(gradient, expanded_gradients[parameter], rtol=1e-10, atol=1e-10, msg=parameter)
 
 
+def test_the_head_may_be_an_mlp(make_batch, small_model):
+    config, columns = small_model
+    model, batch = make_model(config.model_copy(update={"head": "mlp"}), columns).double(), make_batch(LENGTHS, COUNTS)
+    assert type(model.head).__name__ == "MLPHead"
+    loss, gradients = loss_and_gradients(model, batch)
+    expanded_loss, expanded_gradients = loss_and_gradients(model, batch.expand())
+    torch.testing.assert_close(loss, expanded_loss, rtol=1e-10, atol=1e-10)
+    for parameter, gradient in gradients.items():
+        assert gradient.abs().sum() > 0
+        torch.testing.assert_close(gradient, expanded_gradients[parameter], rtol=1e-10, atol=1e-10, msg=parameter)
+
+
 @every_model
 def test_a_request_scores_alone_as_it_does_in_a_batch(make_batch, model_of, name):
     model, batch = model_of(name), make_batch(LENGTHS, COUNTS)
