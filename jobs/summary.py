@@ -189,7 +189,10 @@ def validation_text(found: Validation) -> str:
 
 
 def metrics_text(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Metrics by history length and label, a row each, and by the events there are where they are told apart by them."""
+    """Metrics by history length and label, a row each, and by the events there are where they are told apart by them.
+
+    Their rules are told below.
+    """
     told = any("events" in m for m in metrics)
     events = f"{'events':<12}" if told else ""
     lines = [f"{'history':>8}  {events}{'label':<12}{'AUC':>8}{'GAUC':>8}{'log loss':>10}{'NE':>8}{'targets':>10}"]
@@ -198,6 +201,8 @@ def metrics_text(metrics: Sequence[Mapping[str, Any]]) -> str:
         f"{m['gauc']:>8.4f}{m['log_loss']:>10.4f}{m['ne']:>8.4f}{m['targets']:>10,}"
         for m in metrics
     ]
+    lines.append("AUC counts ties one half; GAUC: users' AUCs weighed by their targets, users of one class left out.")
+    lines.append("NE: log loss over that of the mean label, below 1 is better than knowing nothing but it.")
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -13,21 +13,29 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, after success only.")]
 
 
+class Bars(Protocol):
+    """What `progress_bars` yields."""
+
+    def __call__(self, stage: str, done: float, total: float, note: str = "") -> None:
+        """So much of a stage is done; the note is shown beside its bar."""
+
+
 @contextmanager
-def progress_bars(enabled: bool = True) -> Iterator[Callable[[str, float, float], None]]:
-    """Progress bars on standard error, one per stage, for callbacks (stage, done, total)."""
+def progress_bars(enabled: bool = True) -> Iterator[Bars]:
+    """Progress bars on standard error, one per stage, for callbacks (stage, done, total) that may have a note."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:>14}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not enabled) as bars:
+    after = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, *after, console=console, disable=not enabled) as bars:
         tasks: dict[str, Any] = {}
 
-        def advance(stage: str, done: float, total: float) -> None:
+        def advance(stage: str, done: float, total: float, note: str = "") -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+                tasks[stage] = bars.add_task(stage, total=total, note=note)
+            bars.update(tasks[stage], completed=done, total=total, note=note)
 
         yield advance
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from longbatch import report
+from longbatch.console import Bars
 from longbatch.jobs.build import build
 from longbatch.jobs.measure import measure
 from longbatch.jobs.simulate import Simulation, simulate
@@ -26,7 +26,6 @@ from longbatch.trainer.loop import evaluate, train
 from longbatch.trainer.scores import Progress, ProgressCallback
 from longbatch.validation.audit import audit
 
-Bars = Callable[[str, float, float], None]
 HISTORY_LENGTHS = (100, 500, 2_000, 10_000)
 DEMO_LOG = Simulation(users=1_200, events=7_200_000, seed=0)
 DEMO_MODEL = ModelConfig(id_rows=4_096)  # few users: larger id tables would only memorise them
@@ -61,11 +60,19 @@ def training_progress(progress: Bars, config: TrainConfig | None = None) -> Prog
 
     def show(now: Progress) -> None:
         if now.stage == "train" and limit:
-            progress(now.stage, min(now.seconds, limit), limit)
+            progress(now.stage, min(now.seconds, limit), limit, _note(now))
         elif now.total_steps:
-            progress(now.stage, now.step, now.total_steps)
+            progress(now.stage, now.step, now.total_steps, _note(now))
 
     return show
+
+
+def _note(now: Progress) -> str:
+    """Loss and speed so far, of training."""
+    if now.stage != "train" or not now.seconds:
+        return ""
+    targets, events = now.targets / now.seconds, now.events / now.seconds
+    return f"loss {now.loss:.4f}, {targets:,.0f} targets/s, {events:,.0f} events/s, waiting {now.waiting:.1%}"
 
 
 def demo(out: Path, *, train_seconds: float, overwrite: bool, progress: Bars) -> DemoResult:

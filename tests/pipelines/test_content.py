@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from longbatch.pipelines.content import Samples, content_hash, samples_of_block, samples_of_rows
@@ -193,7 +193,6 @@ def test_events_that_no_request_reaches_are_no_content() -> None:
     assert hashed(plays=pl.concat([PLAYS, later, stranger], how="vertical_relaxed")) == hashed()
 
 
-@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=30),
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=20),
