@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longbatch.jobs.build import build
+from longbatch.jobs.presets import load_preset
+from longbatch.trainer.config import ModelConfig, TrainConfig
+from longbatch.trainer.loop import evaluate, train
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the real logs are not at {DATA}")
+def test_a_real_log_is_built_trained_on_and_evaluated(tmp_path):
+    build(load_preset("ebnerd", DATA / "ebnerd"), tmp_path / "dataset")
+    model = ModelConfig(width=16, heads=2, id_rows=512)
+    config = TrainConfig(model=model, history_length=100, batch_size=32, max_steps=12)
+    report = train(tmp_path / "dataset", tmp_path / "run", config)
+    assert report.steps == 12
+    assert report.losses[-1][1] < 0.69
+    found = evaluate(tmp_path / "run", tmp_path / "dataset", history_lengths=[10, 700])
+    assert [row["history_length"] for row in found] == [10, 700]
+    assert {row["targets"] for row in found} == {2_040}
+    assert all(0.3 < row["auc"] < 0.8 for row in found)
