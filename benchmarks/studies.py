@@ -42,7 +42,7 @@ class Size:
 
 
 TRAINED_SHARE = 0.8  # of the requests, in order of time: the default of TrainConfig
-QUICK = Size(users=100, events=1_500_000, steps=20, seeds=1)
+QUICK = Size(users=60, events=900_000, steps=4, seeds=1)
 
 
 def bench_studies(*, quick: bool, out: Path, progress: Progress) -> tuple[list[Check], list[Figure]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from longbatch.trainer.config import Length, ModelConfig, ModelName, TrainConfig
 from longbatch.trainer.flops import request_flops
@@ -24,13 +24,17 @@ EQUAL_COMPUTE_MOST = 4
 
 @dataclass(frozen=True)
 class Arm:
-    """What distinguishes the runs of a study: a model, the history length it trains at, for how many steps, and those it serves."""
+    """What distinguishes the runs of a study.
+
+    length: of histories in training.  served: those at inference.  run: requests that stay neighbours, see `TrainConfig.shuffle_run`.
+    """
 
     name: str
     model: ModelConfig
     length: int | Length
     steps: int
     served: tuple[int, ...] = LENGTHS
+    run: int = 1
 
     def config(self, seed: int) -> TrainConfig:
         """The run with a seed, for initial weights and the order of requests."""
@@ -39,6 +43,7 @@ class Arm:
             labels=(LABEL,),
             history_length=self.length,
             batch_size=32,
+            shuffle_run=self.run,
             warmup_steps=min(10, self.steps // 4),
             decay="cosine",
             epochs=1_000,
@@ -48,8 +53,8 @@ class Arm:
         )
 
 
-def _model(name: ModelName = "stca", width: int = 32) -> ModelConfig:
-    return ModelConfig(name=name, width=width, id_rows=4_096)
+def _model(name: ModelName = "stca", width: int = 32, elapsed: Literal["event", "attention"] = "event") -> ModelConfig:
+    return ModelConfig(name=name, width=width, elapsed=elapsed, id_rows=4_096)
 
 
 def arms(steps: int) -> list[Arm]:
@@ -60,6 +65,7 @@ def arms(steps: int) -> list[Arm]:
         Arm("train 10K", stca, FULL, steps),
         Arm("train mixed lengths", stca, mixed, steps),
         *(Arm(f"width {width}", _model(width=width), mixed, steps) for width in (16, 64)),
+        *(Arm(f"train 2K, {run} of a user", _model(elapsed="attention"), SHORT, steps, run=run) for run in (1, 8)),
     ]
     names: tuple[ModelName, ...] = ("stca", "longer", "transformer", "din", "mean")
     for name in names:

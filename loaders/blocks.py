@@ -68,15 +68,13 @@ def open_block(
     times_us: tuple[int | None, int | None],
     where: str,
 ) -> OpenBlock:
-    """Views of a block whose offsets were checked when it was read.
+    """Views of a block whose lists and offsets were checked when it was read.
 
     first_row is the block's first request among all of the dataset; times_us the range
     `[after, before)` of request times. Nulls are read as 0, in floats as NaN, in integer labels as an
     error: an unknown label is not a negative one. Raises DatasetError naming `where` and the column.
     """
     requests, events, targets = block.requests, block.timelines["events"], block.requests["targets"]
-    if events.null_count or targets.null_count:
-        raise DatasetError(f"{where}: a list of events or targets is null; build the dataset again")
     timeline = _required(requests["timeline_row"], "timeline_row", where).astype(np.int64)
     first_event = _offsets(events)[timeline]
     history_end = first_event + _required(requests["history_end"], "history_end", where)
