@@ -189,12 +189,21 @@ def prefers_reorder(width: int, heads: int, targets_per_event: float) -> bool:
     return heads == 1 or targets_per_event < width / (heads - 1)
 
 
+@torch.no_grad()
+def start_by_similarity(query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
+    """Initial weights (D, D) of attention: WQ and WV orthogonal, WK equals WQ, and WO undoes WV.
+
+    So a target sees the mean of the events most like it, in their own coordinates. From independent random weights, that
+    events like the target deserve attention takes thousands of steps to be found.
+    """
+    nn.init.orthogonal_(query)
+    nn.init.orthogonal_(value)
+    key.copy_(query)
+    output.copy_(value.T)
+
+
 class TargetAttention(nn.Module):
     """Multi-head attention of targets over their histories, weights WQ, WK, WV, WO (D, D), no biases.
-
-    It starts by similarity: WQ and WV are orthogonal, WK equals WQ, and WO undoes WV, so that a target sees
-    the mean of the events most like it, in their own coordinates. From independent random weights, that
-    events like the target deserve attention takes thousands of steps to be found.
 
     elapsed: add a bias by the time from event to request, a number per bucket and head that starts at 0.
     """
@@ -204,13 +213,9 @@ class TargetAttention(nn.Module):
         self.elapsed = nn.Embedding(MEASURE_ROWS, heads) if elapsed else None
         self.width, self.heads = width, heads
         self.query, self.key, self.value, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
-        with torch.no_grad():
-            nn.init.orthogonal_(self.query.weight)
-            nn.init.orthogonal_(self.value.weight)
-            self.key.weight.copy_(self.query.weight)
-            self.output.weight.copy_(self.value.weight.T)
-            if self.elapsed is not None:
-                self.elapsed.weight.zero_()
+        start_by_similarity(self.query.weight, self.key.weight, self.value.weight, self.output.weight)
+        if self.elapsed is not None:
+            nn.init.zeros_(self.elapsed.weight)
 
     def forward(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
         """Outputs (G, D), by whichever form costs less at this batch's targets per history."""

@@ -65,9 +65,13 @@ def _asking(queries: int, seen: int, width: int) -> int:
     return 20 * queries * width**2 + 4 * queries * seen * width
 
 
+def _swiglu(config: ModelConfig) -> int:
+    return 6 * config.expansion * config.width**2
+
+
 def _stca(config: ModelConfig, length: int, targets: int) -> tuple[int, int]:
     width, layers = config.width, config.layers
-    swiglu, square = 6 * config.expansion * width**2, 2 * width**2
+    swiglu, square = _swiglu(config), 2 * width**2
     reorder = prefers_reorder(width, config.heads, targets)
     history = length * (swiglu + (0 if reorder else 2 * square))
     attention = 4 * length * width * (config.heads if reorder else 1) + (4 if reorder else 2) * square
@@ -78,7 +82,7 @@ def _stca(config: ModelConfig, length: int, targets: int) -> tuple[int, int]:
 def _transformer(config: ModelConfig, length: int, targets: int) -> tuple[int, int]:
     width = config.width
     history = (config.layers - 1) * layer_flops(length, width) + 4 * length * width**2
-    return history, config.layers * (_asking(1, length + targets, width) + 4 * width**2)
+    return history, config.layers * (_asking(1, length + targets, width) + 4 * width**2) + _swiglu(config)
 
 
 def _longer(config: ModelConfig, length: int, targets: int) -> tuple[int, int]:
@@ -90,7 +94,7 @@ def _longer(config: ModelConfig, length: int, targets: int) -> tuple[int, int]:
     history += sum(4 * tokens * wide**2 for tokens in seen)
     history += sum(_asking(asking, tokens, wide) for tokens in seen[:-1])
     target = sum(_asking(1, tokens + targets, wide) + 4 * wide**2 for tokens in seen)
-    return history, target + 4 * width * wide
+    return history, target + 4 * width * wide + _swiglu(config)
 
 
 def _pooled(config: ModelConfig) -> int:

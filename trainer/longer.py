@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from longbatch.trainer.config import MEASURE_ROWS, ModelColumns, ModelConfig
 from longbatch.trainer.embedding import measure_rows
 from longbatch.trainer.model import Encoded, Kept, RequestModel
+from longbatch.trainer.swiglu import output_map
 from longbatch.trainer.transformer import Block, filled, make_blocks, padded, places
 
 SHARED_GLOBALS = 2  # CLS and user; the target is the third
@@ -40,13 +41,16 @@ class Longer(RequestModel):
         self.cls = nn.Parameter(torch.randn(wide) * 0.1)
         self.user, self.target = nn.Linear(width, wide), nn.Linear(width, wide)
         self.layers = make_blocks(wide, config)
-        self.norm, self.final = nn.LayerNorm(wide), nn.Linear(wide, width)
+        self.norm = nn.LayerNorm(wide)
+        self.final = output_map(wide, width, config.expansion)
         nn.init.normal_(self.position.weight, std=0.03)
+        with torch.no_grad():  # a target starts as K of itself, to be compared with groups of K events
+            self.target.weight.copy_(torch.eye(width).repeat(config.merge, 1))
 
     def row_modules(self) -> Iterator[nn.Module]:
         """Besides the head what each block does to its tokens."""
         yield from super().row_modules()
-        yield from (self.side, self.inner.ffn, *(layer.ffn for layer in self.layers))
+        yield from (self.side, self.inner.ffn, *(layer.ffn for layer in self.layers), self.final)
 
     def history_side(self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float) -> Kept:
         """Per layer keys and values (R, S or Q, 2 W); at last which of the S tokens are there (R, S)."""

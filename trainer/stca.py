@@ -26,53 +26,7 @@ from torch import Tensor, nn
 from longbatch.trainer.attention import TargetAttention, Tiling, make_tiling
 from longbatch.trainer.config import ModelColumns, ModelConfig
 from longbatch.trainer.model import Encoded, Kept, RequestModel
-
-
-class SwiGLU(nn.Module):
-    """`((x Wu) * swish(x Wv)) Wo`, after `x W` where the input is wider than the output (fusion).
-
-    It starts as a monotone map of each coordinate in a random basis: with `Wu = Wv = [Q, -Q]`, orthogonal,
-    the hidden units are h(v) = v swish(v) and h(-v), whose difference is odd, `v^2 tanh(v / 2)`, and whose sum
-    is even, nearly v^2. `Wo = [Q^T, -Q^T]` takes the difference, which keeps alike what was alike; the model's
-    output instead mixes both at random, so that the squares are there to be read (see `STCA`).
-    """
-
-    def __init__(self, inputs: int, width: int, expansion: int) -> None:
-        super().__init__()
-        self.fuse = nn.Identity() if inputs == width else _fusion(inputs, width)
-        self.up_and_gate = nn.Linear(width, 2 * expansion * width, bias=False)
-        self.down = nn.Linear(expansion * width, width, bias=False)
-        with torch.no_grad():
-            signed_KD = _signed_bases(width, expansion)
-            self.up_and_gate.weight.copy_(torch.cat([signed_KD, signed_KD]))
-            self.down.weight.copy_(signed_KD.T)
-
-    def start_as(self, other: SwiGLU) -> None:
-        """Copy the other's initial weights but for the fusion, whose shape depends on the inputs."""
-        self.up_and_gate.load_state_dict(other.up_and_gate.state_dict())
-        self.down.load_state_dict(other.down.state_dict())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs) to (N, D)."""
-        fused = self.fuse(x)
-        up, gate = (nn.functional.linear(fused, half) for half in self.up_and_gate.weight.chunk(2))
-        output: Tensor = self.down(up * nn.functional.silu(gate))
-        return output
-
-
-def _signed_bases(width: int, expansion: int) -> Tensor:
-    """(expansion * D, D): random orthogonal bases, each followed by its negative."""
-    bases = [nn.init.orthogonal_(torch.empty(width, width)) for _ in range((expansion + 1) // 2)]
-    return torch.cat([sign * basis for basis in bases for sign in (1, -1)][:expansion])
-
-
-def _fusion(inputs: int, width: int) -> nn.Linear:
-    """A map of [o_1 || .. || x] that starts near x, the last `width` inputs."""
-    linear = nn.Linear(inputs, width, bias=False)
-    with torch.no_grad():
-        linear.weight.mul_(0.1)
-        linear.weight[:, -width:] += torch.eye(width)
-    return linear
+from longbatch.trainer.swiglu import SwiGLU, output_map
 
 
 class Layer(nn.Module):
@@ -98,19 +52,6 @@ class Layer(nn.Module):
         return output_GD
 
 
-def _output_map(config: ModelConfig) -> SwiGLU:
-    """The map to z. It starts at the sum of x and all o_i, whose square holds their products x o_i:
-
-    how much of its history is like a target can be read off at the first step, whatever the target is.
-    """
-    final = SwiGLU((config.layers + 1) * config.width, config.width, config.expansion)
-    with torch.no_grad():
-        if isinstance(final.fuse, nn.Linear):
-            final.fuse.weight.copy_(torch.eye(config.width).repeat(1, config.layers + 1))
-        final.down.reset_parameters()
-    return final
-
-
 class STCA(RequestModel):
     """The model: a RequestBatch to one logit per target and label."""
 
@@ -118,7 +59,7 @@ class STCA(RequestModel):
         super().__init__(config, columns)
         layers = nn.ModuleList(Layer(config, before) for before in range(config.layers))
         self.layers = cast("Sequence[Layer]", layers)  # which type checkers cannot know of a ModuleList
-        self.final = _output_map(config)
+        self.final = output_map((config.layers + 1) * config.width, config.width, config.expansion)
 
     def row_modules(self) -> Iterator[nn.Module]:
         """Besides the head all encodings of events and queries, and the map to z."""

@@ -19,8 +19,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from longbatch.trainer.attention import start_by_similarity
 from longbatch.trainer.config import ModelColumns, ModelConfig
 from longbatch.trainer.model import Encoded, Kept, RequestModel, owners
+from longbatch.trainer.swiglu import output_map
 
 
 def places(offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,6 +53,8 @@ class Block(nn.Module):
         self.query, self.output = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.ffn = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        key, value = self.key_value.weight.chunk(2)
+        start_by_similarity(self.query.weight, key, value, self.output.weight)
 
     def keys_and_values(self, tokens_RSD: Tensor) -> Tensor:
         """(R, S, 2 D)."""
@@ -93,12 +97,14 @@ class Transformer(RequestModel):
         super().__init__(config, columns)
         self.layers = make_blocks(config.width, config)
         self.norm = nn.LayerNorm(config.width)
+        self.final = output_map(config.width, config.width, config.expansion)
 
     def row_modules(self) -> Iterator[nn.Module]:
         """Besides the head what each block does to its tokens."""
         yield from super().row_modules()
         for layer in self.layers:
             yield layer.ffn
+        yield self.final
 
     def history_side(self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float) -> Kept:
         """Keys and values (R, L, 2 D) of each layer."""
@@ -115,5 +121,5 @@ class Transformer(RequestModel):
         filled_RL = filled(encoded.history_offsets, encoded.kept[0].shape[1])
         for layer, kept_RLD2 in zip(self.layers, encoded.kept, strict=True):
             target_RMD = layer.targets(target_RMD, kept_RLD2, filled_RL)
-        z_GD: Tensor = self.norm(target_RMD[places(target_offsets)])
+        z_GD: Tensor = self.final(self.norm(target_RMD[places(target_offsets)]))
         return z_GD
