@@ -115,7 +115,8 @@ def attend(
 ) -> Tensor:
     """Softmax attention of each target over its history; returns (G, H, E) of the values' E.
 
-    bias_KH: what each of K buckets of `tiling.elapsed_IB` adds to the scores of each head. Chunks beyond a single one are recomputed in the backward pass, so that memory stays bounded.
+    bias_KH: what each of K buckets of `tiling.elapsed_IB` adds to the scores of each head.  Chunks beyond a single one are
+    recomputed in the backward pass, so that memory stays bounded.
     """
     several = len(tiling.chunks) > 1 and torch.is_grad_enabled()
     outputs = [query_GHE.new_zeros(0, *query_GHE.shape[1:-1], value_TSE.shape[-1])]

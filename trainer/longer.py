@@ -10,7 +10,7 @@ self-causal among those k + 2.
 
 Choices where the paper is silent: groups start at the newest event, the oldest is filled up with zeros; positions
 count from the newest event in two buckets per octave, so that any length has one; InnerTrans is one block without
-mask; globals come to width W by a linear map each, and z goes back to D by one.
+mask; globals come to width W by a linear map each, a target as K of itself; z goes back to D by the output map that STCA has.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ E = D / H, Q queries, S tokens that they see.
 Causal in time with the target last: an event sees itself and older ones, a target its whole history and itself,
 never another target. So histories need no target, and m targets share them. Blocks are pre-norm with an FFN of
 four times the width, as in LONGER's count `24 L D^2 + 4 L^2 D` per layer. The last layer's events are read by
-nobody but as keys and values, so their queries are not computed.
+nobody but as keys and values, so their queries are not computed. Attention starts by similarity and the output with products, as STCA's do.
 
 Baselines are padded to the longest history of the batch; only STCA needs to be ragged to be affordable.
 """
