@@ -67,6 +67,8 @@ def arms(steps: int) -> list[Arm]:
         *(Arm(f"width {width}", _model(width=width), mixed, steps) for width in (16, 64)),
         *(Arm(f"train 2K, {run} of a user", _model(elapsed="attention"), SHORT, steps, run=run) for run in (1, 8)),
     ]
+    most = EQUAL_COMPUTE_MOST
+    found.append(Arm(f"stca, {most} times the data", stca, COMPARED, most * steps, (COMPARED,)))
     names: tuple[ModelName, ...] = ("stca", "longer", "transformer", "din", "mean")
     for name in names:
         model = _model(name)

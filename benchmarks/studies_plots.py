@@ -52,7 +52,7 @@ def _models(results: Sequence[dict[str, Any]], path: Path) -> Path:
     )
     known = {result["arm"] for result in results}
     for label, colour in zip(("STCA", "LONGER", "Transformer", "DIN", "mean"), COLOURS, strict=True):
-        arms = {f"{label.lower()}, equal {how}" for how in ("data", "compute")} & known
+        arms = [arm for arm in known if arm.startswith(f"{label.lower()}, ")]
         told = sorted((summary(results, arm) for arm in arms), key=lambda arm: arm.flops)
         cost, auc = [arm.flops / 1e12 for arm in told], [arm.auc[COMPARED] for arm in told]
         _bars(axes, cost, auc, [arm.range[COMPARED] for arm in told], label, colour)
