@@ -136,7 +136,8 @@ def _judged(results: list[dict[str, Any]]) -> list[Check]:
 
 def _figures(results: list[dict[str, Any]], attainable: dict[str, float]) -> list[Figure]:
     figures = [
-        Figure(f"AUC that counting topics attains, {length:,}", attainable[str(length)], "") for length in LENGTHS
+        Figure(f"AUC that counting topics attains, {length:,}", attainable[str(length)], "")
+        for length in sorted({*LENGTHS, COMPARED})
     ]
     for arm in dict.fromkeys(result["arm"] for result in results):
         told = summary(results, arm)

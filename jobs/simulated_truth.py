@@ -24,7 +24,7 @@ from longbatch.jobs.simulated_world import FEED, TOPICS, Bytes, Doubles, Floats,
 
 TRUTH_VERSION = 1
 FITTED_TARGETS = 20_000
-HISTORY_LENGTHS = (0, 100, 500, 2_000, 4_000, 10_000)
+HISTORY_LENGTHS = (0, 100, 500, 1_000, 2_000, 4_000, 10_000)
 
 
 @dataclass(frozen=True)
