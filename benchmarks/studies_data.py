@@ -20,6 +20,7 @@ SHORT, FULL = 2_000, 10_000
 COMPARED = 1_000  # where models are compared: a Transformer is to be affordable
 MIXED = Length(minimum=1_000, maximum=FULL, alpha=0.1, beta=0.8)  # U-shaped, mean 2,000
 EQUAL_COMPUTE_MOST = 4
+PAR = 0.005  # AUC that another model may be ahead by, and STCA be on par
 
 
 @dataclass(frozen=True)
@@ -84,28 +85,51 @@ def forward_flops(model: ModelConfig, length: float, targets: int = 8) -> float:
     return request_flops(model, round(length), targets).request
 
 
+def training_flops(arm: Arm, requests: int, events: int, targets: int) -> float:
+    """Operations of a run, forward and backward, from the events it encoded and the targets it scored.
+
+    Where requests share events, a target reads a history as long as the arm's.
+    """
+    encoded, count = events / requests, targets / requests
+    window = float(arm.length) if arm.model.shares_timelines and isinstance(arm.length, int) else encoded
+    sharing = max(1, round(count * window / max(encoded, 1)))  # targets per event, which decides the form of attention
+    history = request_flops(arm.model, round(encoded), sharing).history
+    return 3 * requests * (history + count * request_flops(arm.model, round(window), sharing).target)
+
+
 @dataclass(frozen=True)
 class Summary:
-    """An arm's seeds together: means, and the lowest and highest AUC, by history length at inference."""
+    """An arm's seeds together. auc: by history length at inference, of each seed, in their order."""
 
-    auc: dict[int, float]
-    range: dict[int, tuple[float, float]]
+    auc: dict[int, list[float]]
     events: float
     flops: float
 
+    def mean(self, length: int) -> float:
+        """Over seeds."""
+        return statistics.mean(self.auc[length])
+
     def spread(self, length: int) -> float:
         """From the lowest to the highest seed."""
-        low, high = self.range[length]
-        return high - low
+        return max(self.auc[length]) - min(self.auc[length])
 
 
 def summary(results: Iterable[dict[str, Any]], arm: str) -> Summary:
     """The seeds of one arm."""
-    seeds = [result for result in results if result["arm"] == arm]
-    aucs = {int(length): [float(seed["auc"][length]) for seed in seeds] for length in seeds[0]["auc"]}
+    seeds = sorted((result for result in results if result["arm"] == arm), key=lambda result: int(result["seed"]))
     return Summary(
-        {length: statistics.mean(values) for length, values in aucs.items()},
-        {length: (min(values), max(values)) for length, values in aucs.items()},
+        {int(length): [float(seed["auc"][length]) for seed in seeds] for length in seeds[0]["auc"]},
         statistics.mean(seed["events"] for seed in seeds),
         statistics.mean(seed["flops"] for seed in seeds),
     )
+
+
+def least_rise(arm: Summary, shorter: int, longer: int) -> float:
+    """The mean rise of AUC between two lengths, less the distance of the smallest and the largest seed's rise."""
+    rises = [after - before for before, after in zip(arm.auc[shorter], arm.auc[longer], strict=True)]
+    return statistics.mean(rises) - (max(rises) - min(rises))
+
+
+def least_lead(arm: Summary, rival: Summary) -> float:
+    """The smallest lead in AUC over a rival with the same seed."""
+    return min(mine - theirs for mine, theirs in zip(arm.auc[COMPARED], rival.auc[COMPARED], strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ def _lengths(
     figure, axes = _axes(title, "history length at inference", "test AUC of click")
     for (label, arm), colour in zip(arms.items(), COLOURS, strict=False):
         told = summary(results, arm)
-        _bars(axes, LENGTHS, [told.auc[n] for n in LENGTHS], [told.range[n] for n in LENGTHS], label, colour)
-    axes.plot(LENGTHS, attainable, color=INK, linestyle=":", label="counting topics in as many events")
+        _bars(axes, LENGTHS, [told.auc[n] for n in LENGTHS], label, colour)
+    axes.plot(LENGTHS, attainable, color=INK, linestyle=":", label="counting topics in as many events (all times)")
     axes.set_xscale("log")
     axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
     axes.minorticks_off()
@@ -54,20 +55,20 @@ def _models(results: Sequence[dict[str, Any]], path: Path) -> Path:
     for label, colour in zip(("STCA", "LONGER", "Transformer", "DIN", "mean"), COLOURS, strict=True):
         arms = [arm for arm in known if arm.startswith(f"{label.lower()}, ")]
         told = sorted((summary(results, arm) for arm in arms), key=lambda arm: arm.flops)
-        cost, auc = [arm.flops / 1e12 for arm in told], [arm.auc[COMPARED] for arm in told]
-        _bars(axes, cost, auc, [arm.range[COMPARED] for arm in told], label, colour)
+        cost = [arm.flops / 1e12 for arm in told]
+        _bars(axes, cost, [arm.auc[COMPARED] for arm in told], label, colour)
     axes.set_xscale("log")
     axes.legend(frameon=False)
     figure.savefig(path)
     return path
 
 
-def _bars(
-    axes: Any, x: Sequence[float], y: Sequence[float], ranges: Sequence[tuple[float, float]], label: str, colour: str
-) -> None:
-    sides = [[mean - low for mean, (low, _) in zip(y, ranges, strict=True)], []]
-    sides[1] = [high - mean for mean, (_, high) in zip(y, ranges, strict=True)]
-    axes.errorbar(x, y, yerr=sides, marker="o", capsize=4, label=label, color=colour)
+def _bars(axes: Any, x: Sequence[float], seeds: Sequence[Sequence[float]], label: str, colour: str) -> None:
+    """A line through the means of each x's seeds, bars from the lowest seed to the highest."""
+    means = [statistics.mean(values) for values in seeds]
+    below = [mean - min(values) for mean, values in zip(means, seeds, strict=True)]
+    above = [max(values) - mean for mean, values in zip(means, seeds, strict=True)]
+    axes.errorbar(x, means, yerr=[below, above], marker="o", capsize=4, label=label, color=colour)
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:

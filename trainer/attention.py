@@ -36,14 +36,14 @@ from longbatch.trainer.spans import Spans
 
 EVENTS_PER_TILE = 64
 TARGETS_PER_TILE = 16
-SCORES_PER_CHUNK = 1 << 24  # what is live at once: 64 MiB of float32 scores
+VALUES_PER_CHUNK = 1 << 25  # of scores, keys and values at once: 128 MiB of float32
 
 
 @dataclass(frozen=True)
 class Tiling:
     """Which tiles of targets meet which tiles of events; computed once per batch, used by every layer.
 
-    targets_QA: target numbers, a tile's last slots repeating its last target.  slot_G: where each target
+    targets_QA: target numbers; a tile's slots beyond its request's targets hold any, whose outputs nobody reads.  slot_G: where each target
     lies in the flattened targets_QA.  tile_I: the target tile of each item, ascending.  events_IB: event
     numbers, padded with 0 where hidden_IB.  elapsed_IB: buckets of the time from each to the request, where asked for.
     chunks: (first, end) target tile and item of each chunk.  targets_per_event: m, the mean number of targets that share an event.
@@ -72,8 +72,8 @@ def _members(start_N: Tensor, length_N: Tensor, rank_N: Tensor, size: int) -> tu
     return start_N[:, None] + place, place >= length_N[:, None]
 
 
-def make_tiling(spans: Spans, target_offsets: Tensor, heads: int) -> Tiling:
-    """Tile a batch with these histories and targets (R + 1,) int64."""
+def make_tiling(spans: Spans, target_offsets: Tensor, heads: int, width: int) -> Tiling:
+    """Tile a batch with these histories and targets (R + 1,) int64, for so many heads and keys of this width."""
     count_R, length_R = target_offsets.diff(), spans.length_R
     most = int(count_R.max()) if len(count_R) else 0
     size = max(1, min(TARGETS_PER_TILE, most))
@@ -93,15 +93,15 @@ def make_tiling(spans: Spans, target_offsets: Tensor, heads: int) -> Tiling:
         events_IB=events_IB,
         hidden_IB=hidden_IB,
         elapsed_IB=spans.elapsed(request_I, events_IB),
-        chunks=_chunks(event_tiles_Q, size * heads * EVENTS_PER_TILE),
+        chunks=_chunks(event_tiles_Q, EVENTS_PER_TILE * (size * heads + 2 * width)),
         targets_per_event=spans.targets_per_event(target_offsets),
     )
 
 
-def _chunks(items_Q: Tensor, scores_per_item: int) -> tuple[tuple[int, int, int, int], ...]:
-    """Runs of target tiles whose scores fit SCORES_PER_CHUNK; a tile above it is a run of its own."""
+def _chunks(items_Q: Tensor, values_per_item: int) -> tuple[tuple[int, int, int, int], ...]:
+    """Runs of target tiles whose values fit VALUES_PER_CHUNK; a tile above it is a run of its own."""
     ends = offsets_of(items_Q).tolist()
-    budget = max(1, SCORES_PER_CHUNK // scores_per_item)
+    budget = max(1, VALUES_PER_CHUNK // values_per_item)
     cuts = [0]
     for tile in range(1, len(ends)):
         if ends[tile] - ends[cuts[-1]] > budget and tile - 1 > cuts[-1]:
@@ -150,17 +150,20 @@ def _attend_chunk(
     key_ISBE = _gather(key_TSE, events_IB)
     value_ISBE = key_ISBE if value_TSE is key_TSE else _gather(value_TSE, events_IB)
     score_ISCB = query_QSCE[tile_I] @ key_ISBE.transpose(-1, -2)
+    score_ISCB = score_ISCB.to(
+        torch.promote_types(score_ISCB.dtype, torch.float32)
+    )  # sums of many tiles, in bfloat16 too
     bias_ISAHB = _bias(tiling, slice(first_item, end_item), shared, bias_KH, score_ISCB.dtype)
     score_ISAHB = score_ISCB.view(len(tile_I), shared, size, heads // shared, EVENTS_PER_TILE)
     score_ISCB = (score_ISAHB + bias_ISAHB).view_as(score_ISCB)
     weight_ISCB = torch.exp(score_ISCB - _maxima(score_ISCB.detach(), tile_I, tiles)[tile_I])
-    total_QSC = query_QSCE.new_zeros(tiles, shared, rows).index_add(0, tile_I, weight_ISCB.sum(-1))
-    output_QSCE = query_QSCE.new_zeros(tiles, shared, rows, value_TSE.shape[-1])
-    output_QSCE = output_QSCE.index_add(0, tile_I, weight_ISCB @ value_ISBE)
+    total_QSC = weight_ISCB.new_zeros(tiles, shared, rows).index_add(0, tile_I, weight_ISCB.sum(-1))
+    output_QSCE = weight_ISCB.new_zeros(tiles, shared, rows, value_TSE.shape[-1])
+    output_QSCE = output_QSCE.index_add(0, tile_I, (weight_ISCB @ value_ISBE).to(weight_ISCB.dtype))
     # the newest maximum contributes exp(0) = 1, so a total is at least 1 wherever there is a history
     output_QSCE = output_QSCE / total_QSC.clamp(min=1)[..., None]
     output_QASHE = output_QSCE.view(tiles, shared, size, heads // shared, -1).transpose(1, 2)
-    return output_QASHE.reshape(tiles * size, heads, -1)
+    return output_QASHE.reshape(tiles * size, heads, -1).to(query_GHE.dtype)
 
 
 def _bias(tiling: Tiling, items: slice, shared: int, bias_KH: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -223,17 +226,16 @@ class TargetAttention(nn.Module):
         return self.read(query_GD, *self.keys_and_values(history_TD, tiling.targets_per_event), tiling)
 
     def keys_and_values(self, history_TD: Tensor, targets_per_event: float) -> tuple[Tensor, Tensor]:
-        """Keys and values (T, S, E) as `read` takes them: projected, or the history itself (S = 1, E = D)."""
+        """Keys and values (T, S, E) as `read` takes them: projected, or twice the history itself (S = 1, E = D)."""
         if prefers_reorder(self.width, self.heads, targets_per_event):
             shared_T1D = history_TD[:, None]
             return shared_T1D, shared_T1D
-        key_TD, value_TD = self.key(history_TD), self.value(history_TD)
-        return self._by_head(key_TD), self._by_head(value_TD)
+        return self._projected(history_TD)
 
     def read(self, query_GD: Tensor, key_TSE: Tensor, value_TSE: Tensor, tiling: Tiling) -> Tensor:
         """Outputs (G, D) from what `keys_and_values` returned, whichever form that has."""
         query_GHE, bias_KH = self._by_head(self.query(query_GD)), self._bias_KH
-        if key_TSE.shape[1:] == query_GHE.shape[1:]:
+        if key_TSE is not value_TSE:
             return self._joined(attend(query_GHE, key_TSE, value_TSE, tiling, self._scale, bias_KH))
         key_HED, value_HED = (
             w.weight.view(self.heads, self.width // self.heads, self.width) for w in (self.key, self.value)
@@ -244,7 +246,7 @@ class TargetAttention(nn.Module):
 
     def projected(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
         """Outputs (G, D), with keys and values projected once per history."""
-        return self.read(query_GD, *self.keys_and_values(history_TD, math.inf), tiling)
+        return self.read(query_GD, *self._projected(history_TD), tiling)
 
     def reordered(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
         """Outputs (G, D), without keys and values: each head's query meets the raw history."""
@@ -271,6 +273,9 @@ class TargetAttention(nn.Module):
                 rows.append(torch.cat(heads))
         output_GD: Tensor = self.output(torch.stack(rows) if rows else query_GD)
         return output_GD
+
+    def _projected(self, history_TD: Tensor) -> tuple[Tensor, Tensor]:
+        return self._by_head(self.key(history_TD)), self._by_head(self.value(history_TD))
 
     @property
     def _scale(self) -> float:

@@ -65,17 +65,17 @@ def save(run: Run, run_dir: Path | str) -> Path:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        _keep(path, run.config.keep_checkpoints - 1)
+        _keep(path, run.config.keep_checkpoints - 1, run.steps)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
-def _keep(path: Path, older: int) -> None:
+def _keep(path: Path, older: int, steps: int) -> None:
     """Give the checkpoint that is there the name of its steps, where older ones are kept, and remove what is more than those."""
-    if older and path.is_file():
-        kept = path.with_name(f"checkpoint-{_read(path, 'cpu', mmap=True)['steps']:09d}.pt")
+    if older and path.is_file() and (before := _read(path, "cpu", mmap=True)["steps"]) != steps:
+        kept = path.with_name(f"checkpoint-{before:09d}.pt")
         kept.unlink(missing_ok=True)
         os.link(path, kept)
     for more in sorted(path.parent.glob("checkpoint-*.pt"), reverse=True)[older:]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from longbatch.loaders.batch import RequestBatch
 from longbatch.loaders.dataset import RequestDataset, make_dataloader
 from longbatch.loaders.lengths import StochasticLength
-from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.errors import DataError, DatasetError, SpecError
 from longbatch.trainer import checkpoint, ranks, resuming, schedule
 from longbatch.trainer.board import Board
 from longbatch.trainer.compiling import compile_rows
@@ -40,13 +40,14 @@ EVENTS_PER_EVALUATED_BATCH = 131_072
 class TrainReport:
     """What a run did. losses: (step, mean loss per target since the last entry).
 
-    targets, events: of all ranks, trained on.  waiting_seconds: of `seconds`, spent waiting for batches.
+    first_step: the steps that the run had before; what follows is of those since.  targets, events: of all ranks, trained on.  waiting_seconds: of `seconds`, spent waiting for batches.
     """
 
     steps: int
     targets: int
     seconds: float
     stopped_by: str
+    first_step: int = 0
     events: int = 0
     waiting_seconds: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
@@ -89,7 +90,8 @@ def _train(
 ) -> TrainReport:
     split_us = _split_us(dataset_path, config)
     dataset = _training_data(dataset_path, config, split_us)
-    start = resuming.start(run_dir, new_model(dataset, config), config, dataset.fingerprint, resume, rank)
+    fresh, world_size = new_model(dataset, config), ranks.world_size()
+    start = resuming.start(run_dir, fresh, config, dataset.fingerprint, split_us, resume, rank, world_size)
     board = Board(run_dir, progress) if config.tensorboard and rank == 0 else None
     if config.compile:
         compile_rows(start.model)
@@ -191,7 +193,7 @@ def fit(
     """Train a model on batches until they, `max_steps` or `max_seconds` end, or Ctrl-C does.
 
     first_step: the steps done before, which `max_steps` counts too.  save: called with the steps done, every
-    `checkpoint_steps`.  Raises SpecError for labels outside 0 to 1 and FloatingPointError when the loss is not finite.
+    `checkpoint_steps`.  Raises SpecError for labels other than 0 and 1 and DataError when the loss is not finite.
     """
     model.train()
     optimisers = make_optimisers(model, config) if optimisers is None else optimisers
@@ -210,10 +212,11 @@ def fit(
             if stopped_by != "epochs":
                 break
             if save and config.checkpoint_steps and step % config.checkpoint_steps == 0:
+                curve.report(step, total_steps, seconds, groups.waited, progress)  # which looks at the loss before
                 save(step)
     seconds = time.perf_counter() - started
     curve.report(step, total_steps, seconds, groups.waited, progress)
-    return TrainReport(step, curve.targets, seconds, stopped_by, curve.events, groups.waited, curve.losses)
+    return TrainReport(step, curve.targets, seconds, stopped_by, first_step, curve.events, groups.waited, curve.losses)
 
 
 def train_step(
@@ -303,7 +306,7 @@ class _LossCurve:
         self.targets, self.events = self.targets + int(targets), self.events + int(events)
         loss = total / max(1, targets)
         if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {step}; lower the learning rates or check the data")
+            raise DataError(f"the loss is {loss} at step {step}; lower the learning rates or check the data")
         self.losses.append((step, loss))
         if progress:
             progress(Progress("train", step, total_steps, seconds, self.targets, loss, self.events, waited / seconds))
@@ -320,9 +323,9 @@ def _stop(step: int, seconds: float, config: TrainConfig) -> str | None:
 def _check_labels(batch: RequestBatch, labels: tuple[str, ...]) -> None:
     for name in labels:
         values = batch.labels[name]
-        if values.numel() and not bool(((values >= 0) & (values <= 1)).all()):
+        if not bool(((values == 0) | (values == 1)).all()):
             raise SpecError(
-                f"label {name!r} has values outside 0 to 1, from {values.min()} to {values.max()}; leave it out"
+                f"label {name!r} has values other than 0 and 1, from {values.min()} to {values.max()}; leave it out"
             )
 
 

@@ -20,7 +20,9 @@ def joined() -> Iterator[int]:
     """Within it this process is one of torchrun's, if it was started so; yields its rank, 0 where it is alone."""
     mine = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized()
     if mine:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield dist.get_rank() if together() else 0
     finally:
@@ -31,6 +33,11 @@ def joined() -> Iterator[int]:
 def together() -> bool:
     """Whether there are other ranks."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    """How many ranks train together."""
+    return dist.get_world_size() if together() else 1
 
 
 def summed(values: Tensor) -> Tensor:
@@ -68,13 +75,17 @@ def sum_gradients(dense: Sequence[nn.Parameter], sparse: Sequence[nn.Parameter])
 
 
 def _sum_of_rows(table: nn.Parameter) -> Tensor:
-    """A table's sparse gradient summed over ranks: rows and their values are gathered, filled up with rows of zeros."""
+    """A table's sparse gradient summed over ranks: rows and their values are gathered."""
     grad = None if table.grad is None else table.grad.coalesce()
     rows = torch.zeros(0, dtype=torch.int64, device=table.device) if grad is None else grad.indices()[0]
     values = table.new_zeros(0, table.shape[1]) if grad is None else grad.values()
-    most = int(torch.stack(gathered(torch.tensor(len(rows), device=table.device))).max())
-    padded = values.new_zeros(most, table.shape[1])
-    padded[: len(rows)] = values
-    numbers = torch.nn.functional.pad(rows, (0, most - len(rows)))
-    every = torch.cat(gathered(numbers))[None], torch.cat(gathered(padded))
-    return torch.sparse_coo_tensor(*every, table.shape).coalesce()
+    counts = [int(count) for count in gathered(torch.tensor(len(rows), device=table.device))]
+    numbers, every = (_of_all(part, counts) for part in (rows, values))
+    return torch.sparse_coo_tensor(numbers[None], every, table.shape).coalesce()
+
+
+def _of_all(part: Tensor, counts: Sequence[int]) -> Tensor:
+    """The ranks' parts, of so many rows, one after another; filled up to one length only to travel."""
+    padded = part.new_zeros(max(counts), *part.shape[1:])
+    padded[: len(part)] = part
+    return torch.cat([found[:count] for found, count in zip(gathered(padded), counts, strict=True)])

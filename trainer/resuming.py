@@ -45,17 +45,33 @@ class Start:
 
 
 def start(
-    run_dir: Path | str, fresh: RequestModel, config: TrainConfig, fingerprint: str, resume: bool, rank: int = 0
+    run_dir: Path | str,
+    fresh: RequestModel,
+    config: TrainConfig,
+    fingerprint: str,
+    split_us: int | None,
+    resume: bool,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Start:
     """The fresh model at step 0 or, to resume, the run's model where it was saved.
 
-    Raises SpecError where the run was trained on another dataset, or by a config that differs in more than BUDGETS.
+    Raises SpecError where the run was trained on another dataset, up to another time (split_us), on another number of ranks, or by a
+    config that differs in more than BUDGETS; and, to train anew, where the folder holds a run.
     """
     if not resume:
+        if (Path(run_dir) / checkpoint.FILE_NAME).exists():
+            raise SpecError(f"{run_dir} holds a run; go on from it with --resume, or choose another folder")
         model = fresh.to(best_device())
         return Start(model, make_optimisers(model, config), 0)
     run = checkpoint.load(run_dir, best_device())
     _check(run, config, fingerprint, run_dir)
+    if run.evaluate_from_us != split_us:
+        raise SpecError(
+            f"{run_dir} was trained on requests up to another time; resume it with the same evaluate_before"
+        )
+    if len(run.random) != world_size:
+        raise SpecError(f"{run_dir} was trained on {len(run.random)} ranks, and there are {world_size}; use as many")
     optimisers = make_optimisers(run.model, config)
     for optimiser, state in zip(optimisers, run.optimisers, strict=True):
         optimiser.load_state_dict(state)
@@ -67,7 +83,12 @@ def start(
 def _check(run: checkpoint.Run, config: TrainConfig, fingerprint: str, run_dir: Path | str) -> None:
     if run.fingerprint != fingerprint:
         raise SpecError(f"{run_dir} was trained on another dataset; resume it on that one, or train anew")
-    before, now = run.config.model_dump(exclude=set(BUDGETS)), config.model_dump(exclude=set(BUDGETS))
+    free = set(BUDGETS)
+    if config.decay != "constant":
+        free -= {"epochs", "max_steps"}  # which say how learning rates fall
+    if config.accumulate > 1:
+        free -= {"epochs"}  # a step may hold batches of two epochs, and the last step fewer
+    before, now = run.config.model_dump(exclude=free), config.model_dump(exclude=free)
     if changed := sorted(name for name in now if now[name] != before[name]):
         raise SpecError(f"{run_dir} was trained with another {', '.join(changed)}; resume it with the same config")
 

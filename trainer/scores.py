@@ -109,7 +109,7 @@ def predict(
     started, targets = time.perf_counter(), 0
     for step, batch in enumerate(batches, start=1):
         for name, parts in labels.items():
-            parts.append(batch.labels[name].float().numpy())
+            parts.append(batch.labels[name].float().numpy().copy())  # else a view that keeps the batch
         count_R, (starts_R, ends_R) = batch.target_offsets.diff(), batch.spans
         counts.append(count_R.numpy())
         events.append((ends_R - starts_R).repeat_interleave(count_R).numpy())

@@ -74,7 +74,7 @@ class STCA(RequestModel):
 
     def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """z (G, D), from all layers' outputs and the target."""
-        kept, tiling = encoded.kept, make_tiling(encoded.spans, target_offsets, self.config.heads)
+        kept, tiling = encoded.kept, make_tiling(encoded.spans, target_offsets, self.config.heads, self.config.width)
         outputs_GD: list[Tensor] = []
         for place, layer in enumerate(self.layers):
             seen_GD = [*outputs_GD, target_GD]

@@ -35,16 +35,16 @@ def naive(module, query, history, spans, target_offsets):
 
 
 def projected(module, query, history, spans, target_offsets):
-    return module.projected(query, history, make_tiling(spans, target_offsets, HEADS))
+    return module.projected(query, history, make_tiling(spans, target_offsets, module.heads, WIDTH))
 
 
 def reordered(module, query, history, spans, target_offsets):
-    return module.reordered(query, history, make_tiling(spans, target_offsets, HEADS))
+    return module.reordered(query, history, make_tiling(spans, target_offsets, module.heads, WIDTH))
 
 
-def assert_all_forms_agree(spans, target_counts, elapsed=False):
+def assert_all_forms_agree(spans, target_counts, elapsed=False, heads=HEADS):
     torch.manual_seed(0)
-    module = TargetAttention(WIDTH, HEADS, elapsed).double()
+    module = TargetAttention(WIDTH, heads, elapsed).double()
     if elapsed:
         torch.nn.init.normal_(module.elapsed.weight)
     target_offsets = offsets_of(torch.tensor(target_counts, dtype=torch.int64))
@@ -69,8 +69,9 @@ def assert_all_forms_agree(spans, target_counts, elapsed=False):
         ([], []),
     ],
 )
-def test_every_form_gives_the_same_output_and_gradients(history_lengths, target_counts):
-    assert_all_forms_agree(spans_of(history_lengths), target_counts)
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_every_form_gives_the_same_output_and_gradients(history_lengths, target_counts, heads):
+    assert_all_forms_agree(spans_of(history_lengths), target_counts, heads=heads)
 
 
 @settings(max_examples=15, deadline=None)
@@ -90,9 +91,9 @@ def test_every_form_agrees_on_spans_that_overlap_with_a_bias_by_elapsed_time(req
 
 
 def test_chunks_do_not_change_the_result(monkeypatch):
-    monkeypatch.setattr(attention, "SCORES_PER_CHUNK", 3000)
+    monkeypatch.setattr(attention, "VALUES_PER_CHUNK", 9000)
     spans, counts = spans_of([300, 0, 70, 10]), [2, 3, 40, 1]
-    assert len(make_tiling(spans, offsets_of(torch.tensor(counts)), HEADS).chunks) > 2
+    assert len(make_tiling(spans, offsets_of(torch.tensor(counts)), HEADS, WIDTH).chunks) > 2
     assert_all_forms_agree(spans, counts)
     hours = torch.arange(spans.num_events) * 3_600_000_000
     timed = replace(spans, request_time_R=hours[-1] + hours[1 : len(counts) + 1], event_time_T=hours)
@@ -101,20 +102,20 @@ def test_chunks_do_not_change_the_result(monkeypatch):
 
 def test_a_target_without_history_gets_zeros():
     module = TargetAttention(WIDTH, HEADS)
-    tiling = make_tiling(spans_of([0]), torch.tensor([0, 1]), HEADS)
+    tiling = make_tiling(spans_of([0]), torch.tensor([0, 1]), HEADS, WIDTH)
     assert module(torch.randn(1, WIDTH), torch.zeros(0, WIDTH), tiling).tolist() == [[0.0] * WIDTH]
 
 
 def test_large_scores_stay_finite():
     module = TargetAttention(WIDTH, HEADS)
-    tiling = make_tiling(spans_of([100]), torch.tensor([0, 2]), HEADS)
+    tiling = make_tiling(spans_of([100]), torch.tensor([0, 2]), HEADS, WIDTH)
     output = module(torch.randn(2, WIDTH) * 1e4, torch.randn(100, WIDTH) * 1e4, tiling)
     assert output.isfinite().all()
 
 
 def test_padding_is_bounded_by_one_tile_per_request():
     lengths = torch.tensor([10_000, *[1] * 31])
-    tiling = make_tiling(spans_of(lengths.tolist()), torch.arange(33) * 4, HEADS)
+    tiling = make_tiling(spans_of(lengths.tolist()), torch.arange(33) * 4, HEADS, WIDTH)
     assert tiling.events_IB.numel() <= int(lengths.sum()) + 32 * attention.EVENTS_PER_TILE
 
 
@@ -127,5 +128,5 @@ def test_the_form_is_chosen_by_the_break_even(width, heads, targets, reorder):
 
 
 def test_targets_per_event_weighs_requests_by_their_events():
-    tiling = make_tiling(spans_of([30, 10]), torch.tensor([0, 1, 6]), HEADS)
+    tiling = make_tiling(spans_of([30, 10]), torch.tensor([0, 1, 6]), HEADS, WIDTH)
     assert tiling.targets_per_event == (30 * 1 + 10 * 5) / 40

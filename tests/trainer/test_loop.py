@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from training_data import DAY, START, tiny
 
-from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.errors import DataError, DatasetError, SpecError
 from longbatch.trainer import checkpoint
 from longbatch.trainer.config import Length, TrainConfig
 from longbatch.trainer.loop import evaluate, fit, train, train_step
@@ -110,17 +110,17 @@ def test_padding_batches_leave_training_unharmed(make_batch, small_model):
     assert np.isfinite(report.losses[0][1])
 
 
-def test_labels_outside_zero_to_one_are_refused(make_batch, small_model):
+def test_labels_other_than_zero_and_one_are_refused(make_batch, small_model):
     batch = make_batch([3], [2])
     batch.labels["click"][:] = torch.tensor([0, 2])
-    with pytest.raises(SpecError, match="label 'click' has values outside 0 to 1, from 0 to 2"):
+    with pytest.raises(SpecError, match="label 'click' has values other than 0 and 1, from 0 to 2"):
         fit(STCA(*small_model), [batch], TrainConfig())
 
 
 def test_a_loss_that_is_not_finite_stops_training(make_batch, small_model):
     model = STCA(*small_model)
     torch.nn.init.constant_(model.head.logits.bias, float("nan"))
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+    with pytest.raises(DataError, match="the loss is nan at step 1"):
         fit(model, [make_batch([3], [2])], TrainConfig())
 
 
@@ -257,6 +257,34 @@ def test_the_newest_checkpoints_are_kept(dataset, tmp_path):
     assert [checkpoint.load(tmp_path / name).steps for name in ("checkpoint-000000006.pt", "checkpoint.pt")] == [6, 9]
 
 
+def test_a_step_that_is_saved_twice_is_kept_once(dataset, tmp_path):
+    train(dataset, tmp_path, tiny(max_steps=8, checkpoint_steps=2, keep_checkpoints=2, train_before=None))
+    kept = sorted(path.name for path in tmp_path.glob("*.pt"))
+    assert kept == ["checkpoint-000000006.pt", "checkpoint.pt"]
+    assert checkpoint.load(tmp_path).steps == 8
+
+
+def test_weights_of_a_loss_that_is_not_finite_are_not_saved(dataset, tmp_path, monkeypatch):
+    calls = []
+
+    def poisoned(model, *arguments):
+        done = train_step(model, *arguments)
+        calls.append(done)
+        if len(calls) == 4:
+            torch.nn.init.constant_(model.head.logits.bias, float("nan"))
+        return done
+
+    monkeypatch.setattr("longbatch.trainer.loop.train_step", poisoned)
+    with pytest.raises(DataError, match="the loss is nan at step 6"):
+        train(dataset, tmp_path, tiny(checkpoint_steps=3, train_before=None))
+    assert checkpoint.load(tmp_path).steps == 3
+
+
+def test_a_folder_that_holds_a_run_is_not_trained_in_anew(trained, dataset):
+    with pytest.raises(SpecError, match="holds a run; go on from it with --resume, or choose another folder"):
+        train(dataset, trained[0], tiny())
+
+
 def test_the_report_says_how_long_it_waited_for_batches(trained):
     _, report, seen = trained
     assert 0 < report.waiting_seconds < report.seconds
@@ -291,6 +319,15 @@ def test_a_run_is_resumed_only_as_it_was_begun(trained, dataset, tmp_path):
         train(dataset, tmp_path, tiny(), resume=True)
     with pytest.raises(DatasetError, match="is not there; train first"):
         train(dataset, tmp_path / "none", tiny(), resume=True)
+    with pytest.raises(SpecError, match="was trained on requests up to another time"):
+        train(dataset, trained[0], tiny(evaluate_before=START + 9 * DAY), resume=True)
+    checkpoint.save(replace(run, random=(*run.random, *run.random)), tmp_path)
+    with pytest.raises(SpecError, match="was trained on 2 ranks, and there are 1; use as many"):
+        train(dataset, tmp_path, tiny(), resume=True)
+    for changes, name in (({"decay": "cosine"}, "epochs, max_steps"), ({"accumulate": 2}, "epochs")):
+        checkpoint.save(replace(run, config=tiny(**changes)), tmp_path)
+        with pytest.raises(SpecError, match=f"was trained with another {name};"):
+            train(dataset, tmp_path, tiny(epochs=9, max_steps=99, **changes), resume=True)
 
 
 def test_clipping_bounds_the_gradients_of_dense_weights(make_batch, small_model):
