@@ -110,7 +110,8 @@ def test_a_faulty_spec_ends_with_two_and_names_the_key(spec: Path, tmp_path: Pat
         (("build", "preset:mind", "out"), "usage: longbatch build preset:NAME RAW OUT; found preset:mind out"),
         (("build", "preset:movielense", "raw", "out"), "no preset 'movielense'; did you mean movielens?"),
         (("presets", "kuairnd-1k"), "no preset 'kuairnd-1k'; did you mean kuairand-1k?"),
-        (("evaluate", "run", "dataset", "--history-lengths", "ten"), "takes whole numbers and commas"),
+        (("evaluate", "run", "dataset", "--history-lengths", "ten"), "takes whole numbers from 0 on and commas"),
+        (("evaluate", "run", "dataset", "--history-lengths=-4,8"), "takes whole numbers from 0 on and commas"),
     ],
 )
 def test_wrong_usage_ends_with_two(arguments: tuple[str, ...], message: str) -> None:

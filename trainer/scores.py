@@ -48,7 +48,7 @@ class Scores:
     """Predictions of G targets: logits by history length (G, labels), labels by name (G,), users (G,).
 
     requests: (G,), numbers that tell the requests apart, in the order in which they were scored.
-    events: (G,), how many events the history of a target's request has, at the longest length.
+    events: (G,), how many events the history of a target's request has, of the newest that were read.
     """
 
     logits: dict[int, NDArray[np.float32]]

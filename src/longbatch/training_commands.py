@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from longbatch.console import Json, Overwrite, progress_bars, show
+from longbatch.console import Json, progress_bars, show
 from longbatch.schemas.errors import SpecError
 
 app = typer.Typer()
@@ -38,6 +39,8 @@ def train(
     chosen = load_config(config, max_seconds=seconds, max_steps=steps, history_length=history_length)
     with progress_bars() as progress:
         report = run_training(dataset, run, chosen, resume=resume, progress=training_progress(progress, chosen))
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first rank tells
     show(
         {**vars(report), "targets_per_second": report.targets_per_second},
         as_json,
@@ -72,7 +75,9 @@ def evaluate(
     try:
         lengths = [int(length) for length in history_lengths.split(",")]
     except ValueError:
-        raise SpecError(f"--history-lengths takes whole numbers and commas, not {history_lengths!r}") from None
+        lengths = [-1]
+    if min(lengths) < 0:
+        raise SpecError(f"--history-lengths takes whole numbers from 0 on and commas, not {history_lengths!r}")
     with progress_bars() as progress:
         found = run_evaluation(
             run, dataset, history_lengths=lengths, by_history=by_history, progress=training_progress(progress)
@@ -84,7 +89,7 @@ def evaluate(
 def demo(
     out: Annotated[Path, typer.Argument(help="The folder to write.")] = Path("demo"),
     seconds: Annotated[float, typer.Option(min=1, help="Training time.")] = 110.0,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier demo first.")] = False,
     as_json: Json = False,
 ) -> None:
     """Do all of it on simulated data, in minutes: simulate, build, audit, measure, train, evaluate, report."""

@@ -20,24 +20,32 @@ from longbatch.trainer.optimisers import make_optimisers
 RANK = """
 import sys
 import torch
+import torch.distributed as dist
 from longbatch.trainer.config import TrainConfig
 from longbatch.trainer.loop import train
 torch.set_num_threads(1)
-config = TrainConfig.model_validate_json(sys.argv[3])
-report = train(sys.argv[1], sys.argv[2], config, resume=sys.argv[4] == "resume")
-print(report.steps, report.targets, len(report.metrics))
+dist.init_process_group("gloo")
+dataset, folder, config = sys.argv[1], sys.argv[2], TrainConfig.model_validate_json(sys.argv[3])
+first = config.model_copy(update={"max_steps": 5})
+for run, part, resume in (("whole", config, False), ("parts", first, False), ("parts", config, True)):
+    report = train(dataset, f"{folder}/{run}", part, resume=resume)
+    print(report.steps, report.targets, len(report.metrics))
+dist.destroy_process_group()
 """
 
 
-def train_on_two_ranks(tmp_path, dataset, run, config, resume="anew"):
-    """Steps, targets and number of metrics that each rank reports."""
-    command = [sys.executable, "-c", RANK, str(dataset), str(run), config.model_dump_json(), resume]
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, dataset, config):
+    """The folder of the runs "whole" and "parts", and what each rank tells of the three trainings: steps, targets, metrics."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-c", RANK, str(dataset), str(folder), config.model_dump_json()]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen(command, env={**os.environ, **place, "RANK": str(r)}, stdout=subprocess.PIPE, text=True)
         for r in range(2)
     ]
-    return [tuple(map(int, rank.communicate(timeout=120)[0].split())) for rank in ranks]
+    told = [rank.communicate(timeout=240)[0].splitlines() for rank in ranks]
+    return folder, [[tuple(map(int, line.split())) for line in lines] for lines in told]
 
 
 def free_port():
@@ -64,19 +72,21 @@ def alone(dataset, config, tmp_path_factory):
     return run, train(dataset, run, config.model_copy(update={"accumulate": 2}))
 
 
-def test_two_ranks_equal_one_process_with_both_their_batches(dataset, config, alone, tmp_path):
-    found = train_on_two_ranks(tmp_path, dataset, tmp_path / "run", config)
+def test_two_ranks_equal_one_process_with_both_their_batches(two_ranks, alone):
+    folder, told = two_ranks
     run, report = alone
-    assert found == [(report.steps, report.targets, 2), (report.steps, report.targets, 0)]
-    assert_close(checkpoint.load(tmp_path / "run"), checkpoint.load(run))
+    assert [lines[0] for lines in told] == [(report.steps, report.targets, 2), (report.steps, report.targets, 0)]
+    assert_close(checkpoint.load(folder / "whole"), checkpoint.load(run))
 
 
-def test_a_run_of_two_ranks_goes_on_as_if_it_had_not_stopped(dataset, config, alone, tmp_path):
-    first = config.model_copy(update={"max_steps": 5})
-    assert train_on_two_ranks(tmp_path, dataset, tmp_path / "run", first)[0][0] == 5
-    assert len(checkpoint.load(tmp_path / "run").random) == 2
-    assert train_on_two_ranks(tmp_path, dataset, tmp_path / "run", config, "resume")[0][0] == alone[1].steps
-    assert_close(checkpoint.load(tmp_path / "run"), checkpoint.load(alone[0]))
+def test_a_run_of_two_ranks_goes_on_as_if_it_had_not_stopped(two_ranks, alone):
+    folder, told = two_ranks
+    run, report = alone
+    assert [lines[1][0] for lines in told] == [5, 5]
+    assert [lines[2][0] for lines in told] == [report.steps, report.steps]
+    resumed = checkpoint.load(folder / "parts")
+    assert len(resumed.random) == 2
+    assert_close(resumed, checkpoint.load(run))
 
 
 def test_accumulated_batches_equal_one_batch_of_all_their_requests(dataset, tmp_path):
