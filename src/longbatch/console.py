@@ -12,6 +12,8 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, after success only.")]
 
+WIDE = 140  # characters of a terminal that has room for notes beside the bars
+
 
 class Bars(Protocol):
     """What `progress_bars` yields."""
@@ -22,14 +24,20 @@ class Bars(Protocol):
 
 @contextmanager
 def progress_bars(enabled: bool = True) -> Iterator[Bars]:
-    """Progress bars on standard error, one per stage, for callbacks (stage, done, total) that may have a note."""
+    """Progress bars on standard error, one per stage, for callbacks (stage, done, total) that may have a note, shown if there is room."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:>14}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    after = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, *after, console=console, disable=not enabled) as bars:
+    columns = [
+        TextColumn("{task.description:>14}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    ]
+    if console.width >= WIDE:
+        columns.append(TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console, disable=not enabled) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: float, total: float, note: str = "") -> None:
