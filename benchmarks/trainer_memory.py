@@ -1,6 +1,7 @@
 """`python -m longbatch.benchmarks.trainer_memory DATASET LENGTH FORM`: one training step in a process of its own.
 
-Prints the peak of its resident memory in bytes, as the system knows it. FORM: requests, samples (the same targets in one batch, a history each), or nothing (the model, and no step).
+Prints the peak of its resident memory in bytes, as the system knows it. FORM: requests, samples (the same targets in
+one batch, a history each), or "no history" (the same targets without one).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ def step(path: Path, length: int, form: str) -> None:
     dataset = RequestDataset(path, batch_size=REQUESTS, history_length=length)
     model = new_model(dataset, config)
     batch = next(iter(dataset))
-    if form == "samples":
-        batch = batch.expand()
-    train_step(model, make_optimisers(model, config), [] if form == "nothing" else [batch], config)
+    if form != "requests":
+        batch = batch.newest(0) if form == "no history" else batch.expand()
+    train_step(model, make_optimisers(model, config), [batch], config)
 
 
 if __name__ == "__main__":
