@@ -30,7 +30,6 @@ Frames = dict[str, pl.DataFrame]
 
 every_case = settings(
     settings.default,
-    max_examples=2 * settings.default.max_examples,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

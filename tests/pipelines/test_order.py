@@ -14,9 +14,7 @@ from polars.testing import assert_frame_equal
 
 from longbatch.pipelines.order import Order, compact, dense_rank, repeated_rows, sort_rows
 
-often = settings(
-    max_examples=2 * settings.default.max_examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+often = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SECOND = 1_000_000
 COLUMNS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "small": (pl.Int64, st.integers(0, 3)),

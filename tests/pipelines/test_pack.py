@@ -17,9 +17,7 @@ from longbatch.schemas.ledger import Counts
 from longbatch.schemas.spec import BuildSpec
 
 T = 1_700_000_000
-often = settings(
-    max_examples=2 * settings.default.max_examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+often = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def spec_of(history_length: int, block_events: int, block_targets: int) -> BuildSpec:
