@@ -60,16 +60,16 @@ def _model(name: ModelName = "stca", width: int = 32, elapsed: Literal["event", 
 
 def arms(steps: int) -> list[Arm]:
     """All arms; the same run serves several studies."""
-    stca, mixed = _model(), MIXED
+    stca = _model()
     found = [
         Arm("train 2K", stca, SHORT, steps),
         Arm("train 10K", stca, FULL, steps),
-        Arm("train mixed lengths", stca, mixed, steps),
-        *(Arm(f"width {width}", _model(width=width), mixed, steps) for width in (16, 64)),
+        Arm("train mixed lengths", stca, MIXED, steps),
+        *(Arm(f"width {width}", _model(width=width), MIXED, steps) for width in (16, 64)),
         *(Arm(f"train 2K, {run} of a user", _model(elapsed="attention"), SHORT, steps, run=run) for run in (1, 8)),
     ]
-    most = EQUAL_COMPUTE_MOST
-    found.append(Arm(f"stca, {most} times the data", stca, COMPARED, most * steps, (COMPARED,)))
+    more = f"stca, {EQUAL_COMPUTE_MOST} times the data"
+    found.append(Arm(more, stca, COMPARED, EQUAL_COMPUTE_MOST * steps, (COMPARED,)))
     names: tuple[ModelName, ...] = ("stca", "longer", "transformer", "din", "mean")
     for name in names:
         model = _model(name)

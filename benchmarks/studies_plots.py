@@ -13,16 +13,14 @@ INK, GRID = "#1c2430", "#dfe4ea"
 COLOURS = ("#1f6fb2", "#c8553d", "#3a7d44", "#8b5fbf", "#b8860b")
 
 
-def draw(results: Sequence[dict[str, Any]], attainable: dict[str, float], folder: Path) -> list[Path]:
+def draw(results: Sequence[dict[str, Any]], attainable: dict[str, float], folder: Path) -> None:
     """Write training.png, sizes.png and models.png."""
     known = [attainable[str(length)] for length in LENGTHS]
     policies = {f"trained at {name}": f"train {name}" for name in ("2K", "10K", "mixed lengths")}
     sizes = {"width 16": "width 16", "width 32": "train mixed lengths", "width 64": "width 64"}
-    return [
-        _lengths(results, known, policies, "What training length is worth", folder / "training.png"),
-        _lengths(results, known, sizes, "What model size is worth", folder / "sizes.png"),
-        _models(results, folder / "models.png"),
-    ]
+    _lengths(results, known, policies, "What training length is worth", folder / "training.png")
+    _lengths(results, known, sizes, "What model size is worth", folder / "sizes.png")
+    _models(results, folder / "models.png")
 
 
 def _lengths(
@@ -31,7 +29,7 @@ def _lengths(
     arms: dict[str, str],
     title: str,
     path: Path,
-) -> Path:
+) -> None:
     figure, axes = _axes(title, "history length at inference", "test AUC of click")
     for (label, arm), colour in zip(arms.items(), COLOURS, strict=False):
         told = summary(results, arm)
@@ -42,10 +40,9 @@ def _lengths(
     axes.minorticks_off()
     axes.legend(frameon=False)
     figure.savefig(path)
-    return path
 
 
-def _models(results: Sequence[dict[str, Any]], path: Path) -> Path:
+def _models(results: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = _axes(
         f"What a model is worth at {COMPARED:,} events",
         "operations of training, TFLOP (logarithmic)",
@@ -60,7 +57,6 @@ def _models(results: Sequence[dict[str, Any]], path: Path) -> Path:
     axes.set_xscale("log")
     axes.legend(frameon=False)
     figure.savefig(path)
-    return path
 
 
 def _bars(axes: Any, x: Sequence[float], seeds: Sequence[Sequence[float]], label: str, colour: str) -> None:
