@@ -20,7 +20,7 @@ export PATH := $(BIN):$(PATH)
 
 setup: $(VENV)/.ready links
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt loaders/_slices.c
 	@mkdir -p $(TMPDIR)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "longbatch needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -224,7 +224,7 @@ class RequestBatch:
             return _assembled, (parts, self.is_padding, self.skipped)
         whole = torch.empty(0, dtype=torch.uint8).set_(storage) if lent is None else lent
         layout = [(f, n, t.dtype, t.storage_offset() * t.element_size(), t.shape[0]) for f, n, t in parts]
-        return _unpacked, (whole, layout, self.is_padding, self.skipped)
+        return unpacked, (whole, layout, self.is_padding, self.skipped)
 
 
 def _assembled(parts: Sequence[tuple[str, str | None, Tensor]], is_padding: bool, skipped: int) -> RequestBatch:
@@ -237,9 +237,10 @@ def _assembled(parts: Sequence[tuple[str, str | None, Tensor]], is_padding: bool
     return RequestBatch(**values, is_padding=is_padding, skipped=skipped)
 
 
-def _unpacked(
+def unpacked(
     whole: Tensor, layout: Sequence[tuple[str, str | None, torch.dtype, int, int]], is_padding: bool, skipped: int
 ) -> RequestBatch:
+    """A batch in one piece of memory (bytes,). layout: field, name, type, first byte and number of values of each tensor."""
     parts = [
         (field, name, whole[first : first + size * dtype.itemsize].view(dtype))
         for field, name, dtype, first, size in layout

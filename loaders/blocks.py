@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from longbatch.schemas.shard import Block
 from longbatch.schemas.stored import Fields
 
 Array = NDArray[Any]
+Column = tuple[str, str | None]  # a field of RequestBatch, and the name in it; None where the field is the column
 
 
 @dataclass(frozen=True)
@@ -38,26 +40,23 @@ class Selection:
 
 @dataclass(frozen=True)
 class OpenBlock:
-    """One block as numpy views into its Arrow buffers; N requests, E events, K targets.
+    """One block as numpy views into its Arrow buffers; N requests, E events, K targets. All blocks of a dataset have the same columns.
 
-    history, targets, labels, requests: name -> (E,), (K,), (K,), (N,).  request_id, user_id,
-    request_time: (N,).  timeline: (N,) rows of the timelines.  history_start, history_end: (N,) places in the events
-    of the request's own newest L: its history is `[start, end)`.  target_offsets: (N + 1,).  eligible: row numbers of
-    the requests inside the time range.
+    events, targets, requests: a batch's column -> (E,), (K,), (N,); of a batch's targets and labels, and of its request features, ids
+    and times.  spans: (5, N) for each request the row of its timeline, where in the events its own newest L begin and end, and where
+    in the targets its own do.  eligible: row numbers of the requests inside the time range.
     """
 
-    history: dict[str, Array]
-    targets: dict[str, Array]
-    labels: dict[str, Array]
-    requests: dict[str, Array]
-    request_id: Array
-    user_id: Array
-    request_time: Array
-    timeline: Ints
-    history_start: Ints
-    history_end: Ints
-    target_offsets: Ints
+    events: dict[Column, Array]
+    targets: dict[Column, Array]
+    requests: dict[Column, Array]
+    spans: Ints
     eligible: Ints
+
+    @cached_property
+    def arrays(self) -> list[Array]:
+        """The columns of events, targets and requests, in this order."""
+        return [*self.events.values(), *self.targets.values(), *self.requests.values()]
 
 
 def open_block(
@@ -80,24 +79,32 @@ def open_block(
     history_end = first_event + _required(requests["history_end"], "history_end", where)
     request_time = _required(requests["request_time"], "request_time", where)
     rows = np.arange(first_row, first_row + requests.num_rows)
+    target_offsets = _offsets(targets)
     return OpenBlock(
-        history={
-            **{name: _required(events.values.field(name), name, where) for name in ("item_id", "event_time")},
-            **{name: _filled(events.values.field(name)) for name in selection.history},
+        events={
+            **{("history", n): _required(events.values.field(n), n, where) for n in ("item_id", "event_time")},
+            **{("history", n): _filled(events.values.field(n)) for n in selection.history},
         },
         targets={
-            "item_id": _required(targets.values.field("item_id"), "item_id", where),
-            **{name: _filled(targets.values.field(name)) for name in selection.targets},
+            ("targets", "item_id"): _required(targets.values.field("item_id"), "item_id", where),
+            **{("targets", n): _filled(targets.values.field(n)) for n in selection.targets},
+            **{("labels", n): _label(targets.values.field(n), n, where) for n in selection.labels},
         },
-        labels={name: _label(targets.values.field(name), name, where) for name in selection.labels},
-        requests={name: _filled(requests[name]) for name in selection.requests},
-        request_id=rows if selection.row_ids else _filled(requests["request_id"]),
-        user_id=_required(requests["user_id"], "user_id", where),
-        request_time=request_time,
-        timeline=timeline,
-        history_start=np.maximum(first_event, history_end - lengths),
-        history_end=history_end,
-        target_offsets=_offsets(targets),
+        requests={
+            **{("requests", n): _filled(requests[n]) for n in selection.requests},
+            ("request_id", None): rows if selection.row_ids else _filled(requests["request_id"]),
+            ("user_id", None): _required(requests["user_id"], "user_id", where),
+            ("request_time", None): request_time,
+        },
+        spans=np.stack(
+            [
+                timeline,
+                np.maximum(first_event, history_end - lengths),
+                history_end,
+                target_offsets[:-1],
+                target_offsets[1:],
+            ]
+        ),
         eligible=np.flatnonzero(within(request_time, times_us)),
     )
 

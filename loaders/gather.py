@@ -1,17 +1,15 @@
 """From rows of open blocks to a batch: the only copy on the way, made of whole slices.
 
-The slices of all requests of a column are views; NumPy copies them, one after another, straight into the batch's memory.
-Measured against `numpy.take` of an index (a quarter of the speed) and `ListViewArray.flatten` (as fast, into memory that Arrow owns).
-All columns of a batch lie in one piece of memory; in a worker process that is shared, and goes to the main process without another
-copy.
+A batch is a list of moves of bytes, worked out for all requests and columns at once: from which array of which block, from where, to
+where, how many. `slices` makes them in one call. All columns of a batch lie in one piece of memory; in a worker process that is
+shared, and goes to the main process without another copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import chain
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,97 +18,109 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from longbatch.loaders import slots
-from longbatch.loaders.batch import RequestBatch
-from longbatch.loaders.blocks import Array, OpenBlock
+from longbatch.loaders.batch import RequestBatch, unpacked
+from longbatch.loaders.blocks import Array, Column, OpenBlock
 from longbatch.loaders.draws import Ints
 from longbatch.loaders.memory import POOL
-from longbatch.loaders.plan import ragged_index
+from longbatch.loaders.slices import copy_slices
 
 Piece = tuple[OpenBlock, Ints]  # a block and row numbers of requests in it
 ALIGNMENT = 64  # bytes, for the first value of a column in memory that columns share
-_ROLES = ("history", "targets", "labels", "requests")
 
 
 @dataclass(frozen=True)
 class _Spans:
-    """The events to copy: places [starts, ends) in the events of each block, in the order of the batch."""
+    """Slices of columns, in the order of the batch: values [starts, ends) of the blocks with the numbers `owner`, (S,) each."""
 
-    sources: Sequence[tuple[OpenBlock, Ints, Ints]]
+    owner: Ints
+    starts: Ints
+    ends: Ints
 
-    @cached_property
-    def _slices(self) -> list[tuple[OpenBlock, list[slice]]]:
-        return [(block, list(map(slice, starts.tolist(), ends.tolist()))) for block, starts, ends in self.sources]
-
-    def column(self, name: str) -> list[Array]:
-        """Views of one history column, a view for each span: no bytecode runs for each."""
-        return list(chain.from_iterable(map(b.history[name].__getitem__, slices) for b, slices in self._slices))
-
-    def offsets(self) -> Array:
-        """Offsets (spans + 1,) of the events that are copied."""
-        lengths = [ends - starts for _, starts, ends in self.sources]
-        return np.cumsum(np.concatenate([np.zeros(1, dtype=np.int64), *lengths]), dtype=np.int64)
+    def offsets(self) -> Ints:
+        """Where each slice begins in the batch, and the last one ends, (S + 1,)."""
+        offsets = np.zeros(len(self.starts) + 1, dtype=np.int64)
+        np.cumsum(self.ends - self.starts, out=offsets[1:])
+        return offsets
 
 
-def gather(pieces: Sequence[Piece], *, shared: bool = False) -> RequestBatch:
+def gather(
+    pieces: Sequence[Piece], *, shared: bool = False, is_padding: bool = False, skipped: int = 0
+) -> RequestBatch:
     """A batch of the requests with these row numbers; shared: each timeline once, requests point into it."""
-    spans, pointers = _shared_spans(pieces) if shared else (_windows(pieces), {})
-    first = pieces[0][0]
-    starts = [block.target_offsets[rows] for block, rows in pieces]
-    counts = [block.target_offsets[rows + 1] - begin for (block, rows), begin in zip(pieces, starts, strict=True)]
-    places = [ragged_index(*slices) for slices in zip(starts, counts, strict=True)]
-    columns: dict[tuple[str, str], Sequence[Array]] = {
-        ("history", name): [first.history[name][:0], *spans.column(name)] for name in first.history
-    }
-    for role in ("targets", "labels"):
-        for name in getattr(first, role):
-            columns[role, name] = [getattr(b, role)[name].take(i) for (b, _), i in zip(pieces, places, strict=True)]
-    for name in first.requests:
-        columns["requests", name] = [block.requests[name].take(rows) for block, rows in pieces]
-    for name in ("request_id", "user_id", "request_time"):
-        columns["", name] = [getattr(block, name).take(rows) for block, rows in pieces]
-    columns["", "history_offsets"] = [spans.offsets()]
-    columns["", "target_offsets"] = [np.cumsum(np.concatenate([np.zeros(1, dtype=np.int64), *counts]))]
-    columns.update({("", name): [values] for name, values in pointers.items()})
-    return _batch(columns, _joined(columns))
+    blocks = list({id(block): block for block, _ in pieces}.values())
+    number = {id(block): place for place, block in enumerate(blocks)}
+    owner = np.repeat([number[id(block)] for block, _ in pieces], [len(rows) for _, rows in pieces])
+    timelines, *history, target_starts, target_ends = np.concatenate([b.spans[:, rows] for b, rows in pieces], axis=1)
+    rows = np.concatenate([rows for _, rows in pieces])
+    events, made = _timelines(owner, timelines, *history) if shared else (_Spans(owner, *history), {})
+    targets, requests = _Spans(owner, target_starts, target_ends), _Spans(owner, rows, rows + 1)
+    made["history_offsets"], made["target_offsets"] = events.offsets(), targets.offsets()
+    layout = _Layout(blocks)
+    first = blocks[0]
+    for columns, spans in ((first.events, events), (first.targets, targets), (first.requests, requests)):
+        layout.add(columns, spans)
+    for field, values in made.items():
+        layout.add_made(field, values)
+    return unpacked(layout.filled(), layout.columns, is_padding, skipped)
 
 
-def _windows(pieces: Sequence[Piece]) -> _Spans:
-    return _Spans([(block, block.history_start[rows], block.history_end[rows]) for block, rows in pieces])
-
-
-def _shared_spans(pieces: Sequence[Piece]) -> tuple[_Spans, dict[str, Array]]:
+def _timelines(owner: Ints, timelines: Ints, starts: Ints, ends: Ints) -> tuple[_Spans, dict[str, Ints]]:
     """Each timeline of the batch from the first event that a request needs to the last, and where the requests point.
 
     history_rows: (R,) the timeline of each request.  history_starts, history_ends: (R,) places in the copied events.
     """
-    blocks = list({id(block): block for block, _ in pieces}.values())
-    number = {id(block): place for place, block in enumerate(blocks)}
-    owner = np.concatenate([np.full(len(rows), number[id(block)], dtype=np.int64) for block, rows in pieces])
-    timeline, starts, ends = (
-        np.concatenate([getattr(block, name)[rows] for block, rows in pieces])
-        for name in ("timeline", "history_start", "history_end")
-    )
-    keys, first, row = np.unique((owner << 32) | timeline, return_index=True, return_inverse=True)
+    keys, first, row = np.unique((owner << 32) | timelines, return_index=True, return_inverse=True)
     low, high = starts[first], ends[first]
     np.minimum.at(low, row, starts)
     np.maximum.at(high, row, ends)
-    cuts = np.searchsorted(keys >> 32, np.arange(len(blocks) + 1))
-    parts = [(block, low[a:b], high[a:b]) for block, a, b in zip(blocks, cuts[:-1], cuts[1:], strict=True)]
-    spans = _Spans(parts)
+    spans = _Spans(keys >> 32, low, high)
     shift = (spans.offsets()[:-1] - low)[row]
     return spans, {"history_starts": starts + shift, "history_ends": ends + shift, "history_rows": row.astype(np.int64)}
 
 
-def _joined(columns: dict[Any, Sequence[Array]]) -> dict[Any, Tensor]:
-    """Each column's parts, one after another, all columns in one piece of memory."""
-    sizes = {key: sum(map(len, parts)) * parts[0].itemsize for key, parts in columns.items()}
-    starts = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values())]).tolist()
-    whole = _memory(max(ALIGNMENT, starts[-1]))
-    tensors = {}
-    for (key, parts), start in zip(columns.items(), starts, strict=False):
-        tensors[key] = whole[start : start + sizes[key]].view(_torch_dtype(parts[0].dtype))
-        np.concatenate(parts, out=tensors[key].numpy())
-    return tensors
+class _Layout:
+    """Where the columns of a batch of these blocks lie in its memory, and the moves that fill them.
+
+    columns: field, name, type, first byte and number of values of each.
+    """
+
+    def __init__(self, blocks: Sequence[OpenBlock]) -> None:
+        self.columns: list[tuple[str, str | None, torch.dtype, int, int]] = []
+        self._each = len(blocks[0].arrays)
+        self._sources = [array for block in blocks for array in block.arrays]
+        self._moves: list[Ints] = []
+        self._size = 0
+
+    def add(self, columns: dict[Column, Array], spans: _Spans) -> None:
+        """Columns of the blocks, a slice of each for every span."""
+        offsets = spans.offsets()
+        places = [self._place(column, array.dtype, int(offsets[-1])) for column, array in columns.items()]
+        width = np.array([array.itemsize for array in columns.values()])[:, None]
+        first = np.arange(len(self.columns) - len(columns), len(self.columns))[:, None]
+        moves = np.empty((len(columns), len(spans.starts), 4), dtype=np.int64)
+        moves[..., 0] = first + self._each * spans.owner
+        moves[..., 1] = width * spans.starts
+        moves[..., 2] = np.array(places)[:, None] + width * offsets[:-1]
+        moves[..., 3] = width * (spans.ends - spans.starts)
+        self._moves.append(moves.reshape(-1, 4))
+
+    def add_made(self, field: str, values: Ints) -> None:
+        """A column that no block holds."""
+        place = self._place((field, None), values.dtype, len(values))
+        self._moves.append(np.array([[len(self._sources), 0, place, values.nbytes]]))
+        self._sources.append(values)
+
+    def filled(self) -> Tensor:
+        """The memory (bytes,) of the batch."""
+        whole = _memory(max(ALIGNMENT, self._size))
+        copy_slices(whole.numpy(), self._sources, np.concatenate(self._moves))
+        return whole
+
+    def _place(self, column: Column, dtype: Any, count: int) -> int:
+        place = -(-self._size // ALIGNMENT) * ALIGNMENT
+        self._size = place + count * dtype.itemsize
+        self.columns.append((*column, _torch_dtype(dtype), place, count))
+        return place
 
 
 def _memory(size: int) -> Tensor:
@@ -126,13 +136,3 @@ def _memory(size: int) -> Tensor:
 @lru_cache
 def _torch_dtype(dtype: Any) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype=dtype)).dtype
-
-
-def _batch(columns: Iterable[tuple[str, str]], tensors: dict[Any, Tensor]) -> RequestBatch:
-    fields: dict[str, Any] = {role: {} for role in _ROLES}
-    for role, name in columns:
-        if role:
-            fields[role][name] = tensors[role, name]
-        else:
-            fields[name] = tensors[role, name]
-    return RequestBatch(**fields)

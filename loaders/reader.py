@@ -59,8 +59,8 @@ class Reader:
         return self._made([], 0)
 
     def _made(self, pieces: list[Piece], skipped: int) -> RequestBatch:
-        batch = gather(pieces or [_nothing(self._opened)], shared=self._form == "shared")
-        return RequestBatch(**{**vars(batch), "is_padding": not pieces, "skipped": skipped})
+        shared = self._form == "shared"
+        return gather(pieces or [_nothing(self._opened)], shared=shared, is_padding=not pieces, skipped=skipped)
 
     def _find(self, number: int) -> tuple[Ints, Ints]:
         with self._lock:

@@ -1,0 +1,3 @@
+from longbatch.loaders.slices import CopySlices
+
+copy_slices: CopySlices
