@@ -1,3 +1,3 @@
-from longbatch.loaders.slices import CopySlices
+from longbatch.loaders.slices import JoinSlices
 
-copy_slices: CopySlices
+join_slices: JoinSlices

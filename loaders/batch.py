@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Columns = dict[str, Tensor]
 Form = Literal["windows", "shared"]
+# of each tensor of a batch in one piece of memory: its field, the name in it, type, first byte and number of values
+Layout = Sequence[tuple[str, str | None, torch.dtype, int, int]]
 ROLES = ("history", "targets", "labels", "requests")
 
 
@@ -237,14 +239,15 @@ def _assembled(parts: Sequence[tuple[str, str | None, Tensor]], is_padding: bool
     return RequestBatch(**values, is_padding=is_padding, skipped=skipped)
 
 
-def unpacked(
-    whole: Tensor, layout: Sequence[tuple[str, str | None, torch.dtype, int, int]], is_padding: bool, skipped: int
-) -> RequestBatch:
-    """A batch in one piece of memory (bytes,). layout: field, name, type, first byte and number of values of each tensor."""
-    parts = [
-        (field, name, whole[first : first + size * dtype.itemsize].view(dtype))
-        for field, name, dtype, first, size in layout
-    ]
+def unpacked(whole: Tensor, layout: Layout, is_padding: bool, skipped: int) -> RequestBatch:
+    """A batch in one piece of memory (bytes,), a multiple of 8 of them."""
+    typed: dict[torch.dtype, Tensor] = {}
+    parts = []
+    for field, name, dtype, byte, size in layout:
+        if dtype not in typed:
+            typed[dtype] = whole.view(dtype)
+        first = byte // dtype.itemsize
+        parts.append((field, name, typed[dtype][first : first + size]))
     return _assembled(parts, is_padding, skipped)
 
 

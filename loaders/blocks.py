@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,10 +52,10 @@ class OpenBlock:
     spans: Ints
     eligible: Ints
 
-    @cached_property
-    def arrays(self) -> list[Array]:
-        """The columns of events, targets and requests, in this order."""
-        return [*self.events.values(), *self.targets.values(), *self.requests.values()]
+    @property
+    def kinds(self) -> tuple[dict[Column, Array], ...]:
+        """The columns of events, of targets and of requests."""
+        return self.events, self.targets, self.requests
 
 
 def open_block(
@@ -73,38 +72,31 @@ def open_block(
     `[after, before)` of request times. Nulls are read as 0, in floats as NaN, in integer labels as an
     error: an unknown label is not a negative one. Raises DatasetError naming `where` and the column.
     """
-    requests, events, targets = block.requests, block.timelines["events"], block.requests["targets"]
+    requests, lists, target_lists = block.requests, block.timelines["events"], block.requests["targets"]
+    events, targets = lists.values, target_lists.values
     timeline = _required(requests["timeline_row"], "timeline_row", where).astype(np.int64)
-    first_event = _offsets(events)[timeline]
+    first_event, target_offsets = _offsets(lists)[timeline], _offsets(target_lists)
     history_end = first_event + _required(requests["history_end"], "history_end", where)
+    history_start = np.maximum(first_event, history_end - lengths)
     request_time = _required(requests["request_time"], "request_time", where)
     rows = np.arange(first_row, first_row + requests.num_rows)
-    target_offsets = _offsets(targets)
     return OpenBlock(
         events={
-            **{("history", n): _required(events.values.field(n), n, where) for n in ("item_id", "event_time")},
-            **{("history", n): _filled(events.values.field(n)) for n in selection.history},
+            **{("history", name): _required(events.field(name), name, where) for name in ("item_id", "event_time")},
+            **{("history", name): _filled(events.field(name)) for name in selection.history},
         },
         targets={
-            ("targets", "item_id"): _required(targets.values.field("item_id"), "item_id", where),
-            **{("targets", n): _filled(targets.values.field(n)) for n in selection.targets},
-            **{("labels", n): _label(targets.values.field(n), n, where) for n in selection.labels},
+            ("targets", "item_id"): _required(targets.field("item_id"), "item_id", where),
+            **{("targets", name): _filled(targets.field(name)) for name in selection.targets},
+            **{("labels", name): _label(targets.field(name), name, where) for name in selection.labels},
         },
         requests={
-            **{("requests", n): _filled(requests[n]) for n in selection.requests},
+            **{("requests", name): _filled(requests[name]) for name in selection.requests},
             ("request_id", None): rows if selection.row_ids else _filled(requests["request_id"]),
             ("user_id", None): _required(requests["user_id"], "user_id", where),
             ("request_time", None): request_time,
         },
-        spans=np.stack(
-            [
-                timeline,
-                np.maximum(first_event, history_end - lengths),
-                history_end,
-                target_offsets[:-1],
-                target_offsets[1:],
-            ]
-        ),
+        spans=np.array([timeline, history_start, history_end, target_offsets[:-1], target_offsets[1:]]),
         eligible=np.flatnonzero(within(request_time, times_us)),
     )
 
@@ -127,10 +119,8 @@ def _offsets(lists: pa.ListArray) -> Ints:
 
 def _numbers(values: pa.Array) -> Array:
     """A numpy view of an array without nulls (a copy for booleans); times as int64 microseconds."""
-    if pa.types.is_timestamp(values.type):
-        values = values.view(pa.int64())
     array: Array = values.to_numpy(zero_copy_only=False)
-    return array
+    return array.view(np.int64) if array.dtype.kind == "M" else array
 
 
 def _filled(values: pa.Array) -> Array:

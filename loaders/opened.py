@@ -41,11 +41,6 @@ class Opened:
     first_row: Ints
     counts: Ints
 
-    def where(self, number: int) -> str:
-        """The requests file of a block, and which of its blocks it is."""
-        shard, place = int(self.block_shard[number]), int(self.block_in_shard[number])
-        return f"{self.dataset.path / self.dataset.shards[shard]['requests']['path']}, block {place}"
-
     @property
     def costs_are_listed(self) -> bool:
         """Whether the snapshot lists what a block's histories cost: all of it is read, at the built length."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -81,6 +82,7 @@ class Finder:
         self.plan, self._costs = plan, costs
         self._stream_windows = lru_cache(maxsize=None)(self._cut_windows)
         self._order = lru_cache(maxsize=2 * plan.streams)(self._ordered)
+        self._found = lru_cache(maxsize=2 * plan.streams)(self._find)
 
     def rows(self, batch: int) -> tuple[Ints, Ints]:
         """Block numbers and row numbers within the block, both (requests of the batch,), rows of a block adjacent."""
@@ -90,28 +92,32 @@ class Finder:
 
     def positions(self, batch: int) -> Ints:
         """Positions, ascending, of the batch's requests in the row of all requests."""
-        stream = batch % self.plan.streams
-        low, high = self.plan.span(batch)
-        if low == self.plan.stream_span(stream)[0]:
-            low = -1  # the first of a stream takes all that end early, once they are shuffled
-        taken = [self._taken(window, low, high) for window in self._windows(stream, low, high)]
-        return np.sort(np.concatenate(taken)) if taken else np.zeros(0, dtype=np.int64)
+        return self._found(batch)[0]
 
     def live_blocks(self, batch: int) -> Ints:
         """The blocks worth keeping open after `batch`: of its last window, or where nothing is shuffled its last block."""
         plan = self.plan
-        first, stop, _ = self._windows(batch % plan.streams, *plan.span(batch))[-1]
+        positions, (first, stop, _) = self._found(batch)
         if not plan.shuffle:
-            last = int(self.positions(batch)[-1])
-            first, stop = last, last + 1
+            first, stop = int(positions[-1]), int(positions[-1]) + 1
         begin = np.searchsorted(plan.block_starts, first, side="right") - 1
         return plan.block_order[begin : np.searchsorted(plan.block_starts, stop, side="left")]
+
+    def _find(self, batch: int) -> tuple[Ints, _Window]:
+        """A batch's positions, and the last window that they are of."""
+        stream = batch % self.plan.streams
+        low, high = self.plan.span(batch)
+        if low == self.plan.stream_span(stream)[0]:
+            low = -1  # the first of a stream takes all that end early, once they are shuffled
+        windows = self._windows(stream, low, high)
+        return np.sort(np.concatenate([self._taken(window, low, high) for window in windows])), windows[-1]
 
     def _windows(self, stream: int, low: int, high: int) -> list[_Window]:
         """The windows of a stream in which costs of [low, high) end."""
         places, costs = self._stream_windows(stream)
-        found = np.flatnonzero((costs[1:] > low) & (costs[:-1] < high) & (places[1:] > places[:-1]))
-        return [(int(places[k]), int(places[k + 1]), int(costs[k])) for k in found]
+        first, end = np.searchsorted(costs[1:], low, side="right"), np.searchsorted(costs[:-1], high, side="left")
+        edges = zip(places[first : end + 1].tolist(), costs[first : end + 1].tolist(), strict=True)
+        return [(a, b, cost) for (a, cost), (b, _) in pairwise(edges) if b > a]
 
     def _cut_windows(self, stream: int) -> tuple[Ints, Ints]:
         """Positions and costs, (windows + 1,) each, of the windows' edges, cut at the ends of the stream."""

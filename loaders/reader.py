@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from concurrent.futures import Future
+from itertools import pairwise
 from threading import Lock
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 from longbatch.loaders.batch import Form, RequestBatch
 from longbatch.loaders.blocks import OpenBlock, open_block
 from longbatch.loaders.draws import Ints
-from longbatch.loaders.gather import Piece, gather
+from longbatch.loaders.gather import Gatherer, Piece
 from longbatch.loaders.lengths import lengths_of
 from longbatch.loaders.opened import Opened, Schedule, Shards
 from longbatch.loaders.plan import Finder
@@ -31,7 +32,8 @@ class Reader:
     """
 
     def __init__(self, opened: Opened, schedule: Schedule, shards: Shards, *, form: Form, skip: bool) -> None:
-        self._opened, self._schedule, self._shards, self._form, self._skip = opened, schedule, shards, form, skip
+        self._opened, self._schedule, self._shards, self._skip = opened, schedule, shards, skip
+        self._gatherer = Gatherer(_nothing(opened), shared=form == "shared")
         self._finder = Finder(schedule.plan, schedule.costs)
         self._blocks: OrderedDict[int, Future[OpenBlock | None]] = OrderedDict()
         self._kept: dict[int, tuple[int, frozenset[int]]] = {}
@@ -41,8 +43,8 @@ class Reader:
     def batch(self, number: int) -> RequestBatch:
         """Batch number `number` of the plan. Raises DatasetError naming file and block where one is damaged."""
         blocks, ordinals = self._find(number)
-        cuts = np.flatnonzero(np.diff(blocks)) + 1
-        runs = zip(blocks[np.append(0, cuts)].tolist(), np.split(ordinals, cuts), strict=True)
+        edges = [0, *(np.flatnonzero(blocks[1:] != blocks[:-1]) + 1).tolist(), len(blocks)]
+        runs = [(int(blocks[first]), ordinals[first:end]) for first, end in pairwise(edges)]
         pieces: list[Piece] = []
         skipped = 0
         for block, rows in runs:
@@ -51,16 +53,12 @@ class Reader:
                 skipped += len(rows)
             else:
                 pieces.append((opened, opened.eligible[rows]))
-        self._forget(number, set(blocks.tolist()))
-        return self._made(pieces, skipped)
+        self._forget(number, {block for block, _ in runs})
+        return self._gatherer.batch(pieces, skipped=skipped)
 
     def padding(self) -> RequestBatch:
         """The empty batch of a rank without data."""
-        return self._made([], 0)
-
-    def _made(self, pieces: list[Piece], skipped: int) -> RequestBatch:
-        shared = self._form == "shared"
-        return gather(pieces or [_nothing(self._opened)], shared=shared, is_padding=not pieces, skipped=skipped)
+        return self._gatherer.batch([])
 
     def _find(self, number: int) -> tuple[Ints, Ints]:
         with self._lock:
@@ -113,16 +111,15 @@ class Reader:
 
 def read_block(opened: Opened, shards: Shards, schedule: Schedule, number: int) -> OpenBlock:
     """Open one block. Raises DatasetError naming file and block."""
-    plan = schedule.plan
-    block = shards(int(opened.block_shard[number])).block(int(opened.block_in_shard[number]))
+    plan, shard, place = schedule.plan, shards(int(opened.block_shard[number])), int(opened.block_in_shard[number])
+    block = shard.block(place)
     lengths = lengths_of(opened.history_length, plan.seed, plan.epoch, number, int(opened.block_rows[number]))
     first_row = int(opened.first_row[number])
-    return open_block(block, opened.selection, lengths, first_row, opened.times_us, opened.where(number))
+    return open_block(block, opened.selection, lengths, first_row, opened.times_us, shard.where("requests", place))
 
 
-def _nothing(opened: Opened) -> Piece:
+def _nothing(opened: Opened) -> OpenBlock:
     """A block without rows, of the columns that are read."""
     schemas = opened.dataset.timelines_schema, opened.dataset.requests_schema
     block = Block(*(pa.RecordBatch.from_pylist([], schema=schema) for schema in schemas))
-    none = np.zeros(0, dtype=np.int64)
-    return open_block(block, opened.selection, none, 0, (None, None), "padding"), none
+    return open_block(block, opened.selection, np.zeros(0, dtype=np.int64), 0, (None, None), "padding")

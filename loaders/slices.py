@@ -1,8 +1,8 @@
-"""The copy that makes a batch: slices of many sources into one piece of memory.
+"""The copy that makes a batch: slices of the columns of many blocks, joined in one piece of memory.
 
-`copy_slices` is compiled from `_slices.c` where a C compiler was there at installation, else it is NumPy's. Measured with slices of
-40 to 80 KB against NumPy's (`concatenate` of views is as fast), `memmove`, PyTorch's `cat` and `index_select` and Arrow's: at 11 to
-13 GB/s it is 1.6 times the best of them, because it writes past the caches, and other threads of Python run meanwhile.
+`join_slices` is compiled from `_slices.c` where a C compiler was there at installation, else it is NumPy's. Measured with slices of
+40 to 80 KB against NumPy's, `memmove`, PyTorch's `cat` and `index_select` and Arrow's: at 11 to 13 GB/s it is 1.6 times the best of
+them, because it writes past the caches; and other threads of Python run meanwhile.
 """
 
 from __future__ import annotations
@@ -14,31 +14,35 @@ import numpy as np
 from longbatch.loaders.blocks import Array
 from longbatch.loaders.draws import Ints
 
-CopySlices = Callable[[Array, list[Array], Ints], None]
+JoinSlices = Callable[[Array, Ints, list[Array], Ints, Ints, Ints], None]
 
 
-def copy_slices_with_numpy(out: Array, sources: list[Array], moves: Ints) -> None:
-    """Copy slices of bytes into out: the reference, and the way without a compiled copy.
+def join_slices_with_numpy(
+    out: Array, places: Ints, sources: list[Array], owner: Ints, starts: Ints, ends: Ints
+) -> None:
+    """Join values [starts, ends) of the blocks `owner`, (S,) each, of C columns: the reference, and the way without a compiler.
 
-    out: contiguous bytes (B,).  sources: contiguous arrays of any type.  moves: (n, 4) of the source's number, the first byte in it,
-    the first byte in out, and how many. Raises IndexError, before anything is copied, for bytes outside a source or out.
+    out: bytes (B,).  places: (C,) the first byte in it of each column.  sources: of each block its C columns, one
+    after another.  Raises IndexError for slices outside a source or out.
     """
-    parts = [source.reshape(-1).view(np.uint8) for source in sources]
-    source, first, to, size = moves.T
-    lengths = np.array([*map(len, parts), 0])
-    inside = (source >= 0) & (source < len(parts))
-    inside &= (first >= 0) & (size >= 0) & (to >= 0) & (to + size <= len(out))
-    inside &= first + size <= lengths[np.where(inside, source, -1)]
-    if not inside.all():
-        row = int(np.argmin(inside))
-        s, f, t, n = moves[row].tolist()
-        raise IndexError(f"move {row}: {n} bytes of source {s} from {f} to {t} lie outside")
-    for s, f, t, n in moves.tolist():
-        out[t : t + n] = parts[s][f : f + n]
+    columns = len(places)
+    for column, place in enumerate(places.tolist()):
+        parts = [_slice(sources[b * columns + column], s, e) for b, s, e in zip(owner, starts, ends, strict=True)]
+        size = sum(part.nbytes for part in parts)
+        if place < 0 or place + size > len(out):
+            raise IndexError(f"column {column} from byte {place} does not fit {len(out)} bytes")
+        if parts:
+            np.concatenate(parts, out=out[place : place + size].view(parts[0].dtype))
 
 
-copy_slices: CopySlices
+def _slice(values: Array, start: int, end: int) -> Array:
+    if not 0 <= start <= end <= len(values):
+        raise IndexError(f"[{start}, {end}), of {len(values)} values")
+    return values[start:end]
+
+
+join_slices: JoinSlices
 try:
-    from longbatch.loaders._slices import copy_slices
+    from longbatch.loaders._slices import join_slices
 except ImportError:  # installed without a compiler
-    copy_slices = copy_slices_with_numpy
+    join_slices = join_slices_with_numpy

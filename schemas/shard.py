@@ -270,6 +270,7 @@ class ShardReader:
         self._checked: set[int] = (
             set()
         )  # blocks found sound: their bytes, once compared with their checksum, are the same
+        self._paths = {table: str(root / str(row[table]["path"])) for table in ("timelines", "requests")}
         self._schemas = {"timelines": stored_timelines_schema(spec), "requests": stored_requests_schema(spec)}
         self._decoder = Decoder(spec, self._dictionaries(), fields) if spec.is_compact else None
         if files is None:
@@ -314,17 +315,17 @@ class ShardReader:
         Raises DatasetError naming file and block.
         """
         timelines, requests = self.stored(number)
-        where, fresh = self._where("requests", number), number not in self._checked
+        where, fresh = self.where("requests", number), number not in self._checked
         if self._decoder is None:
             if fresh:
                 _check_cuts(timelines, requests, where)
         else:
-            timelines, events = _told(self._where("timelines", number), self._decoder.timelines, timelines)
+            timelines, events = _told(self.where("timelines", number), self._decoder.timelines, timelines)
             if fresh:
                 _check_cuts(timelines, requests, where)
             requests = _told(where, self._decoder.requests, requests, timelines, events)
         if fresh:
-            _check_known(timelines, "events", self._where("timelines", number))
+            _check_known(timelines, "events", self.where("timelines", number))
             _check_known(requests, "targets", where)
             self._checked.add(number)
         return Block(timelines, requests)
@@ -333,8 +334,9 @@ class ShardReader:
         """Block `number` as it lies in the files, timelines and requests; only row counts are checked."""
         return self._stored("timelines", number), self._stored("requests", number)
 
-    def _where(self, table: str, number: int) -> str:
-        return f"{self._root / self._row[table]['path']}, block {number}"
+    def where(self, table: str, number: int) -> str:
+        """The file of a block, and which of its blocks it is."""
+        return f"{self._paths[table]}, block {number}"
 
     def request_columns(self, number: int, names: Sequence[str]) -> pa.RecordBatch:
         """Columns of a block's requests, of those that belong to no target; nothing else is decoded."""
@@ -343,7 +345,7 @@ class ShardReader:
 
     def _stored(self, table: str, number: int, included: Sequence[int] | None = None) -> pa.RecordBatch:
         """One record batch as it lies in the file."""
-        where, schema = self._where(table, number), self._schemas[table]
+        where, schema = self.where(table, number), self._schemas[table]
         buffer = self._files.range(block_range(self._row, table, number), where)
         included = self._included(table, schema) if included is None else included
         batch = read_record_batch(buffer, number, schema, included, where)

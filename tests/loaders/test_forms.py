@@ -7,7 +7,8 @@ import pickle
 import pytest
 import torch
 
-from longbatch.loaders import RequestDataset, StochasticLength, make_dataloader
+from longbatch.loaders import RequestDataset, StochasticLength, gather, make_dataloader
+from longbatch.loaders.slices import join_slices_with_numpy
 from longbatch.schemas.errors import MachineError
 
 
@@ -32,6 +33,13 @@ def test_shared_timelines_hold_the_windows(random_dataset, order, length):
         rows = shared.history_rows
         assert (starts >= shared.history_offsets[rows]).all()
         assert (ends <= shared.history_offsets[rows + 1]).all()
+
+
+@pytest.mark.parametrize("form", ["windows", "shared"])
+def test_batches_are_the_same_where_nothing_was_compiled(random_dataset, monkeypatch, form):
+    here = [values(batch) for batch in RequestDataset(random_dataset, batch_size=16, form=form, shuffle=True)]
+    monkeypatch.setattr(gather, "join_slices", join_slices_with_numpy)
+    assert [values(b) for b in RequestDataset(random_dataset, batch_size=16, form=form, shuffle=True)] == here
 
 
 def test_by_time_no_request_comes_before_an_older_one(random_dataset):
