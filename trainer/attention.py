@@ -23,7 +23,9 @@ Scores may have a bias by the time from event to request, one number per head an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -34,6 +36,9 @@ from longbatch.loaders.batch import offsets_of, ragged_index
 from longbatch.trainer.config import MEASURE_ROWS
 from longbatch.trainer.spans import Spans
 
+# From queries (G, H, E), keys and values (T, S, E), a scale, and what each bucket of the time from event to request adds to the scores of
+# each head (K, H) or None: softmax attention of each target over its history, (G, H, E) of the values' E.
+Attend = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
 EVENTS_PER_TILE = 64
 TARGETS_PER_TILE = 16
 VALUES_PER_CHUNK = 1 << 25  # of scores, keys and values at once: 128 MiB of float32
@@ -46,7 +51,7 @@ class Tiling:
     targets_QA: target numbers; a tile's slots beyond its request's targets hold any, whose outputs nobody reads.  slot_G: where each target
     lies in the flattened targets_QA.  tile_I: the target tile of each item, ascending.  events_IB: event
     numbers, padded with 0 where hidden_IB.  elapsed_IB: buckets of the time from each to the request, where asked for.
-    chunks: (first, end) target tile and item of each chunk.  targets_per_event: m, the mean number of targets that share an event.
+    chunks: (first, end) target tile and item of each chunk.
     """
 
     targets_QA: Tensor
@@ -56,7 +61,6 @@ class Tiling:
     hidden_IB: Tensor
     elapsed_IB: Tensor | None
     chunks: tuple[tuple[int, int, int, int], ...]
-    targets_per_event: float
 
 
 def _cut(length_R: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +98,6 @@ def make_tiling(spans: Spans, target_offsets: Tensor, heads: int, width: int) ->
         hidden_IB=hidden_IB,
         elapsed_IB=spans.elapsed(request_I, events_IB),
         chunks=_chunks(event_tiles_Q, EVENTS_PER_TILE * (size * heads + 2 * width)),
-        targets_per_event=spans.targets_per_event(target_offsets),
     )
 
 
@@ -110,8 +113,13 @@ def _chunks(items_Q: Tensor, values_per_item: int) -> tuple[tuple[int, int, int,
     return tuple((a, b, ends[a], ends[b]) for a, b in pairwise(cuts) if a < b)
 
 
-def attend(
-    query_GHE: Tensor, key_TSE: Tensor, value_TSE: Tensor, tiling: Tiling, scale: float, bias_KH: Tensor | None = None
+def tiled(spans: Spans, target_offsets: Tensor, heads: int, width: int) -> Attend:
+    """Attention by tiles over a batch with these histories and targets, for so many heads and keys of this width."""
+    return partial(_attend, make_tiling(spans, target_offsets, heads, width))
+
+
+def _attend(
+    tiling: Tiling, query_GHE: Tensor, key_TSE: Tensor, value_TSE: Tensor, scale: float, bias_KH: Tensor | None = None
 ) -> Tensor:
     """Softmax attention of each target over its history; returns (G, H, E) of the values' E.
 
@@ -221,10 +229,6 @@ class TargetAttention(nn.Module):
         if self.elapsed is not None:
             nn.init.zeros_(self.elapsed.weight)
 
-    def forward(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
-        """Outputs (G, D), by whichever form costs less at this batch's targets per history."""
-        return self.read(query_GD, *self.keys_and_values(history_TD, tiling.targets_per_event), tiling)
-
     def keys_and_values(self, history_TD: Tensor, targets_per_event: float) -> tuple[Tensor, Tensor]:
         """Keys and values (T, S, E) as `read` takes them: projected, or twice the history itself (S = 1, E = D)."""
         if prefers_reorder(self.width, self.heads, targets_per_event):
@@ -232,26 +236,26 @@ class TargetAttention(nn.Module):
             return shared_T1D, shared_T1D
         return self._projected(history_TD)
 
-    def read(self, query_GD: Tensor, key_TSE: Tensor, value_TSE: Tensor, tiling: Tiling) -> Tensor:
+    def read(self, query_GD: Tensor, key_TSE: Tensor, value_TSE: Tensor, attend: Attend) -> Tensor:
         """Outputs (G, D) from what `keys_and_values` returned, whichever form that has."""
         query_GHE, bias_KH = self._by_head(self.query(query_GD)), self._bias_KH
         if key_TSE is not value_TSE:
-            return self._joined(attend(query_GHE, key_TSE, value_TSE, tiling, self._scale, bias_KH))
+            return self._joined(attend(query_GHE, key_TSE, value_TSE, self._scale, bias_KH))
         key_HED, value_HED = (
             w.weight.view(self.heads, self.width // self.heads, self.width) for w in (self.key, self.value)
         )
         query_GHD = torch.einsum("ghe,hed->ghd", query_GHE, key_HED)
-        seen_GHD = attend(query_GHD, key_TSE, value_TSE, tiling, self._scale, bias_KH)
+        seen_GHD = attend(query_GHD, key_TSE, value_TSE, self._scale, bias_KH)
         return self._joined(torch.einsum("ghd,hed->ghe", seen_GHD, value_HED))
 
-    def projected(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
+    def projected(self, query_GD: Tensor, history_TD: Tensor, attend: Attend) -> Tensor:
         """Outputs (G, D), with keys and values projected once per history."""
-        return self.read(query_GD, *self._projected(history_TD), tiling)
+        return self.read(query_GD, *self._projected(history_TD), attend)
 
-    def reordered(self, query_GD: Tensor, history_TD: Tensor, tiling: Tiling) -> Tensor:
+    def reordered(self, query_GD: Tensor, history_TD: Tensor, attend: Attend) -> Tensor:
         """Outputs (G, D), without keys and values: each head's query meets the raw history."""
         shared_T1D = history_TD[:, None]
-        return self.read(query_GD, shared_T1D, shared_T1D, tiling)
+        return self.read(query_GD, shared_T1D, shared_T1D, attend)
 
     def naive(self, query_GD: Tensor, history_TD: Tensor, spans: Spans, target_offsets: Tensor) -> Tensor:
         """Outputs (G, D), one target and one head at a time: the reference of the other forms."""

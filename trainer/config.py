@@ -57,6 +57,7 @@ class ModelConfig(Strict):
     head: what makes logits of a target's tokens, see `head`.
     elapsed: where STCA has the time from event to request: in the event's token, as published, or in attention, as a bias of its
     scores. Then encoded events do not depend on the request, and requests of one user in a batch share them.
+    attention: how STCA attends: by tiles, anywhere, or by PyTorch's FlexAttention, one fused kernel, which trains on CUDA devices only.
     merge, newest: LONGER's adjacent events per token (K) and newest tokens that ask (k); no other model
     reads them, nor do DIN and mean pooling read `heads` and `layers`.
     """
@@ -68,6 +69,7 @@ class ModelConfig(Strict):
     expansion: int = Field(default=2, ge=1)
     head: Literal["rankmixer", "mlp"] = "rankmixer"
     elapsed: Literal["event", "attention"] = "event"
+    attention: Literal["tiled", "flex"] = "tiled"
     merge: int = Field(default=4, ge=1)
     newest: int = Field(default=100, ge=1)
     id_rows: int = Field(default=131_072, ge=1)
@@ -80,6 +82,8 @@ class ModelConfig(Strict):
                 raise ValueError(f"width {self.width} is no multiple of {parts}, which {name} need")
         if self.elapsed == "attention" and self.name != "stca":
             raise ValueError(f'elapsed = "attention" is for stca; {self.name} has it in the event')
+        if self.attention == "flex" and self.name != "stca":
+            raise ValueError(f'attention = "flex" is for stca; {self.name} has attention of its own')
         return self
 
     @property

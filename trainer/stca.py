@@ -23,9 +23,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from longbatch.trainer.attention import TargetAttention, Tiling, make_tiling
+from longbatch.trainer.attention import Attend, TargetAttention, tiled
 from longbatch.trainer.config import ModelColumns, ModelConfig
+from longbatch.trainer.flex import FlexAttend
 from longbatch.trainer.model import Encoded, Kept, RequestModel
+from longbatch.trainer.spans import Spans
 from longbatch.trainer.swiglu import SwiGLU, output_map
 
 
@@ -46,9 +48,9 @@ class Layer(nn.Module):
         """What this layer's queries read of the raw event tokens (T, D)."""
         return self.attention.keys_and_values(self.history(history_TD), targets_per_event)
 
-    def forward(self, seen_GD: list[Tensor], key_TSE: Tensor, value_TSE: Tensor, tiling: Tiling) -> Tensor:
+    def forward(self, seen_GD: list[Tensor], key_TSE: Tensor, value_TSE: Tensor, attend: Attend) -> Tensor:
         """o_i (G, D), from [o_1, .., o_(i-1), x] and what `keys_and_values` returned."""
-        output_GD: Tensor = self.attention.read(self.query(torch.cat(seen_GD, dim=-1)), key_TSE, value_TSE, tiling)
+        output_GD: Tensor = self.attention.read(self.query(torch.cat(seen_GD, dim=-1)), key_TSE, value_TSE, attend)
         return output_GD
 
 
@@ -74,10 +76,15 @@ class STCA(RequestModel):
 
     def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """z (G, D), from all layers' outputs and the target."""
-        kept, tiling = encoded.kept, make_tiling(encoded.spans, target_offsets, self.config.heads, self.config.width)
+        kept, attend = encoded.kept, self._attend(encoded.spans, target_offsets)
         outputs_GD: list[Tensor] = []
         for place, layer in enumerate(self.layers):
             seen_GD = [*outputs_GD, target_GD]
-            outputs_GD.append(layer(seen_GD, kept[2 * place], kept[2 * place + 1], tiling))
+            outputs_GD.append(layer(seen_GD, kept[2 * place], kept[2 * place + 1], attend))
         z_GD: Tensor = self.final(torch.cat([*outputs_GD, target_GD], dim=-1))
         return z_GD
+
+    def _attend(self, spans: Spans, target_offsets: Tensor) -> Attend:
+        if self.config.attention == "flex":
+            return FlexAttend(spans, target_offsets)
+        return tiled(spans, target_offsets, self.config.heads, self.config.width)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longbatch.loaders.batch import offsets_of
 from longbatch.trainer import attention
-from longbatch.trainer.attention import TargetAttention, make_tiling, prefers_reorder
+from longbatch.trainer.attention import TargetAttention, make_tiling, prefers_reorder, tiled
 from longbatch.trainer.spans import Spans
 
 WIDTH, HEADS = 8, 2
@@ -35,11 +35,11 @@ def naive(module, query, history, spans, target_offsets):
 
 
 def projected(module, query, history, spans, target_offsets):
-    return module.projected(query, history, make_tiling(spans, target_offsets, module.heads, WIDTH))
+    return module.projected(query, history, tiled(spans, target_offsets, module.heads, WIDTH))
 
 
 def reordered(module, query, history, spans, target_offsets):
-    return module.reordered(query, history, make_tiling(spans, target_offsets, module.heads, WIDTH))
+    return module.reordered(query, history, tiled(spans, target_offsets, module.heads, WIDTH))
 
 
 def assert_all_forms_agree(spans, target_counts, elapsed=False, heads=HEADS):
@@ -102,14 +102,14 @@ def test_chunks_do_not_change_the_result(monkeypatch):
 
 def test_a_target_without_history_gets_zeros():
     module = TargetAttention(WIDTH, HEADS)
-    tiling = make_tiling(spans_of([0]), torch.tensor([0, 1]), HEADS, WIDTH)
-    assert module(torch.randn(1, WIDTH), torch.zeros(0, WIDTH), tiling).tolist() == [[0.0] * WIDTH]
+    attend = tiled(spans_of([0]), torch.tensor([0, 1]), HEADS, WIDTH)
+    assert module.projected(torch.randn(1, WIDTH), torch.zeros(0, WIDTH), attend).tolist() == [[0.0] * WIDTH]
 
 
 def test_large_scores_stay_finite():
     module = TargetAttention(WIDTH, HEADS)
-    tiling = make_tiling(spans_of([100]), torch.tensor([0, 2]), HEADS, WIDTH)
-    output = module(torch.randn(2, WIDTH) * 1e4, torch.randn(100, WIDTH) * 1e4, tiling)
+    attend = tiled(spans_of([100]), torch.tensor([0, 2]), HEADS, WIDTH)
+    output = module.projected(torch.randn(2, WIDTH) * 1e4, torch.randn(100, WIDTH) * 1e4, attend)
     assert output.isfinite().all()
 
 
@@ -128,5 +128,4 @@ def test_the_form_is_chosen_by_the_break_even(width, heads, targets, reorder):
 
 
 def test_targets_per_event_weighs_requests_by_their_events():
-    tiling = make_tiling(spans_of([30, 10]), torch.tensor([0, 1, 6]), HEADS, WIDTH)
-    assert tiling.targets_per_event == (30 * 1 + 10 * 5) / 40
+    assert spans_of([30, 10]).targets_per_event(torch.tensor([0, 1, 6])) == (30 * 1 + 10 * 5) / 40
