@@ -18,6 +18,7 @@ from longbatch.benchmarks.loader_plans import BATCH
 from longbatch.loaders import RequestBatch, RequestDataset, RequestLoader
 
 STEP_SECONDS, EPOCHS = 0.05, 10
+PASSES = 5  # in one timing of the shared form: one pass takes a hundredth of a second
 
 
 def bench_loader(
@@ -85,12 +86,17 @@ def _shared_form(path: Path, repeats: int) -> tuple[list[Check], list[Figure]]:
     for size in (BATCH, 4 * BATCH):
         datasets = [RequestDataset(path, batch_size=size, form=form) for form in ("windows", "shared")]
         requests = sum(batch.num_requests for batch in datasets[1])
-        times[size] = medians([partial(drain, dataset) for dataset in datasets], repeats)
+        times[size] = medians([partial(_drain_several, dataset) for dataset in datasets], repeats)
         rates = zip(("windows", "shared"), times[size], strict=True)
-        figures += [Figure(f"{form} form, batches of {size}", requests / t, "requests/s") for form, t in rates]
+        figures += [Figure(f"{form} form, batches of {size}", PASSES * requests / t, "requests/s") for form, t in rates]
     windows, shared = times[4 * BATCH]
     figures.append(Figure(f"shared form over windows form, batches of {BATCH}", times[BATCH][0] / times[BATCH][1], "x"))
     return [Check("shared form, requests/s over windows form", windows / shared, 3, ">=")], figures
+
+
+def _drain_several(dataset: RequestDataset) -> None:
+    for _ in range(PASSES):
+        drain(dataset)
 
 
 def _with_workers(path: Path, repeats: int) -> tuple[list[Check], list[Figure]]:

@@ -104,11 +104,16 @@ def _timelines(owner: Ints, timelines: Ints, starts: Ints, ends: Ints) -> tuple[
 
     history_rows: (R,) the timeline of each request.  history_starts, history_ends: (R,) places in the copied events.
     """
-    keys, first, row = np.unique((owner << 32) | timelines, return_index=True, return_inverse=True)
-    low, high = starts[first], ends[first]
-    np.minimum.at(low, row, starts)
-    np.maximum.at(high, row, ends)
-    spans = _spans(keys >> 32, low, high)
+    keys = (owner << 32) | timelines
+    order = keys.argsort(kind="stable")
+    keys, sorted_starts, sorted_ends = keys[order], starts[order], ends[order]
+    begins = np.ones(len(keys), dtype=np.bool_)
+    np.not_equal(keys[1:], keys[:-1], out=begins[1:])
+    first = begins.nonzero()[0]
+    low, high = np.minimum.reduceat(sorted_starts, first), np.maximum.reduceat(sorted_ends, first)
+    row = np.empty_like(order)
+    row[order] = begins.cumsum() - 1
+    spans = _spans(keys[first] >> 32, low, high)
     shift = (spans.offsets[:-1] - low)[row]
     return spans, [starts + shift, ends + shift, row]
 

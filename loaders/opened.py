@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from longbatch.loaders.blocks import Selection, within
+from longbatch.loaders.blocks import OpenBlock, Selection, open_block, within
 from longbatch.loaders.draws import Ints
 from longbatch.loaders.lengths import StochasticLength, lengths_of, longest
 from longbatch.loaders.plan import Costs, Order, Plan, make_plan, token_quota
 from longbatch.schemas.dataset import Dataset, check_history_length
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.shard import ShardReader
+from longbatch.schemas.shard import Block, ShardReader
 
 Roles = dict[str, dict[str, Any]]
 
@@ -26,12 +26,14 @@ Roles = dict[str, dict[str, Any]]
 class Opened:
     """A dataset, what is read of it, and where its blocks lie.
 
+    empty: a block without rows, of the columns that are read.
     block_shard, block_in_shard, block_rows, block_events: (B,) where each block lies, its requests and their history events
     at the built length.  first_row: (B,) the requests before it.  counts: (B,) its requests inside the time range.
     """
 
     dataset: Dataset
     selection: Selection
+    empty: OpenBlock
     history_length: int | StochasticLength
     times_us: tuple[int | None, int | None]
     block_shard: Ints
@@ -62,9 +64,11 @@ def open_all(
     check_history_length(dataset.spec, longest(history_length) if history_length is not None else None)
     blocks = [(s, b, entry) for s, row in enumerate(dataset.shards) for b, entry in enumerate(row["blocks"])]
     rows = _ints([entry["requests"] for _, _, entry in blocks])
+    selection = _select(dataset, columns)
     opened = Opened(
         dataset=dataset,
-        selection=_select(dataset, columns),
+        selection=selection,
+        empty=_empty(dataset, selection),
         history_length=dataset.spec.history_length if history_length is None else history_length,
         times_us=times_us,
         block_shard=_ints([shard for shard, _, _ in blocks]),
@@ -199,6 +203,12 @@ def _by_time(
         total, in_order = _ints([int(sorted_costs.sum())]), {0: sorted_costs}.__getitem__
     plan = make_plan(count, quota=quota, block_costs=total, seed=seed, epoch=epoch, drop_last=drop_last)
     return Schedule(plan, in_order, by_time)
+
+
+def _empty(dataset: Dataset, selection: Selection) -> OpenBlock:
+    schemas = dataset.timelines_schema, dataset.requests_schema
+    block = Block(*(pa.RecordBatch.from_pylist([], schema=schema) for schema in schemas))
+    return open_block(block, selection, _ints([]), 0, (None, None), str(dataset.path))
 
 
 def _select(dataset: Dataset, columns: Sequence[str] | None) -> Selection:

@@ -9,7 +9,6 @@ from itertools import pairwise
 from threading import Lock
 
 import numpy as np
-import pyarrow as pa
 
 from longbatch.loaders.batch import Form, RequestBatch
 from longbatch.loaders.blocks import OpenBlock, open_block
@@ -19,7 +18,6 @@ from longbatch.loaders.lengths import lengths_of
 from longbatch.loaders.opened import Opened, Schedule, Shards
 from longbatch.loaders.plan import Finder
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.shard import Block
 
 log = logging.getLogger(__name__)
 KEPT_BY_TIME = 256  # blocks kept where order is by time, in which any block may come next
@@ -33,7 +31,7 @@ class Reader:
 
     def __init__(self, opened: Opened, schedule: Schedule, shards: Shards, *, form: Form, skip: bool) -> None:
         self._opened, self._schedule, self._shards, self._skip = opened, schedule, shards, skip
-        self._gatherer = Gatherer(_nothing(opened), shared=form == "shared")
+        self._gatherer = Gatherer(opened.empty, shared=form == "shared")
         self._finder = Finder(schedule.plan, schedule.costs)
         self._blocks: OrderedDict[int, Future[OpenBlock | None]] = OrderedDict()
         self._kept: dict[int, tuple[int, frozenset[int]]] = {}
@@ -116,10 +114,3 @@ def read_block(opened: Opened, shards: Shards, schedule: Schedule, number: int) 
     lengths = lengths_of(opened.history_length, plan.seed, plan.epoch, number, int(opened.block_rows[number]))
     first_row = int(opened.first_row[number])
     return open_block(block, opened.selection, lengths, first_row, opened.times_us, shard.where("requests", place))
-
-
-def _nothing(opened: Opened) -> OpenBlock:
-    """A block without rows, of the columns that are read."""
-    schemas = opened.dataset.timelines_schema, opened.dataset.requests_schema
-    block = Block(*(pa.RecordBatch.from_pylist([], schema=schema) for schema in schemas))
-    return open_block(block, opened.selection, np.zeros(0, dtype=np.int64), 0, (None, None), "padding")

@@ -14,13 +14,17 @@ from longbatch.trainer.attention import TargetAttention, tiled
 from longbatch.trainer.flex import EVENTS_PER_BLOCK, ROWS_PER_BLOCK, FlexAttend, meeting_blocks
 from longbatch.trainer.spans import Spans
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # the compiler looks
 WIDTH, HOUR = 16, 3_600_000_000
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    monkeypatch.setattr(of_torch, "_validate_device", lambda *tensors: None)  # it has gradients here, but says it has not
+    monkeypatch.setattr(
+        of_torch, "_validate_device", lambda *tensors: None
+    )  # it has gradients here, but says it has not
     monkeypatch.setattr(of_torch, "_warn_once", lambda *message, **more: None)  # that it is not compiled
     monkeypatch.setattr(flex, "_kernel", lambda: of_torch.flex_attention)
 
