@@ -57,7 +57,7 @@ class ModelConfig(Strict):
     head: what makes logits of a target's tokens, see `head`.
     elapsed: where STCA has the time from event to request: in the event's token, as published, or in attention, as a bias of its
     scores. Then encoded events do not depend on the request, and requests of one user in a batch share them.
-    attention: how STCA attends: by tiles, anywhere, or by PyTorch's FlexAttention, one fused kernel, which trains on CUDA devices only.
+    attention: how STCA attends, to the same numbers: by tiles, or on CUDA devices by FlexAttention, one fused kernel (elsewhere by tiles too).
     merge, newest: LONGER's adjacent events per token (K) and newest tokens that ask (k); no other model
     reads them, nor do DIN and mean pooling read `heads` and `layers`.
     """

@@ -8,7 +8,7 @@ Which block of rows meets which block of events follows from the spans: 1 is add
 where it ends. So no mask of rows times events is ever made; inside a block the kernel compares places. Scores are never stored, forward or
 backward; the bias by elapsed time is looked up inside the kernel, from times alone.
 
-Training takes a CUDA device; on a CPU PyTorch compiles the forward pass only.
+For CUDA devices: PyTorch has no backward pass of it for a CPU. Tests hold it, not compiled, against tiles, gradients included; no GPU has run it yet.
 """
 
 from __future__ import annotations

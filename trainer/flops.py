@@ -90,7 +90,7 @@ def _longer(config: ModelConfig, length: int, targets: int) -> tuple[int, int]:
     asking = min(SHARED_GLOBALS + config.newest, SHARED_GLOBALS + groups)
     seen = [SHARED_GLOBALS + groups, *[asking] * (config.layers - 1)]
     inner = groups * layer_flops(config.merge, width)
-    history = inner + 4 * length * width**2 + 2 * width * wide
+    history = inner + 8 * length * width**2 + 2 * width * wide
     history += sum(4 * tokens * wide**2 for tokens in seen)
     history += sum(_asking(asking, tokens, wide) for tokens in seen[:-1])
     target = sum(_asking(1, tokens + targets, wide) + 4 * wide**2 for tokens in seen)

@@ -10,7 +10,9 @@ self-causal among those k + 2.
 
 Choices where the paper is silent: groups start at the newest event, the oldest is filled up with zeros; positions
 count from the newest event in two buckets per octave, so that any length has one; InnerTrans is one block without
-mask; globals come to width W by a linear map each, a target as K of itself; z goes back to D by the output map that STCA has.
+mask; globals come to width W by a linear map each, a target as K of itself; z goes back to D by the output map that STCA has. The MLP of events
+has 2 D hidden units and starts as the identity: from random weights it hid from attention which events are like the target (AUC .52 in place of .63
+after 200 steps at 1,000 events).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from longbatch.trainer.config import MEASURE_ROWS, ModelColumns, ModelConfig
 from longbatch.trainer.embedding import measure_rows
 from longbatch.trainer.model import Encoded, Kept, RequestModel
-from longbatch.trainer.swiglu import output_map
+from longbatch.trainer.swiglu import output_map, signed_bases
 from longbatch.trainer.transformer import Block, filled, make_blocks, padded, places
 
 SHARED_GLOBALS = 2  # CLS and user; the target is the third
@@ -36,7 +38,7 @@ class Longer(RequestModel):
         super().__init__(config, columns)
         width, wide = config.width, config.width * config.merge
         self.position = nn.Embedding(MEASURE_ROWS, width)
-        self.side = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.side = _side_map(width)
         self.inner = Block(width, config.heads)
         self.cls = nn.Parameter(torch.randn(wide) * 0.1)
         self.user, self.target = nn.Linear(width, wide), nn.Linear(width, wide)
@@ -92,6 +94,18 @@ class Longer(RequestModel):
         itself_KK = torch.eye(self.config.merge, dtype=torch.bool, device=full_NK.device)
         after_NKD: Tensor = self.inner(groups_NKD, self.inner.keys_and_values(groups_NKD), full_NK[:, None] | itself_KK)
         return after_NKD * full_NK[..., None]
+
+
+def _side_map(width: int) -> nn.Sequential:
+    """Linear, GELU, Linear that starts as the identity, for `gelu(v) - gelu(-v) = v`: events and targets stay alike."""
+    up, down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+    with torch.no_grad():
+        signed_KD = signed_bases(width, 2)
+        up.weight.copy_(signed_KD)
+        down.weight.copy_(signed_KD.T)
+        for linear in (up, down):
+            linear.bias.zero_()
+    return nn.Sequential(up, nn.GELU(), down)
 
 
 def _sees(there_RS: Tensor, asking: int) -> Tensor:

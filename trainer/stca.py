@@ -85,6 +85,6 @@ class STCA(RequestModel):
         return z_GD
 
     def _attend(self, spans: Spans, target_offsets: Tensor) -> Attend:
-        if self.config.attention == "flex":
+        if self.config.attention == "flex" and target_offsets.is_cuda:
             return FlexAttend(spans, target_offsets)
         return tiled(spans, target_offsets, self.config.heads, self.config.width)

@@ -24,7 +24,7 @@ class SwiGLU(nn.Module):
         self.up_and_gate = nn.Linear(width, 2 * expansion * width, bias=False)
         self.down = nn.Linear(expansion * width, width, bias=False)
         with torch.no_grad():
-            signed_KD = _signed_bases(width, expansion)
+            signed_KD = signed_bases(width, expansion)
             self.up_and_gate.weight.copy_(torch.cat([signed_KD, signed_KD]))
             self.down.weight.copy_(signed_KD.T)
 
@@ -41,7 +41,7 @@ class SwiGLU(nn.Module):
         return output
 
 
-def _signed_bases(width: int, expansion: int) -> Tensor:
+def signed_bases(width: int, expansion: int) -> Tensor:
     """(expansion * D, D): random orthogonal bases, each followed by its negative."""
     bases = [nn.init.orthogonal_(torch.empty(width, width)) for _ in range((expansion + 1) // 2)]
     return torch.cat([sign * basis for basis in bases for sign in (1, -1)][:expansion])

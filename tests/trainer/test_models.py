@@ -136,3 +136,8 @@ def test_the_mean_of_events_does_not_know_their_order(make_batch, model_of):
 def test_a_model_of_another_name_is_refused():
     with pytest.raises(ValidationError, match="Input should be 'stca', 'longer', 'transformer', 'din' or 'mean'"):
         ModelConfig(name="gru")
+
+
+def test_longers_map_of_events_starts_as_the_identity(model_of):
+    events = torch.randn(7, 8, dtype=torch.float64) * 5
+    torch.testing.assert_close(model_of("longer").side(events), events, rtol=1e-4, atol=1e-4)
