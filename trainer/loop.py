@@ -7,7 +7,6 @@ point-wise training. Requests are split by time: what trains is older than all t
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from torch import Tensor
 from longbatch.loaders.batch import RequestBatch
 from longbatch.loaders.dataset import RequestDataset, make_dataloader
 from longbatch.loaders.lengths import StochasticLength
+from longbatch.schemas.documents import as_json
 from longbatch.schemas.errors import DataError, DatasetError, SpecError
 from longbatch.trainer import checkpoint, ranks, resuming, schedule
 from longbatch.trainer.board import Board
@@ -131,7 +131,7 @@ def _train(
         board.close(results, report.steps)
     report = TrainReport(**{**vars(report), "metrics": results, "train_before": _text(split_us)})
     summary = {**asdict(report), "targets_per_second": report.targets_per_second}
-    (run_dir / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (run_dir / "report.json").write_text(as_json(summary) + "\n")
     return report
 
 
@@ -150,7 +150,8 @@ def evaluate(
 
     by_history: instead, for each bucket of requests by how many events their history has, see `Scores.by_history`.
 
-    `max_requests` evaluates on about so many of them, drawn at random.  history_lengths defaults to the longest one trained with; `after` to where its training ended. Each
+    `max_requests` evaluates on about so many of them, drawn at random.  history_lengths defaults to the longest one trained with; `after` to where its training ended (a run
+    trained on all requests is evaluated on what it has seen, unless told otherwise). Each
     result has history_length, label, auc, log_loss, ne, gauc (by user), gauc_by_request and targets.
     """
     run = checkpoint.load(run_dir, best_device())

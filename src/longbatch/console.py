@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Protocol
 
 import typer
+
+from longbatch.schemas import documents
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, after success only.")]
@@ -50,4 +51,4 @@ def progress_bars(enabled: bool = True) -> Iterator[Bars]:
 
 def show(document: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
     """Print a result for machines or for people."""
-    typer.echo(json.dumps(document, indent=1, default=str) if as_json else text())
+    typer.echo(documents.as_json(document) if as_json else text())

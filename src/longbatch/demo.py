@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import tomllib
@@ -19,6 +18,7 @@ from longbatch.jobs.measure import measure
 from longbatch.jobs.simulate import Simulation, simulate
 from longbatch.report import Outcome
 from longbatch.schemas.dataset import open_dataset
+from longbatch.schemas.documents import as_json
 from longbatch.schemas.errors import DataError, DatasetError, SpecError
 from longbatch.schemas.spec import load_spec
 from longbatch.trainer.config import ModelConfig, TrainConfig
@@ -109,7 +109,7 @@ def demo(out: Path, *, train_seconds: float, overwrite: bool, progress: Bars) ->
     outcome = Outcome(simulated, built, audited, savings, trained, metrics, stage.seconds)
     document = report.document(outcome)
     (out / "report.html").write_text(report.page(outcome), encoding="utf-8")
-    (out / "demo.json").write_text(json.dumps(document, indent=1, default=str), encoding="utf-8")
+    (out / "demo.json").write_text(as_json(document), encoding="utf-8")
     return DemoResult(report.text(outcome, out), document)
 
 

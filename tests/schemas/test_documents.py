@@ -1,0 +1,18 @@
+import json
+import math
+from datetime import UTC, datetime
+
+from longbatch.schemas.documents import as_json
+
+
+def test_what_is_not_a_number_is_null_however_deep():
+    document = {
+        "auc": math.nan,
+        "rows": [{"ne": math.inf, "targets": 3}, (1.5, -math.inf)],
+        "time": datetime(2024, 1, 1, tzinfo=UTC),
+    }
+    assert json.loads(as_json(document), parse_constant=lambda name: 1 / 0) == {
+        "auc": None,
+        "rows": [{"ne": None, "targets": 3}, [1.5, None]],
+        "time": "2024-01-01 00:00:00+00:00",
+    }
