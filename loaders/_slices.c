@@ -85,7 +85,7 @@ static int check_column(const Join *join, Py_ssize_t column)
             return -1;
         }
         const Py_buffer *source = source_of(join, span, column);
-        if (source->itemsize != join->sources[column].itemsize) {
+        if (source->itemsize <= 0 || source->itemsize != join->sources[column].itemsize) {
             PyErr_Format(PyExc_TypeError, "column %zd has values of %zd bytes in block %lld, of %zd in block 0", column,
                          source->itemsize, (long long)block, join->sources[column].itemsize);
             return -1;
