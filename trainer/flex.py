@@ -17,13 +17,14 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from longbatch.trainer.embedding import elapsed_rows
 from longbatch.trainer.spans import Spans
 
 ROWS_PER_BLOCK = EVENTS_PER_BLOCK = 128
+LEAST_WIDTH = 16  # of queries, keys and values in the kernel
 
 
 class FlexAttend:
@@ -48,13 +49,13 @@ class FlexAttend:
             return query_GHE * 0
         rows = heads // shared
         query_SNE = query_GHE.view(targets, shared, rows, width).transpose(0, 1).reshape(shared, targets * rows, width)
-        query, key, value = _of_one_type(query_SNE, key_TSE.transpose(0, 1), value_TSE.transpose(0, 1))
+        query, key, value = _as_the_kernel_takes(query_SNE, key_TSE.transpose(0, 1), value_TSE.transpose(0, 1))
         if rows not in self._masks:
             self._masks[rows] = self._mask(rows)
         score_mod = None if bias_KH is None else self._biased(bias_KH, rows)
         output_1SNE = _kernel()(query[None], key[None], value[None], score_mod, self._masks[rows], scale)
-        output_GSCE = output_1SNE[0].view(shared, targets, rows, -1).transpose(0, 1)
-        return output_GSCE.reshape(targets, heads, -1).to(query_GHE.dtype)
+        output_GSCE = output_1SNE[0, ..., :width].reshape(shared, targets, rows, width).transpose(0, 1)
+        return output_GSCE.reshape(query_GHE.shape).to(query_GHE.dtype)
 
     def _mask(self, rows: int) -> BlockMask:
         """Which rows see which events: those of their target's history."""
@@ -99,11 +100,12 @@ def meeting_blocks(start_N: Tensor, end_N: Tensor, events: int) -> Tensor:
     return edges.cumsum(dim=1)[:, :-1] > 0
 
 
-def _of_one_type(*values: Tensor) -> tuple[Tensor, ...]:
-    """The kernel takes one type: autocast's, or that of the values."""
-    device = values[0].device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values[0].dtype
-    return tuple(value.to(dtype) for value in values)
+def _as_the_kernel_takes(*values_SNE: Tensor) -> tuple[Tensor, ...]:
+    """Values of one type, autocast's or their own, and wide enough: zeros behind them change no score."""
+    device, width = values_SNE[0].device.type, values_SNE[0].shape[-1]
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values_SNE[0].dtype
+    missing = max(0, LEAST_WIDTH - width)
+    return tuple(nn.functional.pad(values.to(dtype), (0, missing)) for values in values_SNE)
 
 
 @lru_cache(maxsize=1)
