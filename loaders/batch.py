@@ -240,12 +240,12 @@ def _assembled(parts: Sequence[tuple[str, str | None, Tensor]], is_padding: bool
 
 
 def unpacked(whole: Tensor, layout: Layout, is_padding: bool, skipped: int) -> RequestBatch:
-    """A batch in one piece of memory (bytes,), a multiple of 8 of them."""
+    """A batch in one piece of memory (bytes,)."""
     typed: dict[torch.dtype, Tensor] = {}
     parts = []
     for field, name, dtype, byte, size in layout:
         if dtype not in typed:
-            typed[dtype] = whole.view(dtype)
+            typed[dtype] = whole[: len(whole) // dtype.itemsize * dtype.itemsize].view(dtype)
         first = byte // dtype.itemsize
         parts.append((field, name, typed[dtype][first : first + size]))
     return _assembled(parts, is_padding, skipped)

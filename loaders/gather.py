@@ -1,8 +1,8 @@
 """From rows of open blocks to a batch: the only copy on the way, made of whole slices.
 
-A batch is a list of moves of bytes, worked out for all requests and columns at once: from which array of which block, from where, to
-where, how many. `slices` makes them in one call. All columns of a batch lie in one piece of memory; in a worker process that is
-shared, and goes to the main process without another copy.
+Where the slices begin and end is worked out for all requests at once, for events, for targets and for requests; `slices` then joins
+those of all columns of each kind in one call. All columns of a batch lie in one piece of memory; in a worker process that is shared, and
+goes to the main process without another copy.
 """
 
 from __future__ import annotations
