@@ -24,6 +24,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt loaders/_slices.c
 	@mkdir -p $(TMPDIR)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "longbatch needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f loaders/_slices*.so  # else one that cannot be compiled any more stays
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -49,4 +50,4 @@ fuzz: setup
 	pytest -n 2 --dist loadfile --hypothesis-profile=fuzz
 
 clean:
-	rm -rf $(VENV) .links .cache demo
+	rm -rf $(VENV) .links .cache demo loaders/_slices*.so

@@ -41,6 +41,7 @@ from longbatch.benchmarks.studies_plots import draw
 from longbatch.jobs.build import build
 from longbatch.jobs.simulate import Simulation, simulate
 from longbatch.loaders import RequestDataset
+from longbatch.schemas.documents import as_json
 from longbatch.schemas.spec import load_spec
 from longbatch.trainer.loop import evaluate, train
 
@@ -68,7 +69,7 @@ def bench_studies(*, quick: bool, out: Path, progress: Progress) -> tuple[list[C
     attainable = _data(out, size)
     todo = [(arm, seed) for seed in range(size.seeds) for arm in arms(size.steps)]
     results = list(_results(out, todo, size, progress))
-    (out / "studies.json").write_text(json.dumps({"attainable": attainable, "runs": results}, indent=1))
+    (out / "studies.json").write_text(as_json({"attainable": attainable, "runs": results}))
     draw(results, attainable, out)
     return _judged(results), _figures(results, attainable)
 
@@ -116,7 +117,7 @@ def _run(out: Path, arm: Arm, seed: int) -> dict[str, Any]:
         "auc": {str(row["history_length"]): row["auc"] for row in metrics},
         "targets": metrics[0]["targets"],
     }
-    kept.write_text(json.dumps(result))
+    kept.write_text(as_json(result))
     return result
 
 

@@ -5,7 +5,6 @@
    Meaning and limits: longbatch.loaders.slices, which has the same function in NumPy. */
 
 #define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
@@ -78,27 +77,38 @@ static int check_column(const Join *join, Py_ssize_t column)
 {
     const int64_t *starts = numbers(&join->starts), *ends = numbers(&join->ends);
     int64_t place = numbers(&join->places)[column], left = join->out.len - place;
-    for (Py_ssize_t span = 0; span < join->spans; span++) {
-        int64_t block = numbers(&join->owner)[span];
-        if (block < 0 || block >= join->blocks) {
-            PyErr_Format(PyExc_IndexError, "span %zd is of block %lld, of %zd", span, (long long)block, join->blocks);
-            return -1;
-        }
+    for (Py_ssize_t span = 0; span < join->spans && left >= 0; span++) {
         const Py_buffer *source = source_of(join, span, column);
-        if (source->itemsize <= 0 || source->itemsize != join->sources[column].itemsize) {
-            PyErr_Format(PyExc_TypeError, "column %zd has values of %zd bytes in block %lld, of %zd in block 0", column,
-                         source->itemsize, (long long)block, join->sources[column].itemsize);
-            return -1;
-        }
         if (starts[span] < 0 || starts[span] > ends[span] || ends[span] > source->len / source->itemsize) {
             PyErr_Format(PyExc_IndexError, "span %zd of column %zd is [%lld, %lld), of %zd values", span, column,
                          (long long)starts[span], (long long)ends[span], source->len / source->itemsize);
             return -1;
         }
         left -= (ends[span] - starts[span]) * source->itemsize;
-        if (place < 0 || left < 0) {
-            PyErr_Format(PyExc_IndexError, "column %zd from byte %lld does not fit %zd bytes", column, (long long)place,
-                         join->out.len);
+    }
+    if (place < 0 || left < 0) {
+        PyErr_Format(PyExc_IndexError, "column %zd from byte %lld does not fit %zd bytes", column, (long long)place,
+                     join->out.len);
+        return -1;
+    }
+    return 0;
+}
+
+/* Every block has the same columns, and every span is of a block. */
+static int check_blocks(const Join *join)
+{
+    for (Py_ssize_t place = 0; place < join->blocks * join->columns; place++) {
+        const Py_buffer *mine = &join->sources[place], *first = &join->sources[place % join->columns];
+        if (mine->itemsize <= 0 || mine->itemsize != first->itemsize || strcmp(mine->format, first->format)) {
+            PyErr_Format(PyExc_TypeError, "column %zd has values of type %s in block %zd, of %s in block 0",
+                         place % join->columns, mine->format, place / join->columns, first->format);
+            return -1;
+        }
+    }
+    for (Py_ssize_t span = 0; span < join->spans; span++) {
+        int64_t block = numbers(&join->owner)[span];
+        if (block < 0 || block >= join->blocks) {
+            PyErr_Format(PyExc_IndexError, "span %zd is of block %lld, of %zd", span, (long long)block, join->blocks);
             return -1;
         }
     }
@@ -116,6 +126,8 @@ static int check(Join *join, Py_ssize_t sources)
         return -1;
     }
     join->blocks = sources / join->columns;
+    if (check_blocks(join))
+        return -1;
     for (Py_ssize_t column = 0; column < join->columns; column++)
         if (check_column(join, column))
             return -1;
@@ -127,7 +139,7 @@ static Py_ssize_t take_sources(PyObject *list, Py_buffer *views)
 {
     Py_ssize_t count = PyList_Size(list);
     for (Py_ssize_t i = 0; i < count; i++)
-        if (PyObject_GetBuffer(PyList_GetItem(list, i), &views[i], PyBUF_ND))
+        if (PyObject_GetBuffer(PyList_GetItem(list, i), &views[i], PyBUF_ND | PyBUF_FORMAT))
             return i;
     return count;
 }

@@ -82,8 +82,9 @@ class Gatherer:
         counts = np.array([*chain.from_iterable(map(repeat, totals, self._kinds)), *map(len, made)])
         sizes = -(-self._widths * counts // ALIGNMENT) * ALIGNMENT
         places = sizes.cumsum() - sizes
-        whole = _memory(max(ALIGNMENT, int(sizes.sum())))
-        out = whole.numpy()
+        size = max(ALIGNMENT, int(sizes.sum()))
+        whole = _memory(size)
+        out = whole.numpy()[:size]
         for kind, each, end in zip(range(len(spans)), spans, accumulate(self._kinds), strict=True):
             sources = [*chain.from_iterable(block.kinds[kind].values() for block in blocks)]
             join_slices(out, places[end - self._kinds[kind] : end], sources, each.owner, each.starts, each.ends)

@@ -23,22 +23,22 @@ def join_slices_with_numpy(
     """Join values [starts, ends) of the blocks `owner`, (S,) each, of C columns: the reference, and the way without a compiler.
 
     out: bytes (B,).  places: (C,) the first byte in it of each column.  sources: of each block its C columns, one
-    after another.  Raises IndexError for slices outside a source or out.
+    after another.  Raises IndexError for slices outside a source or out, TypeError for a column of several types.
     """
-    columns = len(places)
+    columns, owners, slices = len(places), owner.tolist(), list(map(slice, starts.tolist(), ends.tolist()))
     for column, place in enumerate(places.tolist()):
-        parts = [_slice(sources[b * columns + column], s, e) for b, s, e in zip(owner, starts, ends, strict=True)]
-        size = sum(part.nbytes for part in parts)
+        values = sources[column::columns]
+        size = int((ends - starts).sum()) * values[0].itemsize
         if place < 0 or place + size > len(out):
             raise IndexError(f"column {column} from byte {place} does not fit {len(out)} bytes")
-        if parts:
-            np.concatenate(parts, out=out[place : place + size].view(parts[0].dtype))
-
-
-def _slice(values: Array, start: int, end: int) -> Array:
-    if not 0 <= start <= end <= len(values):
-        raise IndexError(f"[{start}, {end}), of {len(values)} values")
-    return values[start:end]
+        lengths = np.array([*map(len, values)])[owner]
+        inside = (starts >= 0) & (starts <= ends) & (ends <= lengths)
+        if not inside.all():
+            bad = int(np.argmin(inside))
+            raise IndexError(f"span {bad} of column {column} is [{starts[bad]}, {ends[bad]}), of {lengths[bad]} values")
+        # the empty slice is for no spans; no bytecode runs for each of the others
+        parts: list[Array] = [values[0][:0], *map(np.ndarray.__getitem__, map(values.__getitem__, owners), slices)]
+        np.concatenate(parts, out=out[place : place + size].view(values[0].dtype), casting="no")
 
 
 join_slices: JoinSlices

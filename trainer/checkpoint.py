@@ -96,7 +96,13 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
         )
     config = TrainConfig.model_validate_json(content["config"])
     model = make_model(config.model, ModelColumns.model_validate_json(content["columns"]))
-    model.load_state_dict(content["model"])
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise DatasetError(
+            f"{path} has other weights than {config.model.name} has in this longbatch; "
+            f"train again, or use the longbatch that wrote it ({error})"
+        ) from None
     return Run(
         model=model.to(device),
         config=config,

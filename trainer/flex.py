@@ -24,6 +24,7 @@ from longbatch.trainer.embedding import elapsed_rows
 from longbatch.trainer.spans import Spans
 
 ROWS_PER_BLOCK = EVENTS_PER_BLOCK = 128
+MOST_GRAPHS = 64  # with and without gradients, bias, one request, one target, a single block, either form
 LEAST_WIDTH = 16  # of queries, keys and values in the kernel
 
 
@@ -53,36 +54,40 @@ class FlexAttend:
         if rows not in self._masks:
             self._masks[rows] = self._mask(rows)
         score_mod = None if bias_KH is None else self._biased(bias_KH, rows)
-        output_1SNE = _kernel()(query[None], key[None], value[None], score_mod, self._masks[rows], scale)
+        with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+            output_1SNE = _kernel()(query[None], key[None], value[None], score_mod, self._masks[rows], scale)
         output_GSCE = output_1SNE[0, ..., :width].reshape(shared, targets, rows, width).transpose(0, 1)
         return output_GSCE.reshape(query_GHE.shape).to(query_GHE.dtype)
 
     def _mask(self, rows: int) -> BlockMask:
         """Which rows see which events: those of their target's history."""
-        start_G, end_G = self._start_G, self._end_G
+        start_N, end_N = (side.repeat_interleave(rows) for side in (self._start_G, self._end_G))
 
         def seen(batch: Tensor, head: Tensor, row: Tensor, event: Tensor) -> Tensor:
-            target = row // rows
-            return (event >= start_G[target]) & (event < end_G[target])
+            return (event >= start_N[row]) & (event < end_N[row])
 
-        size = len(start_G) * rows, self._spans.num_events
-        there_PB = meeting_blocks(start_G.repeat_interleave(rows), end_G.repeat_interleave(rows), size[1])
+        there_PB = meeting_blocks(start_N, end_N, self._spans.num_events)
         numbers_PB = there_PB.to(torch.int32).argsort(dim=1, descending=True, stable=True).to(torch.int32)
         counts_P = there_PB.sum(dim=1, dtype=torch.int32)
-        blocks = (ROWS_PER_BLOCK, EVENTS_PER_BLOCK)
         return BlockMask.from_kv_blocks(
-            counts_P[None, None], numbers_PB[None, None], BLOCK_SIZE=blocks, mask_mod=seen, seq_lengths=size
+            counts_P[None, None],
+            numbers_PB[None, None],
+            BLOCK_SIZE=(ROWS_PER_BLOCK, EVENTS_PER_BLOCK),
+            mask_mod=seen,
+            seq_lengths=(len(start_N), self._spans.num_events),
         )
 
     def _biased(self, bias_KH: Tensor, rows: int) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
         """What adds the bias of a row's head and the time from the event to its request."""
         if self._spans.request_time_R is None or self._spans.event_time_T is None:
             raise ValueError("a bias by elapsed time needs the times of requests and events, which these spans lack")
-        time_G, event_time_T = self._spans.request_time_R[self._request_G], self._spans.event_time_T
+        time_N = self._spans.request_time_R[self._request_G].repeat_interleave(rows)
+        event_time_T = self._spans.event_time_T
+        head_SN = torch.arange(bias_KH.shape[1], device=time_N.device).view(-1, rows).repeat(1, len(self._start_G))
 
         def biased(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, event: Tensor) -> Tensor:
-            bucket = elapsed_rows(time_G[row // rows], event_time_T[event])
-            return score + bias_KH[bucket, head * rows + row % rows]
+            bucket = elapsed_rows(time_N[row], event_time_T[event])
+            return score + bias_KH[bucket, head_SN[head, row]]
 
         return biased
 
@@ -110,5 +115,5 @@ def _as_the_kernel_takes(*values_SNE: Tensor) -> tuple[Tensor, ...]:
 
 @lru_cache(maxsize=1)
 def _kernel() -> Callable[..., Tensor]:
-    """Compiled once for all sizes of ragged batches."""
-    return torch.compile(flex_attention, dynamic=True)
+    """Compiled for the first batch, then for all sizes; beyond MOST_GRAPHS an error, where the default would store all scores."""
+    return torch.compile(flex_attention, fullgraph=True)

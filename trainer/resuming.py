@@ -66,6 +66,7 @@ def start(
         return Start(model, make_optimisers(model, config), 0)
     run = checkpoint.load(run_dir, best_device())
     _check(run, config, fingerprint, run_dir)
+    run.model.config = config.model
     if run.evaluate_from_us != split_us:
         raise SpecError(
             f"{run_dir} was trained on requests up to another time; resume it with the same evaluate_before"
@@ -89,6 +90,7 @@ def _check(run: checkpoint.Run, config: TrainConfig, fingerprint: str, run_dir: 
     if config.accumulate > 1:
         free -= {"epochs"}  # a step may hold batches of two epochs, and the last step fewer
     before, now = run.config.model_dump(exclude=free), config.model_dump(exclude=free)
+    before["model"]["attention"] = now["model"]["attention"]  # which changes no number
     if changed := sorted(name for name in now if now[name] != before[name]):
         raise SpecError(f"{run_dir} was trained with another {', '.join(changed)}; resume it with the same config")
 

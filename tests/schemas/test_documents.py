@@ -2,6 +2,9 @@ import json
 import math
 from datetime import UTC, datetime
 
+import numpy as np
+import pytest
+
 from longbatch.schemas.documents import as_json
 
 
@@ -16,3 +19,9 @@ def test_what_is_not_a_number_is_null_however_deep():
         "rows": [{"ne": None, "targets": 3}, [1.5, None]],
         "time": "2024-01-01 00:00:00+00:00",
     }
+
+
+def test_numbers_of_numpy_are_numbers_and_what_has_no_place_is_refused():
+    assert json.loads(as_json([np.float32(1.5), np.int64(3), np.float64("nan")])) == [1.5, 3, None]
+    with pytest.raises(TypeError, match="of type object has no place in JSON"):
+        as_json({"x": object()})

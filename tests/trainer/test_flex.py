@@ -8,6 +8,7 @@ import torch.nn.attention.flex_attention as of_torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch._dynamo.testing import CompileCounter
 
 from longbatch.loaders.batch import offsets_of
 from longbatch.trainer import flex
@@ -93,6 +94,22 @@ def test_blocks_meet_where_a_row_sees_an_event(edges):
     found = meeting_blocks(starts, ends, 900)
     for rows, meets in zip(seen.split(ROWS_PER_BLOCK), found, strict=True):
         assert meets.tolist() == [bool(part.any()) for part in rows.split(EVENTS_PER_BLOCK, dim=1)]
+
+
+def test_ragged_batches_share_a_few_graphs(monkeypatch):
+    graphs = CompileCounter()
+    kernel = torch.compile(of_torch.flex_attention, backend=graphs, fullgraph=True)
+    monkeypatch.setattr(flex, "_kernel", lambda: kernel)
+    module = TargetAttention(32, 4)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _ in range(20):
+            lengths = torch.randint(100, 400, (3,), generator=random)
+            ends, counts = lengths.cumsum(0), torch.randint(20, 60, (3,), generator=random)
+            spans, targets = Spans(ends - lengths, ends, int(ends[-1])), int(counts.sum())
+            attend = FlexAttend(spans, offsets_of(counts))
+            module.projected(torch.randn(targets, 32), torch.randn(spans.num_events, 32), attend)
+    assert 1 <= graphs.frame_count <= 4
 
 
 def test_a_bias_without_times_is_refused():

@@ -173,6 +173,24 @@ def test_a_checkpoint_that_is_missing_damaged_or_of_another_version_is_refused(t
         checkpoint.load(tmp_path)
 
 
+def test_a_checkpoint_of_other_weights_than_the_model_has_is_refused(trained, tmp_path):
+    content = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
+    content["model"]["final.down.weight"] = torch.zeros(3, 3)
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(
+        DatasetError, match=r"(?s)other weights than stca has in this longbatch; train again.*size mismatch"
+    ):
+        checkpoint.load(tmp_path)
+
+
+def test_a_run_goes_on_with_another_kind_of_attention(dataset, tmp_path):
+    train(dataset, tmp_path, tiny(max_steps=2))
+    other = tiny(max_steps=3)
+    other = other.model_copy(update={"model": other.model.model_copy(update={"attention": "flex"})})
+    assert train(dataset, tmp_path, other, resume=True).steps == 3
+    assert checkpoint.load(tmp_path).config.model.attention == "flex"
+
+
 def test_a_failed_save_leaves_the_older_checkpoint(trained, tmp_path, monkeypatch):
     run = checkpoint.load(trained[0])
     path = checkpoint.save(run, tmp_path)
