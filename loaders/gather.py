@@ -21,6 +21,7 @@ from longbatch.loaders.batch import Layout, RequestBatch, unpacked
 from longbatch.loaders.blocks import Column, OpenBlock
 from longbatch.loaders.draws import Ints
 from longbatch.loaders.memory import POOL
+from longbatch.loaders.plan import edges_of
 from longbatch.loaders.slices import join_slices
 
 Piece = tuple[OpenBlock, Ints]  # a block and row numbers of requests in it
@@ -52,10 +53,12 @@ class Gatherer:
         self._empty, self._shared = empty, shared
         made = ("history_offsets", "target_offsets", *(_POINTERS if shared else ()))
         arrays = [np.empty_like(values) for columns in empty.kinds for values in columns.values()]
-        self._columns: list[Column] = [*chain.from_iterable(empty.kinds), *((field, None) for field in made)]
+        columns: list[Column] = [*chain.from_iterable(empty.kinds), *((field, None) for field in made)]
+        self._fields, self._names = zip(*columns, strict=True)
         self._dtypes = [*(torch.from_numpy(array).dtype for array in arrays), *(torch.int64 for _ in made)]
         self._widths = np.array([dtype.itemsize for dtype in self._dtypes])
         self._kinds = [len(columns) for columns in empty.kinds]
+        self._ranges = [slice(end - kind, end) for kind, end in zip(self._kinds, accumulate(self._kinds), strict=True)]
 
     def batch(self, pieces: Sequence[Piece], *, skipped: int = 0) -> RequestBatch:
         """A batch of the requests with these row numbers of blocks; none are padding."""
@@ -85,19 +88,16 @@ class Gatherer:
         size = max(ALIGNMENT, int(sizes.sum()))
         whole = _memory(size)
         out = whole.numpy()[:size]
-        for kind, each, end in zip(range(len(spans)), spans, accumulate(self._kinds), strict=True):
+        for kind, (each, mine) in enumerate(zip(spans, self._ranges, strict=True)):
             sources = [*chain.from_iterable(block.kinds[kind].values() for block in blocks)]
-            join_slices(out, places[end - self._kinds[kind] : end], sources, each.owner, each.starts, each.ends)
+            join_slices(out, places[mine], sources, each.owner, each.starts, each.ends)
         for place, values in zip(places[-len(made) :].tolist(), made, strict=True):
             out[place : place + values.nbytes].view(np.int64)[:] = values
-        fields, names = zip(*self._columns, strict=True)
-        return whole, list(zip(fields, names, self._dtypes, places.tolist(), counts.tolist(), strict=True))
+        return whole, [*zip(self._fields, self._names, self._dtypes, places.tolist(), counts.tolist(), strict=True)]
 
 
 def _spans(owner: Ints, starts: Ints, ends: Ints) -> _Spans:
-    offsets = np.zeros(len(starts) + 1, dtype=np.int64)
-    (ends - starts).cumsum(out=offsets[1:])
-    return _Spans(owner, starts, ends, offsets)
+    return _Spans(owner, starts, ends, edges_of(ends - starts))
 
 
 def _timelines(owner: Ints, timelines: Ints, starts: Ints, ends: Ints) -> tuple[_Spans, list[Ints]]:

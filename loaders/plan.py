@@ -194,11 +194,11 @@ def make_plan(
         raise ValueError(f"seed {seed}, epoch {epoch}: neither may be negative")
     blocks = len(block_requests)
     order = generator(seed, epoch, BLOCKS).permutation(blocks) if shuffle else np.arange(blocks, dtype=np.int64)
-    starts = _edges(block_requests[order])
+    starts = edges_of(block_requests[order])
     return Plan(
         block_order=order,
         block_starts=starts,
-        block_costs=starts if block_costs is None else _edges(block_costs[order]),
+        block_costs=starts if block_costs is None else edges_of(block_costs[order]),
         quota=quota,
         streams=min(streams, max(1, blocks // window_blocks)) if shuffle else 1,
         window_blocks=window_blocks,
@@ -253,15 +253,7 @@ def worker_batches(
         yield batch if batch < num_batches else None
 
 
-def ragged_index(starts: Ints, lengths: Ints) -> Ints:
-    """Indices (sum of lengths,) of the slices `[starts, starts + lengths)`, one after another."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    shift = np.repeat(starts - (ends - lengths), lengths)
-    index: Ints = np.arange(len(shift), dtype=np.int64) + shift
-    return index
-
-
-def _edges(sizes: Ints) -> Ints:
+def edges_of(sizes: Ints) -> Ints:
     """Offsets (N + 1,) of rows with these sizes (N,)."""
     edges = np.zeros(len(sizes) + 1, dtype=np.int64)
     np.cumsum(sizes, out=edges[1:])

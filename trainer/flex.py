@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from longbatch.trainer.embedding import elapsed_rows
+from longbatch.trainer.model import owners
 from longbatch.trainer.spans import Spans
 
 ROWS_PER_BLOCK = EVENTS_PER_BLOCK = 128
@@ -35,8 +36,7 @@ class FlexAttend:
     """
 
     def __init__(self, spans: Spans, target_offsets: Tensor) -> None:
-        requests = torch.arange(len(spans.start_R), device=target_offsets.device)
-        self._request_G = torch.repeat_interleave(requests, target_offsets.diff())
+        self._request_G = owners(target_offsets)
         self._spans = spans
         self._start_G, self._end_G = spans.start_R[self._request_G], spans.end_R[self._request_G]
         self._masks: dict[int, BlockMask] = {}

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from longbatch.loaders.batch import RequestBatch
+from longbatch.loaders.batch import RequestBatch, ragged_index
 
 
 def two_requests():
@@ -71,3 +73,11 @@ def test_pinning_pins_every_tensor(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     two_requests().pin_memory()
     assert len(pinned) == 10
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5)), max_size=9))
+def test_ragged_indices_are_the_slices_one_after_another(slices):
+    starts = torch.tensor([start for start, _ in slices], dtype=torch.int64)
+    lengths = torch.tensor([length for _, length in slices], dtype=torch.int64)
+    wanted = [start + i for start, length in slices for i in range(length)]
+    assert ragged_index(starts, lengths).tolist() == wanted

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longbatch.loaders.lengths import StochasticLength
-from longbatch.loaders.plan import Finder, make_plan, num_steps, ragged_index, token_quota, worker_batches
+from longbatch.loaders.plan import Finder, make_plan, num_steps, token_quota, worker_batches
 
 blocks_of_requests = st.lists(st.integers(0, 9), min_size=0, max_size=12)
 
@@ -207,11 +207,3 @@ def test_length_ranges_that_cannot_be_sampled_are_refused():
         StochasticLength(9, 15)
     with pytest.raises(ValueError, match="a U shape needs both between 0 and 1"):
         StochasticLength(8, 16, alpha=1.5)
-
-
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5)), max_size=9))
-def test_ragged_indices_are_the_slices_one_after_another(slices):
-    starts = np.array([start for start, _ in slices], dtype=np.int64)
-    lengths = np.array([length for _, length in slices], dtype=np.int64)
-    wanted = [start + i for start, length in slices for i in range(length)]
-    assert ragged_index(starts, lengths).tolist() == wanted
