@@ -4,7 +4,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-FOLDERS := schemas validation pipelines jobs loaders trainer benchmarks
 DEMO ?= demo
 
 export TMPDIR := $(CURDIR)/.cache/tmp
@@ -16,23 +15,17 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/bytecode
 export GX_ANALYTICS_ENABLED := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup demo test fuzz check links clean
+.PHONY: setup demo test fuzz check clean
 
-setup: $(VENV)/.ready links
+setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt loaders/_slices.c
+$(VENV)/.ready: pyproject.toml constraints.txt loaders/_copy_slices.c
 	@mkdir -p $(TMPDIR)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "longbatch needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	rm -f loaders/_slices*.so  # else one that cannot be compiled any more stays
+	rm -f loaders/_copy_slices*.so  # else one that cannot be compiled any more stays
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
-
-# mypy and editors cannot follow the editable install, so the folders are linked into a package of links.
-links:
-	@mkdir -p .links/longbatch $(TMPDIR)
-	@for folder in $(FOLDERS); do ln -sfn ../../$$folder .links/longbatch/$$folder; done
-	@for file in src/longbatch/*; do case $$file in *__pycache__) ;; *) ln -sfn ../../$$file .links/longbatch/$$(basename $$file) ;; esac; done
 
 demo: setup
 	longbatch demo $(DEMO) --overwrite
@@ -50,4 +43,4 @@ fuzz: setup
 	pytest -n 2 --dist loadfile --hypothesis-profile=fuzz
 
 clean:
-	rm -rf $(VENV) .links .cache demo loaders/_slices*.so
+	rm -rf $(VENV) .cache demo loaders/_copy_slices*.so

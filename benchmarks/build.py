@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longbatch.benchmarks import build_floors
-from longbatch.benchmarks.checks import Check, Figure, Run, median_seconds, run_command, run_process
-from longbatch.jobs.simulate import Simulation, simulate
+from longbatch.jobs.simulation.simulate import Simulation, simulate
+
+from . import build_baselines as build_floors
+from .checks import Check, Figure, Run, median_seconds, run_command, run_process
 
 if TYPE_CHECKING:
-    from longbatch.benchmarks.cluster import Cluster
+    from .cluster import Cluster
 
 Report = Callable[[str, float, float], None]
 FULL_EVENTS, QUICK_EVENTS, LARGE = 20_000_000, 2_000_000, 5
@@ -54,7 +55,7 @@ def bench_build(
 def _on_spark(
     work: Path, events: int, fat_events: int, repeats: int, progress: Report
 ) -> tuple[list[Check], list[Figure]]:
-    from longbatch.benchmarks.cluster import cluster_in
+    from .cluster import cluster_in
 
     with cluster_in(work, EXECUTOR_MEMORY) as cluster:
         names = ["spark-floor", "spark", "cluster-floor", "cluster"]
@@ -88,9 +89,9 @@ def _run(name: str, log: Path, work: Path, cluster: Cluster | None) -> Run:
         run = run_command(command, cluster.environment)
     elif name in ("local", "spark"):
         engine = ["--engine", "spark", "--master", "local[2]"] if name == "spark" else []
-        run = run_process("longbatch.cli", "build", spec, str(out), *engine)
+        run = run_process("longbatch.cli.main", "build", spec, str(out), *engine)
     else:
-        run = run_process("longbatch.benchmarks.build_floors", floor, str(log / "log"), str(out), "10000")
+        run = run_process("longbatch.benchmarks.build_baselines", floor, str(log / "log"), str(out), "10000")
     shutil.rmtree(out) if out.is_dir() else out.unlink()
     return run
 

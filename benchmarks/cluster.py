@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pyspark
 
-from longbatch.benchmarks.checks import kept_bytecode
 from longbatch.jobs import build
-from longbatch.jobs.java import provide_java
+from longbatch.jobs.engines.java import provide_java
+
+from .checks import kept_bytecode
 
 HOME = Path(pyspark.__file__).parent
 WORKERS = 2

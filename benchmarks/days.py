@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from longbatch.benchmarks.checks import Check, Figure
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
 from longbatch.jobs.forget import forget
-from longbatch.jobs.simulate import Simulation, simulate
+from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.jobs.vacuum import vacuum
-from longbatch.pipelines.content import content_hash
-from longbatch.pipelines.hashing import bucket_of
-from longbatch.schemas.dataset import open_dataset
-from longbatch.schemas.snapshot import Snapshot, read_snapshot
-from longbatch.schemas.spec import BuildSpec, load_spec
+from longbatch.pipelines.arrays.hashing import bucket_of
+from longbatch.pipelines.content_hash import content_hash
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.format.snapshot import Snapshot, read_snapshot
+from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+
+from .checks import Check, Figure
 
 Report = Callable[[str, float, float], None]
 DAYS, FORGOTTEN = 14, 100

@@ -21,19 +21,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longbatch.benchmarks.checks import Check, Figure
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
-from longbatch.jobs.simulate import Simulation, simulate
+from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.jobs.vacuum import vacuum
-from longbatch.pipelines.content import content_hash
-from longbatch.schemas.dataset import open_dataset
+from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.snapshot import listed_paths, snapshot_numbers
-from longbatch.schemas.spec import load_spec
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers
+from longbatch.schemas.spec.build_spec import load_spec
+
+from .checks import Check, Figure
 
 if TYPE_CHECKING:
-    from longbatch.benchmarks.cluster import Cluster
+    from .cluster import Cluster
 
 Report = Callable[[str, float, float], None]
 LOCAL, DRIVER, EXECUTOR = "local build", "spark driver", "spark executor"
@@ -166,7 +167,7 @@ def _kill_executor(job: Job, seconds: float, cluster: Cluster) -> None:
 
 
 def _cluster(stack: ExitStack, work: Path) -> Cluster:
-    from longbatch.benchmarks.cluster import cluster_in
+    from .cluster import cluster_in
 
     return stack.enter_context(cluster_in(work))
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from longbatch.benchmarks import loader_data, loader_plans, loader_race
-from longbatch.benchmarks.checks import Check, Figure, all_of, drain, medians, timed
-from longbatch.benchmarks.loader_data import Size
-from longbatch.benchmarks.loader_plans import BATCH
 from longbatch.loaders import RequestBatch, RequestDataset, RequestLoader
+
+from . import loader_data, loader_plans, loader_race
+from .checks import Check, Figure, all_of, drain, medians, timed
+from .loader_data import Size
+from .loader_plans import BATCH
 
 STEP_SECONDS, EPOCHS = 0.05, 10
 PASSES = 5  # in one timing of the shared form: one pass takes a hundredth of a second

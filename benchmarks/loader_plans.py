@@ -7,8 +7,9 @@ import tracemalloc
 
 import numpy as np
 
-from longbatch.benchmarks.checks import Check, Figure
 from longbatch.loaders.plan import Finder, Plan, make_plan
+
+from .checks import Check, Figure
 
 BATCH = 64
 # a dataset of 20,000 users with 40 requests each, 200 users in a block

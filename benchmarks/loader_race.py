@@ -10,10 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from longbatch.benchmarks import loader_data, loader_peers
-from longbatch.benchmarks.checks import Check, Figure, drain, medians
-from longbatch.benchmarks.loader_data import Size
 from longbatch.loaders import RequestBatch, RequestDataset, RequestLoader
+
+from . import loader_data, loader_peers
+from .checks import Check, Figure, drain, medians
+from .loader_data import Size
 
 BATCH, WORKERS = 32, 2
 LIMITS = {"sample": 20, "request": 3}

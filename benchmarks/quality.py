@@ -16,15 +16,16 @@ from typing import Any, Literal
 import polars as pl
 import pyarrow.compute as pc
 
-from longbatch.benchmarks.checks import Check, Figure
 from longbatch.jobs.build import BuildSummary, Engine, build
-from longbatch.jobs.local import LocalEngine
-from longbatch.jobs.simulate import Simulation, simulate
-from longbatch.jobs.spark import SparkEngine
-from longbatch.pipelines.content import content_hash
-from longbatch.schemas.dataset import Dataset, open_dataset
-from longbatch.schemas.ledger import RowLedger
-from longbatch.schemas.spec import load_spec
+from longbatch.jobs.engines.local import LocalEngine
+from longbatch.jobs.engines.spark import SparkEngine
+from longbatch.jobs.simulation.simulate import Simulation, simulate
+from longbatch.pipelines.content_hash import content_hash
+from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.spec.build_spec import load_spec
+
+from .checks import Check, Figure
 
 Report = Callable[[str, float, float], None]
 FORMATS: tuple[Literal["parquet", "csv"], ...] = ("parquet", "csv")

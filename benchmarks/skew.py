@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from longbatch.benchmarks.build import PEAK_LIMIT_GB
-from longbatch.benchmarks.checks import Check, Figure, run_process
-from longbatch.pipelines.hashing import bucket_of
+from longbatch.pipelines.arrays.hashing import bucket_of
+
+from .build import PEAK_LIMIT_GB
+from .checks import Check, Figure, run_process
 
 Report = Callable[[str, float, float], None]
 START_MS = 1_700_000_000_000
@@ -62,7 +63,7 @@ def bench_skew(
             for engine in ["local", *(["spark"] if spark else [])]:
                 progress("cases", number, len(cases))
                 chosen = ["--engine", "spark", "--master", "local[2]"] if engine == "spark" else []
-                run = run_process("longbatch.cli", "build", f"{work}/spec.toml", f"{work}/out", *chosen)
+                run = run_process("longbatch.cli.main", "build", f"{work}/spec.toml", f"{work}/out", *chosen)
                 shutil.rmtree(Path(work, "out"))
                 figures.append(Figure(f"{engine}, {name} ({log.height:,} rows): time", run.seconds, "s"))
                 if run.java_peak_bytes:

@@ -21,15 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longbatch.benchmarks.checks import Check, Figure, run_process
 from longbatch.jobs.build import build
-from longbatch.jobs.planning import Demand, Volume, project, steady_volume
-from longbatch.jobs.simulate import Simulation, simulate
-from longbatch.jobs.storage import choose_settings, parquet_options
-from longbatch.pipelines.content import content_hash
-from longbatch.schemas.dataset import Dataset, open_dataset
-from longbatch.schemas.shard import shard_files
-from longbatch.schemas.spec import Items, load_spec
+from longbatch.jobs.savings.capacity_plan import Demand, Volume, project, steady_volume
+from longbatch.jobs.savings.parquet_settings import choose_settings, parquet_options
+from longbatch.jobs.simulation.simulate import Simulation, simulate
+from longbatch.pipelines.content_hash import content_hash
+from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.format.shard import shard_files
+from longbatch.schemas.spec.build_spec import Items, load_spec
+
+from .checks import Check, Figure, run_process
 
 Report = Callable[[str, float, float], None]
 FULL_EVENTS, QUICK_EVENTS = 20_000_000, 2_000_000
@@ -134,7 +135,7 @@ def write_floor(dataset: Dataset, out: Path) -> None:
 
 def _measure(root: Path, events: int) -> tuple[list[Check], list[Figure]]:
     """The command as people run it, in a process of its own."""
-    run = run_process("longbatch.cli", "measure", str(root / "dataset"), str(root / "savings"), *_budget(events))
+    run = run_process("longbatch.cli.main", "measure", str(root / "dataset"), str(root / "savings"), *_budget(events))
     savings = _savings(root / "savings")
     headline, layouts = savings["headline"], {layout["name"]: layout for layout in savings["layouts"]}
     mine = savings["on_disk"]["decoded_bytes"]
@@ -166,7 +167,7 @@ def _savings(folder: Path) -> dict[str, Any]:
 def _tenth(root: Path, events: int) -> tuple[list[Check], list[Figure]]:
     """Measure a log of a tenth of the users, and compare what its rates predict for all of them with what was measured."""
     small = _make(root, "tenth", events // EVENTS_PER_USER // 10, events // 10)
-    run_process("longbatch.cli", "measure", str(root / "tenth"), str(root / "tenth-savings"), *_budget(events))
+    run_process("longbatch.cli.main", "measure", str(root / "tenth"), str(root / "tenth-savings"), *_budget(events))
     shutil.rmtree(root / "tenth-log")
     whole, counts = _savings(root / "savings"), open_dataset(root / "dataset").counts
     volume = Volume(counts.users, counts.requests, counts.targets, counts.stored, counts.history_events)
@@ -222,7 +223,9 @@ def _expand(root: Path, events: int) -> tuple[list[Check], list[Figure]]:
     for name in ("dataset", "dataset-log", "floor"):
         shutil.rmtree(root / name)
     many = _make(root, "many", users, 1_000 * users)
-    run = run_process("longbatch.cli", "expand", str(root / "many"), str(root / "samples"), "--overwrite", "--check")
+    run = run_process(
+        "longbatch.cli.main", "expand", str(root / "many"), str(root / "samples"), "--overwrite", "--check"
+    )
     size = sum(path.stat().st_size for path in (root / "samples").iterdir())
     return [Check("expand --check: peak memory (GB)", run.peak_bytes / 1e9, EXPAND_GB)], [
         Figure("expand --check: targets, each with its history, equal", many.counts.targets, ""),

@@ -21,8 +21,15 @@ from typing import Any
 
 import torch
 
-from longbatch.benchmarks.checks import Check, Figure
-from longbatch.benchmarks.studies_data import (
+from longbatch.jobs.build import build
+from longbatch.jobs.simulation.simulate import Simulation, simulate
+from longbatch.loaders import RequestDataset
+from longbatch.schemas.json_text import as_json
+from longbatch.schemas.spec.build_spec import load_spec
+from longbatch.trainer.train import evaluate, train
+
+from .checks import Check, Figure
+from .studies_data import (
     COMPARED,
     EQUAL_COMPUTE_MOST,
     FULL,
@@ -37,13 +44,7 @@ from longbatch.benchmarks.studies_data import (
     summary,
     training_flops,
 )
-from longbatch.benchmarks.studies_plots import draw
-from longbatch.jobs.build import build
-from longbatch.jobs.simulate import Simulation, simulate
-from longbatch.loaders import RequestDataset
-from longbatch.schemas.documents import as_json
-from longbatch.schemas.spec import load_spec
-from longbatch.trainer.loop import evaluate, train
+from .studies_plots import draw
 
 Progress = Callable[[str, float, float], None]
 

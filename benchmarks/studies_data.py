@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from longbatch.trainer.config import Length, ModelConfig, ModelName, TrainConfig
-from longbatch.trainer.flops import request_flops
+from longbatch.trainer.models.flops import request_flops
 
 LABEL = "click"
 LENGTHS = (500, 2_000, 4_000, 10_000)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longbatch.benchmarks.studies_data import COMPARED, LENGTHS, summary
+from .studies_data import COMPARED, LENGTHS, summary
 
 INK, GRID = "#1c2430", "#dfe4ea"
 COLOURS = ("#1f6fb2", "#c8553d", "#3a7d44", "#8b5fbf", "#b8860b")

@@ -14,17 +14,18 @@ from typing import Literal
 
 import torch
 
-from longbatch.benchmarks import loader_data
-from longbatch.benchmarks.checks import Check, Figure, all_of, medians
-from longbatch.benchmarks.loader_data import Size
 from longbatch.loaders import RequestBatch, RequestDataset
 from longbatch.loaders.batch import Form
 from longbatch.trainer.config import ModelConfig, ModelName, TrainConfig
-from longbatch.trainer.flops import request_flops
-from longbatch.trainer.loop import new_model, train, train_step
-from longbatch.trainer.model import loss_sum
-from longbatch.trainer.optimisers import make_optimisers
-from longbatch.trainer.scorer import Scorer
+from longbatch.trainer.models.flops import request_flops
+from longbatch.trainer.models.request_model import loss_sum
+from longbatch.trainer.optimizers import make_optimisers
+from longbatch.trainer.serving import Scorer
+from longbatch.trainer.train import new_model, train, train_step
+
+from . import loader_data
+from .checks import Check, Figure, all_of, medians
+from .loader_data import Size
 
 WIDTH, HEADS, LAYERS, REQUESTS, TARGETS = 32, 4, 2, 8, 8  # requests of each user, targets of each request
 TRAINED = {"history_length": 10_000, "batch_size": 4, "num_workers": 2, "train_before": None, "epochs": 4}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from longbatch.loaders import RequestDataset
 from longbatch.trainer.config import ModelConfig, TrainConfig
-from longbatch.trainer.loop import new_model, train_step
-from longbatch.trainer.optimisers import make_optimisers
+from longbatch.trainer.optimizers import make_optimisers
+from longbatch.trainer.train import new_model, train_step
 
 REQUESTS = 4
 

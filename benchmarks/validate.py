@@ -14,9 +14,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from longbatch.benchmarks.checks import Check, Figure, Run, median_seconds, run_process
-from longbatch.schemas.dataset import open_dataset
-from longbatch.schemas.shard import check_file
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.format.shard import check_file
+
+from .checks import Check, Figure, Run, median_seconds, run_process
 
 Report = Callable[[str, float, float], None]
 FULL_EVENTS, QUICK_EVENTS = 20_000_000, 2_000_000
@@ -36,7 +37,7 @@ def bench_validate(
         work = Path(temporary)
         _prepare(work, events, progress)
         counts = open_dataset(work / "dataset").counts
-        audit = ("longbatch.cli", "validate", str(work / "dataset"), "--no-expectations")
+        audit = ("longbatch.cli.main", "validate", str(work / "dataset"), "--no-expectations")
         ways = {
             FLOOR: ("longbatch.benchmarks.validate", str(work / "dataset")),
             STRUCTURE: audit,
@@ -57,9 +58,9 @@ def _prepare(work: Path, events: int, progress: Report) -> None:
     sizes = ("--users", str(max(50, events // 6_500)), "--events", str(events), "--seed", "1")
     for number, log_format in enumerate(("parquet", "csv")):
         progress("simulate and build", number, 3)
-        run_process("longbatch.cli", "simulate", str(work / log_format), *sizes, "--format", log_format)
+        run_process("longbatch.cli.main", "simulate", str(work / log_format), *sizes, "--format", log_format)
     progress("simulate and build", 2, 3)
-    run_process("longbatch.cli", "build", str(work / "parquet" / "spec.toml"), str(work / "dataset"))
+    run_process("longbatch.cli.main", "build", str(work / "parquet" / "spec.toml"), str(work / "dataset"))
     (work / "parquet").rename(work / "moved")
     progress("simulate and build", 1, 1)
 

@@ -19,18 +19,19 @@ from typing import Any
 
 import polars as pl
 
-from longbatch.jobs.attempt import attempt
-from longbatch.jobs.build import BuildSummary, Engine, submitted, summary_of
-from longbatch.jobs.local import LocalEngine, Progress
-from longbatch.jobs.state import OWNERS, Increment, check_appendable
-from longbatch.jobs.tasks import Built, make_samples
-from longbatch.jobs.thresholds import check_books, check_rejects
+from longbatch.jobs.commit.incremental_state import OWNERS, Increment, check_appendable
+from longbatch.jobs.commit.quality_gates import check_books, check_rejects
+from longbatch.jobs.commit.write_lock import attempt
+from longbatch.jobs.engines.local import LocalEngine, Progress
+from longbatch.jobs.engines.stages import Built, make_samples
 from longbatch.pipelines.parse import microseconds, parse_moment
+from longbatch.schemas.accounting import Counts, RowLedger
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
 from longbatch.schemas.profile import TableName
-from longbatch.schemas.snapshot import Snapshot, commit, fingerprint, read_snapshot
-from longbatch.schemas.spec import BuildSpec, load_spec
+from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+
+from .build import BuildSummary, Engine, submitted, summary_of
 
 OWN_TO_A_RUN = ("name", "sources", "max_rejected", "max_rejected_for", "expectations")
 
@@ -146,7 +147,7 @@ def _thinned(root: Path, before: Snapshot, built: Built, rows: int) -> dict[Tabl
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `spark-submit jobs/append.py`: the spark engine on the session that spark-submit set up."""
-    from longbatch.jobs.spark import SparkEngine
+    from longbatch.jobs.engines.spark import SparkEngine
 
     parser = argparse.ArgumentParser(prog="append.py", description="Append to a longbatch dataset on Spark.")
     parser.add_argument("spec", help="the build spec (TOML)")

@@ -15,16 +15,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from longbatch.jobs.attempt import attempt, is_ours
-from longbatch.jobs.local import LocalEngine, Progress
-from longbatch.jobs.state import Increment, check_appendable
-from longbatch.jobs.tasks import FOLDERS, Built, make_samples
-from longbatch.jobs.thresholds import check_built
+from longbatch.jobs.commit.incremental_state import Increment, check_appendable
+from longbatch.jobs.commit.quality_gates import check_built
+from longbatch.jobs.commit.write_lock import attempt, is_ours
+from longbatch.jobs.engines.local import LocalEngine, Progress
+from longbatch.jobs.engines.stages import FOLDERS, Built, make_samples
 from longbatch.pipelines.parse import microseconds, parse_moment
+from longbatch.schemas.accounting import Counts, RowLedger
 from longbatch.schemas.errors import DatasetError, LongbatchError, SpecError
-from longbatch.schemas.ledger import Counts, RowLedger
-from longbatch.schemas.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
-from longbatch.schemas.spec import BuildSpec, load_spec
+from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
+from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
 from longbatch.validation.rules import check_threshold_names
 
 
@@ -162,7 +162,7 @@ def _unlisted(root: Path, snapshot: Snapshot) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `spark-submit jobs/build.py`: the spark engine on the session that spark-submit set up."""
-    from longbatch.jobs.spark import SparkEngine
+    from longbatch.jobs.engines.spark import SparkEngine
 
     parser = argparse.ArgumentParser(prog="build.py", description="Build a longbatch dataset on Spark.")
     parser.add_argument("spec", help="the build spec (TOML)")

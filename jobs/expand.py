@@ -17,14 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longbatch.jobs.crew import Crew
-from longbatch.jobs.local import Progress
-from longbatch.jobs.sample_files import is_part, plan_parts, samples_of_file, samples_of_part, settings_for, write_part
-from longbatch.jobs.summary import size_text
-from longbatch.pipelines.content import Samples
-from longbatch.schemas.dataset import Dataset, check_history_length
+from longbatch.cli.text_output import size_text
+from longbatch.jobs.engines.local import Progress
+from longbatch.jobs.engines.worker_pool import Crew
+from longbatch.pipelines.content_hash import Samples
 from longbatch.schemas.errors import DatasetError, MachineError
-from longbatch.schemas.shard import disk_message
+from longbatch.schemas.format.dataset import Dataset, check_history_length
+from longbatch.schemas.format.shard import disk_message
+
+from .expanded_files import is_part, plan_parts, samples_of_file, samples_of_part, settings_for, write_part
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute
 
-from longbatch.jobs.attempt import attempt
-from longbatch.jobs.remains import hashed_ids_in_use, keep_words, without_rows
-from longbatch.pipelines.hashing import bucket_of, hash_text
+from longbatch.jobs.commit.rewrite import hashed_ids_in_use, keep_words, without_rows
+from longbatch.jobs.commit.write_lock import attempt
+from longbatch.pipelines.arrays.hashing import bucket_of, hash_text
+from longbatch.schemas.accounting import Counts
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.schemas.ledger import Counts
+from longbatch.schemas.format.shard import ShardReader, write_shard
+from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
 from longbatch.schemas.profile import Profile
-from longbatch.schemas.shard import ShardReader, write_shard
-from longbatch.schemas.snapshot import Snapshot, commit, fingerprint, read_snapshot
-from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.spec.build_spec import BuildSpec
 
 Entry = dict[str, Any]
 IdArray = npt.NDArray[np.int64]

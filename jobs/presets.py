@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from longbatch.schemas.errors import SourceError, SpecError
-from longbatch.schemas.spec import BuildSpec, parse_spec
+from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 
 PREFIX = "preset:"
 SUFFIX = ".toml"

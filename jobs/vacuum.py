@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longbatch.jobs.attempt import WORK, running_attempts
-from longbatch.jobs.tasks import FOLDERS
+from longbatch.jobs.commit.write_lock import WORK, running_attempts
+from longbatch.jobs.engines.stages import FOLDERS
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.schemas.snapshot import listed_paths, snapshot_numbers
+from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.format.shard import check_file
+from longbatch.schemas.format.snapshot import read_snapshot
 from longbatch.schemas.profile import TABLES
-from longbatch.schemas.shard import check_file
-from longbatch.schemas.snapshot import read_snapshot
-from longbatch.schemas.spec import BuildSpec
-from longbatch.validation.audit import Audit, audit
-from longbatch.validation.structure import Progress
+from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.validation.audit.audit import Audit, audit
+from longbatch.validation.audit.structure import Progress
 
 if TYPE_CHECKING:
-    from longbatch.validation.expectations import ExpectationResults
+    from longbatch.validation.expectations.runner import ExpectationResults
 
 DATA_DOCS = Path("reports") / "data_docs"
 
@@ -56,7 +56,7 @@ def validate(
     found = audit(path, spec, users, seed, progress)
     if not expectations:
         return Validation(found, None)
-    from longbatch.validation.expectations import run_expectations
+    from longbatch.validation.expectations.runner import run_expectations
 
     snapshot = read_snapshot(path)
     try:

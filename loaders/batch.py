@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from longbatch.loaders import slots
 from longbatch.schemas.errors import MachineError
+
+from . import buffer_pool as slots
 
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from longbatch.loaders.draws import Ints
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.shard import Block
-from longbatch.schemas.stored import Fields
+from longbatch.schemas.format.physical_schema import Fields
+from longbatch.schemas.format.shard import Block
+
+from .rng import Ints
 
 Array = NDArray[Any]
 Column = tuple[str, str | None]  # a field of RequestBatch, and the name in it; None where the field is the column

@@ -19,10 +19,15 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from longbatch.loaders.batch import Form, RequestBatch
-from longbatch.loaders.blocks import within
-from longbatch.loaders.lengths import StochasticLength
-from longbatch.loaders.opened import (
+from longbatch.schemas.errors import SpecError
+from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.format.remote_cache import RemoteRoot
+from longbatch.schemas.format.shard import ShardReader
+
+from .batch import Form, RequestBatch
+from .blocks import within
+from .buffer_pool import Slots
+from .dataset_index import (
     Batching,
     Opened,
     Schedule,
@@ -33,14 +38,10 @@ from longbatch.loaders.opened import (
     role_types,
     schedule,
 )
-from longbatch.loaders.plan import Order, Plan, num_steps, worker_batches
-from longbatch.loaders.reader import Reader
-from longbatch.loaders.slots import Slots
-from longbatch.loaders.state import State, check_state, check_worker, make_state
-from longbatch.schemas.dataset import Dataset, open_dataset
-from longbatch.schemas.errors import SpecError
-from longbatch.schemas.remote import RemoteRoot
-from longbatch.schemas.shard import ShardReader
+from .history_length import StochasticLength
+from .plan import Order, Plan, num_steps, worker_batches
+from .reader import Reader
+from .state import State, check_state, check_worker, make_state
 
 OPEN_SHARDS = 64  # shards a process keeps open
 Roles = dict[str, dict[str, str]]

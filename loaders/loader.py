@@ -14,10 +14,10 @@ from typing import Literal
 
 import torch
 
-from longbatch.loaders.batch import RequestBatch
-from longbatch.loaders.dataset import RequestDataset, make_dataloader
-from longbatch.loaders.plan import worker_batches
-from longbatch.loaders.state import State
+from .batch import RequestBatch
+from .dataset import RequestDataset, make_dataloader
+from .plan import worker_batches
+from .state import State
 
 Workers = Literal["threads", "processes"]
 

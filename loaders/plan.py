@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from longbatch.loaders.draws import BLOCKS, WINDOW, Ints, generator, shuffled_runs
+from .rng import BLOCKS, WINDOW, Ints, generator, shuffled_runs
 
 Order = Literal["shuffled", "time", "sequential"]
 Costs = Callable[[int], Ints]

@@ -10,14 +10,15 @@ from threading import Lock
 
 import numpy as np
 
-from longbatch.loaders.batch import Form, RequestBatch
-from longbatch.loaders.blocks import OpenBlock, open_block
-from longbatch.loaders.draws import Ints
-from longbatch.loaders.gather import Gatherer, Piece
-from longbatch.loaders.lengths import lengths_of
-from longbatch.loaders.opened import Opened, Schedule, Shards
-from longbatch.loaders.plan import Finder
 from longbatch.schemas.errors import DatasetError
+
+from .batch import Form, RequestBatch
+from .blocks import OpenBlock, open_block
+from .collate import Gatherer, Piece
+from .dataset_index import Opened, Schedule, Shards
+from .history_length import lengths_of
+from .plan import Finder
+from .rng import Ints
 
 log = logging.getLogger(__name__)
 KEPT_BY_TIME = 256  # blocks kept where order is by time, in which any block may come next

@@ -11,16 +11,17 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from longbatch.pipelines.carry import Window
-from longbatch.pipelines.hashing import hash_text
-from longbatch.pipelines.parse import Reading, microseconds, read_column
-from longbatch.pipelines.where import Readings, select_rows, where_columns
+from longbatch.pipelines.arrays.hashing import hash_text
+from longbatch.schemas.accounting import RowLedger
 from longbatch.schemas.errors import SourceError
-from longbatch.schemas.ledger import RowLedger
-from longbatch.schemas.source import Explode, Source
-from longbatch.schemas.spec import BuildSpec, Role
+from longbatch.schemas.spec.build_spec import BuildSpec, Role
+from longbatch.schemas.spec.source import Explode, Source
 from longbatch.schemas.tables import ROLE_COLUMN, canonical_name, raw_columns, role_columns, source_roles
 from longbatch.validation.rules import CONFLICTING_REQUEST
+
+from .incremental import Window
+from .parse import Reading, microseconds, read_column
+from .row_filters import Readings, select_rows, where_columns
 
 REQUEST_ID = "request_id"
 QUARANTINE_NAMES = frozenset({"_row", "_reasons", "_source_file", "_source_row", "_text", "_parts"})

@@ -12,17 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from longbatch.pipelines.canonicalize import Facts
-from longbatch.pipelines.carry import NEW, REACH, Carried, Reaches, kept_events
-from longbatch.pipelines.grouping import Requests, group_targets
-from longbatch.pipelines.hashing import Int64Array
-from longbatch.pipelines.later import add_later_labels, closed_requests
-from longbatch.pipelines.order import ranked_keys, repeated_rows, sort_rows
-from longbatch.pipelines.policies import HELD_BACK, KEPT, NO_ROLE, Fates, judge_users, policy_counts
-from longbatch.pipelines.runs import BoolArray, changes, offsets_of
-from longbatch.schemas.ledger import Counts, RowLedger
+from longbatch.pipelines.arrays.hashing import Int64Array
+from longbatch.pipelines.arrays.ragged import BoolArray, changes, offsets_of
+from longbatch.pipelines.arrays.sorting import ranked_keys, repeated_rows, sort_rows
+from longbatch.schemas.accounting import Counts, RowLedger
 from longbatch.schemas.profile import Large
-from longbatch.schemas.spec import BuildSpec, Role
+from longbatch.schemas.spec.build_spec import BuildSpec, Role
 from longbatch.schemas.tables import (
     ROLE_COLUMN,
     canonical_name,
@@ -32,6 +27,12 @@ from longbatch.schemas.tables import (
     source_roles,
 )
 from longbatch.validation.rules import CONFLICTING_REQUEST
+
+from .canonicalize import Facts
+from .delayed_labels import add_later_labels, closed_requests
+from .incremental import NEW, REACH, Carried, Reaches, kept_events
+from .policies import HELD_BACK, KEPT, NO_ROLE, Fates, judge_users, policy_counts
+from .request_grouping import Requests, group_targets
 
 VISIBLE_TIME = "visible_time"
 

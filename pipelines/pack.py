@@ -15,13 +15,14 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.carry import AFTER_LAST_REQUEST, BEYOND_HISTORY, NEW, STORED, Reaches
-from longbatch.pipelines.hashing import Int64Array
-from longbatch.pipelines.kernel import Bucket
-from longbatch.pipelines.runs import changes, offsets_of, places, ranges, running_within
-from longbatch.schemas.ledger import Counts
-from longbatch.schemas.spec import BuildSpec
+from longbatch.pipelines.arrays.hashing import Int64Array
+from longbatch.pipelines.arrays.ragged import changes, offsets_of, places, ranges, running_within
+from longbatch.schemas.accounting import Counts
+from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, requests_schema, target_type, timelines_schema
+
+from .incremental import AFTER_LAST_REQUEST, BEYOND_HISTORY, NEW, STORED, Reaches
+from .kernel import Bucket
 
 SEGMENT_BLOCKS = 4
 

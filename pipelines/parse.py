@@ -11,9 +11,9 @@ from functools import partial
 
 import polars as pl
 
-from longbatch.schemas.columns import Feature, IdColumn, Label, TimeColumn
 from longbatch.schemas.errors import SourceError, SpecError
-from longbatch.schemas.spec import BuildSpec, Role
+from longbatch.schemas.spec.build_spec import BuildSpec, Role
+from longbatch.schemas.spec.columns import Feature, IdColumn, Label, TimeColumn
 from longbatch.schemas.tables import ActionValue, Mapped, RequestIdColumn
 from longbatch.validation.rules import TIME_OUT_OF_RANGE, declared_faults, missing, unparsable
 

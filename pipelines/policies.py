@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longbatch.pipelines.hashing import Int64Array
-from longbatch.schemas.ledger import POLICIES, Counts
+from longbatch.pipelines.arrays.hashing import Int64Array
+from longbatch.schemas.accounting import POLICIES, Counts
 from longbatch.schemas.profile import LARGEST, Large
-from longbatch.schemas.spec import Users
+from longbatch.schemas.spec.build_spec import Users
 
 Fates = npt.NDArray[np.uint8]
 KEPT = 0

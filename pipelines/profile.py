@@ -10,13 +10,14 @@ import math
 import numpy as np
 import polars as pl
 
-from longbatch.pipelines.carry import NEW
-from longbatch.pipelines.hashing import Int64Array, cached_parts, mix
-from longbatch.pipelines.kernel import VISIBLE_TIME, Bucket
-from longbatch.pipelines.policies import largest
-from longbatch.pipelines.runs import changes, places
+from longbatch.pipelines.arrays.hashing import Int64Array, cached_parts, mix
+from longbatch.pipelines.arrays.ragged import changes, places
 from longbatch.schemas.profile import ColumnProfile, Profile, Skew, TableName, TableProfile
-from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.spec.build_spec import BuildSpec
+
+from .incremental import NEW
+from .kernel import VISIBLE_TIME, Bucket
+from .policies import largest
 
 SEED = np.uint64(0x5851F42D4C957F2D)
 TIMES = ("event_time", "visible_time", "request_time")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from longbatch.schemas.columns import Feature, FeatureType, IdColumn, Label, TimeColumn
-from longbatch.schemas.spec import BuildSpec, Role
+from longbatch.schemas.spec.build_spec import BuildSpec, Role
+from longbatch.schemas.spec.columns import Feature, FeatureType, IdColumn, Label, TimeColumn
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 FEATURE_TYPES: dict[FeatureType, pa.DataType] = {

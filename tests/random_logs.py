@@ -19,9 +19,9 @@ import pyarrow as pa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from longbatch.pipelines.memory import Built, build_in_memory
-from longbatch.schemas.spec import BuildSpec
-from longbatch.validation.reference import Reference, build_reference
+from longbatch.pipelines.bucket_memory import Built, build_in_memory
+from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.validation.reference.oracle import Reference, build_reference
 
 T = 1_700_000_000  # seconds
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

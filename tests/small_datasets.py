@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.memory import build_in_memory
-from longbatch.schemas.shard import write_shard
-from longbatch.schemas.snapshot import Snapshot, commit, fingerprint
-from longbatch.schemas.spec import BuildSpec
+from longbatch.pipelines.bucket_memory import build_in_memory
+from longbatch.schemas.format.shard import write_shard
+from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
+from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import requests_schema, timelines_schema
 
 T = 1_700_000_000

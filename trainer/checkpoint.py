@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from longbatch.schemas.errors import DatasetError
-from longbatch.trainer.config import ModelColumns, TrainConfig
-from longbatch.trainer.model import RequestModel
-from longbatch.trainer.models import make_model
+from longbatch.trainer.models.registry import make_model
+from longbatch.trainer.models.request_model import RequestModel
+
+from .config import ModelColumns, TrainConfig
 
 VERSION = 3
 FILE_NAME = "checkpoint.pt"

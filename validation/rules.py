@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from longbatch.schemas.columns import Declared, TimeColumn
+from longbatch.schemas.accounting import RowLedger
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.ledger import RowLedger
-from longbatch.schemas.spec import BuildSpec, Role
+from longbatch.schemas.spec.build_spec import BuildSpec, Role
+from longbatch.schemas.spec.columns import Declared, TimeColumn
 from longbatch.schemas.tables import Mapped, role_columns, source_roles
 
 MISSING_TIME = "missing_time"

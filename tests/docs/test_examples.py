@@ -10,13 +10,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from paths import ROOT
 
 from longbatch.jobs.build import BuildSummary, build
-from longbatch.jobs.local import LocalEngine
-from longbatch.schemas.dataset import Dataset, open_dataset
-from longbatch.schemas.spec import load_spec, parse_spec
+from longbatch.jobs.engines.local import LocalEngine
+from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.spec.build_spec import load_spec, parse_spec
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SHOWN = re.compile(r"`examples/(\w+\.toml)`[^\n]*\n+```toml\n(.*?)```", re.DOTALL)
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.toml"))

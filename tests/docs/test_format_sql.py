@@ -12,14 +12,15 @@ from typing import Any
 import duckdb
 import polars as pl
 import pytest
+from paths import ROOT
 
 from longbatch.jobs.build import build
-from longbatch.jobs.local import LocalEngine
-from longbatch.schemas.dataset import open_dataset
-from longbatch.schemas.spec import load_spec
+from longbatch.jobs.engines.local import LocalEngine
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.spec.build_spec import load_spec
 
 PLAIN, COMPACT = (
-    (Path(__file__).parents[2] / "docs" / "format.md")
+    (ROOT / "docs" / "format.md")
     .read_text(encoding="utf-8")
     .split("## Reading without longbatch")[1]
     .split("### The compact encoding")

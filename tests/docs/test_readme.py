@@ -5,11 +5,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from paths import ROOT
 
 from longbatch.jobs.build import build
-from longbatch.schemas.spec import load_spec
+from longbatch.schemas.spec.build_spec import load_spec
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def block(language: str) -> str:

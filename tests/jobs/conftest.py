@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from longbatch.jobs.build import BuildSummary
-from longbatch.pipelines.content import content_hash
-from longbatch.schemas.dataset import open_dataset
+from longbatch.pipelines.content_hash import content_hash
+from longbatch.schemas.format.dataset import open_dataset
 
 T = 1_700_000_000
 DIRTY_SPEC = """

@@ -10,16 +10,16 @@ from days import DAY, DAYS_SPEC, T, a_log, content, end_of, write
 
 from longbatch.jobs import append as append_script
 from longbatch.jobs import build as build_script
-from longbatch.jobs import tasks
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
+from longbatch.jobs.engines import stages as tasks
+from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.forget import forget
-from longbatch.jobs.local import LocalEngine
 from longbatch.jobs.vacuum import vacuum
-from longbatch.schemas.dataset import open_dataset
 from longbatch.schemas.errors import DataError, DatasetError, SpecError
-from longbatch.schemas.spec import load_spec
-from longbatch.validation.audit import audit
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.spec.build_spec import load_spec
+from longbatch.validation.audit.audit import audit
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_the_audit_finds_nothing_in_days_that_were_appended_and_what_was_lost_of
 def test_the_spark_scripts_build_until_a_time_and_append_a_day(
     spec_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("longbatch.jobs.spark.SparkEngine", LocalEngine)
+    monkeypatch.setattr("longbatch.jobs.engines.spark.SparkEngine", LocalEngine)
     write(spec_file.parent, *a_log(0, days=4))
     days, whole = (str(spec_file.parent / name) for name in ("days", "whole"))
     first, second = (end_of(day).isoformat() for day in (1, 2))

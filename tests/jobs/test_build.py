@@ -12,15 +12,16 @@ import polars as pl
 import pytest
 
 from longbatch.jobs import build as module
-from longbatch.jobs import partition, tasks
 from longbatch.jobs.build import BuildSummary, build
-from longbatch.jobs.local import LocalEngine, Progress
-from longbatch.jobs.state import Increment
-from longbatch.jobs.tasks import Built
-from longbatch.schemas.dataset import open_dataset
+from longbatch.jobs.commit.incremental_state import Increment
+from longbatch.jobs.engines import spill as partition
+from longbatch.jobs.engines import stages as tasks
+from longbatch.jobs.engines.local import LocalEngine, Progress
+from longbatch.jobs.engines.stages import Built
 from longbatch.schemas.errors import DataError, DatasetError, LongbatchError, MachineError, SourceError, SpecError
-from longbatch.schemas.shard import HashingFile
-from longbatch.schemas.spec import BuildSpec, load_spec
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.format.shard import HashingFile
+from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
 
 T = 1_700_000_000
 SPEC = """
@@ -333,7 +334,7 @@ def in_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longbatch.schemas.snapshot.os.fsync", full_disk)
+    monkeypatch.setattr("longbatch.schemas.format.snapshot.os.fsync", full_disk)
 
 
 def in_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +455,7 @@ def test_collisions_of_ids_are_counted(spec_file: Path, tmp_path: Path, monkeypa
 def test_the_spark_script_prints_errors_and_returns_their_codes(
     spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("longbatch.jobs.spark.SparkEngine", LocalEngine)
+    monkeypatch.setattr("longbatch.jobs.engines.spark.SparkEngine", LocalEngine)
     assert module.main([str(spec_file), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: 3 requests, 4 targets\n"
     assert module.main([str(spec_file), str(tmp_path / "out")]) == 1

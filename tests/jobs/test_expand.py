@@ -18,16 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from paths import ROOT
 from random_logs import COLUMNS, FEATURES, Frames, frames, plain, small_specs
 from small_datasets import LOG, SPEC, stored
 
 from longbatch.jobs import expand as commands
-from longbatch.jobs import sample_files
+from longbatch.jobs import expanded_files as sample_files
 from longbatch.jobs.build import build
 from longbatch.jobs.expand import compare, expand
-from longbatch.schemas.dataset import Dataset, open_dataset
 from longbatch.schemas.errors import DatasetError, MachineError, SpecError
-from longbatch.schemas.spec import BuildSpec, load_spec, parse_spec
+from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.spec.build_spec import BuildSpec, load_spec, parse_spec
 
 Row = dict[str, Any]
 
@@ -397,7 +398,7 @@ def test_batches_to_hash_are_small_where_histories_differ_much(tmp_path: Path, m
 
 
 def test_the_code_of_the_page_runs(small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "expand.md").read_text()
+    page = (ROOT / "docs" / "expand.md").read_text()
     code = page.split("```python\n")[1].split("```")[0].replace("history_length=100", "history_length=1")
     (tmp_path / "dataset").symlink_to(small.path)
     monkeypatch.chdir(tmp_path)
@@ -406,7 +407,7 @@ def test_the_code_of_the_page_runs(small: Dataset, tmp_path: Path, monkeypatch: 
 
 
 def longbatch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "longbatch.cli", "expand", *arguments]
+    command = [sys.executable, "-m", "longbatch.cli.main", "expand", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -433,7 +434,7 @@ def test_the_command_ends_with_zero_if_equal_and_with_one_if_not(small: Dataset,
 def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     spec = parse_spec(SPEC).model_copy(update={"history_length": 10_000})
     dataset = stored(tmp_path, spec, whale_log(events=5_000, targets=60_000))
-    command = [sys.executable, "-m", "longbatch.cli", "expand", str(dataset), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "longbatch.cli.main", "expand", str(dataset), str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as expanding:
         while not list(tmp_path.glob(".out-*/part-00000.parquet")):
             assert expanding.poll() is None, "the command ended before it could be interrupted"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from longbatch.benchmarks.faults import LOCAL, kill_often
-from longbatch.jobs.attempt import attempt, running_attempts
 from longbatch.jobs.build import build
+from longbatch.jobs.commit.write_lock import attempt, running_attempts
 from longbatch.jobs.vacuum import vacuum
-from longbatch.schemas.dataset import open_dataset
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.schemas.snapshot import listed_paths
-from longbatch.schemas.spec import load_spec
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.format.snapshot import listed_paths
+from longbatch.schemas.spec.build_spec import load_spec
 
 
 def files(root: Path) -> set[str]:
@@ -32,7 +32,7 @@ LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600,
 
 def test_a_disk_that_is_full_leaves_nothing(dirty_log: Path, tmp_path: Path) -> None:
     """A limit on the length of files fails every write beyond it, whoever writes."""
-    code = LIMITED + f"from longbatch.cli import main; sys.argv[1:] = ['build', {str(dirty_log)!r}, 'out']; main()"
+    code = LIMITED + f"from longbatch.cli.main import main; sys.argv[1:] = ['build', {str(dirty_log)!r}, 'out']; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     assert "nothing was committed" in done.stderr

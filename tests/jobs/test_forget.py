@@ -8,16 +8,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from longbatch.jobs import tasks
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
+from longbatch.jobs.engines import stages as tasks
 from longbatch.jobs.forget import forget, read_users
 from longbatch.jobs.vacuum import vacuum
-from longbatch.pipelines.content import content_hash
-from longbatch.pipelines.hashing import hash_text
-from longbatch.schemas.dataset import open_dataset
+from longbatch.pipelines.arrays.hashing import hash_text
+from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.spec import load_spec
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.spec.build_spec import load_spec
 
 T = 1_700_000_000
 

@@ -5,12 +5,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from longbatch.jobs.presets import about_preset, load_preset, preset_names, preset_text
 from longbatch.schemas.errors import SourceError, SpecError
-from longbatch.schemas.spec import BuildSpec, parse_spec
+from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 
-ROOT = Path(__file__).parents[2]
 NAMES = [
     "ebnerd",
     "kuairand-1k",

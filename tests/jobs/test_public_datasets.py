@@ -10,17 +10,17 @@ from typing import Any
 
 import polars as pl
 import pytest
+from paths import ROOT
 
 from longbatch.jobs.build import BuildSummary, build
-from longbatch.jobs.describe import describe_user
-from longbatch.jobs.local import LocalEngine
+from longbatch.jobs.engines.local import LocalEngine
+from longbatch.jobs.inspect import describe_user
 from longbatch.jobs.presets import load_preset, preset_text
-from longbatch.schemas.dataset import Dataset, open_dataset
 from longbatch.schemas.errors import DataError
-from longbatch.schemas.spec import parse_spec
-from longbatch.validation.audit import audit
+from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.spec.build_spec import parse_spec
+from longbatch.validation.audit.audit import audit
 
-ROOT = Path(__file__).parents[2]
 ALL_USERS = None
 DAY = 86_400
 

@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from longbatch.jobs.build import build
-from longbatch.jobs.local import LocalEngine
+from longbatch.jobs.engines.local import LocalEngine
+from longbatch.jobs.engines.spark import SparkEngine
 from longbatch.jobs.presets import load_preset
-from longbatch.jobs.spark import SparkEngine
-from longbatch.pipelines.content import content_hash
-from longbatch.schemas.dataset import open_dataset
-from longbatch.schemas.spec import BuildSpec, parse_spec
-from longbatch.validation.audit import audit
+from longbatch.pipelines.content_hash import content_hash
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
+from longbatch.validation.audit.audit import audit
 
-ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 EXPECTED = {
     "rails": {"requests": 118_364, "targets": 354_623, "users": 10_027, "events": 354_623},

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from longbatch.jobs.build import build
-from longbatch.jobs.local import LocalEngine
+from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.validate import DATA_DOCS, validate
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.spec import load_spec
+from longbatch.schemas.spec.build_spec import load_spec
 
 T = 1_700_000_000
 SPEC = """

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from longbatch.loaders import RequestDataset, StochasticLength, make_dataloader
-from longbatch.schemas.dataset import open_dataset
 from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.format.dataset import open_dataset
 
 
 def listed(batch):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longbatch.loaders.lengths import StochasticLength
+from longbatch.loaders.history_length import StochasticLength
 from longbatch.loaders.plan import Finder, make_plan, num_steps, token_quota, worker_batches
 
 blocks_of_requests = st.lists(st.integers(0, 9), min_size=0, max_size=12)

@@ -14,9 +14,9 @@ from typing import ClassVar
 import pytest
 
 from longbatch.loaders import RequestDataset, make_dataloader
-from longbatch.schemas import remote as module
 from longbatch.schemas.errors import DatasetError, MachineError
-from longbatch.schemas.remote import RemoteRoot
+from longbatch.schemas.format import remote_cache as module
+from longbatch.schemas.format.remote_cache import RemoteRoot
 
 moto = pytest.importorskip("moto.server")
 

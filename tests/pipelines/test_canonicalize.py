@@ -7,16 +7,16 @@ from typing import Any
 import polars as pl
 import pytest
 
+from longbatch.pipelines.arrays.hashing import hash_text
 from longbatch.pipelines.canonicalize import (
     Canonical,
     canonicalize,
     conflicting_requests,
     needed_columns,
 )
-from longbatch.pipelines.hashing import hash_text
-from longbatch.pipelines.where import where_columns
+from longbatch.pipelines.row_filters import where_columns
 from longbatch.schemas.errors import SourceError, SpecError
-from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.spec.build_spec import BuildSpec
 
 T = 1_700_000_000
 Row = dict[str, Any]

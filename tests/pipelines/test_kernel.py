@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from longbatch.pipelines.arrays.hashing import request_ids_of
 from longbatch.pipelines.canonicalize import Facts, canonicalize
-from longbatch.pipelines.hashing import request_ids_of
 from longbatch.pipelines.kernel import Bucket, build_bucket
-from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.spec.build_spec import BuildSpec
 
 T = 1_700_000_000
 US = 1_000_000

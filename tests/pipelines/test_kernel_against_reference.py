@@ -31,8 +31,8 @@ from random_logs import (
     wheres,
 )
 
-from longbatch.pipelines.memory import build_in_memory
-from longbatch.schemas.spec import BuildSpec
+from longbatch.pipelines.bucket_memory import build_in_memory
+from longbatch.schemas.spec.build_spec import BuildSpec
 
 
 @st.composite

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from longbatch.pipelines.canonicalize import canonicalize
 from longbatch.pipelines.kernel import Bucket, build_bucket
 from longbatch.pipelines.pack import SEGMENT_BLOCKS, cut_blocks, cut_segments, pack
-from longbatch.schemas.ledger import Counts
-from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.accounting import Counts
+from longbatch.schemas.spec.build_spec import BuildSpec
 
 T = 1_700_000_000
 often = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 from longbatch.pipelines.parse import read_column
-from longbatch.schemas.columns import Feature, IdColumn, Label, TimeColumn
 from longbatch.schemas.errors import SourceError
-from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.spec.columns import Feature, IdColumn, Label, TimeColumn
 from longbatch.schemas.tables import Mapped, RequestIdColumn
 
 SPEC = BuildSpec.model_validate(

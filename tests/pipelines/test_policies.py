@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from longbatch.pipelines.memory import Built, build_in_memory
+from longbatch.pipelines.bucket_memory import Built, build_in_memory
 from longbatch.pipelines.policies import HELD_BACK, KEPT, NO_ROLE, REJECTED_USER, WHALE_CAP, judge_users, policy_counts
 from longbatch.schemas.profile import Large
-from longbatch.schemas.spec import BuildSpec, Users
+from longbatch.schemas.spec.build_spec import BuildSpec, Users
 
 EVENTS = np.array([1, 1, 1, 2, 3, 3], dtype=np.int64)
 TARGETS = np.array([3, 1, 9, 2], dtype=np.int64)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_logs import COLUMNS, IDS, Frames, T, buckets, check, every_case, features, frames, ids, small_specs, wheres
 
-from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.spec.build_spec import BuildSpec
 
 durations = st.sampled_from(["1s", "2s", "1500ms", "1000001us", "60s"])
 gaps = st.sampled_from(["0s", "1s", "999ms", "2s", "60s"])

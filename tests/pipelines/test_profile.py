@@ -7,12 +7,12 @@ from typing import Any
 
 import polars as pl
 
+from longbatch.pipelines.arrays.hashing import bucket_of
 from longbatch.pipelines.canonicalize import canonicalize
-from longbatch.pipelines.hashing import bucket_of
 from longbatch.pipelines.kernel import build_bucket
 from longbatch.pipelines.profile import Samples, profile_bucket
 from longbatch.schemas.profile import ColumnProfile, Large, Profile, profile_of
-from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.spec.build_spec import BuildSpec
 
 T = 1_700_000_000
 SPEC = BuildSpec.model_validate(

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from longbatch.schemas.dataset import Dataset, open_dataset
-from longbatch.schemas.ledger import Counts, RowLedger
-from longbatch.schemas.shard import write_shard
-from longbatch.schemas.snapshot import Snapshot, commit, fingerprint
-from longbatch.schemas.spec import BuildSpec, parse_spec
+from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.format.shard import write_shard
+from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
+from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
 
 Row = dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from longbatch.schemas.spec import BuildSpec, parse_spec
+from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 from longbatch.schemas.tables import (
     canonical_columns,
     canonical_schema,

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from paths import SHARED_DATA
 
 from longbatch.jobs.build import build
 from longbatch.jobs.presets import load_preset
 from longbatch.trainer.config import ModelConfig, TrainConfig
-from longbatch.trainer.loop import evaluate, train
+from longbatch.trainer.train import evaluate, train
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = SHARED_DATA
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real logs are not at {DATA}")

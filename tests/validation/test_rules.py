@@ -7,10 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from longbatch.schemas.columns import Feature
+from longbatch.schemas.accounting import RowLedger
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.ledger import RowLedger
-from longbatch.schemas.spec import BuildSpec
+from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.spec.columns import Feature
 from longbatch.validation.rules import check_threshold_names, declared_faults, excesses, possible_reasons
 
 

@@ -1,3 +1,0 @@
-from longbatch.loaders.slices import JoinSlices
-
-join_slices: JoinSlices

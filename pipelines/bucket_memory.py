@@ -1,0 +1,70 @@
+"""The whole transformation in memory: what the engines do with files and tasks, as one pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow as pa
+
+from longbatch.pipelines.arrays.hashing import bucket_of
+from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.tables import canonical_name, role_columns, source_roles
+
+from .canonicalize import canonicalize, conflicting_requests, known_facts
+from .kernel import build_bucket
+from .pack import pack
+
+
+@dataclass(frozen=True)
+class Built:
+    """A dataset in memory: paired record batches (timelines, requests), and the books."""
+
+    blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]]
+    ledgers: dict[str, RowLedger]
+    counts: Counts
+    vocabulary: pl.DataFrame
+
+    @property
+    def events(self) -> Counts:
+        """The fates of the accepted events."""
+        return self.counts
+
+    @property
+    def targets(self) -> int:
+        """The number of targets."""
+        return self.counts.targets
+
+
+def user_column(spec: BuildSpec, source: str) -> str:
+    """Return the canonical column that holds a source's users."""
+    return canonical_name(role_columns(spec, source_roles(spec, source)[0])["user_id"])
+
+
+def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: int = 1) -> Built:
+    """Build from raw rows per source. The result does not depend on `buckets` but for the order of the blocks."""
+    canonical = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
+    ledgers = {source: part.ledger for source, part in canonical.items()}
+    owners = canonical[spec.requests.source].owners
+    conflicts = None if owners is None else conflicting_requests(owners)
+    facts = known_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
+    blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]] = []
+    counts = Counts()
+    for number in range(buckets):
+        rows = {
+            source: part.rows.filter(
+                pl.Series(bucket_of(part.rows[user_column(spec, source)].to_numpy(), buckets)) == number
+            )
+            for source, part in canonical.items()
+        }
+        bucket = build_bucket(spec, rows, facts)
+        ledgers = {source: ledgers[source] + bucket.ledgers[source] for source in ledgers}
+        packed, counted = pack(bucket, spec)
+        blocks += packed
+        counts += counted
+    for source, ledger in ledgers.items():
+        ledger.check(source)
+    vocabulary = pl.concat([part.vocabulary for part in canonical.values()]).unique().sort("id", "text")
+    return Built(blocks, ledgers, counts, vocabulary)

@@ -1,0 +1,106 @@
+"""Target rows -> requests: by the log's request id, or by time where it has none (docs/meaning.md, Requests)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from longbatch.pipelines.arrays.hashing import Int64Array, request_ids_of
+from longbatch.pipelines.arrays.ragged import changes, offsets_of, places
+from longbatch.pipelines.arrays.sorting import sort_rows
+from longbatch.schemas.spec.build_spec import BuildSpec
+
+REQUEST = "_request"
+ROW = "_row"
+
+
+@dataclass(frozen=True)
+class Requests:
+    """All requests of a bucket by (user, request time, request id), and their targets in the same order.
+
+    requests: R rows request_id, user_id, request_time, request.<features>.
+    targets: G rows item_id, target.<features>, label.<labels>; target_offsets: (R + 1,) into them.
+    rows: (G,) the place of each target among the rows that were grouped.
+    """
+
+    requests: pl.DataFrame
+    targets: pl.DataFrame
+    target_offsets: Int64Array
+    rows: Int64Array
+
+
+def group_targets(spec: BuildSpec, targets: pl.DataFrame) -> Requests:
+    """Group target rows, whose columns have the names of the role, into requests."""
+    targets = targets.with_columns(pl.int_range(pl.len(), dtype=pl.UInt32).alias(ROW))
+    if "request_id" not in targets.columns:
+        targets = _with_request_ids(spec, targets)
+    columns = _target_columns(targets)
+    targets = targets[sort_rows(targets, ["user_id", "request_id"]).permutation]
+    starts = _run_starts(targets, ["user_id", "request_id"])
+    first = _first_of_each(targets, starts, columns)
+    order = sort_rows(first, ["user_id", "request_time", "request_id"]).permutation
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    sizes = np.diff(np.append(starts, targets.height))
+    targets = targets.select("item_id", *columns, ROW).with_columns(pl.Series(REQUEST, np.repeat(rank, sizes)))
+    targets = targets[sort_rows(targets, [REQUEST, "item_id", *columns]).permutation]
+    offsets = offsets_of(sizes[order])
+    return Requests(first[order], targets.drop(REQUEST, ROW), offsets, targets[ROW].to_numpy().astype(np.int64))
+
+
+def _target_columns(targets: pl.DataFrame) -> list[str]:
+    return [name for name in targets.columns if name.startswith(("target.", "label."))]
+
+
+def _with_request_ids(spec: BuildSpec, targets: pl.DataFrame) -> pl.DataFrame:
+    """Make ids: of the user and time, or of sessions and windows of them where the spec asks for those."""
+    requests = spec.requests
+    if not requests.session_gap_us and requests.max_targets is None:
+        ids = request_ids_of(targets["user_id"].to_numpy(), targets["request_time"].to_numpy())
+        return targets.with_columns(request_id=pl.Series(ids, dtype=pl.Int64))
+    features = [name for name in targets.columns if name.startswith("request.")]
+    order = sort_rows(targets, ["user_id", "request_time", "item_id", *_target_columns(targets), *features])
+    targets = targets[order.permutation]
+    user, time = targets["user_id"].to_numpy(), targets["request_time"].to_numpy()
+    starts = _window_starts(user, time, requests.session_gap_us, requests.max_targets)
+    ids = _window_ids(user[starts], time[starts])
+    per_row = np.repeat(ids, np.diff(np.append(starts, len(user))))
+    return targets.with_columns(request_id=pl.Series(per_row, dtype=pl.Int64))
+
+
+def _window_starts(user: Int64Array, time: Int64Array, gap_us: int, most: int | None) -> Int64Array:
+    """First rows of the windows of sessions, given rows (G,) sorted by user and time."""
+    begins = changes(user)
+    begins[1:] |= time[1:] - time[:-1] > gap_us
+    if most is not None:
+        begins = places(begins) % most == 0
+    return np.flatnonzero(begins).astype(np.int64)
+
+
+def _window_ids(user: Int64Array, time: Int64Array) -> Int64Array:
+    """Ids of windows (W,) from their users and first times, told apart by their place where both are the same."""
+    return request_ids_of(user, time, places(changes(user, time)))
+
+
+def _first_of_each(targets: pl.DataFrame, starts: Int64Array, columns: list[str]) -> pl.DataFrame:
+    """One row per request: its ids, its earliest time, and the request features of its first row.
+
+    `targets` are sorted by request, which begin at `starts`. Only where the rows of a request disagree
+    on a feature does it matter which row is the first.
+    """
+    features = [name for name in targets.columns if name.startswith("request.")]
+    time = targets["request_time"].to_numpy()
+    earliest = np.minimum.reduceat(time, starts) if len(starts) else time
+    request = ["user_id", "request_id"]
+    if features and len(_run_starts(targets, [*request, *features])) > len(starts):
+        order = sort_rows(targets, [*request, "request_time", "item_id", *columns, *features])
+        targets = targets[order.permutation]
+    return targets[starts].select("request_id", "user_id", pl.Series("request_time", earliest), *features)
+
+
+def _run_starts(frame: pl.DataFrame, columns: list[str]) -> Int64Array:
+    """Return the first rows of the runs of equal values of `columns` in a sorted frame."""
+    changed = pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift()) for c in columns)
+    return np.flatnonzero(frame.select(changed | (pl.int_range(pl.len()) == 0)).to_series().to_numpy()).astype(np.int64)

@@ -1,0 +1,188 @@
+"""Datasets by URI: blocks streamed through a bounded local cache that processes share, checked when they arrive.
+
+The snapshots of a dataset are small and are copied into the cache when it is opened. Of its shards only the listed ranges are fetched,
+each into a file of its own, which appears under its name whole or not at all: it is written without a name and linked when its
+checksum is right, so a killed process leaves nothing behind. The oldest files go when the cache is over its limit; a mapped file
+stays readable when it goes. A file of the cache is checked again by the process that maps it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from longbatch.schemas.errors import DatasetError, MachineError
+
+from .local_files import OPEN_FILES, Range, check_crc32, check_sha256
+
+T = TypeVar("T")
+ATTEMPTS = 5
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 10.0
+DEFAULT_LIMIT_BYTES = 16 << 30
+
+
+@dataclass(frozen=True)
+class RemoteRoot:
+    """A dataset's URI, such as `s3://bucket/dataset?region=...`, and where to keep what is fetched: numbers and paths only.
+
+    cache: a folder; by default `longbatch-<user>` in the machine's folder for temporary files.  limit_bytes: its bound.
+    attempts: how often a read is tried, with waits that double in between.
+    """
+
+    uri: str
+    cache: Path | None = None
+    limit_bytes: int = DEFAULT_LIMIT_BYTES
+    attempts: int = ATTEMPTS
+
+    @property
+    def folder(self) -> Path:
+        """This dataset's part of the cache; no two URIs share one."""
+        base = self.cache or Path(tempfile.gettempdir()) / f"longbatch-{os.getuid()}"
+        return base / hashlib.sha256(self.uri.encode()).hexdigest()[:24]
+
+    def mirror(self) -> Path:
+        """Copy the snapshots into the cache and return the folder, which `read_snapshot` then reads."""
+        store, root = _connect(self)
+        target = self.folder / "snapshots"
+        target.mkdir(parents=True, exist_ok=True, mode=0o700)
+        selector = fs.FileSelector(f"{root}/snapshots")
+        listed = _patiently(self, "snapshots", lambda: store.get_file_info(selector))
+        names = {
+            info.base_name for info in listed if info.type == fs.FileType.File and not info.base_name.startswith(".")
+        }
+        for name in sorted(names):
+            if name.endswith(".json") or not (target / name).exists():
+                data = _patiently(self, name, lambda: _read(store, f"{root}/snapshots/{name}"))  # noqa: B023
+                _place(target / name, data)
+        for gone in {path.name for path in target.iterdir()} - names:
+            (target / gone).unlink(missing_ok=True)
+        return self.folder
+
+
+class RemoteFiles:
+    """Reads listed ranges of a remote dataset; opened where it is used, never pickled."""
+
+    def __init__(self, remote: RemoteRoot) -> None:
+        self._remote, self._folder = remote, remote.folder / "ranges"
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._store: tuple[Any, str] | None = None
+        self._mapped = lru_cache(maxsize=OPEN_FILES)(self._fetched)
+
+    def range(self, part: Range, where: str) -> pa.Buffer:
+        """The bytes of a range, from the cache or the store."""
+        return self._mapped(part.path, part.offset, part.size, part.crc32, where)
+
+    def whole(self, entry: dict[str, Any]) -> pa.Buffer:
+        """All bytes of a file; not cached on disk, for a reader keeps what it makes of them."""
+        path = str(entry["path"])
+        data = self._read(path, 0, int(entry["bytes"]))
+        check_sha256(data, entry, f"{self._remote.uri}/{path}")
+        return data
+
+    def _fetched(self, path: str, offset: int, size: int, crc32: int, where: str) -> pa.Buffer:
+        name = hashlib.sha256(f"{path} {offset} {size} {crc32}".encode()).hexdigest()[:32]
+        local = self._folder / name
+        with suppress(OSError, DatasetError, pa.ArrowException):
+            kept = pa.memory_map(str(local)).read_buffer()
+            check_crc32(kept, crc32, where)
+            os.utime(local)  # the oldest use goes first
+            return kept
+        data = self._read(path, offset, size)
+        check_crc32(data, crc32, where)
+        _place(local, data)
+        self._evict(keep=local)
+        return data
+
+    def _read(self, path: str, offset: int, size: int) -> pa.Buffer:
+        def read() -> pa.Buffer:
+            store, root = self._store = self._store or _connect(self._remote)
+            with store.open_input_file(f"{root}/{path}") as file:
+                data = file.read_at(size, offset) if size else b""
+            if len(data) != size:
+                raise OSError(f"{len(data):,} bytes came of {size:,}")
+            return pa.py_buffer(data)
+
+        return _patiently(self._remote, path, read)
+
+    def _evict(self, keep: Path) -> None:
+        """Remove the files used longest ago until the cache is within its limit."""
+        entries = []
+        for entry in os.scandir(self._folder):
+            with suppress(FileNotFoundError):
+                entries.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+        excess = sum(size for _, size, _ in entries) - self._remote.limit_bytes
+        for _, size, path in sorted(entries):
+            if excess <= 0:
+                return
+            if path != str(keep):
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                excess -= size
+
+
+def _connect(remote: RemoteRoot) -> tuple[Any, str]:
+    try:
+        store, root = fs.FileSystem.from_uri(remote.uri)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DatasetError(f"{remote.uri} is not a place that can be read: {error}; check the URI") from None
+    return store, root.rstrip("/")
+
+
+def _read(store: Any, path: str) -> pa.Buffer:
+    with store.open_input_file(path) as file:
+        return pa.py_buffer(file.read())
+
+
+def _patiently(remote: RemoteRoot, path: str, read: Callable[[], T]) -> T:
+    """Read, and again after waits that double, with some chance in them so that workers do not come back all at once.
+
+    Raises DatasetError for what is not there, MachineError when the store stays away.
+    """
+    for attempt in range(1, remote.attempts + 1):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise DatasetError(
+                f"{remote.uri}/{path} is listed in the snapshot but missing; restore it or build again"
+            ) from None
+        except (OSError, pa.ArrowException) as error:
+            if attempt == remote.attempts:
+                raise MachineError(
+                    f"{remote.uri}/{path} could not be read in {attempt} attempts: {error}; "
+                    "check the store and the way to it, then resume"
+                ) from None
+            wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
+            time.sleep(wait * random.Random().uniform(0.5, 1.0))
+    raise MachineError(f"{remote.uri}: attempts is {remote.attempts}; give 1 or more")
+
+
+def _place(path: Path, data: pa.Buffer) -> None:
+    """Write a file under its name, whole or not at all; a process that is killed leaves no part of it."""
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+        handle = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
+        try:
+            with os.fdopen(os.dup(handle), "wb") as file:
+                file.write(memoryview(data))
+            path.unlink(missing_ok=True)
+            with suppress(FileExistsError):  # another process was faster, with the same bytes
+                os.link(f"/proc/self/fd/{handle}", path.name, dst_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(handle)
+            os.close(folder)
+    except OSError as error:
+        raise MachineError(
+            f"cannot write {path}: {error.strerror or error}; free space there, or choose another cache"
+        ) from None

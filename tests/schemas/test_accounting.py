@@ -1,0 +1,66 @@
+"""The books: parts add up, and a book that does not balance is an error."""
+
+from __future__ import annotations
+
+import pytest
+
+from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.errors import DataError
+
+
+def test_the_books_of_two_parts_add_up_reason_by_reason() -> None:
+    first = RowLedger(rows=5, filtered=1, rejected=2, accepted=2, reasons={"missing_user": 1, "missing_item": 2})
+    second = RowLedger(rows=3, duplicate=1, rejected=1, accepted=1, empty_list=4, reasons={"missing_user": 1})
+    assert first + second == RowLedger(
+        rows=8,
+        filtered=1,
+        rejected=3,
+        duplicate=1,
+        accepted=3,
+        empty_list=4,
+        reasons={"missing_item": 2, "missing_user": 2},
+    )
+    assert (first + second).as_dict()["reasons"] == {"missing_item": 2, "missing_user": 2}
+
+
+def test_a_row_without_a_fate_is_an_error() -> None:
+    RowLedger(rows=4, filtered=1, rejected=1, duplicate=1, accepted=1).check("log")
+    with pytest.raises(DataError, match=r"source log: 1,000 rows in, but 999 accounted for .* nothing is committed"):
+        RowLedger(rows=1000, accepted=999).check("log")
+
+
+def test_counts_add_up() -> None:
+    one = Counts(users=1, requests=2, targets=3, events=4, stored=4, stored_with_overlap=4, history_events=5)
+    other = Counts(users=1, segments=2, events=3, beyond_history=1, after_last_request=2)
+    assert one + other == Counts(
+        users=2,
+        segments=2,
+        requests=2,
+        targets=3,
+        events=7,
+        stored=4,
+        stored_with_overlap=4,
+        beyond_history=1,
+        after_last_request=2,
+        history_events=5,
+    )
+
+
+def test_rows_that_a_policy_left_out_are_accounted_for() -> None:
+    books = RowLedger(rows=5, accepted=2, policies={"whale_cap": 2, "held_back": 1})
+    books.check("log")
+    assert (books + books).policies == {"held_back": 2, "whale_cap": 4}
+
+
+def test_targets_accepted_and_not_in_a_request_are_an_error() -> None:
+    Counts(targets=7).check(accepted_targets=7)
+    with pytest.raises(DataError, match=r"8 targets accepted, 7 in requests; nothing is committed"):
+        Counts(targets=7).check(accepted_targets=8)
+
+
+def test_an_event_that_is_neither_stored_nor_out_of_reach_is_an_error() -> None:
+    Counts(events=6, stored=3, beyond_history=2, after_last_request=1).check(6)
+    with pytest.raises(DataError, match=r"6 events accepted, 6 arrived, 5 accounted for; nothing is committed"):
+        Counts(events=6, stored=3, beyond_history=2).check(6)
+    with pytest.raises(DataError, match=r"7 events accepted, 6 arrived, 6 accounted for"):
+        Counts(events=6, stored=6).check(7)

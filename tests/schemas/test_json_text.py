@@ -1,0 +1,27 @@
+import json
+import math
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from longbatch.schemas.json_text import as_json
+
+
+def test_what_is_not_a_number_is_null_however_deep():
+    document = {
+        "auc": math.nan,
+        "rows": [{"ne": math.inf, "targets": 3}, (1.5, -math.inf)],
+        "time": datetime(2024, 1, 1, tzinfo=UTC),
+    }
+    assert json.loads(as_json(document), parse_constant=lambda name: 1 / 0) == {
+        "auc": None,
+        "rows": [{"ne": None, "targets": 3}, [1.5, None]],
+        "time": "2024-01-01 00:00:00+00:00",
+    }
+
+
+def test_numbers_of_numpy_are_numbers_and_what_has_no_place_is_refused():
+    assert json.loads(as_json([np.float32(1.5), np.int64(3), np.float64("nan")])) == [1.5, 3, None]
+    with pytest.raises(TypeError, match="of type object has no place in JSON"):
+        as_json({"x": object()})

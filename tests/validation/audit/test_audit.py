@@ -1,0 +1,314 @@
+"""The audit of small datasets: sound ones, and ones with one thing wrong each."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+from paths import SHARED_DATA
+from small_datasets import LOG, SPEC, Change, Rows, T, stored
+
+from longbatch.pipelines.bucket_memory import build_in_memory
+from longbatch.schemas.errors import DataError, DatasetError, SourceError, SpecError
+from longbatch.schemas.format.shard import write_shard
+from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
+from longbatch.schemas.spec.build_spec import parse_spec
+from longbatch.validation.audit import user_sampling as sample
+from longbatch.validation.audit.audit import audit
+from longbatch.validation.reference.raw_rows import read_raw
+
+DATA = SHARED_DATA
+
+
+def test_a_sound_dataset_has_no_findings(tmp_path: Path) -> None:
+    found = audit(stored(tmp_path, parse_spec(SPEC), LOG), users=None)
+    assert found.findings == []
+    assert (found.blocks_checked, found.users_checked, found.requests_checked) == (1, 2, 5)
+    assert found.events_checked == 1 + 2 + 2 + 0 + 1
+
+
+def test_a_whale_in_segments_has_no_findings(tmp_path: Path) -> None:
+    log = pl.DataFrame({"time": range(T, T + 60)}).select(
+        "time",
+        user=pl.lit(1),
+        request=pl.col("time"),
+        item=pl.col("time") % 7,
+        score=pl.lit(0.0),
+        tab=pl.lit(1),
+        click=pl.lit(1),
+    )
+    spec = parse_spec("block_events = 2\nblock_targets = 3" + SPEC)
+    dataset = stored(tmp_path, spec, log)
+    found = audit(dataset, users=None)
+    assert found.findings == []
+    assert (found.requests_checked, found.events_checked) == (60, 0 + 1 + 58 * 2)
+    assert found.blocks_checked > 5
+
+
+def test_an_empty_dataset_has_no_findings(tmp_path: Path) -> None:
+    found = audit(stored(tmp_path, parse_spec(SPEC), LOG.clear()))
+    assert (found.findings, found.blocks_checked, found.users_checked) == ([], 0, 0)
+
+
+def test_a_sample_is_a_function_of_the_seed(tmp_path: Path) -> None:
+    log = pl.concat(LOG.with_columns(pl.col("user") + 2 * n, pl.col("request") + 100 * n) for n in range(10))
+    dataset = stored(tmp_path, parse_spec(SPEC), log)
+    samples = [audit(dataset, users=6, seed=seed) for seed in (0, 0, 1, 2, 3)]
+    assert all(found.findings == [] and found.users_checked == 6 for found in samples)
+    assert samples[0] == samples[1]
+    assert len({found.requests_checked for found in samples}) > 1
+
+
+def longer_history(timelines: Rows, requests: Rows) -> None:
+    """Let request 12 see the event of request 12's own time."""
+    requests[1]["history_end"] += 1
+
+
+def shorter_history(timelines: Rows, requests: Rows) -> None:
+    requests[1]["history_end"] -= 1
+
+
+def other_event(timelines: Rows, requests: Rows) -> None:
+    timelines[0]["events"][1]["score"] = 0.75
+
+
+def swapped_events(timelines: Rows, requests: Rows) -> None:
+    events = timelines[0]["events"]
+    events[0], events[1] = events[1], events[0]
+
+
+def extra_event(timelines: Rows, requests: Rows) -> None:
+    timelines[0]["events"].append(timelines[0]["events"][-1])
+
+
+def ancient_event(timelines: Rows, requests: Rows) -> None:
+    timelines[0]["events"][0]["event_time"] = timelines[0]["events"][0]["event_time"].replace(year=1971)
+
+
+def null_item(timelines: Rows, requests: Rows) -> None:
+    timelines[0]["events"][0]["item_id"] = None
+
+
+def flipped_label(timelines: Rows, requests: Rows) -> None:
+    requests[2]["targets"][0]["click"] = 0
+
+
+def null_label(timelines: Rows, requests: Rows) -> None:
+    requests[2]["targets"][0]["click"] = None
+
+
+def other_feature(timelines: Rows, requests: Rows) -> None:
+    requests[0]["tab"] = 9
+
+
+def other_time(timelines: Rows, requests: Rows) -> None:
+    requests[2]["request_time"] = requests[2]["request_time"].replace(microsecond=1)
+
+
+def reversed_targets(timelines: Rows, requests: Rows) -> None:
+    requests[1]["targets"].reverse()
+
+
+def no_targets(timelines: Rows, requests: Rows) -> None:
+    requests[1]["targets"].clear()
+
+
+def lost_request(timelines: Rows, requests: Rows) -> None:
+    del requests[1]
+
+
+def foreign_request(timelines: Rows, requests: Rows) -> None:
+    requests[0]["request_id"] = 9
+
+
+def repeated_request(timelines: Rows, requests: Rows) -> None:
+    requests.insert(1, requests[1])
+
+
+def late_request_first(timelines: Rows, requests: Rows) -> None:
+    requests[1], requests[2] = requests[2], requests[1]
+
+
+def request_of_another_user(timelines: Rows, requests: Rows) -> None:
+    requests[2]["timeline_row"], requests[2]["history_end"] = 1, 1
+
+
+def users_swapped(timelines: Rows, requests: Rows) -> None:
+    timelines.reverse()
+    for request in requests:
+        request["timeline_row"] = 1 - request["timeline_row"]
+
+
+def history_end_outside(timelines: Rows, requests: Rows) -> None:
+    requests[1]["history_end"] = 99
+
+
+ORDINARY = "user 1, request 12: "
+WRONG: dict[Change, str] = {
+    longer_history: ORDINARY + "its history has events that it could not see",
+    shorter_history: ORDINARY + "its history lacks events that it could see",
+    other_event: ORDINARY + r"event 1 of its history is \(101, .*0.75\), the raw log gives \(101, .*nan\)",
+    swapped_events: "user 1: event 1 is out of order",
+    extra_event: "user 1: stores events that no request reaches",
+    ancient_event: "user 1: an event has the time",
+    null_item: "events.item_id has 1 nulls, and must have none",
+    flipped_label: "user 1, request 13: targets is",
+    null_label: "user 1, request 13: the label click is null",
+    other_feature: "user 1, request 11: tab is 9, the raw log gives 1",
+    other_time: "user 1, request 13: request_time is 1700000005000001, the raw log gives 1700000005000000",
+    reversed_targets: ORDINARY + "its targets are out of order",
+    no_targets: ORDINARY + "has no targets",
+    lost_request: ORDINARY + "is in the raw log, but not in the dataset",
+    foreign_request: "user 1, request 9: is in the dataset, but not in the raw log",
+    repeated_request: ORDINARY + "stands twice in the dataset",
+    late_request_first: ORDINARY + "out of order",
+    request_of_another_user: r"request row 2 is of user 1 \(segment 0\), its timeline of user 2",
+    users_swapped: "user 1: segment 0 is out of order",
+    history_end_outside: "request row 1 has history_end 99",
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), WRONG.items(), ids=[change.__name__ for change in WRONG])
+def test_one_wrong_thing_is_found_and_named(tmp_path: Path, change: Change, expected: str) -> None:
+    found = audit(stored(tmp_path, parse_spec(SPEC), LOG, change), users=None)
+    assert any(re.search(expected, finding) for finding in found.findings), found.findings
+
+
+def test_a_finding_names_shard_and_block(tmp_path: Path) -> None:
+    found = audit(stored(tmp_path, parse_spec(SPEC), LOG, flipped_label), users=None)
+    assert len(found.findings) == 1
+    assert found.findings[0].startswith("shard 0 (requests/00000-test.arrow), block 0: user 1, request 13: ")
+
+
+def test_only_the_requests_whose_own_history_differs_are_named(tmp_path: Path) -> None:
+    """Event 1 of user 1 is in the histories of requests 12 (events 0-1) but of neither 11 (0) nor 13 (2-3)."""
+    found = audit(stored(tmp_path, parse_spec(SPEC), LOG, other_event), users=None)
+    assert ["request 12" in finding for finding in found.findings] == [True]
+
+
+def test_a_late_event_in_a_history_is_found_by_its_arrival_only_in_the_raw_log(tmp_path: Path) -> None:
+    text = SPEC.replace("[history.features]", 'arrival_time = { column = "arrival", unit = "s" }\n[history.features]')
+    log = LOG.with_columns(arrival=pl.when(pl.col("item") == 100).then(pl.col("time") + 1).otherwise("time"))
+    dataset = stored(tmp_path, parse_spec(text), log)
+    assert audit(dataset, users=None).findings == []
+    bad = stored(tmp_path / "bad", parse_spec(text), log, lambda _, requests: requests[0].update(history_end=1))
+    found = audit(bad, users=None).findings
+    assert found[-1].endswith("user 1, request 11: its history has 1 events, the raw log gives 0")
+    assert not any("could not see" in finding for finding in found)
+
+
+def test_without_the_raw_log_only_the_structure_is_checked(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, parse_spec(SPEC), LOG, flipped_label)
+    (tmp_path / "log.parquet").rename(tmp_path / "moved.parquet")
+    found = audit(dataset)
+    assert (found.findings, found.blocks_checked, found.users_checked) == ([], 1, 0)
+    assert "log.parquet matches no file" in found.not_compared
+    moved = parse_spec(SPEC.replace("log.parquet", "moved.parquet")).with_paths_from(tmp_path)
+    assert len(audit(dataset, moved).findings) == 1
+
+
+def test_the_raw_log_may_lie_elsewhere_in_another_format(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, parse_spec(SPEC), LOG, flipped_label)
+    LOG.write_csv(tmp_path / "log.tsv", separator="\t")
+    moved = parse_spec('name = "elsewhere"\n' + SPEC.replace("log.parquet", "log.tsv")).with_paths_from(tmp_path)
+    found = audit(dataset, moved, users=None).findings
+    assert len(found) == 1
+    assert "user 1, request 13: targets is" in found[0]
+
+
+def test_an_explicit_spec_must_be_the_datasets_and_its_files_must_exist(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, parse_spec(SPEC), LOG)
+    with pytest.raises(SpecError, match=r"\['history_length'\] differ; use that one"):
+        audit(dataset, parse_spec(SPEC.replace("history_length = 2", "history_length = 3")))
+    with pytest.raises(SpecError, match=r"\['requests'\] differ"):
+        audit(dataset, parse_spec(SPEC.replace("click >= 0", "click > 0")))
+    with pytest.raises(SourceError, match="matches no file; check the path of the source"):
+        audit(dataset, parse_spec(SPEC).with_paths_from(tmp_path / "nowhere"))
+
+
+def test_a_raw_log_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, parse_spec(SPEC), LOG)
+    (tmp_path / "log.parquet").write_bytes(b"no Parquet")
+    with pytest.raises(DataError, match=r"log.parquet cannot be read: "):
+        audit(dataset)
+    LOG.drop("item").write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(SourceError, match=r"log.parquet has no column \['item'\]; its columns are \['user', "):
+        audit(dataset)
+
+
+def test_a_folder_without_a_snapshot_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="has no snapshots"):
+        audit(tmp_path)
+
+
+def test_an_audit_by_groups_of_users_finds_what_one_of_all_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = stored(tmp_path, parse_spec(SPEC), LOG, flipped_label)
+    whole = audit(dataset, users=None)
+    monkeypatch.setattr(sample, "GROUP_ROWS", 1)
+    assert audit(dataset, users=None) == whole
+    assert (whole.users_checked, len(whole.findings)) == (2, 1)
+
+
+def test_a_sample_of_users_of_the_dataset_brings_those_that_are_lacking(tmp_path: Path) -> None:
+    log = pl.concat(LOG.with_columns(pl.col("user") + 2 * n, pl.col("request") + 100 * n) for n in range(30))
+    dataset = stored(tmp_path, parse_spec(SPEC), log.filter(pl.col("user") != 40))
+    log.write_parquet(tmp_path / "log.parquet")
+    assert "user 40, request 1921: is in the raw log, but not in the dataset" in audit(dataset, users=1).findings
+
+
+def test_progress_is_reported_by_stage_and_ends(tmp_path: Path) -> None:
+    told: dict[str, list[float]] = {}
+
+    def report(stage: str, done: float, total: float) -> None:
+        told.setdefault(stage, []).append(done / total)
+
+    audit(stored(tmp_path, parse_spec(SPEC), LOG), progress=report)
+    assert list(told) == ["checksums", "structure", "raw users", "raw log", "comparison"]
+    assert all(shares == sorted(shares) and shares[-1] == 1 for shares in told.values())
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the real logs are not beside this checkout (../shared/data)")
+def test_real_impressions_survive_the_audit(tmp_path: Path) -> None:
+    spec = parse_spec(
+        f"""
+        history_length = 50
+        [sources.history]
+        path = "{DATA}/ebnerd/history.parquet"
+        explode.lists = ["impression_time_fixed", "article_id_fixed", "read_time_fixed"]
+        [sources.behaviors]
+        path = "{DATA}/ebnerd/behaviors.parquet"
+        explode = {{ lists = ["article_ids_inview"], position = "place" }}
+        [history]
+        source = "history"
+        user_id = "user_id"
+        item_id = "article_id_fixed"
+        event_time = {{ column = "impression_time_fixed", timezone = "Europe/Copenhagen" }}
+        [history.features]
+        read_time = {{ column = "read_time_fixed", type = "float32" }}
+        [requests]
+        source = "behaviors"
+        user_id = "user_id"
+        item_id = "article_ids_inview"
+        request_time = {{ column = "impression_time", timezone = "Europe/Copenhagen" }}
+        request_id = "impression_id"
+        [requests.features]
+        device_type = "int8"
+        [requests.target_features]
+        place = "int16"
+        [requests.labels]
+        click = {{ contained_in = "article_ids_clicked" }}
+        """
+    )
+    raw = {source: read_raw(spec, source) for source in spec.sources}
+    built = build_in_memory(spec, raw)
+    for table in ("timelines", "requests", "dictionaries", "snapshots"):
+        (tmp_path / table).mkdir()
+    shards = (write_shard(tmp_path, 0, "test", spec, built.blocks) or {},)
+    commit(tmp_path, Snapshot(1, spec, built.counts, built.ledgers, 0, shards, (), (), fingerprint(spec, shards)))
+    found = audit(tmp_path, users=None)
+    assert found.findings == []
+    assert found.requests_checked == 1046

@@ -1,0 +1,137 @@
+"""The audit of what a snapshot lists: files, bytes of blocks, rows, totals and books."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from small_datasets import LOG, SPEC, stored
+
+from longbatch.jobs.build import build
+from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.format.shard import write_shard
+from longbatch.schemas.format.snapshot import commit, fingerprint
+from longbatch.schemas.spec.build_spec import parse_spec
+from longbatch.validation.audit.audit import audit
+
+TEXT = SPEC.replace('item_id = "item"', 'item_id = { column = "item", type = "string" }')
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return stored(tmp_path, parse_spec(SPEC), LOG)
+
+
+def recommit(dataset: Path, **changes: object) -> None:
+    """Commit the snapshot once more, with other values."""
+    snapshot = open_dataset(dataset).snapshot
+    values = {**vars(snapshot), "number": snapshot.number + 1, **changes}
+    values["fingerprint"] = fingerprint(values["spec"], values["shards"])
+    commit(dataset, type(snapshot)(**values))
+
+
+def test_altered_short_and_missing_files_are_findings(dataset: Path) -> None:
+    path = dataset / "timelines" / "00000-test.arrow"
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    assert any(f"{path} was altered: sha256" in finding for finding in audit(dataset).findings)
+    path.write_bytes(data[:-1])
+    assert any(f"has {len(data) - 1:,} bytes" in finding for finding in audit(dataset).findings)
+    path.unlink()
+    found = audit(dataset, users=None).findings
+    assert any("is listed in the snapshot but missing" in finding for finding in found)
+    assert any("is in the raw log, but not in the dataset" in finding for finding in found)
+
+
+def test_an_altered_block_is_named(dataset: Path) -> None:
+    path = dataset / "requests" / "00000-test.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    expected = "shard 0 (requests/00000-test.arrow), block 0: was altered, its bytes have another crc32"
+    assert expected in audit(dataset).findings
+
+
+def test_bytes_that_are_not_where_the_snapshot_says_are_findings(dataset: Path) -> None:
+    (row,) = open_dataset(dataset).shards
+    block = {**row["blocks"][0], "requests_offset": 8, "requests_bytes": row["blocks"][0]["requests_bytes"] - 8}
+    recommit(dataset, shards=({**row, "blocks": [block]},))
+    found = audit(dataset).findings
+    assert "shard 0 (requests/00000-test.arrow), block 0: begins at byte 8, what comes before it ends at 0" in found
+
+
+def test_times_of_a_shard_that_are_not_those_of_its_blocks_are_findings(dataset: Path) -> None:
+    (row,) = open_dataset(dataset).shards
+    recommit(dataset, shards=({**row, "first_request_time": row["last_request_time"]},))
+    (finding,) = audit(dataset).findings
+    assert finding.startswith("shard 0: first_request_time is 2023-11-14 22:13:25+00:00, that of its blocks is")
+
+
+def test_a_user_in_two_shards_is_a_finding(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    blocks = [(block.timelines, block.requests) for block in opened.blocks()]
+    again = write_shard(dataset, 1, "again", opened.spec, blocks) or {}
+    recommit(dataset, shards=(*opened.shards, again))
+    found = audit(dataset).findings
+    assert "user 1: is in shard 0 and in shard 1 (and 1 more like it)" in found
+    assert any("user 1, request 11: stands twice in the dataset" in finding for finding in found)
+
+
+def test_counts_that_do_not_add_up_are_findings(dataset: Path) -> None:
+    name = dataset / "snapshots" / "00000001.json"
+    name.write_text(name.read_text().replace('"targets": 6', '"targets": 7').replace('"filtered": 0', '"filtered": 1'))
+    found = audit(dataset, users=None).findings
+    assert "all shards hold 6 targets, the snapshot says 7" in found
+    assert any("source log: 7 rows in, but 8 accounted for" in finding for finding in found)
+    assert any("source log: the snapshot counts" in finding for finding in found)
+
+
+def test_events_that_vanish_from_the_books_are_findings(dataset: Path) -> None:
+    name = dataset / "snapshots" / "00000001.json"
+    name.write_text(name.read_text().replace('"after_last_request": 2', '"after_last_request": 3'))
+    found = audit(dataset, users=None).findings
+    assert any("the snapshot's books: " in finding for finding in found)
+    assert any("events within and after requests" in finding for finding in found)
+
+
+def test_rows_of_the_vocabulary_and_the_quarantine_are_counted(tmp_path: Path) -> None:
+    log = LOG.with_columns(pl.col("user").replace(2, None), pl.format("item {}", "item").alias("item"))
+    log.write_parquet(tmp_path / "log.parquet")
+    build(parse_spec("max_rejected = 0.5" + TEXT).with_paths_from(tmp_path), tmp_path / "dataset")
+    assert audit(tmp_path / "dataset", users=None).findings == []
+    snapshot = open_dataset(tmp_path / "dataset").snapshot
+    for listed in ("vocabulary", "quarantine"):
+        (entry,) = getattr(snapshot, listed)
+        recommit(tmp_path / "dataset", **{listed: ({**entry, "rows": 99},)})
+    found = audit(tmp_path / "dataset").findings
+    assert [finding.partition(" holds ")[2] for finding in found] == [
+        "5 rows, the snapshot lists 99",
+        "2 rows, the snapshot lists 99",
+    ]
+
+
+def test_a_snapshot_of_an_older_build_is_refused(tmp_path: Path) -> None:
+    """The older snapshot is put back after a build that replaced its files: its table of shards is gone."""
+    LOG.write_parquet(tmp_path / "log.parquet")
+    spec = parse_spec(SPEC).with_paths_from(tmp_path)
+    build(spec, tmp_path / "dataset")
+    first = tmp_path / "dataset" / "snapshots" / "00000001.json"
+    text = first.read_text()
+    build(spec, tmp_path / "dataset", overwrite=True)
+    first.with_name("00000003.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"00000001.shards-.*.arrow is listed in the snapshot but missing"):
+        audit(tmp_path / "dataset")
+
+
+def test_a_shards_table_of_another_build_is_refused(dataset: Path) -> None:
+    name = dataset / "snapshots" / "00000001.json"
+    document = json.loads(name.read_text())
+    with pa.ipc.new_file(str(dataset / document["shards"]["path"]), pa.schema({"bucket": pa.int32()})):
+        pass
+    with pytest.raises(DatasetError, match="bytes, the snapshot lists"):
+        audit(dataset)

@@ -1,0 +1,500 @@
+"""Great Expectations on small builds: sound ones, and ones with things wrong; and the pages that are written."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from html import unescape
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import polars as pl
+import pytest
+
+from longbatch.pipelines.canonicalize import canonicalize, known_facts
+from longbatch.pipelines.kernel import build_bucket
+from longbatch.pipelines.profile import profile_bucket
+from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.errors import MachineError, SpecError
+from longbatch.schemas.profile import TABLES, ColumnProfile, Profile, TableName, TableProfile
+from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
+from longbatch.validation.expectations.generated_suites import generated_suites
+from longbatch.validation.expectations.runner import ExpectationResults, run_expectations
+
+T = 1_700_000_000
+SPEC = """
+name = "feed"
+history_length = 3
+time_range = [2023-01-01T00:00:00Z, 2024-01-01T00:00:00Z]
+max_rejected = 0.5
+max_rejected_for = { missing_user = 0.2 }
+[sources.log]
+path = "log.parquet"
+[history]
+source = "log"
+user_id = "user"
+item_id = "item"
+event_time = { column = "time", unit = "s" }
+delay = "1s"
+[history.features]
+action = { type = "string", values = ["view", "buy"] }
+dwell_ms = { type = "int32", min = 0, max = 60000 }
+[requests]
+source = "log"
+where = "click >= 0"
+user_id = "user"
+item_id = "item"
+request_time = { column = "time", unit = "s" }
+session_gap = "1s"
+max_targets = 2
+[requests.features]
+tab = { type = "int8", default = -1, min = 0 }
+[requests.target_features]
+score = { type = "float32", min = 0.1 }
+[requests.labels]
+click = { type = "int8", values = [0, 1] }
+rating = "int8"
+"""
+LOG = pl.DataFrame(
+    [  # user, item, seconds after T, action, dwell_ms, tab, score, click, rating
+        (1, 100, 0, "view", 10, 1, 0.5, None, 1),
+        (1, 101, 5, "buy", None, None, 0.1, 0, 1),
+        (1, 102, 6, "view", 60_000, None, 0.5, 1, 5),
+        (1, 103, 7, None, 30, None, None, 0, 2),
+        (2, 100, 3, "view", 0, 2, 0.5, 0, 3),
+        (2, 101, 9, "view", 5, 2, 0.5, 1, 3),
+        (None, 101, 9, "view", 5, 2, 0.5, 1, 3),
+    ],
+    schema=["user", "item", "time", "action", "dwell_ms", "tab", "score", "click", "rating"],
+    orient="row",
+).with_columns(pl.col("time") + T)
+
+Samples = dict[TableName, pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a build hands to the expectations."""
+
+    spec: BuildSpec
+    profile: Profile
+    samples: Samples
+    ledgers: Mapping[str, RowLedger]
+
+    def run(self, out: Path) -> ExpectationResults:
+        return run_expectations(self.spec, self.profile, self.samples, self.ledgers, out)
+
+
+def built(text: str, raw: Mapping[str, pl.DataFrame], sample_rows: int = 1000) -> Inputs:
+    """Build in memory, in one bucket."""
+    spec = parse_spec(text)
+    typed = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
+    facts = known_facts(spec, [part.latest_action for part in typed.values()], None)
+    bucket = build_bucket(spec, {source: part.rows for source, part in typed.items()}, facts)
+    ledgers = {source: part.ledger + bucket.ledgers[source] for source, part in typed.items()}
+    profile, samples = profile_bucket(spec, bucket, sample_rows)
+    return Inputs(spec, profile, samples, ledgers)
+
+
+def with_counters(inputs: Inputs, table: TableName, **changes: Any) -> Inputs:
+    """Change counters of a table: `column__counter = value`, a `.` written as `_dot_`; `rows = value`."""
+    rows = changes.pop("rows", inputs.profile.tables[table].rows)
+    columns = dict(inputs.profile.tables[table].columns)
+    for key, value in changes.items():
+        column, counter = key.replace("_dot_", ".").split("__")
+        columns[column] = replace(columns[column], **{counter: value})
+    tables = {**inputs.profile.tables, table: TableProfile(rows, columns)}
+    return replace(inputs, profile=replace(inputs.profile, tables=tables))
+
+
+def with_every_counter(inputs: Inputs, change: Callable[[TableProfile, ColumnProfile], ColumnProfile]) -> Inputs:
+    tables = {
+        name: TableProfile(table.rows, {column: change(table, found) for column, found in table.columns.items()})
+        for name, table in inputs.profile.tables.items()
+    }
+    return replace(inputs, profile=replace(inputs.profile, tables=tables))
+
+
+def with_sample(inputs: Inputs, table: TableName, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Inputs:
+    return replace(inputs, samples={**inputs.samples, table: change(inputs.samples[table])})
+
+
+def on_row(row: int, column: str, value: Any) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    """Return the change of one value of a sample."""
+
+    def change(frame: pl.DataFrame) -> pl.DataFrame:
+        new = pl.lit(value).cast(frame[column].dtype)
+        return frame.with_columns(pl.when(pl.int_range(pl.len()) == row).then(new).otherwise(column).alias(column))
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def sound() -> Inputs:
+    return built(SPEC, {"log": LOG})
+
+
+@pytest.fixture(scope="module")
+def sound_run(sound: Inputs, tmp_path_factory: pytest.TempPathFactory) -> ExpectationResults:
+    return sound.run(tmp_path_factory.mktemp("sound") / "reports" / "data_docs")
+
+
+def test_a_sound_dataset_meets_every_expectation_without_a_warning(sound_run: ExpectationResults) -> None:
+    assert sound_run.failures == []
+    assert sound_run.warnings == []
+    assert [(suite.name, suite.checked, suite.rows) for suite in sound_run.suites] == [
+        ("sources, counters", "the books of 7 rows", 7),
+        ("events, counters", "counters of all 6 rows", 6),
+        ("impressions, counters", "counters of all 5 rows", 5),
+        ("requests, counters", "counters of all 4 rows", 4),
+        ("events, sample", "all 6 rows", 6),
+        ("impressions, sample", "all 5 rows", 5),
+        ("requests, sample", "all 4 rows", 4),
+    ]
+
+
+STRANGE = """
+history_length = 5
+[sources.events]
+path = "events.parquet"
+[sources.shown]
+path = "shown.parquet"
+[sources.acts]
+path = "acts.parquet"
+[history]
+source = "events"
+user_id = { column = "user", type = "string" }
+item_id = { column = "item", type = "string" }
+event_time = { column = "time", unit = "s" }
+arrival_time = { column = "arrived", unit = "s" }
+[history.features]
+never = { type = "int16", min = 1, max = 2 }
+ratio = "float32"
+kind = { type = "id", values = ["a", "b"], default = "none" }
+code = { type = "id", values = [7, 8] }
+big = { type = "int64", min = 1152921504606846977, max = 1152921504606846977 }
+flag = "bool"
+[requests]
+source = "shown"
+user_id = { column = "user", type = "string" }
+item_id = { column = "item", type = "string" }
+request_time = { column = "time", unit = "s" }
+request_id = { column = "request", type = "string" }
+[requests.features]
+weight = { type = "float32", min = 0.2, max = 0.3, default = 0.5 }
+[requests.target_features]
+place = { type = "int8", values = [1, 2], default = -1 }
+[requests.labels]
+share = "float64"
+seen = { type = "bool", contained_in = "seen_items" }
+bought = { aggregate = "any", within = "10s" }
+acts = { aggregate = "count", within = "10s" }
+spent = { aggregate = "sum", column = "price", type = "int64", min = 1, max = 5, within = "10s" }
+dearest = { aggregate = "max", column = "price", type = "int64", min = 1, max = 5, within = "10s" }
+[actions]
+source = "acts"
+user_id = { column = "user", type = "string" }
+item_id = { column = "item", type = "string" }
+event_time = { column = "time", unit = "s" }
+"""
+
+
+def strange_logs() -> dict[str, pl.DataFrame]:
+    """Sound rows that look odd: all null, NaN, infinite, defaults that are not declared, users without events."""
+    events = pl.DataFrame(
+        {
+            "user": ["ann", "ann", "bob"],
+            "item": ["x", "y", "x"],
+            "time": [T, T + 1, T + 2],
+            "arrived": [T + 9, T + 1, T + 2],
+            "never": pl.Series([None] * 3, dtype=pl.Int16),
+            "ratio": [math.nan, math.inf, None],
+            "kind": ["a", None, "b"],
+            "code": ["7", "8", None],
+            "big": [2**60 + 1, None, 2**60 + 1],
+            "flag": [True, None, False],
+        }
+    )
+    shown = pl.DataFrame(
+        {
+            "user": ["ann", "ann", "cy"],
+            "item": ["x", "y", "x"],
+            "time": [T + 20, T + 20, T + 21],
+            "request": ["r1", "r1", "r2"],
+            "weight": [None, None, 0.2],
+            "place": [1, None, 2],
+            "share": [math.nan, 0.5, math.inf],
+            "seen_items": [["x"], [], ["x"]],
+        }
+    )
+    acts = pl.DataFrame(
+        {
+            "user": ["ann", "ann", "zoe"],
+            "item": ["x", "x", "x"],
+            "time": [T + 22, T + 23, T + 99],
+            "price": [4, 5, 1],
+        }
+    )
+    return {"events": events, "shown": shown, "acts": acts}
+
+
+def test_what_is_odd_but_sound_meets_every_expectation(tmp_path: Path) -> None:
+    found = built(STRANGE, strange_logs()).run(tmp_path / "docs")
+    assert found.failures == []
+    assert [line for line in found.warnings if "never" not in line and "label.share" not in line] == []
+    assert any("history.never is below 1: observed 1.0" in line for line in found.warnings)
+
+
+def test_a_dataset_without_events_only_warns(sound: Inputs, tmp_path: Path) -> None:
+    inputs = with_sample(sound, "events", lambda frame: frame.clear())
+    none = {column: ColumnProfile() for column in sound.profile.tables["events"].columns}
+    tables = {**sound.profile.tables, "events": TableProfile(0, none)}
+    found = replace(inputs, profile=replace(sound.profile, tables=tables)).run(tmp_path / "docs")
+    assert found.failures == []
+    assert found.warnings == [
+        "events, counters: the number of events is at least 1: observed 0 (expect_column_min_to_be_between on rows)"
+    ]
+
+
+@pytest.fixture(scope="module")
+def wrong_run(sound: Inputs, tmp_path_factory: pytest.TempPathFactory) -> ExpectationResults:
+    """Run on counters, rows and books with things wrong that have nothing to do with each other."""
+    wrong = with_counters(sound, "events", user_id__nulls=3, event_time__max=4_102_444_800_000_000)
+    wrong = with_counters(wrong, "impressions", label_dot_click__total=-1.0, request_dot_tab__min=-2)
+    wrong = with_counters(wrong, "requests", newest_age_us__min=0, history_length__max=4, targets__total=6.0)
+    wrong = with_sample(wrong, "events", on_row(1, "history.dwell_ms", -5))
+    wrong = with_sample(wrong, "events", on_row(0, "history.action", "<script>alert(1)</script>"))
+    wrong = with_sample(wrong, "events", on_row(3, "visible_time", (T + 7) * 1_000_000))
+    wrong = with_sample(wrong, "impressions", lambda frame: frame.with_columns(pl.col("target.score").cast(pl.Float64)))
+    wrong = with_sample(wrong, "impressions", on_row(2, "label.click", 2))
+    wrong = with_sample(wrong, "requests", on_row(1, "newest_age_us", None))
+    wrong = with_sample(wrong, "requests", lambda frame: pl.concat([frame, frame[-1:]]))
+    wrong = replace(wrong, ledgers={"log": replace(sound.ledgers["log"], rows=8, reasons={"missing_user": 2})})
+    return wrong.run(tmp_path_factory.mktemp("wrong") / "docs")
+
+
+def test_each_wrong_counter_and_row_fails_the_expectation_about_it_and_no_other(wrong_run: ExpectationResults) -> None:
+    assert wrong_run.warnings == []
+    assert sorted(wrong_run.failures) == sorted(
+        [
+            "sources, counters: the number of rows of log without a fate is 0: observed 1 "
+            "(expect_column_min_to_be_between on log)",
+            "sources, counters: the share of rows of log rejected for missing_user is at most 0.2: observed 0.25 "
+            "(expect_column_max_to_be_between on log)",
+            "events, counters: the share of nulls of user_id is 0: observed 0.5 "
+            "(expect_column_max_to_be_between on user_id)",
+            "events, counters: the largest event_time is at most 2024-01-01 00:00:00 UTC: "
+            "observed 2100-01-01 00:00:00+00:00 (expect_column_max_to_be_between on event_time)",
+            "impressions, counters: the smallest request.tab is at least -1: observed -2 "
+            "(expect_column_min_to_be_between on request.tab)",
+            "impressions, counters: the mean of label.click, a rate, is between 0 and 1: observed -0.2 "
+            "(expect_column_min_to_be_between on label.click)",
+            "requests, counters: the largest history_length is at most 3: observed 4 "
+            "(expect_column_max_to_be_between on history_length)",
+            "requests, counters: the smallest newest_age_us is at least 1: observed 0 "
+            "(expect_column_min_to_be_between on newest_age_us)",
+            "requests, counters: the targets of all requests less the impressions are 0: observed 1.0 "
+            "(expect_column_min_to_be_between on targets)",
+            "events, sample: history.action is 'view' or 'buy': 1 of 6 are not, such as <script>alert(1)</script> "
+            "(expect_column_values_to_be_in_set on history.action)",
+            "events, sample: history.dwell_ms is between 0 and 60,000: 1 of 6 are not, such as -5 "
+            "(expect_column_values_to_be_between on history.dwell_ms)",
+            "events, sample: the time from event_time to visible_time is always 1,000,000 us: 1 of 6 are not, "
+            "such as 0 (expect_column_values_to_be_between on lag_us)",
+            "impressions, sample: target.score is of type float32: observed float64 "
+            "(expect_column_values_to_be_of_type on target.score)",
+            "impressions, sample: label.click is 0 or 1: 1 of 5 are not, such as 2 "
+            "(expect_column_values_to_be_in_set on label.click)",
+            "requests, sample: newest_age_us is there wherever history_length is not 0: 1 of 4 are not, such as null "
+            "(expect_column_values_to_not_be_null on newest_age_us)",
+            "requests, sample: a user's request is there once: 2 of 5 are not, such as "
+            "{'user_id': 2, 'request_id': 3512452115698523514} (expect_compound_columns_to_be_unique)",
+        ]
+    )
+
+
+def wrong_values(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the sample with values that nothing allows, of the right types."""
+    long_ago = pl.lit(0).cast(pl.Datetime("us", "UTC")) - pl.duration(days=pl.int_range(pl.len()))
+    changes = {
+        "user_id": pl.lit(1, pl.Int64),
+        "request_id": pl.lit(1, pl.Int64),
+        "event_time": long_ago,
+        "visible_time": long_ago,
+        "request_time": long_ago,
+        "history.action": pl.lit("?"),
+        "history.dwell_ms": pl.lit(-1, pl.Int32),
+        "request.tab": pl.lit(-2, pl.Int8),
+        "target.score": pl.lit(0, pl.Float32),
+        "label.click": pl.lit(7, pl.Int8),
+        "targets": pl.lit(0, pl.Int64),
+        "history_length": pl.lit(9, pl.Int64),
+        "newest_age_us": pl.when(pl.int_range(pl.len()) > 0).then(pl.lit(0, pl.Int64)),
+    }
+    return frame.with_columns(**{name: value for name, value in changes.items() if name in frame.columns})
+
+
+def wrong_types(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the sample with other types, and without a column."""
+    kept = frame.drop("item_id" if "item_id" in frame.columns else "targets")
+    return kept.select(
+        pl.col(name).cast(pl.Date) if dtype == pl.Datetime else pl.col(name).is_null().cast(pl.UInt8)
+        for name, dtype in kept.schema.items()
+    )
+
+
+def test_every_generated_expectation_can_fail(sound: Inputs, tmp_path: Path) -> None:
+    rejected = RowLedger(rows=100, rejected=90, reasons={"missing_user": 90})
+    far = with_every_counter(sound, lambda table, column: ColumnProfile(1, -(10**18), 10**18, 1e18))
+    far = replace(far, ledgers={"log": rejected})
+    constant = with_every_counter(sound, lambda table, column: ColumnProfile(1, 1, 1))
+    constant = with_counters(constant, "events", history_dot_action__nulls=6, history_dot_dwell_ms__nulls=6)
+    constant = with_counters(constant, "impressions", target_dot_score__nulls=5)
+    for table in TABLES:
+        far = with_counters(with_sample(far, table, wrong_values), table, rows=0)
+        constant = with_sample(constant, table, wrong_types)
+    runs = [inputs.run(tmp_path / "docs") for inputs in (far, constant)]
+    lines = [line for run in runs for line in [*run.failures, *run.warnings]]
+    for suite in generated_suites(sound.spec):
+        for expectation in suite.expectations:
+            start = f"{suite.name}: {expectation.says}: "
+            assert [line for line in lines if line.startswith(start)], f"nothing made this fail: {start}"
+
+
+# The user's own suites
+
+
+def test_the_users_own_suite_runs_on_the_sample_beside_the_generated_one(sound: Inputs, tmp_path: Path) -> None:
+    path = tmp_path / "$HOME" / "mine.json"
+    path.parent.mkdir()
+    path.write_text(
+        """{"name": "mine", "expectations": [
+        {"type": "expect_column_max_to_be_between", "kwargs": {"column": "history.dwell_ms", "max_value": 100}},
+        {"type": "expect_column_mean_to_be_between", "kwargs": {"column": "lag_us", "min_value": 1}},
+        {"type": "expect_column_values_to_be_in_set", "severity": "warning", "description": "all view",
+         "kwargs": {"column": "history.action", "value_set": ["view"]}},
+        {"type": "expect_column_values_to_be_between", "kwargs": {"column": "history.action", "min_value": 3}}]}"""
+    )
+    own = sound.spec.expectations.model_copy(update={"events": str(path)})
+    found = replace(sound, spec=sound.spec.model_copy(update={"expectations": own})).run(tmp_path / "docs")
+    suite = found.suites[-1]
+    assert (suite.name, suite.expectations) == ("events, own suite", 4)
+    assert suite.checked == f"all 6 rows, by {path}"
+    assert found.warnings == [
+        "events, own suite: all view: 1 of 6 are not, such as buy (expect_column_values_to_be_in_set on history.action)"
+    ]
+    assert sorted(found.failures) == [
+        "events, own suite: column = 'history.action', min_value = 3.0: cannot be told, Column values, min_value, and "
+        "max_value must either be None or of the same type. (expect_column_values_to_be_between on history.action)",
+        "events, own suite: column = 'history.dwell_ms', max_value = 100.0: observed 60000 "
+        "(expect_column_max_to_be_between on history.dwell_ms)",
+    ]
+
+
+# Pages
+
+
+def pages_of(found: ExpectationResults) -> dict[str, str]:
+    folder = Path(found.data_docs).parent
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_data_docs_have_a_page_for_each_suite_and_each_result_and_an_index_of_them(
+    wrong_run: ExpectationResults,
+) -> None:
+    pages = pages_of(wrong_run)
+    index = pages.pop("index.html")
+    links = [unquote(link) for link in re.findall('href="([^"]*)"', index)]
+    assert sorted(links) == sorted(pages)
+    assert len(links) == 2 * len(wrong_run.suites)
+    for suite in wrong_run.suites:
+        assert f">{suite.name}</a></td><td>{suite.checked}</td>" in index
+    assert '<td class="failed">3 not met</td>' in index
+    assert all(sentence in unescape(index) for sentence in wrong_run.failures)
+    (result,) = [page for name, page in pages.items() if name.startswith("validations/requests, counters/")]
+    assert result.count("fa-times") == 3 + 1  # and the style
+    assert "the largest history_length is at most 3" in result
+
+
+def test_pages_load_nothing_from_the_network_and_run_nothing(wrong_run: ExpectationResults) -> None:
+    for name, page in pages_of(wrong_run).items():
+        assert "default-src 'none'" in page, name
+        assert not re.search(r"https?://|<script|<link|<img|@import|url\(", page), name
+
+
+def test_a_link_leads_from_a_result_to_its_suite(sound_run: ExpectationResults) -> None:
+    folder = Path(sound_run.data_docs).parent
+    for page in (folder / "validations").rglob("*.html"):
+        home, suite = re.findall('href="(\\.\\.[^"]*)"', page.read_text())
+        assert (page.parent / home).resolve() == (folder / "index.html").resolve()
+        assert (page.parent / unquote(suite)).is_file()
+
+
+def test_a_later_run_leaves_no_page_of_an_earlier_one(sound: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "reports" / "data_docs"
+    (out / "validations").mkdir(parents=True)
+    (out / "validations" / "old.html").write_text("old")
+    found = sound.run(out)
+    assert "validations/old.html" not in pages_of(found)
+    assert [path.name for path in out.parent.iterdir()] == ["data_docs"]
+    lost = sound.spec.expectations.model_copy(update={"requests": str(tmp_path / "lost.json")})
+    with pytest.raises(SpecError, match=r"cannot read the expectation suite .*lost\.json: No such file"):
+        replace(sound, spec=sound.spec.model_copy(update={"expectations": lost})).run(out)
+    assert [path.name for path in out.parent.iterdir()] == ["data_docs"]
+    assert Path(found.data_docs).is_file()
+
+
+def test_nothing_else_is_written_and_nothing_is_sent(
+    sound: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError(f"a connection to {arguments[1:]}")
+
+    elsewhere = {name: tmp_path / name for name in ("home", "work", "tmp")}
+    for folder in elsewhere.values():
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(elsewhere["home"]))
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere["tmp"]))
+    monkeypatch.chdir(elsewhere["work"])
+    monkeypatch.delenv("GX_ANALYTICS_ENABLED", raising=False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    stages: list[str] = []
+    run_expectations(
+        sound.spec,
+        sound.profile,
+        sound.samples,
+        sound.ledgers,
+        tmp_path / "docs",
+        progress=lambda stage, done, total: stages.append(stage),
+    )
+    assert os.environ["GX_ANALYTICS_ENABLED"] == "false"
+    assert [path for folder in elsewhere.values() for path in folder.rglob("*")] == []
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+    assert list(dict.fromkeys(stages)) == ["expectations", "data docs"]
+
+
+def test_without_great_expectations_it_says_what_to_install(
+    sound: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "great_expectations", None)
+    with pytest.raises(MachineError, match=r'pip install "longbatch\[validate\]"'):
+        sound.run(tmp_path / "docs")
+
+
+def test_a_folder_that_cannot_be_written_is_named(sound: Inputs, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="file"):
+        sound.run(tmp_path / "file" / "docs")
