@@ -21,7 +21,7 @@ from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.spark import SparkEngine
 from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.pipelines.content_hash import content_hash
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.spec.build_spec import load_spec
 
@@ -30,25 +30,25 @@ from .checks import Check, Figure
 Report = Callable[[str, float, float], None]
 FORMATS: tuple[Literal["parquet", "csv"], ...] = ("parquet", "csv")
 FULL_EVENTS, QUICK_EVENTS = 2_000_000, 200_000
-DIRTY = 0.03
+CORRUPT = 0.03
 
 
 def bench_quality(
     *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: Report
 ) -> tuple[list[Check], list[Figure]]:
-    """Simulate a dirty log in each format, build it with each engine, and compare all counts with the planted ones.
+    """Simulate a corrupt log in each format, build it with each engine, and compare all counts with the planted ones.
 
     `folder` keeps the work while it lasts; by default a temporary one.
     """
     events = QUICK_EVENTS if quick else FULL_EVENTS
     engines: dict[str, Engine] = {"local": LocalEngine(), **({"spark": SparkEngine("local[2]")} if spark else {})}
     checks: list[Check] = []
-    figures = [Figure("clean rows", events, ""), Figure("dirt", DIRTY, "of them")]
+    figures = [Figure("clean rows", events, ""), Figure("dirt", CORRUPT, "of them")]
     with tempfile.TemporaryDirectory(prefix="longbatch-bench-", dir=folder) as work:
         for number, log_format in enumerate(FORMATS):
             progress("formats", number, len(FORMATS))
             log = Path(work, log_format)
-            report = simulate(log, Simulation(max(20, events // 2_000), events, 1, DIRTY, log_format))
+            report = simulate(log, Simulation(max(20, events // 2_000), events, 1, CORRUPT, log_format))
             figures.append(Figure(f"{log_format}: rows", report.rows, ""))
             found, seconds = compare_engines(log, engines)
             checks += found
@@ -78,16 +78,16 @@ def compare_engines(log: Path, engines: Mapping[str, Engine]) -> tuple[list[Chec
 
 def compare_with_truth(name: str, truth: dict[str, Any], summary: BuildSummary, dataset: Dataset) -> list[Check]:
     """Each count of a build beside the planted one, the laws of the books, and what the quarantine holds."""
-    ledger, planted = summary.ledgers["log"], RowLedger(**truth["ledger"])
+    accounting, planted = summary.row_accounting["log"], RowAccounting(**truth["accounting"])
     counts, expected = summary.counts.as_dict(), truth["counts"]
-    fates = ("rows", "filtered", "rejected", "duplicate", "accepted")
-    pairs = {fate: (getattr(ledger, fate), getattr(planted, fate)) for fate in fates}
+    outcomes = ("rows", "filtered", "rejected", "duplicate", "accepted")
+    pairs = {outcome: (getattr(accounting, outcome), getattr(planted, outcome)) for outcome in outcomes}
     for what in ("reasons", "policies"):
-        found, wanted = getattr(ledger, what), getattr(planted, what)
+        found, wanted = getattr(accounting, what), getattr(planted, what)
         pairs |= {f"{what}: {key}": (found.get(key, 0), wanted.get(key, 0)) for key in sorted({*found, *wanted})}
     pairs |= {f"counts: {key}": (counts[key], value) for key, value in expected.items()}
-    accounted = sum(getattr(ledger, fate) for fate in fates[1:]) + sum(ledger.policies.values())
-    pairs["rows with a fate, all fates together"] = accounted, truth["rows"]
+    accounted = sum(getattr(accounting, outcome) for outcome in outcomes[1:]) + sum(accounting.policies.values())
+    pairs["rows with a outcome, all outcomes together"] = accounted, truth["rows"]
     pairs["targets that were bought"] = bought_targets(dataset), truth["planted"]["action"]
     pairs |= compare_quarantine(dataset, planted)
     return [Check(f"{name}: {key}", found, wanted, "==") for key, (found, wanted) in pairs.items()]
@@ -99,7 +99,7 @@ def bought_targets(dataset: Dataset) -> int:
     return sum(pc.sum(part.field("bought")).as_py() or 0 for part in targets)
 
 
-def compare_quarantine(dataset: Dataset, planted: RowLedger) -> dict[str, tuple[int, int]]:
+def compare_quarantine(dataset: Dataset, planted: RowAccounting) -> dict[str, tuple[int, int]]:
     """What was found of the quarantined rows, and what is right: all there, labelled, and true to the log's files."""
     parts = [pl.read_parquet(dataset.path / entry["path"]) for entry in dataset.snapshot.quarantine]
     rows = pl.concat(parts, how="diagonal_relaxed")

@@ -47,7 +47,7 @@ def bench_skew(
     """Build each log with each engine in processes of their own; the peak memory of the largest is the check."""
     scale = 10 if quick else 1
     cases = {
-        "5M events of one user among 100K": _whale(5_000_000 // scale, 100_000 // scale),
+        "5M events of one user among 100K": _heavy_user(5_000_000 // scale, 100_000 // scale),
         "a bot, one event a millisecond": _bot(3_600_000 // scale),
         "a request of 50,000 targets": _wide(50_000 // scale),
         "one hot bucket of 8": _hot(4_000_000 // scale),
@@ -91,7 +91,7 @@ def _rows(user: np.ndarray, time: np.ndarray) -> pl.DataFrame:
     )
 
 
-def _whale(events: int, others: int) -> pl.DataFrame:
+def _heavy_user(events: int, others: int) -> pl.DataFrame:
     user = np.concatenate([np.zeros(events, dtype=np.int64), 1 + np.repeat(np.arange(others), 10)])
     return _rows(user, np.concatenate([np.arange(events) * 500, np.arange(10 * others) % 1_000_000 * 1_000]))
 

@@ -10,7 +10,7 @@ from typing import Any
 from .studies_data import COMPARED, LENGTHS, summary
 
 INK, GRID = "#1c2430", "#dfe4ea"
-COLOURS = ("#1f6fb2", "#c8553d", "#3a7d44", "#8b5fbf", "#b8860b")
+COLORS = ("#1f6fb2", "#c8553d", "#3a7d44", "#8b5fbf", "#b8860b")
 
 
 def draw(results: Sequence[dict[str, Any]], attainable: dict[str, float], folder: Path) -> None:
@@ -31,9 +31,9 @@ def _lengths(
     path: Path,
 ) -> None:
     figure, axes = _axes(title, "history length at inference", "test AUC of click")
-    for (label, arm), colour in zip(arms.items(), COLOURS, strict=False):
+    for (label, arm), color in zip(arms.items(), COLORS, strict=False):
         told = summary(results, arm)
-        _bars(axes, LENGTHS, [told.auc[n] for n in LENGTHS], label, colour)
+        _bars(axes, LENGTHS, [told.auc[n] for n in LENGTHS], label, color)
     axes.plot(LENGTHS, attainable, color=INK, linestyle=":", label="counting topics in as many events (all times)")
     axes.set_xscale("log")
     axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
@@ -49,22 +49,22 @@ def _models(results: Sequence[dict[str, Any]], path: Path) -> None:
         "test AUC of click",
     )
     known = {result["arm"] for result in results}
-    for label, colour in zip(("STCA", "LONGER", "Transformer", "DIN", "mean"), COLOURS, strict=True):
+    for label, color in zip(("STCA", "LONGER", "Transformer", "DIN", "mean"), COLORS, strict=True):
         arms = [arm for arm in known if arm.startswith(f"{label.lower()}, ")]
         told = sorted((summary(results, arm) for arm in arms), key=lambda arm: arm.flops)
         cost = [arm.flops / 1e12 for arm in told]
-        _bars(axes, cost, [arm.auc[COMPARED] for arm in told], label, colour)
+        _bars(axes, cost, [arm.auc[COMPARED] for arm in told], label, color)
     axes.set_xscale("log")
     axes.legend(frameon=False)
     figure.savefig(path)
 
 
-def _bars(axes: Any, x: Sequence[float], seeds: Sequence[Sequence[float]], label: str, colour: str) -> None:
+def _bars(axes: Any, x: Sequence[float], seeds: Sequence[Sequence[float]], label: str, color: str) -> None:
     """A line through the means of each x's seeds, bars from the lowest seed to the highest."""
     means = [statistics.mean(values) for values in seeds]
     below = [mean - min(values) for mean, values in zip(means, seeds, strict=True)]
     above = [max(values) - mean for mean, values in zip(means, seeds, strict=True)]
-    axes.errorbar(x, means, yerr=[below, above], marker="o", capsize=4, label=label, color=colour)
+    axes.errorbar(x, means, yerr=[below, above], marker="o", capsize=4, label=label, color=color)
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from longbatch.loaders.batch import Form
 from longbatch.trainer.config import ModelConfig, ModelName, TrainConfig
 from longbatch.trainer.models.flops import request_flops
 from longbatch.trainer.models.request_model import loss_sum
-from longbatch.trainer.optimizers import make_optimisers
+from longbatch.trainer.optimizers import make_optimizers
 from longbatch.trainer.serving import Scorer
 from longbatch.trainer.train import new_model, train, train_step
 
@@ -59,11 +59,11 @@ def _batch(path: Path, length: int, requests: int, form: Form = "windows") -> Re
 def _stepper(path: Path, config: TrainConfig, parts: list[RequestBatch]) -> Callable[[], object]:
     """One call trains on each of the batches."""
     model = new_model(RequestDataset(path), config)
-    optimisers = make_optimisers(model, config)
+    optimizers = make_optimizers(model, config)
 
     def run() -> None:
         for part in parts:
-            train_step(model, optimisers, [part], config)
+            train_step(model, optimizers, [part], config)
 
     run()
     return run
@@ -87,7 +87,7 @@ def _against_points(path: Path, quick: bool, repeats: int) -> tuple[list[Check],
 
 
 def _peaks(path: Path, length: int) -> tuple[list[Check], list[Figure]]:
-    """Peak memory of a step's process over that of one whose targets have no histories: tables and optimisers are in all."""
+    """Peak memory of a step's process over that of one whose targets have no histories: tables and optimizers are in all."""
     command = [sys.executable, "-m", "longbatch.benchmarks.trainer_memory", str(path), str(length)]
     peaks = {
         form: int(subprocess.run([*command, form], check=True, capture_output=True, text=True).stdout)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from longbatch.loaders import RequestDataset
 from longbatch.trainer.config import ModelConfig, TrainConfig
-from longbatch.trainer.optimizers import make_optimisers
+from longbatch.trainer.optimizers import make_optimizers
 from longbatch.trainer.train import new_model, train_step
 
 REQUESTS = 4
@@ -25,7 +25,7 @@ def step(path: Path, length: int, form: str) -> None:
     batch = next(iter(dataset))
     if form != "requests":
         batch = batch.newest(0) if form == "no history" else batch.expand()
-    train_step(model, make_optimisers(model, config), [batch], config)
+    train_step(model, make_optimizers(model, config), [batch], config)
 
 
 if __name__ == "__main__":

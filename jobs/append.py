@@ -20,12 +20,12 @@ from typing import Any
 import polars as pl
 
 from longbatch.jobs.commit.incremental_state import OWNERS, Increment, check_appendable
-from longbatch.jobs.commit.quality_gates import check_books, check_rejects
+from longbatch.jobs.commit.quality_gates import check_accounting, check_rejects
 from longbatch.jobs.commit.write_lock import attempt
 from longbatch.jobs.engines.local import LocalEngine, Progress
 from longbatch.jobs.engines.stages import Built, make_samples
 from longbatch.pipelines.parse import microseconds, parse_moment
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
 from longbatch.schemas.profile import TableName
@@ -56,7 +56,7 @@ def append(
         return summary_of(root, before, started)
     with attempt(root) as name:
         built = (engine or LocalEngine()).build(spec, root, name, progress, increment)
-        check_books(spec, built)
+        check_accounting(spec, built)
         check_rejects(spec, built, root)
         samples = make_samples(_thinned(root, before, built, spec.expectations.sample_rows), root, name)
         snapshot = _grown(spec, before, built, samples, increment)
@@ -97,13 +97,13 @@ def _grown(
     """The snapshot before with what was built: files and counts of both, and of the state what is newest."""
     shards = sorted((*before.shards, *built.shards), key=lambda row: (row["bucket"], row["timelines"]["path"]))
     owners = [entry for entry in before.state if entry["kind"] == OWNERS]
-    held = -before.counts.held_back_requests, -before.counts.held_back_targets  # those still held are counted anew
+    held = -before.counts.pending_requests, -before.counts.pending_targets  # those still held are counted anew
     counts = before.counts + built.counts
     return Snapshot(
         number=before.number + 1,
         spec=spec,
-        counts=_with_held(counts, *held),
-        ledgers=_sum(before.ledgers, built.ledgers),
+        counts=_with_pending(counts, *held),
+        row_accounting=_sum(before.row_accounting, built.row_accounting),
         collisions=before.collisions + built.collisions,
         shards=tuple(shards),
         vocabulary=_sorted([*before.vocabulary, *built.vocabulary]),
@@ -119,16 +119,16 @@ def _grown(
     )
 
 
-def _with_held(counts: Counts, requests: int, targets: int) -> Counts:
-    return counts + Counts(held_back_requests=requests, held_back_targets=targets)
+def _with_pending(counts: Counts, requests: int, targets: int) -> Counts:
+    return counts + Counts(pending_requests=requests, pending_targets=targets)
 
 
 def _sorted(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     return tuple(sorted(entries, key=lambda entry: str(entry["path"])))
 
 
-def _sum(before: Mapping[str, RowLedger], now: Mapping[str, RowLedger]) -> dict[str, RowLedger]:
-    none = RowLedger()
+def _sum(before: Mapping[str, RowAccounting], now: Mapping[str, RowAccounting]) -> dict[str, RowAccounting]:
+    none = RowAccounting()
     return {source: before.get(source, none) + now.get(source, none) for source in {**before, **now}}
 
 

@@ -21,7 +21,7 @@ from longbatch.jobs.commit.write_lock import attempt, is_ours
 from longbatch.jobs.engines.local import LocalEngine, Progress
 from longbatch.jobs.engines.stages import FOLDERS, Built, make_samples
 from longbatch.pipelines.parse import microseconds, parse_moment
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, LongbatchError, SpecError
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
@@ -39,13 +39,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build did. bytes: all files the snapshot lists; quarantined rows are in the ledgers."""
+    """What a build did. bytes: all files the snapshot lists; quarantined rows are in the row_accounting."""
 
     path: str
     snapshot: int
     fingerprint: str
     counts: Counts
-    ledgers: Mapping[str, RowLedger]
+    row_accounting: Mapping[str, RowAccounting]
     collisions: int
     shards: int
     bytes: int
@@ -55,7 +55,7 @@ class BuildSummary:
         """Plain values for JSON."""
         plain = dict(self.__dict__)
         plain["counts"] = self.counts.as_dict()
-        plain["ledgers"] = {source: ledger.as_dict() for source, ledger in self.ledgers.items()}
+        plain["row_accounting"] = {source: accounting.as_dict() for source, accounting in self.row_accounting.items()}
         return plain
 
 
@@ -101,7 +101,7 @@ def summary_of(root: Path, snapshot: Snapshot, started: float) -> BuildSummary:
         snapshot=snapshot.number,
         fingerprint=snapshot.fingerprint,
         counts=snapshot.counts,
-        ledgers=snapshot.ledgers,
+        row_accounting=snapshot.row_accounting,
         collisions=snapshot.collisions,
         shards=len(snapshot.shards),
         bytes=sum(entry["bytes"] for entry in snapshot.files),
@@ -133,7 +133,7 @@ def _snapshot(
         number=number,
         spec=spec,
         counts=built.counts,
-        ledgers=dict(built.ledgers),
+        row_accounting=dict(built.row_accounting),
         collisions=built.collisions,
         shards=shards,
         vocabulary=tuple(sorted(built.vocabulary, key=lambda entry: str(entry["path"]))),

@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longbatch.cli.text_output import size_text
+from longbatch.cli.text_output import format_size
 from longbatch.jobs.engines.local import Progress
-from longbatch.jobs.engines.worker_pool import Crew
+from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.pipelines.content_hash import Samples
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
@@ -75,16 +75,16 @@ def expand(
     """
     length, root, started = check_history_length(dataset.spec, history_length), Path(out).resolve(), time.monotonic()
     _check_output(root, overwrite, dataset)
-    crew, parts = Crew(workers, progress), plan_parts(dataset, length)
+    pool, parts = WorkerPool(workers, progress), plan_parts(dataset, length)
     with _hidden(root) as folder:
         settings = settings_for(dataset, length)
         paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
-        write = partial(write_part, dataset, length, settings, crew)
-        sizes = crew.each([partial(write, *task) for task in zip(paths, parts, strict=True)])
+        write = partial(write_part, dataset, length, settings, pool)
+        sizes = pool.each([partial(write, *task) for task in zip(paths, parts, strict=True)])
         rows, events, size = (sum(column) for column in zip(*sizes, strict=True))
         expansion = Expansion(str(out), length, rows, events, len(parts), size, time.monotonic() - started)
         if check:
-            sides = _compare(dataset, length, crew, paths)
+            sides = _compare(dataset, length, pool, paths)
             expansion = replace(expansion, dataset=sides[0], found=sides[1])
         if expansion.equal:
             _check_output(root, overwrite, dataset)
@@ -108,16 +108,16 @@ def compare(
     length, paths = check_history_length(dataset.spec, history_length), sorted(Path(out).glob("*.parquet"))
     if not paths:
         raise DatasetError(f"{out} holds no Parquet files; expand the dataset into it first")
-    expected, found = _compare(dataset, length, Crew(workers, progress), paths)
+    expected, found = _compare(dataset, length, WorkerPool(workers, progress), paths)
     size = sum(path.stat().st_size for path in paths)
     return Expansion(str(out), length, found.rows, found.events, len(paths), size, dataset=expected, found=found)
 
 
-def _compare(dataset: Dataset, length: int, crew: Crew, paths: list[Path]) -> tuple[Samples, Samples]:
+def _compare(dataset: Dataset, length: int, pool: WorkerPool, paths: list[Path]) -> tuple[Samples, Samples]:
     """What the dataset expands to, and what is in the files."""
     parts = plan_parts(dataset, length)
-    expected = crew.each([partial(samples_of_part, dataset, length, crew, part) for part in parts])
-    found = crew.each([partial(samples_of_file, dataset, length, crew, path) for path in paths])
+    expected = pool.each([partial(samples_of_part, dataset, length, pool, part) for part in parts])
+    found = pool.each([partial(samples_of_file, dataset, length, pool, path) for path in paths])
     return sum(expected, Samples()), sum(found, Samples())
 
 
@@ -168,7 +168,7 @@ def expansion_text(expansion: Expansion) -> str:
     """What was written, and both sides of the comparison."""
     lines = [
         f"{expansion.path}: {expansion.rows:,} rows with {expansion.events:,} history events in {expansion.files:,} "
-        f"files, {size_text(expansion.bytes)}" + (f", {expansion.seconds:.1f} s" if expansion.seconds else "")
+        f"files, {format_size(expansion.bytes)}" + (f", {expansion.seconds:.1f} s" if expansion.seconds else "")
     ]
     if expansion.dataset and expansion.found:
         lines.append(f"{'':<8}{'rows':>14}{'history events':>18}  hash")

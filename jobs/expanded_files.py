@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from longbatch.jobs.engines.worker_pool import Crew
+from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.jobs.savings.layouts import read_blocks
 from longbatch.jobs.savings.parquet_settings import ParquetSettings, choose_settings, parquet_options
 from longbatch.pipelines.content_hash import Samples, samples_of_block, samples_of_rows
@@ -100,7 +100,7 @@ def settings_for(dataset: Dataset, length: int) -> ParquetSettings:
 
 
 def write_part(
-    dataset: Dataset, length: int, settings: ParquetSettings, crew: Crew, path: Path, blocks: Blocks
+    dataset: Dataset, length: int, settings: ParquetSettings, pool: WorkerPool, path: Path, blocks: Blocks
 ) -> tuple[int, int, int]:
     """Write one file and sync it to disk; return its rows, the events in them, its bytes."""
     rows = events = 0
@@ -111,23 +111,23 @@ def write_part(
                 writer.write_table(table, row_group_size=table.num_rows)
                 rows += table.num_rows
                 events += pc.sum(pc.list_value_length(table["history_item_id"])).as_py()
-                crew.tell("expand", table.num_rows, dataset.counts.targets)
+                pool.tell("expand", table.num_rows, dataset.counts.targets)
         file.flush()
         os.fsync(file.fileno())
     return rows, events, path.stat().st_size
 
 
-def samples_of_part(dataset: Dataset, length: int, crew: Crew, blocks: Blocks) -> Samples:
+def samples_of_part(dataset: Dataset, length: int, pool: WorkerPool, blocks: Blocks) -> Samples:
     """What some blocks expand to, without expanding them."""
     samples = Samples()
     for block in read_blocks(dataset, blocks):
         part = samples_of_block(block, length)
-        crew.tell("hash dataset", part.rows, dataset.counts.targets)
+        pool.tell("hash dataset", part.rows, dataset.counts.targets)
         samples += part
     return samples
 
 
-def samples_of_file(dataset: Dataset, length: int, crew: Crew, path: Path) -> Samples:
+def samples_of_file(dataset: Dataset, length: int, pool: WorkerPool, path: Path) -> Samples:
     """What is in a file. Raises DatasetError naming the file if it is not one of an expansion of such a dataset."""
     schema, samples = _schema(dataset, length), Samples()
     try:
@@ -135,7 +135,7 @@ def samples_of_file(dataset: Dataset, length: int, crew: Crew, path: Path) -> Sa
             _check_made_of(path, file.schema_arrow, schema)
             for batch in _batches(file):
                 samples += samples_of_rows(batch.cast(schema), dataset.spec)
-                crew.tell("hash files", batch.num_rows, dataset.counts.targets)
+                pool.tell("hash files", batch.num_rows, dataset.counts.targets)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}; expand the dataset again") from None
     except (pa.ArrowException, OSError) as error:

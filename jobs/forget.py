@@ -21,7 +21,7 @@ import pyarrow.compute
 
 from longbatch.jobs.commit.rewrite import hashed_ids_in_use, keep_words, without_rows
 from longbatch.jobs.commit.write_lock import attempt
-from longbatch.pipelines.arrays.hashing import bucket_of, hash_text
+from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.shard import ShardReader, write_shard
@@ -65,7 +65,7 @@ def read_users(path: Path) -> list[str]:
 def user_ids(spec: BuildSpec, users: list[str]) -> IdArray:
     """Ids, (N,) ascending, of users as the log calls them."""
     if spec.requests.user_id.type == "string":
-        return np.unique(hash_text(pl.Series(users, dtype=pl.String)).to_numpy())
+        return np.unique(hash_string(pl.Series(users, dtype=pl.String)).to_numpy())
     odd = [user for user in users if not re.fullmatch(r"[+-]?\d+", user)]
     if odd:
         raise SpecError(f"user {odd[0]!r} is not a number, but the users of this dataset are integers")

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pyarrow.compute as pc
 
-from longbatch.pipelines.arrays.hashing import hash_text
+from longbatch.pipelines.arrays.hashing import hash_string
 from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import Dataset, user_requests
@@ -41,7 +41,9 @@ def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
         "blocks": sum(len(row["blocks"]) for row in shards),
         "bytes": sizes,
         "bytes_per_event": sum(sizes.values()) / max(1, counts.stored),
-        "ledgers": {source: ledger.as_dict() for source, ledger in dataset.snapshot.ledgers.items()},
+        "row_accounting": {
+            source: accounting.as_dict() for source, accounting in dataset.snapshot.row_accounting.items()
+        },
         "collisions": dataset.snapshot.collisions,
         "log_end": None
         if dataset.snapshot.log_end is None
@@ -62,7 +64,7 @@ def _iso(moment: datetime | None) -> str | None:
 def user_number(dataset: Dataset, user: str) -> int:
     """Return a user's id in the dataset, from the text or number that the log calls the user."""
     if dataset.spec.requests.user_id.type == "string":
-        return int(hash_text(pl.Series([user]))[0])
+        return int(hash_string(pl.Series([user]))[0])
     try:
         return int(user)
     except ValueError:

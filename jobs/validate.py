@@ -65,6 +65,6 @@ def validate(
         return Validation(found, None)
     samples = {table: pl.read_parquet(files[table]) for table in TABLES if table in files}
     results = run_expectations(
-        spec or snapshot.spec, snapshot.profile, samples, snapshot.ledgers, path / DATA_DOCS, progress
+        spec or snapshot.spec, snapshot.profile, samples, snapshot.row_accounting, path / DATA_DOCS, progress
     )
     return Validation(found, results)

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from longbatch.pipelines.arrays.hashing import bucket_of
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import canonical_name, role_columns, source_roles
 
@@ -23,13 +23,13 @@ class Built:
     """A dataset in memory: paired record batches (timelines, requests), and the books."""
 
     blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]]
-    ledgers: dict[str, RowLedger]
+    row_accounting: dict[str, RowAccounting]
     counts: Counts
     vocabulary: pl.DataFrame
 
     @property
     def events(self) -> Counts:
-        """The fates of the accepted events."""
+        """The outcomes of the accepted events."""
         return self.counts
 
     @property
@@ -46,7 +46,7 @@ def user_column(spec: BuildSpec, source: str) -> str:
 def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: int = 1) -> Built:
     """Build from raw rows per source. The result does not depend on `buckets` but for the order of the blocks."""
     canonical = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
-    ledgers = {source: part.ledger for source, part in canonical.items()}
+    row_accounting = {source: part.accounting for source, part in canonical.items()}
     owners = canonical[spec.requests.source].owners
     conflicts = None if owners is None else conflicting_requests(owners)
     facts = known_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
@@ -60,11 +60,11 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
             for source, part in canonical.items()
         }
         bucket = build_bucket(spec, rows, facts)
-        ledgers = {source: ledgers[source] + bucket.ledgers[source] for source in ledgers}
+        row_accounting = {source: row_accounting[source] + bucket.row_accounting[source] for source in row_accounting}
         packed, counted = pack(bucket, spec)
         blocks += packed
         counts += counted
-    for source, ledger in ledgers.items():
-        ledger.check(source)
+    for source, accounting in row_accounting.items():
+        accounting.check(source)
     vocabulary = pl.concat([part.vocabulary for part in canonical.values()]).unique().sort("id", "text")
-    return Built(blocks, ledgers, counts, vocabulary)
+    return Built(blocks, row_accounting, counts, vocabulary)

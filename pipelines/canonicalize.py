@@ -1,6 +1,6 @@
 """Raw rows of a source -> canonical rows, rejected rows, and the books.
 
-Each row gets exactly one fate here but for duplicates and conflicting requests, which only show once all rows
+Each row gets exactly one outcome here but for duplicates and conflicting requests, which only show once all rows
 of a user, or of a request id, are together (docs/meaning.md).
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from longbatch.pipelines.arrays.hashing import hash_text
-from longbatch.schemas.accounting import RowLedger
+from longbatch.pipelines.arrays.hashing import hash_string
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import SourceError
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
 from longbatch.schemas.spec.source import Explode, Source
@@ -36,7 +36,7 @@ class Canonical:
     vocabulary: distinct (id, text) of all hashed text.
     rejected: the raw columns of rejected rows, with `_reasons` and `_row` (row of the chunk, before explode).
     latest_action: the latest time of an action in microseconds; None without actions.
-    ledger: the fates so far; `accepted` still counts duplicates, conflicts and what policies leave out.
+    accounting: the outcomes so far; `accepted` still counts duplicates, conflicts and what policies leave out.
     """
 
     rows: pl.DataFrame
@@ -44,7 +44,7 @@ class Canonical:
     vocabulary: pl.DataFrame
     rejected: pl.DataFrame
     latest_action: int | None
-    ledger: RowLedger
+    accounting: RowAccounting
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def canonicalize(
     hashed = _hashed_columns(spec, readings)
     rows, vocabulary = _hash(_values(typed, selected, readings, keep, spec), hashed)
     rejected = _rejected(exploded.filter(reject), faults.filter(reject))
-    ledger = RowLedger(
+    accounting = RowAccounting(
         rows=exploded.height,
         filtered=int((~verdict["selected"]).sum()),
         rejected=rejected.height,
@@ -108,7 +108,7 @@ def canonicalize(
         reasons=_reason_counts(faults.filter(reject)),
     )
     owners, latest = _owners(rows, spec, source), _latest_action(rows, spec, source)
-    return Canonical(rows, owners, vocabulary, rejected, latest, ledger)
+    return Canonical(rows, owners, vocabulary, rejected, latest, accounting)
 
 
 def _within(
@@ -145,28 +145,28 @@ def explode(raw: pl.DataFrame, how: Explode) -> pl.DataFrame:
         frame = frame.explode(lists)
     except pl.exceptions.ShapeError:
         raise SourceError(f"the lists {list(how.lists)} of a row differ in length, so they are not parallel") from None
-    return _split_fields(frame, how) if how.text else frame
+    return _split_fields(frame, how) if how.string else frame
 
 
 def _list_columns(raw: pl.DataFrame, how: Explode) -> pl.DataFrame:
-    for column in [*how.lists, *([how.text.column] if how.text else [])]:
+    for column in [*how.lists, *([how.string.column] if how.string else [])]:
         if column not in raw.columns:
             raise SourceError(f"explode names {column!r}, but the source's columns are {', '.join(raw.columns[1:])}")
     for column in how.lists:
         if not isinstance(raw.schema[column], pl.List):
             raise SourceError(f"explode.lists names {column!r}, which holds {raw.schema[column]}, not lists")
-    if how.text is None:
+    if how.string is None:
         return raw
-    if raw.schema[how.text.column] != pl.String:
+    if raw.schema[how.string.column] != pl.String:
         raise SourceError(
-            f"explode.text names {how.text.column!r}, which holds {raw.schema[how.text.column]}, not text"
+            f"explode.string names {how.string.column!r}, which holds {raw.schema[how.string.column]}, not text"
         )
-    parts = pl.col(how.text.column).str.split(how.text.separator)
+    parts = pl.col(how.string.column).str.split(how.string.separator)
     return raw.with_columns(_parts=parts.list.eval(pl.element().filter(pl.element() != "")))
 
 
 def _split_fields(frame: pl.DataFrame, how: Explode) -> pl.DataFrame:
-    text = how.text
+    text = how.string
     if text is None or len(text.fields) == 1:
         return frame.rename({"_parts": text.fields[0]}) if text else frame
     pieces = pl.col("_parts").str.split(str(text.field_separator))
@@ -178,12 +178,12 @@ def needed_columns(spec: BuildSpec, source: str) -> list[str]:
     """Return the columns to read from a source's files: mapped, filtered on, or exploded; no others."""
     entry: Source = spec.sources[source]
     wanted = dict.fromkeys([*raw_columns(spec, source), *where_columns(spec, source)])
-    if entry.made_time:
-        wanted.pop(entry.made_time.column, None)
+    if entry.synthetic_time:
+        wanted.pop(entry.synthetic_time.column, None)
     if entry.explode is None:
         return list(wanted)
-    made = {entry.explode.position, *(entry.explode.text.fields if entry.explode.text else ())}
-    lists = [*entry.explode.lists, *([entry.explode.text.column] if entry.explode.text else [])]
+    made = {entry.explode.position, *(entry.explode.string.fields if entry.explode.string else ())}
+    lists = [*entry.explode.lists, *([entry.explode.string.column] if entry.explode.string else [])]
     return list(dict.fromkeys([name for name in wanted if name not in made] + lists))
 
 
@@ -250,7 +250,7 @@ def _hash(rows: pl.DataFrame, text_columns: list[str]) -> tuple[pl.DataFrame, pl
     words = [pl.DataFrame({"id": [], "text": []}, schema={"id": pl.Int64, "text": pl.String})]
     hashed = {}
     for name in dict.fromkeys(text_columns):
-        hashed[name] = hash_text(rows[name])
+        hashed[name] = hash_string(rows[name])
         words.append(pl.DataFrame({"id": hashed[name], "text": rows[name]}).drop_nulls().unique())
     return rows.with_columns(**hashed), pl.concat(words).unique()
 

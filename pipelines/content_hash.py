@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.arrays.hashing import Int64Array, UInt64Array, cached_parts, hash_text, mix
+from longbatch.pipelines.arrays.hashing import Int64Array, UInt64Array, cached_parts, hash_string, mix
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.shard import Block
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -115,7 +115,7 @@ def _row_hashes(columns: list[pa.Array]) -> UInt64Array:
 
 def _value_bits(values: pl.Series) -> UInt64Array:
     if values.dtype == pl.String:
-        values = hash_text(values)
+        values = hash_string(values)
     elif values.dtype.is_float():
         values = values.cast(pl.Float64) + 0.0
     else:

@@ -25,13 +25,13 @@ GROUP = "_group"
 
 def closed_requests(spec: BuildSpec, requests: pl.DataFrame, log_end: int | None) -> BoolArray:
     """Which requests (R,) have all windows of their labels over when the log of actions ended."""
-    longest = max(label.within_us for label in spec.requests.later_labels.values())
+    longest = max(label.within_us for label in spec.requests.delayed_labels.values())
     if log_end is None:
         return np.zeros(requests.height, dtype=np.bool_)
     return np.asarray(requests["request_time"].to_numpy() <= log_end - longest)
 
 
-def add_later_labels(spec: BuildSpec, grouped: Requests, actions: pl.DataFrame) -> Requests:
+def add_delayed_labels(spec: BuildSpec, grouped: Requests, actions: pl.DataFrame) -> Requests:
     """Return the requests with their labels from later events; `actions` have the column names of their role."""
     sizes = np.diff(grouped.target_offsets)
     owner = np.repeat(np.arange(len(sizes)), sizes)
@@ -42,7 +42,7 @@ def add_later_labels(spec: BuildSpec, grouped: Requests, actions: pl.DataFrame) 
     target_group = asked.join(groups, on=keys, how="left", maintain_order="left")[GROUP].to_numpy()
     met = actions.join(groups, on=keys, how="inner")
     labels = {}
-    for name, label in spec.requests.later_labels.items():
+    for name, label in spec.requests.delayed_labels.items():
         values = met.select(GROUP, "event_time", value=f"value.{name}").drop_nulls("value")
         if values["value"].dtype.is_float():
             values = values.filter(pl.col("value").is_not_nan())

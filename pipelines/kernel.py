@@ -15,7 +15,7 @@ import polars as pl
 from longbatch.pipelines.arrays.hashing import Int64Array
 from longbatch.pipelines.arrays.ragged import BoolArray, changes, offsets_of
 from longbatch.pipelines.arrays.sorting import ranked_keys, repeated_rows, sort_rows
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.profile import Large
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
 from longbatch.schemas.tables import (
@@ -29,9 +29,9 @@ from longbatch.schemas.tables import (
 from longbatch.validation.rules import CONFLICTING_REQUEST
 
 from .canonicalize import Facts
-from .delayed_labels import add_later_labels, closed_requests
+from .delayed_labels import add_delayed_labels, closed_requests
 from .incremental import NEW, REACH, Carried, Reaches, kept_events
-from .policies import HELD_BACK, KEPT, NO_ROLE, Fates, judge_users, policy_counts
+from .policies import KEPT, NO_ROLE, PENDING_LABEL, OutcomeCodes, judge_users, policy_counts
 from .request_grouping import Requests, group_targets
 
 VISIBLE_TIME = "visible_time"
@@ -83,7 +83,7 @@ class Bucket:
     """What the kernel makes of a bucket.
 
     history_end: (R,) in each user's whole timeline; event_start: (R,) where each request's user begins among the
-    sorted events. ledgers: what changed since canonicalize: duplicates, conflicting requests and rows that policies
+    sorted events. row_accounting: what changed since canonicalize: duplicates, conflicting requests and rows that policies
     left out leave `accepted`. counts: what the policies left out; policy_users: the largest users they applied to.
     carried, waiting: what came from days before, and what must wait for days to come; reaches: (N,) how far
     requests of days before reached each event, NEW where it did not come from there.
@@ -93,7 +93,7 @@ class Bucket:
     requests: Requests
     history_end: Int64Array
     event_start: Int64Array
-    ledgers: dict[str, RowLedger]
+    row_accounting: dict[str, RowAccounting]
     counts: Counts
     policy_users: dict[str, tuple[Large, ...]]
     carried: Carried
@@ -109,34 +109,36 @@ def build_bucket(
 ) -> Bucket:
     """Run the kernel on all canonical rows of some users, per source, and on what was carried from days before."""
     facts, carried = facts or Facts(), carried or Carried()
-    settled, ledgers = {}, {}
+    settled, row_accounting = {}, {}
     for source, frame in rows.items():
-        settled[source], ledgers[source] = _settle(spec, source, frame, facts.conflicts)
+        settled[source], row_accounting[source] = _settle(spec, source, frame, facts.conflicts)
     events, targets = (_role_frame(spec, settled, role) for role in ("history", "requests"))
     new_targets = targets.height
     events, reaches = carried.with_events(events)
     targets = carried.with_rows("targets", targets)
     judged = judge_users(spec.users, events["user_id"].to_numpy(), targets["user_id"].to_numpy())
-    event_fate, target_fate = judged.events, judged.targets.copy()
-    timelines = _timelines(_kept(events, event_fate))
-    reaches_before, reaches = reaches, reaches[event_fate == KEPT]
-    grouped = group_targets(spec, _kept(targets, target_fate))
+    event_outcome, target_outcome = judged.events, judged.targets.copy()
+    timelines = _timelines(_kept(events, event_outcome))
+    reaches_before, reaches = reaches, reaches[event_outcome == KEPT]
+    grouped = group_targets(spec, _kept(targets, target_outcome))
     counts = judged.counts
     waiting = Waiting(targets.head(0), grouped.requests.head(0), targets.head(0))
-    if spec.requests.later_labels:
+    if spec.requests.delayed_labels:
         actions = carried.with_rows("actions", _role_frame(spec, settled, "actions"))
         closed = closed_requests(spec, grouped.requests, facts.log_end)
         all_requests = grouped.requests
         grouped, held = _hold_back(grouped, closed)
         waiting = Waiting(targets[held], all_requests.filter(pl.Series(~closed)), actions)
-        target_fate[np.flatnonzero(target_fate == KEPT)[held]] = HELD_BACK
-        counts += Counts(held_back_requests=int((~closed).sum()), held_back_targets=len(held))
-        grouped = add_later_labels(spec, grouped, actions)
-    if event_fate.any() or target_fate.any():  # carried rows were booked where they came from
-        fates = event_fate[reaches_before == NEW], target_fate[len(target_fate) - new_targets :]
-        _book_policies(spec, settled, *fates, ledgers)
+        target_outcome[np.flatnonzero(target_outcome == KEPT)[held]] = PENDING_LABEL
+        counts += Counts(pending_requests=int((~closed).sum()), pending_targets=len(held))
+        grouped = add_delayed_labels(spec, grouped, actions)
+    if event_outcome.any() or target_outcome.any():  # carried rows were booked where they came from
+        outcomes = event_outcome[reaches_before == NEW], target_outcome[len(target_outcome) - new_targets :]
+        _book_policies(spec, settled, *outcomes, row_accounting)
     start, end = _cuts(spec, timelines, grouped.requests)
-    return Bucket(timelines, grouped, end - start, start, ledgers, counts, judged.users, carried, waiting, reaches)
+    return Bucket(
+        timelines, grouped, end - start, start, row_accounting, counts, judged.users, carried, waiting, reaches
+    )
 
 
 def carry_on(spec: BuildSpec, made: Bucket, until: int, segment_users: Int64Array, reaches: Reaches) -> Carried:
@@ -155,8 +157,8 @@ def carry_on(spec: BuildSpec, made: Bucket, until: int, segment_users: Int64Arra
         "targets": waiting.targets,
         "users": made.carried.with_segments(segment_users),
     }
-    if spec.requests.later_labels:
-        longest = max(label.within_us for label in spec.requests.later_labels.values())
+    if spec.requests.delayed_labels:
+        longest = max(label.within_us for label in spec.requests.delayed_labels.values())
         tables["actions"] = waiting.actions.filter(pl.col("event_time") >= until - longest)
     return Carried(tables)
 
@@ -174,8 +176,8 @@ def _role_frame(spec: BuildSpec, settled: Mapping[str, Settled], role: Role) -> 
     return kept.rows.select(columns)[kept.places[kept.playing(spec, source, role)]]
 
 
-def _kept(rows: pl.DataFrame, fate: Fates) -> pl.DataFrame:
-    return rows.filter(pl.Series(fate == KEPT)) if fate.any() else rows
+def _kept(rows: pl.DataFrame, outcome: OutcomeCodes) -> pl.DataFrame:
+    return rows.filter(pl.Series(outcome == KEPT)) if outcome.any() else rows
 
 
 def _hold_back(grouped: Requests, closed: BoolArray) -> tuple[Requests, Int64Array]:
@@ -193,24 +195,26 @@ def _hold_back(grouped: Requests, closed: BoolArray) -> tuple[Requests, Int64Arr
 def _book_policies(
     spec: BuildSpec,
     settled: Mapping[str, Settled],
-    event_fate: Fates,
-    target_fate: Fates,
-    ledgers: dict[str, RowLedger],
+    event_outcome: OutcomeCodes,
+    target_outcome: OutcomeCodes,
+    row_accounting: dict[str, RowAccounting],
 ) -> None:
-    """Move rows that policies left out of all their roles from `accepted` to the policy, in each source's ledger."""
+    """Move rows that policies left out of all their roles from `accepted` to the policy, in each source's accounting."""
     for source, kept in settled.items():
-        fates = []
-        played: tuple[tuple[Role, Fates], ...] = (("history", event_fate), ("requests", target_fate))
-        for role, fate in played:
+        outcomes = []
+        played: tuple[tuple[Role, OutcomeCodes], ...] = (("history", event_outcome), ("requests", target_outcome))
+        for role, outcome in played:
             plays = kept.playing(spec, source, role)
             spread = np.full(len(plays), NO_ROLE, dtype=np.uint8)
-            spread[plays] = fate if plays.any() else 0
-            fates.append(spread)
-        left = policy_counts(fates[0], fates[1], kept.playing(spec, source, "actions"))
-        ledgers[source] += RowLedger(accepted=-sum(left.values()), policies=left)
+            spread[plays] = outcome if plays.any() else 0
+            outcomes.append(spread)
+        left = policy_counts(outcomes[0], outcomes[1], kept.playing(spec, source, "actions"))
+        row_accounting[source] += RowAccounting(accepted=-sum(left.values()), policies=left)
 
 
-def _settle(spec: BuildSpec, source: str, rows: pl.DataFrame, conflicts: pl.Series | None) -> tuple[Settled, RowLedger]:
+def _settle(
+    spec: BuildSpec, source: str, rows: pl.DataFrame, conflicts: pl.Series | None
+) -> tuple[Settled, RowAccounting]:
     """Leave out conflicting requests and exact duplicates, and find the order of the rows: of a history, the timeline's."""
     conflicting = 0
     if conflicts is not None and len(conflicts) and spec.requests.source == source:
@@ -225,13 +229,13 @@ def _settle(spec: BuildSpec, source: str, rows: pl.DataFrame, conflicts: pl.Seri
         rows = rows.with_columns(visible_time(spec).alias(VISIBLE_TIME))
     order = sort_rows(rows, _sort_columns(spec, source, rows.columns))
     repeated = repeated_rows(rows, order)
-    ledger = RowLedger(
+    accounting = RowAccounting(
         rejected=conflicting,
         duplicate=int(repeated.sum()),
         accepted=-conflicting - int(repeated.sum()),
         reasons={CONFLICTING_REQUEST: conflicting} if conflicting else {},
     )
-    return Settled(rows, order.permutation[~repeated]), ledger
+    return Settled(rows, order.permutation[~repeated]), accounting
 
 
 def visible_time(spec: BuildSpec) -> pl.Expr:

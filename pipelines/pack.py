@@ -46,7 +46,7 @@ class Segments:
 
 
 def cut_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
-    """Cut each user's timeline into as few segments as bounds allow: one, but for whales.
+    """Cut each user's timeline into as few segments as bounds allow: one, but for heavy_users.
 
     Segment k of a user covers timeline places [k (S - L), k (S - L) + S): consecutive ones overlap by L, so the
     smallest k whose end is not before a request's history_end holds that request's whole history.

@@ -102,12 +102,12 @@ def _read_id(mapped: IdColumn, dtype: pl.DataType) -> Reading:
 def _read_feature(mapped: Feature | Label, dtype: pl.DataType) -> Reading:
     column = str(mapped.column)
     expression, hashed = _as_type(column, dtype, mapped.type)
-    as_text = hashed or mapped.type == "string"
-    if mapped.values and not as_text and isinstance(mapped.values[0], str):
+    as_string = hashed or mapped.type == "string"
+    if mapped.values and not as_string and isinstance(mapped.values[0], str):
         raise SourceError(f"values {list(mapped.values)} are text, but column {column!r} holds numbers")
     typed, value, faults = _typed(column, mapped.type, expression)
-    faults |= declared_faults(mapped, column, value, as_text=as_text)
-    return Reading(typed, _with_default(mapped, value, as_text=as_text), faults, hashed)
+    faults |= declared_faults(mapped, column, value, as_string=as_string)
+    return Reading(typed, _with_default(mapped, value, as_string=as_string), faults, hashed)
 
 
 def _read_threshold(mapped: Label, least: float) -> Reading:
@@ -116,12 +116,12 @@ def _read_threshold(mapped: Label, least: float) -> Reading:
     return Reading(typed, _with_default(mapped, (value >= least).cast(polars_type(mapped.type))), faults)
 
 
-def _with_default(mapped: Feature | Label, value: pl.Expr, *, as_text: bool = False) -> pl.Expr:
-    return value if mapped.default is None else value.fill_null(_default(mapped, as_text=as_text))
+def _with_default(mapped: Feature | Label, value: pl.Expr, *, as_string: bool = False) -> pl.Expr:
+    return value if mapped.default is None else value.fill_null(_default(mapped, as_string=as_string))
 
 
-def _default(mapped: Feature | Label, *, as_text: bool) -> pl.Expr:
-    if as_text:
+def _default(mapped: Feature | Label, *, as_string: bool) -> pl.Expr:
+    if as_string:
         return pl.lit(str(mapped.default))
     if isinstance(mapped.default, str):
         raise SourceError(f"default {mapped.default!r} is text, but column {mapped.column!r} holds numbers")
@@ -146,11 +146,11 @@ def _as_integer(column: str, dtype: pl.DataType, wanted: pl.DataType) -> pl.Expr
     if dtype.is_float() or dtype.is_decimal():
         return pl.when(value == value.floor()).then(value.cast(wanted, strict=False))
     if dtype == pl.String:
-        return value.map_batches(partial(_integers_of_text, wanted=wanted), return_dtype=wanted)
+        return value.map_batches(partial(_integers_of_string, wanted=wanted), return_dtype=wanted)
     return value.cast(wanted, strict=False)
 
 
-def _integers_of_text(text: pl.Series, wanted: pl.DataType) -> pl.Series:
+def _integers_of_string(text: pl.Series, wanted: pl.DataType) -> pl.Series:
     """Integers, null where there is none; 11.0 is one, as integers beside a missing one are often written."""
     found = text.cast(wanted, strict=False)
     odd = (found.is_null() & text.is_not_null()).arg_true()
@@ -230,7 +230,7 @@ def _time_value(mapped: TimeColumn, dtype: pl.DataType, low: int, high: int) -> 
         value = _to_utc(raw.cast(pl.Datetime("us", getattr(dtype, "time_zone", None))), dtype, mapped.timezone)
         return value, value.is_between(low, high)
     if dtype == pl.String and (mapped.unit == "iso" or mapped.format):
-        value = _from_text(raw, mapped)
+        value = _from_string(raw, mapped)
         return value, value.is_between(low, high)
     if mapped.unit is None or mapped.unit == "iso":
         raise SourceError(
@@ -265,7 +265,7 @@ def _to_utc(value: pl.Expr, dtype: pl.DataType, timezone: str) -> pl.Expr:
     return value.dt.convert_time_zone("UTC").to_physical()
 
 
-def _from_text(raw: pl.Expr, mapped: TimeColumn) -> pl.Expr:
+def _from_string(raw: pl.Expr, mapped: TimeColumn) -> pl.Expr:
     naive = pl.Datetime("us")
     if mapped.format:
         if "%z" in mapped.format or "%:z" in mapped.format:

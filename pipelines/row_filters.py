@@ -30,7 +30,7 @@ def _wheres(spec: BuildSpec, role: Role) -> dict[str, str | None]:
     """Return the filters of a role by where the spec has them: its own, and those of labels over the actions."""
     wheres: dict[str, str | None] = {str(role): spec.section(role).where}
     if role == "actions":
-        wheres |= {f"requests.labels.{name}": label.where for name, label in spec.requests.later_labels.items()}
+        wheres |= {f"requests.labels.{name}": label.where for name, label in spec.requests.delayed_labels.items()}
     return wheres
 
 

@@ -10,12 +10,12 @@ from .errors import DataError
 
 # Why a sound row is left out: its user has too many events, too few; it is older than the newest that are kept;
 # the window of a label of its request was not over when the log ended.
-POLICIES = ("rejected_user", "short_history", "whale_cap", "held_back")
+POLICIES = ("rejected_user", "short_history", "heavy_user_cap", "pending_label")
 
 
 @dataclass(frozen=True)
-class RowLedger:
-    """The fate of a source's rows: `rows = filtered + rejected + duplicate + accepted + sum(policies)`.
+class RowAccounting:
+    """The outcome of a source's rows: `rows = filtered + rejected + duplicate + accepted + sum(policies)`.
 
     `reasons` counts a rejected row under each of its reasons; `policies` counts sound rows that a policy of the
     spec left out of every role they play, by the policy (POLICIES); `empty_list` counts rows that an `explode`
@@ -31,9 +31,9 @@ class RowLedger:
     reasons: Mapping[str, int] = field(default_factory=dict)
     policies: Mapping[str, int] = field(default_factory=dict)
 
-    def __add__(self, other: RowLedger) -> RowLedger:
+    def __add__(self, other: RowAccounting) -> RowAccounting:
         """Return the books of both parts."""
-        return RowLedger(
+        return RowAccounting(
             self.rows + other.rows,
             self.filtered + other.filtered,
             self.rejected + other.rejected,
@@ -45,7 +45,7 @@ class RowLedger:
         )
 
     def check(self, source: str) -> None:
-        """Raise DataError unless every row has exactly one fate."""
+        """Raise DataError unless every row has exactly one outcome."""
         accounted = self.filtered + self.rejected + self.duplicate + self.accepted + sum(self.policies.values())
         if self.rows != accounted:
             raise DataError(
@@ -69,9 +69,9 @@ class Counts:
     """What a dataset holds, and which accepted events and targets it had no use for.
 
     `stored` counts distinct events; `stored_with_overlap` counts those again that overlapping segments
-    of whales repeat. `history_events` is the sum of the history lengths of all requests. Left out by a policy:
-    `capped_events` of `capped_users` (whales, whose newest are kept), events and targets of `rejected_users` and of
-    `short_users`, and the `held_back_targets` of `held_back_requests`.
+    of heavy_users repeat. `history_events` is the sum of the history lengths of all requests. Left out by a policy:
+    `capped_events` of `capped_users` (heavy_users, whose newest are kept), events and targets of `rejected_users` and of
+    `short_users`, and the `pending_targets` of `pending_requests`.
     """
 
     users: int = 0
@@ -92,8 +92,8 @@ class Counts:
     short_users: int = 0
     short_events: int = 0
     short_targets: int = 0
-    held_back_requests: int = 0
-    held_back_targets: int = 0
+    pending_requests: int = 0
+    pending_targets: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         """Return the counts of both parts."""

@@ -104,7 +104,7 @@ def action_columns(spec: BuildSpec) -> dict[str, Mapped]:
     actions = spec.actions
     if actions is None:
         return {}
-    values = {f"value.{name}": _action_value(label) for name, label in spec.requests.later_labels.items()}
+    values = {f"value.{name}": _action_value(label) for name, label in spec.requests.delayed_labels.items()}
     roles: dict[str, Mapped | None] = {
         "user_id": actions.user_id,
         "event_time": actions.event_time,

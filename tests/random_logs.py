@@ -1,7 +1,7 @@
 """Random logs and specs for property tests, and the check that the kernel yields what the naive reference yields.
 
 The logs are small and crowded on purpose (three users, six requests, seven seconds), so that ties, late
-arrivals, duplicates, conflicts and whales of a few events are the rule, not the exception.
+arrivals, duplicates, conflicts and heavy_users of a few events are the rule, not the exception.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def check(spec: BuildSpec, frames: Frames, buckets: int) -> None:
 
 
 def check_counts(spec: BuildSpec, built: Built, reference: Reference) -> None:
-    assert built.ledgers == reference.ledgers
+    assert built.row_accounting == reference.row_accounting
     events = built.events
     assert events.stored + events.beyond_history == reference.events.stored_or_beyond
     assert events.after_last_request == reference.events.after_last_request
@@ -156,7 +156,7 @@ IDS = ("user", "request", "origin", "item")
 
 
 @st.composite
-def frames(draw: st.DrawFn, names: list[str], text_ids: set[str]) -> pl.DataFrame:
+def frames(draw: st.DrawFn, names: list[str], string_ids: set[str]) -> pl.DataFrame:
     """Draw up to 30 rows, nulls in any column, some rows (almost) twice, some ids as text.
 
     The values come from a generator that Hypothesis seeds, many times faster than one draw for each; failing
@@ -173,8 +173,8 @@ def frames(draw: st.DrawFn, names: list[str], text_ids: set[str]) -> pl.DataFram
     if draw(st.integers(0, 3)):  # most logs give each user request ids of its own; in the others most ids conflict
         mine = 10 * pl.col("user").fill_null(0)
         frame = frame.with_columns(pl.col(name) + mine for name in names if name in ("request", "origin"))
-    as_text = (pl.lit("id ").add(pl.col(name).cast(pl.String)).alias(name) for name in names if name in text_ids)
-    return frame.with_columns(as_text)
+    as_string = (pl.lit("id ").add(pl.col(name).cast(pl.String)).alias(name) for name in names if name in string_ids)
+    return frame.with_columns(as_string)
 
 
 def almost(random: Random, names: list[str], row: list[Any]) -> list[Any]:
@@ -201,8 +201,8 @@ def features(draw: st.DrawFn, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def ids(names: tuple[str, ...], text_ids: set[str]) -> dict[str, Any]:
-    return {name: {"column": name, "type": "string" if name in text_ids else "int64"} for name in names}
+def ids(names: tuple[str, ...], string_ids: set[str]) -> dict[str, Any]:
+    return {name: {"column": name, "type": "string" if name in string_ids else "int64"} for name in names}
 
 
 wheres = st.sampled_from([None, None, "click = 1", "tab > 0 or word = 'a'", "flag", "true", "item is not null"])

@@ -72,7 +72,7 @@ def stored(root: Path, spec: BuildSpec, log: pl.DataFrame, change: Change | None
         (root / "dataset" / table).mkdir(parents=True)
     shard = write_shard(root / "dataset", 0, "test", spec, blocks)
     shards = () if shard is None else (shard,)
-    snapshot = Snapshot(1, spec, built.counts, built.ledgers, 0, shards, (), (), fingerprint(spec, shards))
+    snapshot = Snapshot(1, spec, built.counts, built.row_accounting, 0, shards, (), (), fingerprint(spec, shards))
     commit(root / "dataset", snapshot)
     return root / "dataset"
 

@@ -1,6 +1,6 @@
 """A trained model on disk: one file, written whole or not at all, read without running its content.
 
-`RUN/checkpoint.pt` holds the format version, the weights, the optimisers, the state of each rank's random numbers, the steps
+`RUN/checkpoint.pt` holds the format version, the weights, the optimizers, the state of each rank's random numbers, the steps
 done, and as JSON the training config and the columns of the model; where evaluation starts and which dataset it was
 trained on. A reader needs nothing else, and neither does who goes on training. Of several that are kept, the older ones lie beside it as
 `checkpoint-STEPS.pt`.
@@ -32,7 +32,7 @@ class Run:
 
     evaluate_from_us: the request time, in microseconds since 1970 UTC, up to which it was trained; None
     where it was trained on everything.  fingerprint: of the dataset it was trained on.
-    steps: done since the first one.  optimisers: their `state_dict`s, in the order of `make_optimisers`.
+    steps: done since the first one.  optimizers: their `state_dict`s, in the order of `make_optimizers`.
     random: the state of each rank's random numbers on the CPU, by rank.
     """
 
@@ -41,7 +41,7 @@ class Run:
     evaluate_from_us: int | None
     fingerprint: str
     steps: int
-    optimisers: tuple[dict[str, Any], ...]
+    optimizers: tuple[dict[str, Any], ...]
     random: tuple[torch.Tensor, ...]
 
 
@@ -58,7 +58,7 @@ def save(run: Run, run_dir: Path | str) -> Path:
         "evaluate_from_us": run.evaluate_from_us,
         "fingerprint": run.fingerprint,
         "steps": run.steps,
-        "optimisers": list(run.optimisers),
+        "optimizers": list(run.optimizers),
         "random": list(run.random),
     }
     try:
@@ -110,7 +110,7 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
         evaluate_from_us=content["evaluate_from_us"],
         fingerprint=content["fingerprint"],
         steps=content["steps"],
-        optimisers=tuple(content["optimisers"]),
+        optimizers=tuple(content["optimizers"]),
         random=tuple(state.cpu() for state in content["random"]),
     )
 

@@ -19,8 +19,8 @@ def factor(step: int, total_steps: int, config: TrainConfig) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
 
 
-def set_rates(optimisers: Sequence[torch.optim.Optimizer], scale: float) -> None:
+def set_rates(optimizers: Sequence[torch.optim.Optimizer], scale: float) -> None:
     """Let each group of weights learn at its own first rate times `scale`."""
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * scale

@@ -44,7 +44,7 @@ def log_loss(labels: ArrayLike, logits: ArrayLike) -> float:
     return float(np.mean(np.logaddexp(0, found) - truth * found))
 
 
-def normalised_entropy(labels: ArrayLike, logits: ArrayLike) -> float:
+def normalized_entropy(labels: ArrayLike, logits: ArrayLike) -> float:
     """The log loss divided by that of always predicting the mean label (He et al., ADKDD 2014).
 
     Below 1 is better than no model. NaN where one of the classes is missing.

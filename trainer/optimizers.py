@@ -10,7 +10,7 @@ from torch import nn
 from .config import TrainConfig
 
 
-def make_optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """SparseAdam for tables with sparse gradients; AdamW for the rest, decaying only matrices of layers."""
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     sparse = sparse_tables(model)

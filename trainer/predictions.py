@@ -84,7 +84,7 @@ class Scores:
             "label": label,
             "auc": metrics.auc(truth, logits),
             "log_loss": metrics.log_loss(truth, logits),
-            "ne": metrics.normalised_entropy(truth, logits),
+            "ne": metrics.normalized_entropy(truth, logits),
             "gauc": metrics.gauc(truth, logits, self.users[which]),
             "gauc_by_request": metrics.gauc(truth, logits, self.requests[which]),
             "targets": int(which.sum()),

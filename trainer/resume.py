@@ -20,7 +20,7 @@ from longbatch.trainer.models.request_model import RequestModel
 
 from . import checkpoint
 from .config import TrainConfig
-from .optimizers import make_optimisers
+from .optimizers import make_optimizers
 from .predictions import best_device
 
 BUDGETS = (
@@ -38,10 +38,10 @@ BUDGETS = (
 
 @dataclass(frozen=True)
 class Start:
-    """A model with its optimisers and the steps they have done."""
+    """A model with its optimizers and the steps they have done."""
 
     model: RequestModel
-    optimisers: list[torch.optim.Optimizer]
+    optimizers: list[torch.optim.Optimizer]
     step: int
 
 
@@ -64,7 +64,7 @@ def start(
         if (Path(run_dir) / checkpoint.FILE_NAME).exists():
             raise SpecError(f"{run_dir} holds a run; go on from it with --resume, or choose another folder")
         model = fresh.to(best_device())
-        return Start(model, make_optimisers(model, config), 0)
+        return Start(model, make_optimizers(model, config), 0)
     run = checkpoint.load(run_dir, best_device())
     _check(run, config, fingerprint, run_dir)
     run.model.config = config.model
@@ -74,12 +74,12 @@ def start(
         )
     if len(run.random) != world_size:
         raise SpecError(f"{run_dir} was trained on {len(run.random)} ranks, and there are {world_size}; use as many")
-    optimisers = make_optimisers(run.model, config)
-    for optimiser, state in zip(optimisers, run.optimisers, strict=True):
-        optimiser.load_state_dict(state)
+    optimizers = make_optimizers(run.model, config)
+    for optimizer, state in zip(optimizers, run.optimizers, strict=True):
+        optimizer.load_state_dict(state)
     if rank < len(run.random):
         torch.set_rng_state(run.random[rank])
-    return Start(run.model, optimisers, run.steps)
+    return Start(run.model, optimizers, run.steps)
 
 
 def _check(run: checkpoint.Run, config: TrainConfig, fingerprint: str, run_dir: Path | str) -> None:

@@ -32,7 +32,7 @@ from . import lr_schedule as schedule
 from . import resume as resuming
 from .compile import compile_rows
 from .config import Length, TrainConfig, as_microseconds, model_columns
-from .optimizers import dense_parameters, make_optimisers, sparse_tables
+from .optimizers import dense_parameters, make_optimizers, sparse_tables
 from .predictions import Metrics, Progress, ProgressCallback, best_device, device_of, predict
 from .tensorboard import Board
 
@@ -103,7 +103,7 @@ def _train(
     def save(step: int) -> None:
         random = tuple(ranks.gathered(torch.get_rng_state()))
         if rank == 0:
-            states = tuple(optimiser.state_dict() for optimiser in start.optimisers)
+            states = tuple(optimizer.state_dict() for optimizer in start.optimizers)
             run = checkpoint.Run(start.model, config, split_us, dataset.fingerprint, step, states, random)
             checkpoint.save(run, run_dir)
 
@@ -113,7 +113,7 @@ def _train(
         config,
         total_steps=_total_steps(dataset, config),
         progress=board or progress,
-        optimisers=start.optimisers,
+        optimizers=start.optimizers,
         first_step=start.step,
         save=save,
     )
@@ -191,7 +191,7 @@ def fit(
     *,
     total_steps: int = 0,
     progress: ProgressCallback | None = None,
-    optimisers: Sequence[torch.optim.Optimizer] | None = None,
+    optimizers: Sequence[torch.optim.Optimizer] | None = None,
     first_step: int = 0,
     save: Callable[[int], None] | None = None,
 ) -> TrainReport:
@@ -201,14 +201,14 @@ def fit(
     `checkpoint_steps`.  Raises SpecError for labels other than 0 and 1 and DataError when the loss is not finite.
     """
     model.train()
-    optimisers = make_optimisers(model, config) if optimisers is None else optimisers
+    optimizers = make_optimizers(model, config) if optimizers is None else optimizers
     curve, started, step = _LossCurve(), time.perf_counter(), first_step
     stopped_by = _stop(step, 0.0, config) or "epochs"
     groups = _Groups(batches, config.accumulate)
     with resuming.interrupts() as interrupted:
         for group in groups if stopped_by == "epochs" else ():
-            schedule.set_rates(optimisers, schedule.factor(step, total_steps, config))
-            curve.add(train_step(model, optimisers, group, config))
+            schedule.set_rates(optimizers, schedule.factor(step, total_steps, config))
+            curve.add(train_step(model, optimizers, group, config))
             step += 1
             seconds = time.perf_counter() - started
             stopped_by = _agreed("interrupt" if interrupted() else _stop(step, seconds, config), model) or stopped_by
@@ -226,14 +226,14 @@ def fit(
 
 def train_step(
     model: RequestModel,
-    optimisers: Sequence[torch.optim.Optimizer],
+    optimizers: Sequence[torch.optim.Optimizer],
     batches: Sequence[RequestBatch],
     config: TrainConfig,
 ) -> Tensor:
     """One update from the batches of all ranks; returns their summed loss, targets and events, (3,) float64, on the device."""
     device = device_of(model)
-    for optimiser in optimisers:
-        optimiser.zero_grad()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     done = torch.zeros(3, dtype=torch.float64, device=device)
     for batch in batches:
         if batch.num_targets:
@@ -246,8 +246,8 @@ def train_step(
             parameter.grad /= done[1].clamp(min=1).to(parameter.dtype)
     if config.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(dense, config.clip_norm)
-    for optimiser in optimisers:
-        optimiser.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return done
 
 

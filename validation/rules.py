@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
 from longbatch.schemas.spec.columns import Declared, TimeColumn
@@ -39,10 +39,10 @@ def missing(role: Role, name: str) -> str | None:
     return f"missing_label:{name.removeprefix('label.')}" if name.startswith("label.") else None
 
 
-def declared_faults(declared: Declared, column: str, value: pl.Expr, *, as_text: bool) -> dict[str, pl.Expr]:
+def declared_faults(declared: Declared, column: str, value: pl.Expr, *, as_string: bool) -> dict[str, pl.Expr]:
     """Reason -> whether a row's value is outside of what is declared; never true of a null.
 
-    `value` is the column as typed, without default; `as_text` says that it is text (yet to be hashed, if an id).
+    `value` is the column as typed, without default; `as_string` says that it is text (yet to be hashed, if an id).
     """
     faults = {}
     if declared.min is not None or declared.max is not None:
@@ -53,7 +53,7 @@ def declared_faults(declared: Declared, column: str, value: pl.Expr, *, as_text:
             inside = inside & (value <= declared.max)
         faults[f"out_of_range:{column}"] = value.is_not_null() & (~inside | value.is_nan())
     if declared.values is not None:
-        known = [str(v) if as_text else v for v in declared.values]
+        known = [str(v) if as_string else v for v in declared.values]
         faults[f"unknown:{column}"] = value.is_not_null() & ~value.is_in(known)
     return faults
 
@@ -76,7 +76,7 @@ def _reasons_of(role: Role, name: str, mapped: Mapped) -> list[str]:
     if isinstance(mapped, TimeColumn):
         reasons.append(TIME_OUT_OF_RANGE)
     if isinstance(mapped, Declared):
-        reasons += declared_faults(mapped, str(mapped.column), pl.lit(None), as_text=True)
+        reasons += declared_faults(mapped, str(mapped.column), pl.lit(None), as_string=True)
     return reasons
 
 
@@ -110,9 +110,9 @@ class Excess:
         )
 
 
-def excesses(ledger: RowLedger, allowed: float, allowed_for: Mapping[str, float]) -> list[Excess]:
+def excesses(accounting: RowAccounting, allowed: float, allowed_for: Mapping[str, float]) -> list[Excess]:
     """Return every threshold that a source's rejects exceed; shares are of the rows that no `where` filtered out."""
-    rows = ledger.rows - ledger.filtered
-    found = [Excess(None, ledger.rejected, rows, allowed)]
-    found += [Excess(reason, ledger.reasons.get(reason, 0), rows, share) for reason, share in allowed_for.items()]
+    rows = accounting.rows - accounting.filtered
+    found = [Excess(None, accounting.rejected, rows, allowed)]
+    found += [Excess(reason, accounting.reasons.get(reason, 0), rows, share) for reason, share in allowed_for.items()]
     return [excess for excess in found if excess.rejected > excess.allowed * rows]

@@ -63,8 +63,8 @@ def check_appendable(spec: BuildSpec) -> None:
         why = "a session may go on on the next day; log a request_id, or leave session_gap out"
     elif spec.history.request_id and not (spec.one_log and spec.history.request_id == spec.requests.request_id):
         why = "history.request_id of another log may name a request long before it comes; leave it out"
-    elif any(source.made_time for source in spec.sources.values()):
-        why = "made_time gives every file times of its own place, which changes when files are added"
+    elif any(source.synthetic_time for source in spec.sources.values()):
+        why = "synthetic_time gives every file times of its own place, which changes when files are added"
     if why:
         raise SpecError(f"this spec cannot be built day by day: {why}. Build without --until")
 

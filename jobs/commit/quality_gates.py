@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from longbatch.jobs.engines.stages import Built
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import source_roles
@@ -21,16 +21,16 @@ EXAMPLE_LENGTH = 200
 
 def check_built(spec: BuildSpec, built: Built, root: Path) -> None:
     """Raise DataError, saying what was found and why, if this must not be committed."""
-    check_books(spec, built)
-    for source, ledger in built.ledgers.items():
-        sound = ledger.accepted + sum(ledger.policies.values())
-        may_be_empty = source_roles(spec, source) == ("actions",) and not ledger.rejected  # a day without actions
+    check_accounting(spec, built)
+    for source, accounting in built.row_accounting.items():
+        sound = accounting.accepted + sum(accounting.policies.values())
+        may_be_empty = source_roles(spec, source) == ("actions",) and not accounting.rejected  # a day without actions
         if sound == 0 and not may_be_empty:
             raise DataError(
-                f"source {source} has no valid row: {_described(ledger, built, root)}\nNothing was committed"
+                f"source {source} has no valid row: {_described(accounting, built, root)}\nNothing was committed"
             )
     check_rejects(spec, built, root)
-    accepted = {role: built.ledgers[spec.section(role).source].accepted for role in spec.roles}
+    accepted = {role: built.row_accounting[spec.section(role).source].accepted for role in spec.roles}
     alone = {role for role in spec.roles if len(source_roles(spec, spec.section(role).source)) == 1}
     built.counts.check(
         accepted["history"] if "history" in alone else None, accepted["requests"] if "requests" in alone else None
@@ -39,29 +39,29 @@ def check_built(spec: BuildSpec, built: Built, root: Path) -> None:
         raise DataError(f"no request is left: {_why_none(built)}; nothing was committed")
 
 
-def check_books(spec: BuildSpec, built: Built) -> None:
-    """Raise DataError unless every row and every event has one fate."""
+def check_accounting(spec: BuildSpec, built: Built) -> None:
+    """Raise DataError unless every row and every event has one outcome."""
     for source in spec.sources:
-        built.ledgers[source].check(source)
+        built.row_accounting[source].check(source)
     built.counts.check()
 
 
 def check_rejects(spec: BuildSpec, built: Built, root: Path) -> None:
     """Raise DataError, with examples, if more rows were rejected than the spec allows."""
-    for source, ledger in built.ledgers.items():
-        over = [str(excess) for excess in excesses(ledger, spec.max_rejected, spec.max_rejected_for)]
+    for source, accounting in built.row_accounting.items():
+        over = [str(excess) for excess in excesses(accounting, spec.max_rejected, spec.max_rejected_for)]
         if over:
             raise DataError(
-                f"source {source}: {'; '.join(over)}: {_described(ledger, built, root)}\n"
+                f"source {source}: {'; '.join(over)}: {_described(accounting, built, root)}\n"
                 "Mend the log or raise the threshold; nothing was committed"
             )
 
 
 def _why_none(built: Built) -> str:
     counts = built.counts
-    if counts.held_back_requests:
+    if counts.pending_requests:
         return (
-            f"{counts.held_back_requests:,} requests were held back, for the window of a label was not over when the "
+            f"{counts.pending_requests:,} requests were held back, for the window of a label was not over when the "
             "actions ended; set actions.until, or shorten `within`"
         )
     if counts.rejected_targets or counts.short_targets:
@@ -69,13 +69,13 @@ def _why_none(built: Built) -> str:
     return "no row became a target; check requests.where"
 
 
-def _described(ledger: RowLedger, built: Built, root: Path) -> str:
-    """The fates of a source's rows, and below them each reason with its count and examples."""
-    found = f"{ledger.rows:,} rows, {ledger.filtered:,} filtered, {ledger.rejected:,} rejected"
-    if not ledger.reasons:
+def _described(accounting: RowAccounting, built: Built, root: Path) -> str:
+    """The outcomes of a source's rows, and below them each reason with its count and examples."""
+    found = f"{accounting.rows:,} rows, {accounting.filtered:,} filtered, {accounting.rejected:,} rejected"
+    if not accounting.reasons:
         return found
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in ledger.reasons.items())
-    return f"{found} ({reasons})" + "".join(f"\n  {line}" for line in _examples(built, root, list(ledger.reasons)))
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in accounting.reasons.items())
+    return f"{found} ({reasons})" + "".join(f"\n  {line}" for line in _examples(built, root, list(accounting.reasons)))
 
 
 def _examples(built: Built, root: Path, reasons: list[str]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.jobs.readers.sources import Chunk, Piece, plan_pieces, read_piece
 from longbatch.pipelines.canonicalize import Facts, known_facts
 from longbatch.pipelines.row_filters import TEXT_FORMATS
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 
 from .spill import Partition
@@ -110,7 +110,7 @@ class LocalEngine:
     ) -> Built:
         total = float(sum(piece.size for piece in pieces))
         done = 0.0
-        built = Built(ledgers={source: RowLedger() for source in spec.sources})
+        built = Built(row_accounting={source: RowAccounting() for source in spec.sources})
         tasks = _scan_tasks(spec, pieces, buckets, partitions, root, attempt, increment)
         for size, part in self._run(tasks):
             done += size
@@ -204,7 +204,7 @@ def _scan_chunks(
                 if kind.startswith("rows:"):
                     built += Built(shuffled_bytes=sum(batch.nbytes for batch in batches))
         built += make_quarantine(typed.rejected, chunk, root, f"{source}-{attempt}-{name}-{part:04d}")
-        built += Built(ledgers={source: typed.ledger}, latest_action=typed.latest_action)
+        built += Built(row_accounting={source: typed.accounting}, latest_action=typed.latest_action)
     return size, built
 
 

@@ -28,7 +28,7 @@ from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.jobs.readers.sources import Piece, plan_pieces
 from longbatch.pipelines.canonicalize import known_facts, needed_columns
 from longbatch.schemas import errors
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 
 from .java import provide_java
@@ -148,7 +148,7 @@ def _build(
     for source in tables:
         part = _map_table(session, spec, source, buckets, grown)
         mapped = part if mapped is None else mapped.unionAll(part)
-    empty = Built(ledgers={source: RowLedger() for source in spec.sources})
+    empty = Built(row_accounting={source: RowAccounting() for source in spec.sources})
     if mapped is None:
         return empty
     if increment:  # buckets without a new row may hold requests that waited for labels until now

@@ -20,7 +20,7 @@ from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.jobs.readers.sources import CHUNK_ROWS, Chunk, Piece, plain_types, read_piece
 from longbatch.pipelines.arrays.narrow_ints import widen
 from longbatch.pipelines.canonicalize import Facts
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.format.shard import SHARDS_SCHEMA
 from longbatch.schemas.profile import TABLES, profile_of
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -96,7 +96,9 @@ def _map_chunk(
     typed = type_chunk(spec, source, chunk, increment)
     name = f"{chunk.path}#{chunk.first_row}"
     home = sum(name.encode()) % buckets
-    rows: list[dict[str, Any]] = [_part(home, f"ledger:{source}", name, json.dumps(typed.ledger.as_dict()).encode())]
+    rows: list[dict[str, Any]] = [
+        _part(home, f"accounting:{source}", name, json.dumps(typed.accounting.as_dict()).encode())
+    ]
     if typed.latest_action is not None:
         rows.append(_part(home, LATEST_ACTION, str(typed.latest_action), b""))
     if typed.rejected.height or chunk.malformed:
@@ -196,8 +198,8 @@ def _reduce_bucket(
     built = Built()
     frames = {}
     for source in spec.sources:
-        for row in kinds.pop(f"ledger:{source}", []):
-            built += Built(ledgers={source: RowLedger(**json.loads(row["data"]))})
+        for row in kinds.pop(f"accounting:{source}", []):
+            built += Built(row_accounting={source: RowAccounting(**json.loads(row["data"]))})
         for number, row in enumerate(kinds.pop(f"rejected:{source}", [])):
             origin = json.loads(row["name"])
             chunk = Chunk(**origin, frame=pl.DataFrame())
@@ -217,7 +219,7 @@ def _pack_result(built: Built) -> pa.RecordBatch:
     books = {
         "vocabulary": built.vocabulary,
         "quarantine": built.quarantine,
-        "ledgers": {source: ledger.as_dict() for source, ledger in built.ledgers.items()},
+        "row_accounting": {source: accounting.as_dict() for source, accounting in built.row_accounting.items()},
         "counts": built.counts.as_dict(),
         "collisions": built.collisions,
         "state": built.state,
@@ -236,7 +238,7 @@ def unpack_result(shards: bytes, text: str) -> Built:
         shards=pa.ipc.open_stream(shards).read_all().to_pylist(),
         vocabulary=books["vocabulary"],
         quarantine=books["quarantine"],
-        ledgers={source: RowLedger(**ledger) for source, ledger in books["ledgers"].items()},
+        row_accounting={source: RowAccounting(**accounting) for source, accounting in books["row_accounting"].items()},
         counts=Counts(**books["counts"]),
         collisions=books["collisions"],
         state=books["state"],

@@ -17,14 +17,14 @@ import pyarrow as pa
 
 from longbatch.jobs.commit.incremental_state import Increment, new_owners, read_carried, write_carried
 from longbatch.jobs.readers.sources import Chunk
-from longbatch.pipelines.arrays.hashing import bucket_of, hash_text
+from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
 from longbatch.pipelines.arrays.narrow_ints import narrow, with_codes
 from longbatch.pipelines.bucket_memory import user_column
 from longbatch.pipelines.canonicalize import Canonical, Facts, canonicalize, conflicting_requests
 from longbatch.pipelines.kernel import build_bucket, carry_on
 from longbatch.pipelines.pack import cut_segments, pack, reaches_of
 from longbatch.pipelines.profile import Samples, profile_bucket
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.format.shard import SHARD_TABLES, check_file, codec_of, disk_message, file_entry, write_shard
 from longbatch.schemas.profile import TABLES, Profile
@@ -49,7 +49,7 @@ class Built:
     shards: list[dict[str, Any]] = field(default_factory=list)
     vocabulary: list[dict[str, Any]] = field(default_factory=list)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
-    ledgers: Mapping[str, RowLedger] = field(default_factory=dict)
+    row_accounting: Mapping[str, RowAccounting] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     collisions: int = 0
     profile: Profile = field(default_factory=Profile)
@@ -62,12 +62,15 @@ class Built:
 
     def __add__(self, other: Built) -> Built:
         """Return both parts together."""
-        sources = {**self.ledgers, **other.ledgers}
+        sources = {**self.row_accounting, **other.row_accounting}
         return Built(
             self.shards + other.shards,
             self.vocabulary + other.vocabulary,
             self.quarantine + other.quarantine,
-            {s: self.ledgers.get(s, RowLedger()) + other.ledgers.get(s, RowLedger()) for s in sources},
+            {
+                s: self.row_accounting.get(s, RowAccounting()) + other.row_accounting.get(s, RowAccounting())
+                for s in sources
+            },
             self.counts + other.counts,
             self.collisions + other.collisions,
             self.profile + other.profile,
@@ -96,8 +99,8 @@ def type_chunk(spec: BuildSpec, source: str, chunk: Chunk, increment: Increment 
     lost = len(chunk.malformed)
     if not lost:
         return typed
-    ledger = typed.ledger + RowLedger(rows=lost, rejected=lost, reasons={MALFORMED_ROW: lost})
-    return replace(typed, ledger=ledger)
+    accounting = typed.accounting + RowAccounting(rows=lost, rejected=lost, reasons={MALFORMED_ROW: lost})
+    return replace(typed, accounting=accounting)
 
 
 def bucket_parts(spec: BuildSpec, source: str, typed: Canonical, buckets: int) -> dict[str, tuple[pl.DataFrame, Any]]:
@@ -105,7 +108,7 @@ def bucket_parts(spec: BuildSpec, source: str, typed: Canonical, buckets: int) -
     parts = {f"rows:{source}": (typed.rows, bucket_of(typed.rows[user_column(spec, source)].to_numpy(), buckets))}
     if typed.owners is not None:
         ids = typed.owners["request_id"]
-        ids = hash_text(ids) if ids.dtype == pl.String else ids
+        ids = hash_string(ids) if ids.dtype == pl.String else ids
         parts["owners"] = (typed.owners, bucket_of(ids.to_numpy(), buckets))
     if typed.vocabulary.height:
         parts["vocabulary"] = (typed.vocabulary, bucket_of(typed.vocabulary["id"].to_numpy(), buckets))
@@ -154,7 +157,12 @@ def make_bucket(
         carried = carry_on(spec, made, increment.until, segments.user_id, reaches_of(made, segments))
         state = write_carried(root, bucket, attempt, carried)
     return Built(
-        [row] if row else [], ledgers=made.ledgers, counts=counts, profile=profile, samples=samples, state=state
+        [row] if row else [],
+        row_accounting=made.row_accounting,
+        counts=counts,
+        profile=profile,
+        samples=samples,
+        state=state,
     )
 
 

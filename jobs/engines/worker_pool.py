@@ -14,7 +14,7 @@ POLL_SECONDS = 0.2  # an interrupt does not end a wait: Polars handles signals s
 T = TypeVar("T")
 
 
-class Crew:
+class WorkerPool:
     """Threads that share the work of a command; the first error, or an interrupt, stops them all."""
 
     def __init__(self, workers: int | None, progress: Progress) -> None:

@@ -28,7 +28,7 @@ from longbatch.pipelines.canonicalize import needed_columns
 from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import duration_us
-from longbatch.schemas.spec.source import MadeTime, Source
+from longbatch.schemas.spec.source import Source, SyntheticTime
 from longbatch.schemas.tables import list_columns
 
 CHUNK_ROWS = 1 << 20
@@ -176,22 +176,22 @@ def read_piece(spec: BuildSpec, piece: Piece) -> Iterator[Chunk]:
         except pl.exceptions.PolarsError as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{chunk.path} holds a binary column whose bytes are not UTF-8 text: {reason}") from None
-        if entry.made_time:
-            _check_made_time(entry.made_time, piece, place + frame.height)
-            frame = with_made_time(frame, entry.made_time, piece.file, place)
+        if entry.synthetic_time:
+            _check_synthetic_time(entry.synthetic_time, piece, place + frame.height)
+            frame = with_synthetic_time(frame, entry.synthetic_time, piece.file, place)
         place += frame.height
         yield replace(chunk, frame=frame)
 
 
-def _check_made_time(made: MadeTime, piece: Piece, rows: int) -> None:
+def _check_synthetic_time(made: SyntheticTime, piece: Piece, rows: int) -> None:
     if rows > duration_us(made.per_file):
         raise DataError(
-            f"source {piece.source}: {piece.path} has {rows:,} rows or more, and made_time.per_file is only {made.per_file}, "
+            f"source {piece.source}: {piece.path} has {rows:,} rows or more, and synthetic_time.per_file is only {made.per_file}, "
             "so its times would reach into the next file's; give it a longer per_file"
         )
 
 
-def with_made_time(frame: pl.DataFrame, made: MadeTime, file: int, place: int) -> pl.DataFrame:
+def with_synthetic_time(frame: pl.DataFrame, made: SyntheticTime, file: int, place: int) -> pl.DataFrame:
     """Add the time made from the place of each row among the rows of its file, malformed lines not counted."""
     first = made.of_file(file) + place
     times = pl.int_range(first, first + pl.len(), dtype=pl.Int64).cast(pl.Datetime("us", "UTC"))
@@ -213,11 +213,11 @@ def _plain(dtype: pl.DataType) -> pl.DataType:
     return dtype
 
 
-def require_columns(columns: list[str], available: list[str], piece: Piece, made: MadeTime | None) -> None:
+def require_columns(columns: list[str], available: list[str], piece: Piece, made: SyntheticTime | None) -> None:
     """Raise SourceError naming the columns that a file lacks and those it has, or one that is to be made."""
     if made and made.column in available:
         raise SourceError(
-            f"source {piece.source}: {piece.path} has a column {made.column!r}, which made_time would replace; name another"
+            f"source {piece.source}: {piece.path} has a column {made.column!r}, which synthetic_time would replace; name another"
         )
     missing = [name for name in columns if name not in available]
     if missing:
@@ -229,7 +229,7 @@ def require_columns(columns: list[str], available: list[str], piece: Piece, made
 
 def _read_parquet(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk]:
     file = _open_parquet(piece.path)
-    require_columns(columns, file.schema_arrow.names, piece, entry.made_time)
+    require_columns(columns, file.schema_arrow.names, piece, entry.synthetic_time)
     try:
         table = file.read_row_groups(range(piece.first, piece.last), columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
@@ -244,7 +244,7 @@ def _read_arrow(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chu
     try:
         file = system.open_input_file(inner)
         names = pa.ipc.open_file(file).schema.names
-        require_columns(columns, names, piece, entry.made_time)
+        require_columns(columns, names, piece, entry.synthetic_time)
         options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns], use_threads=False)
         reader = pa.ipc.open_file(file, options=options)
         row = 0
@@ -263,7 +263,7 @@ def _read_csv(entry: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk
     names = list(entry.columns) if entry.columns else _csv_header(entry, piece)
     if not names:
         return
-    require_columns(columns, names, piece, entry.made_time)
+    require_columns(columns, names, piece, entry.synthetic_time)
     header_rows = 0 if entry.columns else 1
     malformed: list[tuple[int, str]] = []
 

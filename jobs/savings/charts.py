@@ -1,7 +1,7 @@
 """Pieces of self-contained HTML pages: charts as inline SVG, tables, and the page around them.
 
 Nothing is loaded from anywhere. Sizes across are percentages and text is in pixels, so that a chart fills a phone
-and a laptop alike; colours follow the reader's light or dark scheme. Axes start at zero or say that they do not.
+and a laptop alike; colors follow the reader's light or dark scheme. Axes start at zero or say that they do not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5
 BAR_SPAN = 72.0  # percent of the width that the longest bar takes; the value is written beside it
 LEFT, RIGHT = 14.0, 97.0  # percent of the width between which a line chart is drawn
 TOP_PX, PLOT_PX = 28, 220
-COLOURS = 6
+COLORS = 6
 
 CSS = """
 :root{color-scheme:light dark;--ink:#1c2430;--soft:#5b6675;--paper:#fff;--line:#dfe4ea;--panel:#f5f7f9;
@@ -56,7 +56,7 @@ tr.mine td{background:var(--panel);font-weight:600}
 """
 
 
-def number_text(value: float, unit: str = "") -> str:
+def format_number(value: float, unit: str = "") -> str:
     """A number with its unit to three digits: bytes (B) and seconds (s) with a decimal prefix, others grouped."""
     if unit in ("B", "s") and value:
         value = float(f"{value:.3g}")
@@ -115,7 +115,7 @@ def bar_chart(
     marks = []
     for row, (label, value) in enumerate(zip(labels, values, strict=True)):
         share = (math.log10(value) - low) / (high - low) if log else value / (max(values) or 1)
-        marks.append(_mark(42 * row, label, BAR_SPAN * share, number_text(value, unit), log, row in highlight))
+        marks.append(_mark(42 * row, label, BAR_SPAN * share, format_number(value, unit), log, row in highlight))
     axis = (
         "".join(_decade(p, BAR_SPAN * (p - low) / (high - low), height, unit) for p in range(low, high + 1))
         if log
@@ -131,13 +131,13 @@ def _decades(values: Sequence[float]) -> tuple[int, int]:
 
 
 def _mark(y: int, label: str, x: float, value: str, log: bool, stressed: bool) -> str:
-    colour = "var(--mine)" if stressed else "var(--bar)"
+    color = "var(--mine)" if stressed else "var(--bar)"
     weight = ' font-weight="600"' if stressed else ""
     shape = (
         f'<line class="grid" x1="0" x2="{BAR_SPAN}%" y1="{y + 26}" y2="{y + 26}"/>'
-        f'<circle cx="{x:.2f}%" cy="{y + 26}" r="7" fill="{colour}"/>'
+        f'<circle cx="{x:.2f}%" cy="{y + 26}" r="7" fill="{color}"/>'
         if log
-        else f'<rect x="0" y="{y + 17}" width="{max(x, 0.3):.2f}%" height="18" rx="2" fill="{colour}"/>'
+        else f'<rect x="0" y="{y + 17}" width="{max(x, 0.3):.2f}%" height="18" rx="2" fill="{color}"/>'
     )
     return (
         f'<text x="0" y="{y + 12}"{weight}>{escape(label)}</text>{shape}'
@@ -149,7 +149,7 @@ def _decade(power: int, x: float, height: int, unit: str) -> str:
     return (
         f'<line class="grid" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="{height}"/>'
         f'<text class="tick" x="{x:.2f}%" y="{height + 17}" text-anchor="{"middle" if x else "start"}">'
-        f"{escape(number_text(10.0**power, unit))}</text>"
+        f"{escape(format_number(10.0**power, unit))}</text>"
     )
 
 
@@ -194,7 +194,7 @@ def line_chart(
         f'y="{TOP_PX + PLOT_PX + 38}" text-anchor="middle">{escape(x_label)}{" (logarithmic)" if log_x else ""}</text>'
     )
     keys = "".join(
-        f'<span class="key"><i style="background:var(--c{k % COLOURS})"></i>{escape(name)}</span>'
+        f'<span class="key"><i style="background:var(--c{k % COLORS})"></i>{escape(name)}</span>'
         for k, name in enumerate(series)
     )
     note = "" if ticks[0] <= 0 else "the vertical axis does not start at zero"
@@ -230,15 +230,15 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _line(across: Sequence[float], down: Sequence[float | None], number: int) -> str:
-    colour = f"var(--c{number % COLOURS})"
+    color = f"var(--c{number % COLORS})"
     points = [(x, y) for x, y in zip(across, down, strict=True)]
     joined = "".join(
-        f'<line x1="{x0:.2f}%" y1="{y0:.1f}" x2="{x1:.2f}%" y2="{y1:.1f}" stroke="{colour}" stroke-width="2"/>'
+        f'<line x1="{x0:.2f}%" y1="{y0:.1f}" x2="{x1:.2f}%" y2="{y1:.1f}" stroke="{color}" stroke-width="2"/>'
         for (x0, y0), (x1, y1) in pairwise(points)
         if y0 is not None and y1 is not None
     )
     return joined + "".join(
-        f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points if y is not None
+        f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="3.5" fill="{color}"/>' for x, y in points if y is not None
     )
 
 

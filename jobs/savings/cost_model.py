@@ -68,8 +68,8 @@ def rates(dataset: Dataset, columns: Sequence[ColumnBytes]) -> dict[str, float]:
     owner = {"requests": "request", "targets": "target"}  # all else belongs to the timelines
     for column in columns:
         of[owner.get(column.name.split(".")[0], "event")] += column.stored or 0.0
-    counts, ledgers = dataset.counts, dataset.snapshot.ledgers
-    rows = {source: ledger.accepted for source, ledger in ledgers.items()}
+    counts, row_accounting = dataset.counts, dataset.snapshot.row_accounting
+    rows = {source: accounting.accepted for source, accounting in row_accounting.items()}
     typed = sum(rows[source] * row_bytes(dataset.spec, source) for source in rows)
     return {
         "event_at_rest": of["event"] / max(1, counts.stored_with_overlap),

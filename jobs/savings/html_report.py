@@ -62,7 +62,7 @@ LIMITS = (
 
 
 def _times(ratio: float) -> str:
-    return f"{plots.number_text(ratio)}×"
+    return f"{plots.format_number(ratio)}×"
 
 
 def _facts(savings: Savings) -> list[tuple[str, str]]:
@@ -120,9 +120,9 @@ def _decoded_section(savings: Savings, chart: plots.Bars) -> str:
     rows = [
         [
             title,
-            plots.number_text(layout.copies_of_event),
-            plots.number_text(layout.predicted_per_target, "B"),
-            plots.number_text(layout.decoded_per_target, "B"),
+            plots.format_number(layout.copies_of_event),
+            plots.format_number(layout.predicted_per_target, "B"),
+            plots.format_number(layout.decoded_per_target, "B"),
         ]
         for title, layout in zip(chart.labels, levels, strict=True)
     ]
@@ -143,7 +143,7 @@ def _columns_section(savings: Savings) -> str:
     events = savings.dataset["events"]
 
     def cells(value: float | None) -> list[str]:
-        return ["–", "–"] if value is None else [plots.number_text(value, "B"), f"{value / max(1, events):.2f}"]
+        return ["–", "–"] if value is None else [plots.format_number(value, "B"), f"{value / max(1, events):.2f}"]
 
     rows = [
         [column.name, *cells(column.stored), *cells(column.arrow), *cells(column.parquet)] for column in savings.columns
@@ -179,26 +179,26 @@ def _figures(savings: Savings) -> str:
     rows = [
         [
             f"{layout.title}, {file.title}",
-            ("at least " if layout.at_least else "") + plots.number_text(file.bytes, "B"),
+            ("at least " if layout.at_least else "") + plots.format_number(file.bytes, "B"),
             "?" if file.standard_error is None else f"{file.standard_error / max(file.bytes, 1.0):.1%}",
-            plots.number_text(file.bytes / targets, "B"),
-            plots.number_text(file.bytes / mine["bytes"]),
-            plots.number_text(file.read_seconds, "s"),
-            plots.number_text(file.write_seconds, "s"),
-            plots.number_text(layout.decoded_per_target, "B"),
+            plots.format_number(file.bytes / targets, "B"),
+            plots.format_number(file.bytes / mine["bytes"]),
+            plots.format_number(file.read_seconds, "s"),
+            plots.format_number(file.write_seconds, "s"),
+            plots.format_number(layout.decoded_per_target, "B"),
         ]
         for layout in savings.layouts
         for file in layout.files
     ]
     own = [
         f"longbatch dataset as it is (Arrow {mine['codec']})",
-        plots.number_text(mine["bytes"], "B"),
+        plots.format_number(mine["bytes"], "B"),
         "0.0%",
-        plots.number_text(mine["per_target"], "B"),
+        plots.format_number(mine["per_target"], "B"),
         "1",
-        plots.number_text(mine["read_seconds"], "s"),
+        plots.format_number(mine["read_seconds"], "s"),
         "–",
-        plots.number_text(mine["decoded_per_target"], "B"),
+        plots.format_number(mine["decoded_per_target"], "B"),
     ]
     words = "Bytes at rest and times are of the whole dataset; times are of one thread, without disk and network."
     return plots.paragraph(words) + plots.table(headers, [*rows, own], highlight=[len(rows)])
@@ -208,7 +208,7 @@ def _method(savings: Savings) -> list[str]:
     sampling = savings.sampling
     samples = [
         f"{layout.title}: {layout.sample['share']:.1%} of it written, in {layout.sample['slices']} slices of "
-        f"{plots.number_text(layout.sample['slice_bytes'], 'B')} decoded "
+        f"{plots.format_number(layout.sample['slice_bytes'], 'B')} decoded "
         f"({layout.sample['targets']:,} targets in {layout.sample['requests']:,} requests of "
         f"{layout.sample['users']:,} users)."
         for layout in savings.layouts
@@ -223,7 +223,7 @@ def _method(savings: Savings) -> list[str]:
     )
     return [
         f"Slices are stretches of the table as it would lie on disk, drawn at random (seed {sampling['seed']}), one "
-        f"from each equal part, at most {plots.number_text(sampling['budget_bytes'], 'B')} decoded per layout; from "
+        f"from each equal part, at most {plots.format_number(sampling['budget_bytes'], 'B')} decoded per layout; from "
         f"{sampling['blocks']:,} of the dataset's {sampling['blocks_in_dataset']:,} blocks. Totals are scaled up by "
         "decoded bytes, which are known for all surveyed blocks; ± is the standard error of that, from the differences "
         "between slices.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .charts import Bars, number_text
+from .charts import Bars, format_number
 
 BAR, MINE, INK = "#9db4c8", "#1f6fb2", "#1c2430"
 
@@ -28,21 +28,21 @@ def _draw(figure: object, bars: Bars) -> None:
     """Bars from zero, or dots on a logarithmic axis, the first on top, each with its value."""
     axes = figure.subplots()  # type: ignore[attr-defined]
     places = range(len(bars.values))
-    colours = [MINE if place in bars.highlight else BAR for place in places]
+    colors = [MINE if place in bars.highlight else BAR for place in places]
     if bars.log:
-        axes.scatter(bars.values, places, s=60, c=colours, zorder=3)
+        axes.scatter(bars.values, places, s=60, c=colors, zorder=3)
         axes.set_xscale("log")
     else:
-        axes.barh(places, bars.values, color=colours)
+        axes.barh(places, bars.values, color=colors)
         axes.set_xlim(left=0)
     for place, value in zip(places, bars.values, strict=True):
         axes.annotate(
-            number_text(value, bars.unit), (value, place), (8, 0), textcoords="offset points", va="center", color=INK
+            format_number(value, bars.unit), (value, place), (8, 0), textcoords="offset points", va="center", color=INK
         )
     axes.set_yticks(list(places), bars.labels)
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.xaxis.set_major_formatter(lambda value, place: number_text(value, bars.unit))
+    axes.xaxis.set_major_formatter(lambda value, place: format_number(value, bars.unit))
     axes.set_title(
         f"{bars.title} ({'logarithmic scale' if bars.log else 'bars start at zero'})", loc="left", fontsize=11
     )

@@ -1,9 +1,9 @@
-"""Dirty rows: broken copies of clean rows, mingled with a simulated log, and counted by the fate a build should give.
+"""Dirty rows: broken copies of clean rows, mingled with a simulated log, and counted by the outcome a build should give.
 
-The clean rows stay, so a build of a dirty log equals a build of the clean one, but for the counts, the label
-"bought" (only the spec of a dirty log has it, so that requests can be held back), and the requests of kind
+The clean rows stay, so a build of a corrupt log equals a build of the clean one, but for the counts, the label
+"bought" (only the spec of a corrupt log has it, so that requests can be held back), and the requests of kind
 "differing_request_time", which are unusual and valid. A feed row is broken where the history looks, a discover row
-where the requests look. No two dirty rows come from one clean row.
+where the requests look. No two corrupt rows come from one clean row.
 """
 
 from collections.abc import Callable
@@ -23,15 +23,18 @@ LONGEST_DWELL_MS = 86_400_000  # the spec declares it
 ACTION = -1  # value of `tab` in a row that says that a shown item was bought
 DIFFERING_TIME = "differing_request_time"
 ACCEPTED = (DIFFERING_TIME, "action")  # kinds whose rows are valid
-# Columns written as text in a dirty CSV log, each with a value that is not of the column's type.
+# Columns written as text in a corrupt CSV log, each with a value that is not of the column's type.
 UNPARSABLE = {"event_time": "yesterday", "dwell_ms": "1.2.3", "request_time": "12:30", "click": "yes?"}
-LAST_COLUMNS = ["long_view", "like"]  # a dirty CSV log writes them as one, so that lines can be too short and too long
+LAST_COLUMNS = [
+    "long_view",
+    "like",
+]  # a corrupt CSV log writes them as one, so that lines can be too short and too long
 LAST_FIELDS = ",".join(LAST_COLUMNS)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How dirty a log is to be: dirty rows per clean row, its format, and the end of its period."""
+    """How corrupt a log is to be: corrupt rows per clean row, its format, and the end of its period."""
 
     fraction: float
     log_format: str
@@ -40,9 +43,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to be dirty: its name, how to break a copy, rows per copy, and whether the copy is broken as written.
+    """One way to be corrupt: its name, how to break a copy, rows per copy, and whether the copy is broken as written.
 
-    The name is the fate of a build: a policy, or the reasons of a rejected row with "+" between them.
+    The name is the outcome of a build: a policy, or the reasons of a rejected row with "+" between them.
     """
 
     name: str
@@ -52,8 +55,8 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Dirt:
-    """The dirty rows of one file as they are written, the rows planted per kind for each table, and the added targets.
+class CorruptRows:
+    """The corrupt rows of one file as they are written, the rows planted per kind for each table, and the added targets.
 
     `added` has the columns request_id and source: the request, and the row number of a clean target that its
     target equals in item, position and probabilities.
@@ -129,7 +132,7 @@ def request_kinds(end_ms: int) -> list[Kind]:
         Kind("missing_time+missing_label:click", both(to("request_time", None), to("click", None))),
         Kind("conflicting_request", to_conflict, rows=2),
         Kind(DIFFERING_TIME, to_differing_time, rows=2),
-        Kind("held_back", to("request_time", end_ms + 1), rows=2),
+        Kind("pending_label", to("request_time", end_ms + 1), rows=2),
         Kind("action", to("tab", ACTION)),
     ]
 
@@ -147,9 +150,9 @@ def plan_copies(fraction: float, rows_before: int, rows: int, planted: list[Kind
     ]
 
 
-def draw_dirt(
+def draw_corrupt_rows(
     log: pl.DataFrame, rows_before: dict[str, int], recipe: Recipe, first_id: int, rng: np.random.Generator
-) -> Dirt:
+) -> CorruptRows:
     """Dirty rows for the rows of one file; `rows_before` counts the rows of each table in earlier files.
 
     Requests that the dirt adds get ids from `first_id` on.
@@ -171,7 +174,7 @@ def draw_dirt(
                 added.append(pl.DataFrame({"request_id": copy["request_id"], "source": source}))
             pieces.append(broken(copy, kind, recipe.log_format))
             planted[table][kind.name] = len(source)
-    return Dirt(pl.concat(pieces), planted, pl.concat(added))
+    return CorruptRows(pl.concat(pieces), planted, pl.concat(added))
 
 
 def broken(copy: pl.DataFrame, kind: Kind, log_format: str) -> pl.DataFrame:
@@ -203,7 +206,7 @@ def draw_sources(
 
 
 def as_written(log: pl.DataFrame, log_format: str) -> pl.DataFrame:
-    """The log as the files of a dirty one have it: wider topics; in CSV text columns, and the last two as one."""
+    """The log as the files of a corrupt one have it: wider topics; in CSV text columns, and the last two as one."""
     log = log.with_columns(pl.col("topic").cast(pl.Int32))
     if log_format == "parquet":
         return log
@@ -213,7 +216,7 @@ def as_written(log: pl.DataFrame, log_format: str) -> pl.DataFrame:
 
 
 def mingle(clean: pl.DataFrame, dirt: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
-    """Put the dirty rows at random places among the clean ones, which keep their order."""
+    """Put the corrupt rows at random places among the clean ones, which keep their order."""
     places = np.sort(rng.integers(0, clean.height + 1, dirt.height))
     order = np.insert(np.arange(clean.height), places, clean.height + rng.permutation(dirt.height))
     return pl.concat([clean, dirt])[order]

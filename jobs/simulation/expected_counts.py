@@ -1,8 +1,8 @@
-"""What a build of a simulated log must count: the fate of every row, worked out from what was planted."""
+"""What a build of a simulated log must count: the outcome of every row, worked out from what was planted."""
 
 from collections.abc import Iterable, Mapping
 
-from longbatch.schemas.accounting import POLICIES, RowLedger
+from longbatch.schemas.accounting import POLICIES, RowAccounting
 
 from .corrupt_rows import ACCEPTED
 
@@ -29,21 +29,21 @@ def by_kind(planted: Planted) -> dict[str, int]:
     return both
 
 
-def expected_ledger(clean_rows: int, planted: Planted) -> RowLedger:
-    """The fates of all rows: clean ones are accepted, each planted kind has its own."""
-    fates = (fate(kind, rows) for kind, rows in by_kind(planted).items())
-    return sum(fates, RowLedger(rows=clean_rows, accepted=clean_rows))
+def expected_accounting(clean_rows: int, planted: Planted) -> RowAccounting:
+    """The outcomes of all rows: clean ones are accepted, each planted kind has its own."""
+    outcomes = (outcome(kind, rows) for kind, rows in by_kind(planted).items())
+    return sum(outcomes, RowAccounting(rows=clean_rows, accepted=clean_rows))
 
 
-def fate(kind: str, rows: int) -> RowLedger:
+def outcome(kind: str, rows: int) -> RowAccounting:
     """The books of `rows` rows of one kind of dirt."""
     if kind in POLICIES:
-        return RowLedger(rows=rows, policies={kind: rows})
+        return RowAccounting(rows=rows, policies={kind: rows})
     if kind in ("duplicate", "filtered"):
-        return RowLedger(rows=rows, **{kind: rows})  # type: ignore[arg-type]
+        return RowAccounting(rows=rows, **{kind: rows})  # type: ignore[arg-type]
     if kind in ACCEPTED:
-        return RowLedger(rows=rows, accepted=rows)
-    return RowLedger(rows=rows, rejected=rows, reasons=dict.fromkeys(kind.split("+"), rows))
+        return RowAccounting(rows=rows, accepted=rows)
+    return RowAccounting(rows=rows, rejected=rows, reasons=dict.fromkeys(kind.split("+"), rows))
 
 
 def expected_counts(events: int, targets: int, planted: Planted) -> dict[str, int]:
@@ -56,5 +56,5 @@ def expected_counts(events: int, targets: int, planted: Planted) -> dict[str, in
         "rejected_targets": requests.get("rejected_user", 0),
         "short_events": history.get("short_history", 0),
         "short_targets": requests.get("short_history", 0),
-        "held_back_targets": requests.get("held_back", 0),
+        "pending_targets": requests.get("pending_label", 0),
     }

@@ -1,4 +1,4 @@
-"""Users that the policies of a dirty log's spec leave out: bots, with more events than any honest user, and newcomers.
+"""Users that the policies of a corrupt log's spec leave out: bots, with more events than any regular user, and newcomers.
 
 Both are new users whose rows are copies of clean rows; each of their rows is a request of its own.
 """
@@ -19,22 +19,22 @@ MIN_EVENTS = 5
 
 @dataclass(frozen=True)
 class Limits:
-    """How many events the spec of a dirty log lets a user have; every honest user keeps them."""
+    """How many events the spec of a corrupt log lets a user have; every regular user keeps them."""
 
     max_events: int
     min_events: int
 
 
-def honest_limits(requests: Requests, users: int) -> Limits:
-    """The most events that an honest user has, and MIN_EVENTS, or the fewest if that is less."""
+def regular_limits(requests: Requests, users: int) -> Limits:
+    """The most events that an regular user has, and MIN_EVENTS, or the fewest if that is less."""
     events = np.bincount(requests.user, np.where(requests.tab == FEED, requests.size, 0), minlength=users)
     return Limits(max(1, int(events.max())), min(MIN_EVENTS, int(events.min())))
 
 
-def draw_misfits(
+def draw_outliers(
     log: pl.DataFrame, limits: Limits, first_user: int, first_id: int, rng: np.random.Generator
 ) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
-    """The rows of all misfits, copied from those of one file, and for each table how many a policy leaves out.
+    """The rows of all outliers, copied from those of one file, and for each table how many a policy leaves out.
 
     A bot has an event a millisecond. Users get ids from `first_user` on, requests from `first_id` on.
     """

@@ -24,8 +24,8 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from .corrupt_rows import ACCEPTED, Recipe, as_written, draw_dirt, mingle
-from .expected_counts import add_planted, by_kind, expected_counts, expected_ledger
+from .corrupt_rows import ACCEPTED, Recipe, as_written, draw_corrupt_rows, mingle
+from .expected_counts import add_planted, by_kind, expected_accounting, expected_counts
 from .ground_truth import (
     TRUTH_VERSION,
     Sample,
@@ -34,7 +34,7 @@ from .ground_truth import (
     take_sample,
     truth_table,
 )
-from .outliers import Limits, draw_misfits, honest_limits
+from .outliers import Limits, draw_outliers, regular_limits
 from .rows import Rows, draw_rows
 from .spec import POLICIES, SPEC
 from .world import (
@@ -53,7 +53,7 @@ from .world import (
 )
 
 SAMPLED_USERS = 200  # for the attainable AUC
-WITHIN_HOURS = 1  # the window of the label "bought" of a dirty log
+WITHIN_HOURS = 1  # the window of the label "bought" of a corrupt log
 THREADS = 2  # each holds one file of the log in memory
 Progress = Callable[[int, int], None]
 
@@ -62,7 +62,7 @@ Progress = Callable[[int, int], None]
 class Simulation:
     """What to simulate; the same parameters give the same log, on any number of threads.
 
-    `events` is the exact number of clean rows; `dirty` adds about that fraction of broken ones, and the rows of a
+    `events` is the exact number of clean rows; `corrupt` adds about that fraction of broken ones, and the rows of a
     few users that policies leave out (two bots have more events than any other user). `days` is the period, of which the last fifth has the targets: about `targets_per_user` requests of each active user.
     Raises ValueError for parameters that make no log.
     """
@@ -70,7 +70,7 @@ class Simulation:
     users: int = 300
     events: int = 1_200_000
     seed: int = 0
-    dirty: float = 0.0
+    corrupt: float = 0.0
     format: Literal["parquet", "csv"] = "parquet"
     days: int = 60
     targets_per_user: int = 40
@@ -86,8 +86,8 @@ class Simulation:
             )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; use 0 or more")
-        if not 0 <= self.dirty <= 0.2:
-            raise ValueError(f"dirty is {self.dirty}; use a fraction from 0 to 0.2")
+        if not 0 <= self.corrupt <= 0.2:
+            raise ValueError(f"corrupt is {self.corrupt}; use a fraction from 0 to 0.2")
         if self.format not in ("parquet", "csv"):
             raise ValueError(f"format is {self.format!r}; use 'parquet' or 'csv'")
         if self.days < 14:
@@ -196,10 +196,10 @@ def spec_text(plan: Plan) -> str:
     parameters = plan.parameters
     text = SPEC.format(
         history_length=parameters.history_length,
-        max_rejected=max(0.01, 2 * parameters.dirty),
+        max_rejected=max(0.01, 2 * parameters.corrupt),
         suffix=parameters.format,
     )
-    if not parameters.dirty:
+    if not parameters.corrupt:
         return text
     end = datetime.fromtimestamp(end_ms(parameters) / 1_000, UTC)
     until = (end + timedelta(hours=WITHIN_HOURS)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -243,7 +243,7 @@ def make_plan(parameters: Simulation) -> Plan:
         requests,
         population,
         draw_catalogue(np.random.Generator(np.random.SFC64(for_catalogue))),
-        honest_limits(requests, parameters.users),
+        regular_limits(requests, parameters.users),
         files,
         for_files.spawn(len(files)),
         {
@@ -279,12 +279,12 @@ def write_files(out: Path, plan: Plan, progress: Progress | None, threads: int) 
 def write_file(out: Path, plan: Plan, file: File) -> Written:
     """Draw one file of the log, its dirt and its truth, and write them."""
     parameters = plan.parameters
-    rows_rng, dirt_rng = (np.random.Generator(np.random.SFC64(s)) for s in plan.seeds[file.number].spawn(2))
+    rows_rng, corrupt_rng = (np.random.Generator(np.random.SFC64(s)) for s in plan.seeds[file.number].spawn(2))
     requests = plan.requests.between(file.start, file.stop)
     rows = draw_rows(requests, file.start + 1, plan.population, plan.catalogue, rows_rng)
     log, truth, planted = rows.log, truth_table(rows), dict[str, dict[str, int]]()
-    if parameters.dirty:
-        log, truth, planted = add_dirt(plan, file, rows, truth, dirt_rng)
+    if parameters.corrupt:
+        log, truth, planted = add_corrupt_rows(plan, file, rows, truth, corrupt_rng)
     write_log(log, out / "log" / f"{file.name}.{parameters.format}")
     if truth.height or file.number == len(plan.files) - 1:  # so that there is always a table to read
         truth.write_parquet(out / "truth" / f"{file.name}.parquet", compression="zstd", compression_level=1)
@@ -293,21 +293,21 @@ def write_file(out: Path, plan: Plan, file: File) -> Written:
     return Written(rows.log.height, feed_rows, log.height, truth.height, planted, sample)
 
 
-def add_dirt(
+def add_corrupt_rows(
     plan: Plan, file: File, rows: Rows, truth: pl.DataFrame, rng: np.random.Generator
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, dict[str, int]]]:
-    """The log of a file with its dirt, the truth with the added targets, and the rows planted; misfits come last."""
+    """The log of a file with its dirt, the truth with the added targets, and the rows planted; outliers come last."""
     parameters, requests = plan.parameters, len(plan.requests.user)
-    recipe = Recipe(parameters.dirty, parameters.format, end_ms(parameters))
+    recipe = Recipe(parameters.corrupt, parameters.format, end_ms(parameters))
     before = {table: counts[file.number] for table, counts in plan.rows_before.items()}
     # Ids of added requests follow all clean ones; a file adds fewer requests than it has.
-    dirt = draw_dirt(rows.log, before, recipe, requests + file.start + 1, rng)
+    dirt = draw_corrupt_rows(rows.log, before, recipe, requests + file.start + 1, rng)
     copied = truth[np.searchsorted(rows.target_rows, dirt.added["source"].to_numpy())]
     truth = pl.concat([truth, copied.with_columns(dirt.added["request_id"])])
     extra, planted = dirt.rows, dirt.planted
     if file.number == len(plan.files) - 1:
-        misfits, left_out = draw_misfits(rows.log, plan.limits, parameters.users + 1, 2 * requests + 1, rng)
-        extra = pl.concat([extra, as_written(misfits, parameters.format)])
+        outliers, left_out = draw_outliers(rows.log, plan.limits, parameters.users + 1, 2 * requests + 1, rng)
+        extra = pl.concat([extra, as_written(outliers, parameters.format)])
         planted = add_planted([planted, left_out])
     return mingle(as_written(rows.log, parameters.format), extra, rng), truth, planted
 
@@ -336,7 +336,7 @@ def truth_document(
         "planted": by_kind(planted),
         "planted_by_table": planted,
         "planted_but_valid": list(ACCEPTED),
-        "ledger": expected_ledger(plan.parameters.events, planted).as_dict(),
+        "accounting": expected_accounting(plan.parameters.events, planted).as_dict(),
         "counts": expected_counts(events, targets, planted),
         "attainable": attainable,
     }

@@ -1,6 +1,6 @@
 """The build spec of a simulated log, as text with the fields {history_length}, {max_rejected} and {suffix}.
 
-A dirty log's spec goes on with POLICIES, whose fields are {max_events}, {min_events}, {within} and {until}.
+A corrupt log's spec goes on with POLICIES, whose fields are {max_events}, {min_events}, {within} and {until}.
 """
 
 SPEC = """\

@@ -31,7 +31,7 @@ def mix(values: UInt64Array) -> UInt64Array:
     return mixed
 
 
-def hash_text(texts: pl.Series) -> pl.Series:
+def hash_string(texts: pl.Series) -> pl.Series:
     """Hash a text column (N,) to ids below 2^63; nulls stay null."""
     array = texts.cast(pl.String).rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, offset_buffer, data_buffer = array.buffers()

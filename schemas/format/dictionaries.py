@@ -24,7 +24,7 @@ from .byte_planes import Int64Array, from_planes, has_planes, plane_type, to_pla
 TableName = Literal["events", "targets"]
 Columns = dict[str, pa.Array]
 INDEX = pa.int32()
-MOST_TEXT_BYTES = (1 << 31) - 1
+MAX_STRING_BYTES = (1 << 31) - 1
 ITEM = "#item"  # the stored column of places in `items`; no feature can have its name
 
 
@@ -115,7 +115,7 @@ def build_dictionary(dictionary: Dictionary, tables: Sequence[Columns]) -> tuple
 
 def _joined(parts: Sequence[pa.Array]) -> pa.Array:
     """The arrays one after another; text in 64-bit offsets where 32 bits do not reach."""
-    if pa.types.is_string(parts[0].type) and sum(part.nbytes for part in parts) > MOST_TEXT_BYTES:
+    if pa.types.is_string(parts[0].type) and sum(part.nbytes for part in parts) > MAX_STRING_BYTES:
         parts = [part.cast(pa.large_string()) for part in parts]
     return pa.concat_arrays(parts)
 
@@ -124,10 +124,10 @@ def _narrowed(values: pa.Array, field: pa.Field, dictionary: Dictionary) -> pa.A
     """The values in the field's own type. Raises DataError for text that no Arrow string column holds."""
     if values.type == field.type:
         return values
-    if values.nbytes > MOST_TEXT_BYTES:
+    if values.nbytes > MAX_STRING_BYTES:
         raise DataError(
             f"the distinct texts of {dictionary.name}.{field.name} in one bucket of users take {values.nbytes:,} bytes, and a "
-            f'dictionary holds {MOST_TEXT_BYTES:,}; store it with encoding = "plain", or leave the feature out'
+            f'dictionary holds {MAX_STRING_BYTES:,}; store it with encoding = "plain", or leave the feature out'
         )
     return values.cast(field.type)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.profile import Profile, profile_of
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -42,7 +42,7 @@ class Snapshot:
     number: int
     spec: BuildSpec
     counts: Counts
-    ledgers: Mapping[str, RowLedger]
+    row_accounting: Mapping[str, RowAccounting]
     collisions: int
     shards: tuple[dict[str, Any], ...]
     vocabulary: tuple[dict[str, Any], ...]
@@ -135,7 +135,7 @@ def _document(snapshot: Snapshot, shards: dict[str, Any]) -> dict[str, Any]:
         "fingerprint": snapshot.fingerprint,
         "spec": snapshot.spec.model_dump(mode="json", exclude_none=True),
         "counts": snapshot.counts.as_dict(),
-        "ledgers": {source: ledger.as_dict() for source, ledger in snapshot.ledgers.items()},
+        "row_accounting": {source: accounting.as_dict() for source, accounting in snapshot.row_accounting.items()},
         "collisions": snapshot.collisions,
         "shards": shards,
         "vocabulary": list(snapshot.vocabulary),
@@ -216,7 +216,9 @@ def _parse(root: Path, number: int, document: dict[str, Any]) -> Snapshot:
         number=number,
         spec=spec,
         counts=Counts(**document["counts"]),
-        ledgers={source: RowLedger(**ledger) for source, ledger in document["ledgers"].items()},
+        row_accounting={
+            source: RowAccounting(**accounting) for source, accounting in document["row_accounting"].items()
+        },
         collisions=int(document["collisions"]),
         shards=shards,
         vocabulary=tuple(document["vocabulary"]),

@@ -70,7 +70,7 @@ class Requests(Strict):
         return duration_us(self.session_gap)
 
     @property
-    def later_labels(self) -> dict[str, Label]:
+    def delayed_labels(self) -> dict[str, Label]:
         """The labels that are computed from the actions log."""
         return {name: label for name, label in self.labels.items() if label.aggregate}
 
@@ -211,7 +211,7 @@ class BuildSpec(Strict):
             raise ValueError("actions and history read one source, so their user_id must be the same column")
 
     def _check_actions(self) -> None:
-        later = self.requests.later_labels
+        later = self.requests.delayed_labels
         if later and self.actions is None:
             raise ValueError(f"labels {sorted(later)} have an `aggregate`; say over which log in a section [actions]")
         if self.actions and not later:

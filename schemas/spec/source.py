@@ -27,7 +27,7 @@ SUFFIX_FORMATS: dict[str, SourceFormat] = {
 }
 
 
-class TextList(Strict):
+class StringList(Strict):
     """A text column that holds a list: `"N1-1 N2-0"` is separator " ", field_separator "-", two fields."""
 
     column: str
@@ -46,17 +46,17 @@ class Explode(Strict):
     """One row per list element: parallel list columns, or one text column; `position` names their index."""
 
     lists: Annotated[tuple[str, ...], BeforeValidator(one_or_more)] = ()
-    text: TextList | None = None
+    string: StringList | None = None
     position: str | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if bool(self.lists) == (self.text is not None):
-            raise ValueError("explode needs either `lists` or `text`, and not both")
+        if bool(self.lists) == (self.string is not None):
+            raise ValueError("explode needs either `lists` or `string`, and not both")
         return self
 
 
-class MadeTime(Strict):
+class SyntheticTime(Strict):
     """A time for logs that have none, whose order is the order of their rows: a column made from it.
 
     Row i of file k (files in the order of the paths, those of a glob sorted; both from 0) gets `start + k * per_file + i` microseconds.
@@ -81,12 +81,12 @@ class Source(Strict):
     quote: str | None = Field(default='"', max_length=1)
     columns: tuple[str, ...] | None = None
     explode: Explode | None = None
-    made_time: MadeTime | None = None
+    synthetic_time: SyntheticTime | None = None
 
     @model_validator(mode="after")
-    def _files_for_made_time(self) -> Self:
-        if self.made_time and self.format == "table":
-            raise ValueError("made_time counts the rows of files; a table has none, so give it a time column")
+    def _files_for_synthetic_time(self) -> Self:
+        if self.synthetic_time and self.format == "table":
+            raise ValueError("synthetic_time counts the rows of files; a table has none, so give it a time column")
         return self
 
     @property

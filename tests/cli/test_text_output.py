@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from longbatch.cli.text_output import build_text, dataset_text, size_text, user_text
+from longbatch.cli.text_output import build_text, dataset_text, format_size, user_text
 from longbatch.jobs.build import BuildSummary
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 
 COUNTS = Counts(users=1, requests=2000, targets=3, events=4, stored=2, beyond_history=1, after_last_request=1)
-LEDGER = RowLedger(rows=4000, filtered=1, rejected=2, duplicate=3, accepted=3994, reasons={"missing_user": 2})
+ACCOUNTING = RowAccounting(rows=4000, filtered=1, rejected=2, duplicate=3, accepted=3994, reasons={"missing_user": 2})
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ LEDGER = RowLedger(rows=4000, filtered=1, rejected=2, duplicate=3, accepted=3994
     ],
 )
 def test_bytes_are_told_in_powers_of_a_thousand(size: float, text: str) -> None:
-    assert size_text(size) == text
+    assert format_size(size) == text
 
 
 def summary(**changes: Any) -> BuildSummary:
@@ -36,7 +36,7 @@ def summary(**changes: Any) -> BuildSummary:
         "snapshot": 1,
         "fingerprint": "f",
         "counts": COUNTS,
-        "ledgers": {"log": LEDGER},
+        "row_accounting": {"log": ACCOUNTING},
     }
     return BuildSummary(**{**parts, "collisions": 0, "shards": 1, "bytes": 12_345, "seconds": 2.0, **changes})
 
@@ -65,14 +65,18 @@ def test_a_build_ends_with_the_fates_of_all_rows() -> None:
 
 
 def test_collisions_and_empty_lists_are_told_where_there_are_any() -> None:
-    text = build_text(summary(collisions=3, ledgers={"log": RowLedger(rows=1, accepted=1, empty_list=5)}, seconds=0.0))
+    text = build_text(
+        summary(collisions=3, row_accounting={"log": RowAccounting(rows=1, accepted=1, empty_list=5)}, seconds=0.0)
+    )
     assert "id collisions             3" in text
     assert "  rows with empty lists   5" in text
 
 
 def test_what_policies_left_out_is_told_where_they_left_out_any() -> None:
-    counts = Counts(rejected_users=2, rejected_events=9, held_back_requests=4)
-    text = build_text(summary(counts=counts, ledgers={"log": RowLedger(rows=9, policies={"rejected_user": 9})}))
+    counts = Counts(rejected_users=2, rejected_events=9, pending_requests=4)
+    text = build_text(
+        summary(counts=counts, row_accounting={"log": RowAccounting(rows=9, policies={"rejected_user": 9})})
+    )
     assert [line.split() for line in text.splitlines() if "left out" in line or "rejected_user" in line] == [
         ["rejected_user", "9"],
         ["users", "with", "too", "many", "events,", "left", "out", "2"],
@@ -81,9 +85,9 @@ def test_what_policies_left_out_is_told_where_they_left_out_any() -> None:
 
 
 def test_the_books_of_several_sources_stand_one_below_the_other() -> None:
-    shown = RowLedger(rows=9, rejected=2, accepted=7, reasons={"missing_user": 2})
-    done = RowLedger(rows=5, rejected=1, accepted=4, reasons={"missing_user": 1})
-    lines = [line.split() for line in build_text(summary(ledgers={"shown": shown, "done": done})).splitlines()]
+    shown = RowAccounting(rows=9, rejected=2, accepted=7, reasons={"missing_user": 2})
+    done = RowAccounting(rows=5, rejected=1, accepted=4, reasons={"missing_user": 1})
+    lines = [line.split() for line in build_text(summary(row_accounting={"shown": shown, "done": done})).splitlines()]
     first, second = lines.index(["rows", "in", "(shown)", "9"]), lines.index(["rows", "in", "(done)", "5"])
     assert lines[first + 1] == ["accepted", "7"]
     assert ["missing_user", "2"] in lines[first:second]
@@ -107,12 +111,12 @@ DESCRIBED = {
     "blocks": 2,
     "bytes": {"timelines": 1000, "requests": 20},
     "bytes_per_event": 3.14159,
-    "ledgers": {"log": LEDGER.as_dict()},
+    "row_accounting": {"log": ACCOUNTING.as_dict()},
     "skew": {
         "users": [{"size": 4_000, "name": "7"}],
         "requests": [{"size": 3, "name": "7/55"}],
         "history_lengths": {0: 1, 1: 1, 11: 2},
-        "policy_users": {"whale_cap": [{"size": 4_000, "name": "7"}]},
+        "policy_users": {"heavy_user_cap": [{"size": 4_000, "name": "7"}]},
     },
     "timelines_schema": {"user_id": "int64"},
     "requests_schema": {"request_id": "string"},
@@ -129,7 +133,7 @@ def test_a_dataset_is_told_with_its_columns() -> None:
         "timelines  1.0 KB, 3.14 B/event",
         "largest users, events  7 (4,000)",
         "largest requests, targets  7/55 (3)",
-        "whale_cap, largest users  7 (4,000)",
+        "heavy_user_cap, largest users  7 (4,000)",
         "history of 0  1 requests  25.0% ###############",
         "history of 1,024 to 2,047  2 requests  50.0% ##############################",
         "  timelines.user_id: int64",

@@ -185,7 +185,9 @@ def test_an_example_builds_from_its_kind_of_log(name: str, tmp_path: Path) -> No
     make, requests, targets, history_events = BUILT[name]
     make(tmp_path)
     summary, _ = build_example(name, tmp_path)
-    assert {source: ledger.rejected for source, ledger in summary.ledgers.items()} == dict.fromkeys(summary.ledgers, 0)
+    assert {source: accounting.rejected for source, accounting in summary.row_accounting.items()} == dict.fromkeys(
+        summary.row_accounting, 0
+    )
     counts = summary.counts
     assert (counts.requests, counts.targets, counts.history_events) == (requests, targets, history_events)
 
@@ -194,8 +196,8 @@ def test_the_example_of_later_labels_counts_what_its_policies_leave_out(tmp_path
     actions(tmp_path)
     summary, dataset = build_example("actions", tmp_path)
     counts = summary.counts
-    assert (counts.short_users, counts.held_back_requests) == (1, 1)
-    assert summary.ledgers["impressions"].policies == {"held_back": 1, "short_history": 1}
+    assert (counts.short_users, counts.pending_requests) == (1, 1)
+    assert summary.row_accounting["impressions"].policies == {"pending_label": 1, "short_history": 1}
     first, second = (row for batch in dataset.scan() for row in batch["targets"].to_pylist())
     assert (len(first), len(second)) == (10, 2)
     assert first[0] == {"item_id": 20, "bought": 1, "watched_ms": 7_000}

@@ -48,7 +48,7 @@ request_id = "request_id"
 features = { page = "int8" }
 labels = { click = "int8" }
 """
-EVENTS = {1: 40, 2: 1, 3: 9, 4: 5}  # user 1 is a whale here: its timeline takes more than 4 * max(3, 4) events
+EVENTS = {1: 40, 2: 1, 3: 9, 4: 5}  # user 1 is a heavy_user here: its timeline takes more than 4 * max(3, 4) events
 Rows = list[tuple[Any, ...]]
 
 

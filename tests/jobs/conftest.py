@@ -12,7 +12,7 @@ from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.format.dataset import open_dataset
 
 T = 1_700_000_000
-DIRTY_SPEC = """
+CORRUPT_SPEC = """
 history_length = 4
 block_events = 16
 max_rejected = 0.5
@@ -56,15 +56,15 @@ def dirty_rows() -> pl.DataFrame:
 
 
 @pytest.fixture
-def dirty_log(tmp_path: Path) -> Path:
-    """A spec beside a dirty log in four Parquet files, some of whose rows are there twice, in two files."""
+def corrupt_log(tmp_path: Path) -> Path:
+    """A spec beside a corrupt log in four Parquet files, some of whose rows are there twice, in two files."""
     rows = dirty_rows()
     folder = tmp_path / "in" / "log"
     folder.mkdir(parents=True)
     parts = [rows[:80], rows[80:100], rows[100:].reverse(), rows[60:90]]
     for number, part in enumerate(parts):
         part.write_parquet(folder / f"part-{number}.parquet", row_group_size=25)
-    (tmp_path / "in" / "spec.toml").write_text(DIRTY_SPEC)
+    (tmp_path / "in" / "spec.toml").write_text(CORRUPT_SPEC)
     return tmp_path / "in" / "spec.toml"
 
 
@@ -77,7 +77,7 @@ def books() -> Callable[[Path, BuildSummary], dict[str, Any]]:
         quarantine = [pl.read_parquet(out / entry["path"]) for entry in opened.snapshot.quarantine]
         return {
             "content": content_hash(opened.blocks(), opened.spec.history_length),
-            "ledgers": {source: ledger.as_dict() for source, ledger in summary.ledgers.items()},
+            "row_accounting": {source: accounting.as_dict() for source, accounting in summary.row_accounting.items()},
             "counts": {**summary.counts.as_dict(), "segments": None, "stored_with_overlap": None},
             "profile": opened.snapshot.profile,
             "log_end": opened.snapshot.log_end,

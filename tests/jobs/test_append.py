@@ -37,12 +37,12 @@ def test_day_by_day_gives_what_one_build_gives(
     write(spec_file.parent, log, actions)
     monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", -(-(log.height + actions.height) // buckets))
     spec, grown = load_spec(spec_file), spec_file.parent / "grown"
-    assert build(spec, grown, until=end_of(1), engine=LocalEngine(1)).counts.held_back_requests > 0
+    assert build(spec, grown, until=end_of(1), engine=LocalEngine(1)).counts.pending_requests > 0
     for day in range(2, 6):
         whole = build(spec, spec_file.parent / f"whole-{day}", until=end_of(day), engine=LocalEngine(1))
         found = append(spec, grown, end_of(day), engine=LocalEngine(1))
         assert content(grown) == content(spec_file.parent / f"whole-{day}")
-        for name in ("users", "requests", "targets", "events", "history_events", "held_back_requests"):
+        for name in ("users", "requests", "targets", "events", "history_events", "pending_requests"):
             assert getattr(found.counts, name) == getattr(whole.counts, name), name
         assert (
             found.counts.stored + found.counts.beyond_history + found.counts.after_last_request == found.counts.events

@@ -101,7 +101,7 @@ def test_a_build_commits_a_dataset_and_says_what_is_in_it(spec_file: Path, tmp_p
     assert (summary.counts.requests, summary.counts.targets, summary.counts.stored) == (3, 4, 1)
     shards = sum(row[table]["bytes"] for row in opened.shards for table in ("timelines", "requests"))
     assert summary.bytes == shards + sum(entry["bytes"] for entry in opened.snapshot.samples)
-    assert summary.as_dict()["ledgers"]["log"]["accepted"] == 4
+    assert summary.as_dict()["row_accounting"]["log"]["accepted"] == 4
     assert items(tmp_path / "out") == [[], [11], []]
 
 
@@ -232,7 +232,7 @@ def test_rejects_below_the_threshold_are_quarantined_with_their_columns(spec_fil
         "_source_file": str(spec_file.parent / "log1.parquet"),
         "_source_row": 1,
     }
-    assert entry["rows"] == summary.ledgers["log"].rejected == 1
+    assert entry["rows"] == summary.row_accounting["log"].rejected == 1
 
 
 def test_conflicting_requests_are_quarantined_with_their_columns(spec_file: Path, tmp_path: Path) -> None:
@@ -247,9 +247,9 @@ def test_conflicting_requests_are_quarantined_with_their_columns(spec_file: Path
     ).rows()
     conflict = ["conflicting_request"]
     assert sorted(found) == [(1, 11, 1, conflict, 0, "log1.parquet"), (2, 21, 1, conflict, 0, "log2.parquet")]
-    ledger = opened.snapshot.ledgers["log"]
-    assert (ledger.rows, ledger.rejected, ledger.accepted) == (4, 2, 2)
-    assert ledger.reasons == {"conflicting_request": 2}
+    accounting = opened.snapshot.row_accounting["log"]
+    assert (accounting.rows, accounting.rejected, accounting.accepted) == (4, 2, 2)
+    assert accounting.reasons == {"conflicting_request": 2}
 
 
 def test_an_output_that_holds_a_dataset_is_not_replaced_unasked(spec_file: Path, tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_text_ids_can_be_read_back(spec_file: Path, tmp_path: Path) -> None:
 def test_collisions_of_ids_are_counted(spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every text of a user hashes to 7 here."""
     monkeypatch.setattr(
-        "longbatch.pipelines.canonicalize.hash_text", lambda texts: pl.Series(texts.name, [7] * len(texts))
+        "longbatch.pipelines.canonicalize.hash_string", lambda texts: pl.Series(texts.name, [7] * len(texts))
     )
     relog(spec_file, LOG.with_columns(user=pl.Series(["ann", "ann", "ann", "bob"])))
     alter(spec_file, 'user_id = "user"', 'user_id = { column = "user", type = "string" }')

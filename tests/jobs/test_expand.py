@@ -39,7 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset(stored(tmp_path_factory.mktemp("small"), parse_spec(SPEC), LOG))
 
 
-def whale_log(events: int, targets: int) -> pl.DataFrame:
+def heavy_user_log(events: int, targets: int) -> pl.DataFrame:
     """One user with so many events, who is then shown so many items at once."""
     n = pl.int_range(events + targets, eager=True)
     shown = n >= events
@@ -112,8 +112,8 @@ def test_polars_reads_the_files_as_they_are(small: Dataset, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 4])
-def test_a_dirty_log_with_text_ids_expands_as_naively(dirty_log: Path, tmp_path: Path, length: int) -> None:
-    build(load_spec(dirty_log), tmp_path / "dataset")
+def test_a_dirty_log_with_text_ids_expands_as_naively(corrupt_log: Path, tmp_path: Path, length: int) -> None:
+    build(load_spec(corrupt_log), tmp_path / "dataset")
     dataset = open_dataset(tmp_path / "dataset")
     expansion = expand(dataset, tmp_path / "out", history_length=length, check=True)
     assert rows_of(tmp_path / "out") == expand_naively(dataset, length)
@@ -369,7 +369,7 @@ def test_a_request_with_many_targets_and_a_long_history_is_expanded_in_small_par
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = parse_spec(SPEC).model_copy(update={"history_length": 1_000})
-    dataset = open_dataset(stored(tmp_path, spec, whale_log(events=1_000, targets=2_000)))
+    dataset = open_dataset(stored(tmp_path, spec, heavy_user_log(events=1_000, targets=2_000)))
     monkeypatch.setattr(sample_files, "GROUP_BYTES", 1_000_000)
     (blocks,) = sample_files.plan_parts(dataset, 1_000)
     sizes = [table.nbytes for table in sample_files.row_groups(dataset, blocks, 1_000)]
@@ -384,8 +384,8 @@ def test_a_request_with_many_targets_and_a_long_history_is_expanded_in_small_par
 
 def test_batches_to_hash_are_small_where_histories_differ_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = parse_spec(SPEC).model_copy(update={"history_length": 1_000})
-    short = whale_log(events=1, targets=3_000).with_columns(user=pl.lit(0), request=-pl.col("request") - 1)
-    dataset = open_dataset(stored(tmp_path, spec, pl.concat([short, whale_log(events=1_000, targets=300)])))
+    short = heavy_user_log(events=1, targets=3_000).with_columns(user=pl.lit(0), request=-pl.col("request") - 1)
+    dataset = open_dataset(stored(tmp_path, spec, pl.concat([short, heavy_user_log(events=1_000, targets=300)])))
     expand(dataset, tmp_path / "out")
     monkeypatch.setattr(sample_files, "HASHED_EVENTS", 10_000)
     with pq.ParquetFile(tmp_path / "out" / "part-00000.parquet") as file:
@@ -433,7 +433,7 @@ def test_the_command_ends_with_zero_if_equal_and_with_one_if_not(small: Dataset,
 
 def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     spec = parse_spec(SPEC).model_copy(update={"history_length": 10_000})
-    dataset = stored(tmp_path, spec, whale_log(events=5_000, targets=60_000))
+    dataset = stored(tmp_path, spec, heavy_user_log(events=5_000, targets=60_000))
     command = [sys.executable, "-m", "longbatch.cli.main", "expand", str(dataset), str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as expanding:
         while not list(tmp_path.glob(".out-*/part-00000.parquet")):

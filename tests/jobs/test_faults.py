@@ -30,29 +30,31 @@ def test_kills_at_random_moments_leave_the_dataset_before_or_none(tmp_path: Path
 LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); "
 
 
-def test_a_disk_that_is_full_leaves_nothing(dirty_log: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_leaves_nothing(corrupt_log: Path, tmp_path: Path) -> None:
     """A limit on the length of files fails every write beyond it, whoever writes."""
-    code = LIMITED + f"from longbatch.cli.main import main; sys.argv[1:] = ['build', {str(dirty_log)!r}, 'out']; main()"
+    code = (
+        LIMITED + f"from longbatch.cli.main import main; sys.argv[1:] = ['build', {str(corrupt_log)!r}, 'out']; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     assert "nothing was committed" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_build_begins_where_a_killed_one_left_its_files(dirty_log: Path, tmp_path: Path) -> None:
+def test_a_build_begins_where_a_killed_one_left_its_files(corrupt_log: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for folder in ("timelines", ".work-0123"):
         (out / folder).mkdir(parents=True)
     (out / "timelines" / "00000-0123.arrow").write_bytes(b"half")
     (out / ".attempt-0123").touch()
-    build(load_spec(dirty_log), out)
+    build(load_spec(corrupt_log), out)
     assert vacuum(out).files == 1
     assert files(out) == listed_paths(out, 1)
 
 
-def test_vacuum_leaves_alone_what_a_running_attempt_writes(dirty_log: Path, tmp_path: Path) -> None:
+def test_vacuum_leaves_alone_what_a_running_attempt_writes(corrupt_log: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    build(load_spec(dirty_log), out)
+    build(load_spec(corrupt_log), out)
     with attempt(out) as name:
         mine = out / "timelines" / f"00000-{name}.arrow"
         mine.touch()
@@ -64,10 +66,10 @@ def test_vacuum_leaves_alone_what_a_running_attempt_writes(dirty_log: Path, tmp_
     open_dataset(out)
 
 
-def test_vacuum_keeps_as_many_snapshots_as_asked(dirty_log: Path, tmp_path: Path) -> None:
+def test_vacuum_keeps_as_many_snapshots_as_asked(corrupt_log: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="it has no snapshots"):
         vacuum(tmp_path / "none")
-    build(load_spec(dirty_log), tmp_path / "out")
+    build(load_spec(corrupt_log), tmp_path / "out")
     with pytest.raises(SpecError, match="keep is 0; at least the newest snapshot stays"):
         vacuum(tmp_path / "out", keep=0)
     assert vacuum(tmp_path / "out", keep=5).snapshots == []

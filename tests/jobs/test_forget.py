@@ -13,7 +13,7 @@ from longbatch.jobs.build import build
 from longbatch.jobs.engines import stages as tasks
 from longbatch.jobs.forget import forget, read_users
 from longbatch.jobs.vacuum import vacuum
-from longbatch.pipelines.arrays.hashing import hash_text
+from longbatch.pipelines.arrays.hashing import hash_string
 from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.dataset import open_dataset
@@ -38,12 +38,12 @@ def everything(root: Path) -> bytes:
 
 @pytest.mark.parametrize("until", [None, datetime.fromtimestamp(T + 63, UTC)])
 def test_nothing_of_a_forgotten_user_is_left_after_vacuum(
-    dirty_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: datetime | None
+    corrupt_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: datetime | None
 ) -> None:
     monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", 60)
-    spec, out = load_spec(dirty_log), tmp_path / "out"
+    spec, out = load_spec(corrupt_log), tmp_path / "out"
     if until:  # rows of one request id on both days are an error of append
-        for path in (dirty_log.parent / "log").iterdir():
+        for path in (corrupt_log.parent / "log").iterdir():
             pl.read_parquet(path).filter(pl.col("request") != "shared").write_parquet(path)
     build(spec, out, until=until)
     before = everything(out)
@@ -55,12 +55,14 @@ def test_nothing_of_a_forgotten_user_is_left_after_vacuum(
     vacuum(out)
     after = everything(out)
     assert b"user 3" not in after
-    assert str(hash_text(pl.Series(["user 3"]))[0]).encode() not in after
+    assert str(hash_string(pl.Series(["user 3"]))[0]).encode() not in after
     assert b"user 4" in after
-    rest = [pl.read_parquet(path) for path in (dirty_log.parent / "log").iterdir()]
-    for path in list((dirty_log.parent / "log").iterdir()):
+    rest = [pl.read_parquet(path) for path in (corrupt_log.parent / "log").iterdir()]
+    for path in list((corrupt_log.parent / "log").iterdir()):
         path.unlink()
-    pl.concat(rest).filter(pl.col("user").ne_missing("user 3")).write_parquet(dirty_log.parent / "log" / "rest.parquet")
+    pl.concat(rest).filter(pl.col("user").ne_missing("user 3")).write_parquet(
+        corrupt_log.parent / "log" / "rest.parquet"
+    )
     build(spec, tmp_path / "rest", until=until)
     assert content(out) == content(tmp_path / "rest")
     assert open_dataset(out).counts.requests == open_dataset(tmp_path / "rest").counts.requests
@@ -76,7 +78,7 @@ def content(root: Path) -> str:
     return content_hash(opened.blocks(), opened.spec.history_length)
 
 
-def test_users_come_from_a_file_one_a_line(dirty_log: Path, tmp_path: Path) -> None:
+def test_users_come_from_a_file_one_a_line(corrupt_log: Path, tmp_path: Path) -> None:
     (tmp_path / "users").write_text("user 1\n\n user 2 \n")
     assert read_users(tmp_path / "users") == ["user 1", "user 2"]
     (tmp_path / "none").write_text("\n")
@@ -86,8 +88,8 @@ def test_users_come_from_a_file_one_a_line(dirty_log: Path, tmp_path: Path) -> N
         read_users(tmp_path / "gone")
 
 
-def test_a_user_that_is_no_number_cannot_be_an_integer(dirty_log: Path, tmp_path: Path) -> None:
-    dirty_log.write_text(dirty_log.read_text().replace('{ column = "user", type = "string" }', '"tab"'))
-    build(load_spec(dirty_log), tmp_path / "out")
+def test_a_user_that_is_no_number_cannot_be_an_integer(corrupt_log: Path, tmp_path: Path) -> None:
+    corrupt_log.write_text(corrupt_log.read_text().replace('{ column = "user", type = "string" }', '"tab"'))
+    build(load_spec(corrupt_log), tmp_path / "out")
     with pytest.raises(SpecError, match="user 'x' is not a number"):
         forget(tmp_path / "out", ["x"])

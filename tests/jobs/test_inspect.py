@@ -9,7 +9,7 @@ import pytest
 
 from longbatch.jobs.build import build
 from longbatch.jobs.inspect import describe, describe_user, user_number
-from longbatch.pipelines.arrays.hashing import hash_text
+from longbatch.pipelines.arrays.hashing import hash_string
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.spec.build_spec import parse_spec
@@ -82,7 +82,7 @@ def test_a_dataset_is_described_in_numbers(dataset: Dataset) -> None:
     assert (found["counts"]["requests"], found["targets_per_request"], found["mean_history"]) == (3, 1.0, 5.0)
     assert found["first_request_time"] == "2023-11-14T22:13:23+00:00"
     assert found["last_request_time"] == "2023-11-14T22:14:20+00:00"
-    assert found["ledgers"]["plays"]["accepted"] == 12
+    assert found["row_accounting"]["plays"]["accepted"] == 12
     assert found["bytes"]["timelines"] == dataset.shards[0]["timelines"]["bytes"]
     assert found["timelines_schema"]["user_id"] == "int64"
     assert "content_hash" not in found
@@ -127,7 +127,7 @@ def test_a_user_who_is_not_there_is_named(dataset: Dataset) -> None:
 
 
 def test_users_are_numbers_or_hashed_text(tmp_path: Path, dataset: Dataset) -> None:
-    assert user_number(dataset, "ann") == hash_text(pl.Series(["ann"]))[0]
+    assert user_number(dataset, "ann") == hash_string(pl.Series(["ann"]))[0]
     (tmp_path / "numbers").mkdir()
     numbers = build_small(tmp_path / "numbers", (5, 6), "int64")
     assert user_number(numbers, "5") == 5

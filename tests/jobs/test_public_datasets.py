@@ -31,7 +31,9 @@ def built(name: str, raw: Path) -> tuple[BuildSummary, Dataset]:
     found = audit(raw / "out", None, ALL_USERS)
     assert found.findings == []
     assert found.requests_checked == summary.counts.requests > 0
-    assert {source: ledger.rejected for source, ledger in summary.ledgers.items()} == dict.fromkeys(summary.ledgers, 0)
+    assert {source: accounting.rejected for source, accounting in summary.row_accounting.items()} == dict.fromkeys(
+        summary.row_accounting, 0
+    )
     return summary, open_dataset(raw / "out")
 
 
@@ -106,8 +108,8 @@ def test_kuairand_merges_its_logs_and_cuts_them_into_requests(
     )
     kuairand(tmp_path, early, late, f"data/log_random_4_22_to_5_08_{size}.csv")
     summary, dataset = built(f"kuairand-{size}", tmp_path)
-    ledger = summary.ledgers["log"]
-    assert (ledger.rows, ledger.accepted, summary.counts.targets) == (415, 415, 415)
+    accounting = summary.row_accounting["log"]
+    assert (accounting.rows, accounting.accepted, summary.counts.targets) == (415, 415, 415)
     # an exposure that was not played is a target, but no event; more than 5 minutes later begins another request
     assert shown(dataset, "3", 0, "is_click") == ([], [(10, 1), (11, 0)])
     assert shown(dataset, "3", 1, "is_click") == ([10], [(12, 0)])
@@ -157,7 +159,7 @@ def test_yambda_keeps_ties_of_5_seconds_apart_and_labels_what_was_heard(size: st
     assert shown(dataset, "10", 3, *labels) == ([1, 1, 2, 3, 4, 5, 6, 2], [(7, 1, 0, 1)])
     # the hour of the last request was not over when the log ended
     assert describe_user(dataset, "10")["requests_of_user"] == 4
-    assert summary.counts.held_back_requests == 1
+    assert summary.counts.pending_requests == 1
     assert describe_user(dataset, "10", 0)["request_time"].startswith("1970-01-01T00:00:00")
     kinds = [event["event_type"] for event in describe_user(dataset, "10", 1)["newest_events"]]
     assert kinds == ["listen", "like", "listen", "listen", "listen", "listen"]
@@ -325,7 +327,7 @@ def test_movielens_makes_requests_of_ratings_that_follow_each_other(tmp_path: Pa
     assert shown(dataset, "1", 1, "liked") == ([10, 60, 20], [(30, 1)])
     assert shown(dataset, "1", 2, "liked") == ([10, 60, 20, 30], [(5, 0)])
     assert [len(shown(dataset, "2", number)[1]) for number in range(3)] == [10, 10, 5]
-    assert summary.counts.held_back_requests == 0
+    assert summary.counts.pending_requests == 0
 
 
 def test_movielens_1m_is_converted_by_the_line_that_the_page_shows(tmp_path: Path) -> None:

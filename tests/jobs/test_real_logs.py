@@ -41,8 +41,11 @@ def test_a_real_log_is_built_alike_by_both_engines_and_agrees_with_the_reference
     for engine, summary in built.items():
         counts = summary.counts.as_dict()
         assert {key: counts[key] for key in EXPECTED[name]} == EXPECTED[name], engine
-        for ledger in summary.ledgers.values():
-            assert ledger.rows == ledger.accepted + ledger.rejected + ledger.duplicate + ledger.filtered
+        for accounting in summary.row_accounting.values():
+            assert (
+                accounting.rows
+                == accounting.accepted + accounting.rejected + accounting.duplicate + accounting.filtered
+            )
     hashes = {engine: content_hash(open_dataset(tmp_path / engine).blocks(), spec.history_length) for engine in built}
     assert hashes["local"] == hashes["spark"]
     found = audit(tmp_path / "local", spec, AUDITED_USERS[name])

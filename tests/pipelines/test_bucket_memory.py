@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from longbatch.pipelines.arrays.hashing import hash_text
+from longbatch.pipelines.arrays.hashing import hash_string
 from longbatch.pipelines.bucket_memory import Built, build_in_memory, user_column
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 
 T = 1_700_000_000
@@ -47,7 +47,7 @@ def requests(built: Built) -> list[tuple[int, int]]:
 def test_the_number_of_buckets_changes_nothing_but_the_blocks() -> None:
     one, many = build_in_memory(SPEC, {"log": LOG}), build_in_memory(SPEC, {"log": LOG}, buckets=8)
     assert requests(one) == requests(many) == [(1, 0), (2, 1), (3, 0)]
-    assert one.ledgers == many.ledgers
+    assert one.row_accounting == many.row_accounting
     assert one.counts == many.counts
     assert one.vocabulary.equals(many.vocabulary)
     assert (len(one.blocks), len(many.blocks)) == (1, 2)
@@ -56,14 +56,14 @@ def test_the_number_of_buckets_changes_nothing_but_the_blocks() -> None:
 def test_the_books_say_what_became_of_every_row() -> None:
     built = build_in_memory(SPEC, {"log": LOG}, buckets=3)
     reasons = {"conflicting_request": 2, "missing_user": 1}
-    assert built.ledgers == {"log": RowLedger(rows=7, rejected=3, duplicate=1, accepted=3, reasons=reasons)}
+    assert built.row_accounting == {"log": RowAccounting(rows=7, rejected=3, duplicate=1, accepted=3, reasons=reasons)}
     assert (built.targets, built.events.events) == (3, 3)
 
 
 def test_the_vocabulary_reads_the_hashed_users_back() -> None:
     words = build_in_memory(SPEC, {"log": LOG}).vocabulary
     assert sorted(words["text"]) == ["ann", "bob", "cid", "dan"]
-    assert hash_text(words["text"]).to_list() == words["id"].to_list()
+    assert hash_string(words["text"]).to_list() == words["id"].to_list()
 
 
 def test_the_user_column_is_the_canonical_one() -> None:

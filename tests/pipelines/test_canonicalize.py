@@ -1,4 +1,4 @@
-"""One chunk of raw rows: every row gets one fate, with its reasons."""
+"""One chunk of raw rows: every row gets one outcome, with its reasons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from longbatch.pipelines.arrays.hashing import hash_text
+from longbatch.pipelines.arrays.hashing import hash_string
 from longbatch.pipelines.canonicalize import (
     Canonical,
     canonicalize,
@@ -82,15 +82,15 @@ def test_each_fault_has_its_reason(row: Row, reason: str) -> None:
     raw = log({"click": 1, "tab": "1"}, {"click": 1, "tab": "1", **row})
     found = canonicalize(raw, spec_of(requests=features), "log")
     assert reasons(found) == [(1, [reason])]
-    assert (found.ledger.rows, found.ledger.accepted, found.ledger.rejected) == (2, 1, 1)
-    assert found.ledger.reasons == {reason: 1}
+    assert (found.accounting.rows, found.accounting.accepted, found.accounting.rejected) == (2, 1, 1)
+    assert found.accounting.reasons == {reason: 1}
 
 
 def test_a_row_may_have_many_reasons_and_is_rejected_once() -> None:
     found = canonicalize(log({}, {"user": None, "item": None, "time": 1}), spec_of(), "log")
     assert reasons(found) == [(1, ["missing_user", "time_out_of_range", "missing_item"])]
-    assert found.ledger.rejected == 1
-    assert found.ledger.reasons == {"missing_item": 1, "missing_user": 1, "time_out_of_range": 1}
+    assert found.accounting.rejected == 1
+    assert found.accounting.reasons == {"missing_item": 1, "missing_user": 1, "time_out_of_range": 1}
 
 
 def test_a_fault_counts_only_in_a_role_that_selects_the_row() -> None:
@@ -109,13 +109,13 @@ def test_a_fault_counts_only_in_a_role_that_selects_the_row() -> None:
     )
     found = canonicalize(raw, spec, "log")
     assert reasons(found) == [(4, ["unparsable:tab"]), (5, ["missing_label:click"])]
-    ledger = found.ledger
-    assert (ledger.rows, ledger.filtered, ledger.rejected, ledger.accepted) == (6, 2, 2, 2)
+    accounting = found.accounting
+    assert (accounting.rows, accounting.filtered, accounting.rejected, accounting.accepted) == (6, 2, 2, 2)
 
 
 def test_the_request_id_of_an_event_may_be_missing() -> None:
     spec = spec_of(history={"request_id": "request"}, requests={"where": "item = 9"})
-    assert canonicalize(log({"request": None}), spec, "log").ledger.accepted == 1
+    assert canonicalize(log({"request": None}), spec, "log").accounting.accepted == 1
 
 
 def test_rejected_rows_keep_their_raw_columns_and_place() -> None:
@@ -127,7 +127,7 @@ def test_rejected_rows_keep_their_raw_columns_and_place() -> None:
 
 def test_no_rows_are_no_trouble() -> None:
     found = canonicalize(log({}).head(0), spec_of(), "log")
-    assert (found.ledger.rows, found.rows.height, found.rejected.height) == (0, 0, 0)
+    assert (found.accounting.rows, found.rows.height, found.rejected.height) == (0, 0, 0)
     assert found.rejected.schema["_reasons"] == pl.List(pl.String)
 
 
@@ -140,17 +140,17 @@ def test_text_ids_are_hashed_and_their_words_kept() -> None:
         {"user": None, "item": "z", "city": "Oslo"},
     )
     found = canonicalize(raw, spec, "log")
-    assert found.rows["user#id(string)"].to_list() == hash_text(pl.Series(["ann", "ann"])).to_list()
+    assert found.rows["user#id(string)"].to_list() == hash_string(pl.Series(["ann", "ann"])).to_list()
     words = dict(found.vocabulary.rows())
     assert sorted(words.values()) == ["Rome", "ann", "x", "y"], "the words of rejected rows are not kept"
-    assert hash_text(pl.Series(list(words.values()))).to_list() == list(words)
-    assert found.rows["city#id"].to_list() == [hash_text(pl.Series(["Rome"]))[0], None]
+    assert hash_string(pl.Series(list(words.values()))).to_list() == list(words)
+    assert found.rows["city#id"].to_list() == [hash_string(pl.Series(["Rome"]))[0], None]
 
 
 def test_a_default_text_id_is_hashed_too() -> None:
     spec = spec_of(requests={"features": {"city": {"column": "city", "type": "id", "default": "?"}}})
     found = canonicalize(log({"city": None}, {"city": "Rome"}), spec, "log")
-    assert found.rows["city#id default='?'"].to_list() == hash_text(pl.Series(["?", "Rome"])).to_list()
+    assert found.rows["city#id default='?'"].to_list() == hash_string(pl.Series(["?", "Rome"])).to_list()
 
 
 def test_owners_are_the_pairs_of_request_and_user_among_the_targets() -> None:
@@ -209,7 +209,7 @@ def test_lists_become_a_row_per_element() -> None:
     assert found.rows["item#id(int64)"].to_list() == [5, 6, 7]
     assert found.rows["price#float32"].to_list() == [0.5, 1.5, 2.5]
     assert found.rows["place#int16"].to_list() == [0, 1, 0]
-    assert (found.ledger.rows, found.ledger.empty_list) == (3, 2)
+    assert (found.accounting.rows, found.accounting.empty_list) == (3, 2)
 
 
 def test_a_rejected_element_keeps_the_row_of_the_file_it_came_from() -> None:
@@ -224,22 +224,22 @@ def test_text_that_holds_a_list_becomes_a_row_per_part() -> None:
     )
     text = {"column": "shown", "separator": " ", "fields": ["item", "click"], "field_separator": "-"}
     found = exploded(
-        {"text": text, "position": "place"},
+        {"string": text, "position": "place"},
         raw,
         {"place": "int16"},
         item_id={"column": "item", "type": "string"},
         labels={"click": "int8"},
     )
-    assert found.rows["item#id(string)"].to_list() == hash_text(pl.Series(["N1", "N2", "N3"])).to_list()
+    assert found.rows["item#id(string)"].to_list() == hash_string(pl.Series(["N1", "N2", "N3"])).to_list()
     assert found.rows["click#int8"].to_list() == [1, 0, 1]
     assert found.rows["place#int16"].to_list() == [0, 1, 0]
     assert reasons(found) == [(4, ["missing_label:click"])]
-    assert (found.ledger.rows, found.ledger.empty_list) == (4, 2)
+    assert (found.accounting.rows, found.accounting.empty_list) == (4, 2)
 
 
 def test_text_of_one_field_is_the_part_itself() -> None:
     found = exploded(
-        {"text": {"column": "shown", "separator": ",", "fields": ["item"]}}, log({"shown": "5,6"}).drop("item")
+        {"string": {"column": "shown", "separator": ",", "fields": ["item"]}}, log({"shown": "5,6"}).drop("item")
     )
     assert found.rows["item#id(int64)"].to_list() == [5, 6]
 
@@ -261,11 +261,15 @@ def test_a_label_may_look_for_the_item_in_another_list() -> None:
         ),
         ({"lists": "item"}, {"item": [1]}, r"explode\.lists names 'item', which holds Int64, not lists"),
         ({"lists": "items"}, {"item": [[1]]}, r"explode names 'items', but the source's columns are user, item, time"),
-        ({"text": {"column": "shown", "fields": ["item"]}}, {}, r"explode names 'shown', but the source's columns are"),
         (
-            {"text": {"column": "item", "fields": ["item"]}},
+            {"string": {"column": "shown", "fields": ["item"]}},
+            {},
+            r"explode names 'shown', but the source's columns are",
+        ),
+        (
+            {"string": {"column": "item", "fields": ["item"]}},
             {"item": [5]},
-            r"explode\.text names 'item', which holds Int64, not text",
+            r"explode\.string names 'item', which holds Int64, not text",
         ),
     ],
 )
@@ -337,7 +341,7 @@ def test_only_needed_columns_are_read() -> None:
 
 def test_of_an_exploded_source_the_lists_are_read_and_not_what_they_make() -> None:
     text = {"column": "shown", "fields": ["item", "click"], "field_separator": "-"}
-    spec = spec_of(source={"explode": {"text": text, "position": "place"}}, requests={"features": {"place": "int8"}})
+    spec = spec_of(source={"explode": {"string": text, "position": "place"}}, requests={"features": {"place": "int8"}})
     assert needed_columns(spec, "log") == ["user", "time", "request", "shown"]
     lists = spec_of(source={"explode": {"lists": ["item", "extra"]}})
     assert needed_columns(lists, "log") == ["user", "time", "item", "request", "extra"]

@@ -55,8 +55,8 @@ def test_an_action_counts_from_the_request_to_before_the_windows_end(time: int, 
 @pytest.mark.parametrize(("end", "held"), [(T + MINUTE - 1, 1), (T + MINUTE, 0)])
 def test_a_request_is_held_back_until_its_window_is_over(end: int, held: int) -> None:
     built = build([(end, 9, None)], {"aggregate": "any"})
-    assert built.counts.held_back_requests == held
-    assert built.ledgers["shown"].policies == ({"held_back": 2} if held else {})
+    assert built.counts.pending_requests == held
+    assert built.row_accounting["shown"].policies == ({"pending_label": 2} if held else {})
     assert len(labels(built)) == 2 - 2 * held
 
 
@@ -64,11 +64,11 @@ def test_a_declared_end_closes_windows_that_the_last_action_does_not() -> None:
     until = "2023-11-14T22:14:20Z"  # T + 1 minute
     assert labels(build([(T + 5, 2, None)], {"aggregate": "any"}, until=until)) == [0, 1]
     built = build([(T + 5 * MINUTE, 2, None)], {"aggregate": "any"}, until="2023-11-14T22:14:19.999999Z")
-    assert built.counts.held_back_requests == 1
+    assert built.counts.pending_requests == 1
 
 
 def test_without_any_action_every_request_is_held_back() -> None:
-    assert build([], {"aggregate": "any"}).counts.held_back_requests == 1
+    assert build([], {"aggregate": "any"}).counts.pending_requests == 1
 
 
 def test_count_sum_and_max_leave_nulls_out() -> None:
@@ -112,5 +112,5 @@ def test_a_sum_that_does_not_fit_its_type_is_an_error_that_names_it(
 def test_an_unreadable_value_rejects_only_actions_that_the_label_looks_at() -> None:
     actions = [(T + 1, 1, "x"), (T + 2, 1, "5"), END]
     label = {"aggregate": "sum", "column": "v"}
-    assert build(actions, label, pl.String).ledgers["done"].reasons == {"unparsable:v": 1}
-    assert build(actions, {**label, "where": "v <> 'x'"}, pl.String).ledgers["done"].reasons == {}
+    assert build(actions, label, pl.String).row_accounting["done"].reasons == {"unparsable:v": 1}
+    assert build(actions, {**label, "where": "v <> 'x'"}, pl.String).row_accounting["done"].reasons == {}

@@ -114,8 +114,8 @@ def test_rows_equal_in_every_mapped_column_are_one() -> None:
     made = kernel(spec_of(), plays, [{}, {}, {}])
     assert made.timelines.events.height == 2
     assert made.requests.targets.height == 1
-    assert (made.ledgers["plays"].duplicate, made.ledgers["plays"].accepted) == (1, -1)
-    assert (made.ledgers["shown"].duplicate, made.ledgers["shown"].accepted) == (2, -2)
+    assert (made.row_accounting["plays"].duplicate, made.row_accounting["plays"].accepted) == (1, -1)
+    assert (made.row_accounting["shown"].duplicate, made.row_accounting["shown"].accepted) == (2, -2)
 
 
 def test_rows_of_one_request_id_are_one_request_at_its_earliest_time() -> None:
@@ -135,8 +135,8 @@ def test_one_request_id_of_two_users_of_a_bucket_stays_two_requests() -> None:
 def test_rows_of_known_conflicts_leave_the_accepted() -> None:
     made = kernel(spec_of(), [], [{"request": 1}, {"request": 2}], pl.Series([1]))
     assert made.requests.requests["request_id"].to_list() == [2]
-    ledger = made.ledgers["shown"]
-    assert (ledger.rejected, ledger.accepted, ledger.reasons) == (1, -1, {"conflicting_request": 1})
+    accounting = made.row_accounting["shown"]
+    assert (accounting.rejected, accounting.accepted, accounting.reasons) == (1, -1, {"conflicting_request": 1})
 
 
 def test_without_request_ids_a_user_and_a_time_are_a_request() -> None:

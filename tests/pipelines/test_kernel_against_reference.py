@@ -38,9 +38,9 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 @st.composite
 def one_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     """Draw a log that is both history and requests, and a spec for it."""
-    text_ids = set(draw(st.lists(st.sampled_from(["user", "request", "item"]), unique=True)))
-    text_ids |= {"origin"} if "request" in text_ids else set()
-    columns = ids(IDS, text_ids)
+    string_ids = set(draw(st.lists(st.sampled_from(["user", "request", "item"]), unique=True)))
+    string_ids |= {"origin"} if "request" in string_ids else set()
+    columns = ids(IDS, string_ids)
     named = draw(st.sampled_from(["no", "requests", "both", "both", "other"]))
     own = {"both": "request", "other": "origin"}.get(named)
     asked = draw(st.sampled_from(["time", "time", "asked"]))
@@ -71,20 +71,20 @@ def one_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
             "labels": {"click": label} if draw(st.booleans()) else {},
         },
     }
-    return BuildSpec.model_validate(spec), {"log": draw(frames(list(COLUMNS), text_ids))}
+    return BuildSpec.model_validate(spec), {"log": draw(frames(list(COLUMNS), string_ids))}
 
 
 @st.composite
 def two_logs(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     """Draw a history log and a request log whose rows may be lists of items shown and clicked."""
-    text_ids = set(draw(st.lists(st.sampled_from(["user", "request"]), unique=True)))
-    columns = ids(IDS, text_ids)
+    string_ids = set(draw(st.lists(st.sampled_from(["user", "request"]), unique=True)))
+    columns = ids(IDS, string_ids)
     named = draw(st.sampled_from(["no", "requests", "both"]))
     explode = draw(st.booleans())
     clicked = {"contained_in": "clicked"} | ({"default": 0} if draw(st.booleans()) else {})
     event_names = ["user", "item", "time", "arrival", "request", *FEATURES]
     request_names = ["user", "item", "time", "request", "click", *FEATURES]
-    impressions = draw(frames(request_names, text_ids))
+    impressions = draw(frames(request_names, string_ids))
     position: dict[str, Any] = {}
     if explode:
         impressions = listed(draw, impressions, may_be_null="default" in clicked)
@@ -121,7 +121,7 @@ def two_logs(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
         "requests": request,
     }
     return BuildSpec.model_validate(spec), {
-        "events": draw(frames(event_names, text_ids)),
+        "events": draw(frames(event_names, string_ids)),
         "impressions": impressions,
     }
 
@@ -215,7 +215,7 @@ def test_a_log_of_text(case: tuple[BuildSpec, Frames]) -> None:
 
 
 @st.composite
-def whales(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
+def heavy_users(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     """Draw a user with more events than a segment holds, and requests anywhere among them."""
     random = Random(draw(st.integers(0, 2**32)))
     size = draw(st.integers(1, 60))
@@ -236,7 +236,7 @@ def whales(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
 
 
 @every_case
-@given(whales())
+@given(heavy_users())
 def test_a_timeline_in_segments(case: tuple[BuildSpec, Frames]) -> None:
     check(*case, 1)
 
@@ -300,7 +300,7 @@ def test_events_of_segments_that_go_back_in_the_timeline_are_counted_as_stored()
 def test_a_number_that_float32_cannot_hold_is_unparsable() -> None:
     log = pl.DataFrame({"user": [1, 1], "request": [1, 2], "item": [5, 6], "time": [T, T], "price": [1e39, 1.0]})
     spec = literal(requests={"features": {"price": "float32"}})
-    assert build_in_memory(spec, {"log": log}).ledgers["log"].reasons == {"unparsable:price": 1}
+    assert build_in_memory(spec, {"log": log}).row_accounting["log"].reasons == {"unparsable:price": 1}
     check(spec, {"log": log}, 1)
 
 
@@ -311,7 +311,7 @@ def test_without_a_list_of_clicked_items_there_is_no_label() -> None:
         schema_overrides={"clicked": pl.List(pl.Int64)},
     )
     spec = literal(requests={"labels": {"click": {"contained_in": "clicked"}}})
-    assert build_in_memory(spec, {"log": log}).ledgers["log"].reasons == {"missing_label:click": 1}
+    assert build_in_memory(spec, {"log": log}).row_accounting["log"].reasons == {"missing_label:click": 1}
     check(spec, {"log": log}, 1)
 
 
@@ -328,5 +328,5 @@ def test_rows_that_differ_only_in_the_roles_that_select_them_are_no_duplicates()
     log = pl.DataFrame({"user": [1, 1], "request": [1, 1], "item": [5, 5], "time": [T, T], "shown": [0, 1]})
     spec = literal(requests={"where": "shown = 1"})
     built = build_in_memory(spec, {"log": log})
-    assert (built.ledgers["log"].duplicate, built.counts.events, built.targets) == (0, 2, 1)
+    assert (built.row_accounting["log"].duplicate, built.counts.events, built.targets) == (0, 2, 1)
     check(spec, {"log": log}, 1)

@@ -6,7 +6,15 @@ import numpy as np
 import polars as pl
 
 from longbatch.pipelines.bucket_memory import Built, build_in_memory
-from longbatch.pipelines.policies import HELD_BACK, KEPT, NO_ROLE, REJECTED_USER, WHALE_CAP, judge_users, policy_counts
+from longbatch.pipelines.policies import (
+    HEAVY_USER_CAP,
+    KEPT,
+    NO_ROLE,
+    PENDING_LABEL,
+    REJECTED_USER,
+    judge_users,
+    policy_counts,
+)
 from longbatch.schemas.profile import Large
 from longbatch.schemas.spec.build_spec import BuildSpec, Users
 
@@ -23,10 +31,10 @@ def test_without_a_policy_everything_is_kept() -> None:
 
 def test_a_whale_keeps_the_newest_events_and_all_targets() -> None:
     judged = judge_users(Users(max_events=2), EVENTS, TARGETS)
-    assert judged.events.tolist() == [WHALE_CAP, KEPT, KEPT, KEPT, KEPT, KEPT]
+    assert judged.events.tolist() == [HEAVY_USER_CAP, KEPT, KEPT, KEPT, KEPT, KEPT]
     assert not judged.targets.any()
     assert (judged.counts.capped_users, judged.counts.capped_events) == (1, 1)
-    assert judged.users == {"whale_cap": (Large(3, "1"),)}
+    assert judged.users == {"heavy_user_cap": (Large(3, "1"),)}
 
 
 def test_a_user_with_exactly_the_most_events_is_no_whale() -> None:
@@ -49,9 +57,9 @@ def test_a_user_without_events_has_too_few() -> None:
 
 
 def test_a_row_counts_under_the_policy_that_took_its_last_role() -> None:
-    events = np.array([WHALE_CAP, WHALE_CAP, KEPT, NO_ROLE, NO_ROLE], dtype=np.uint8)
-    targets = np.array([KEPT, HELD_BACK, HELD_BACK, HELD_BACK, NO_ROLE], dtype=np.uint8)
-    assert policy_counts(events, targets, np.zeros(5, dtype=np.bool_)) == {"held_back": 2}
+    events = np.array([HEAVY_USER_CAP, HEAVY_USER_CAP, KEPT, NO_ROLE, NO_ROLE], dtype=np.uint8)
+    targets = np.array([KEPT, PENDING_LABEL, PENDING_LABEL, PENDING_LABEL, NO_ROLE], dtype=np.uint8)
+    assert policy_counts(events, targets, np.zeros(5, dtype=np.bool_)) == {"pending_label": 2}
 
 
 def test_a_row_that_is_an_action_too_stays_accepted() -> None:
@@ -88,12 +96,12 @@ def build(users: dict[str, object]) -> Built:
 
 def test_a_capped_event_that_is_a_target_stays_a_target() -> None:
     built = build({"max_events": 2})
-    assert built.ledgers["log"].policies == {"whale_cap": 1}
+    assert built.row_accounting["log"].policies == {"heavy_user_cap": 1}
     assert (built.counts.capped_events, built.counts.targets, built.counts.events) == (2, 3, 3)
 
 
 def test_the_books_of_a_build_with_policies_balance() -> None:
     built = build({"max_events": 2, "over_max_events": "reject_user", "min_events": 1})
-    ledger = built.ledgers["log"]
-    assert (ledger.accepted, ledger.policies) == (1, {"rejected_user": 4})
+    accounting = built.row_accounting["log"]
+    assert (accounting.accepted, accounting.policies) == (1, {"rejected_user": 4})
     assert built.counts.requests == 1

@@ -29,7 +29,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def later_labels(draw: st.DrawFn) -> dict[str, Any]:
+def delayed_labels(draw: st.DrawFn) -> dict[str, Any]:
     """Choose labels from later events, of all aggregates."""
     some = {
         "clicked": {"aggregate": "any", "where": "click = 1"},
@@ -54,13 +54,13 @@ def declared(draw: st.DrawFn, mapped: dict[str, Any]) -> dict[str, Any]:
     return {name: feature | (rules[feature["type"]] if draw(st.booleans()) else {}) for name, feature in mapped.items()}
 
 
-def spec_of(draw: st.DrawFn, text_ids: set[str], sources: tuple[str, str, str]) -> BuildSpec:
+def spec_of(draw: st.DrawFn, string_ids: set[str], sources: tuple[str, str, str]) -> BuildSpec:
     """Draw a spec of history, requests and actions that read the given sources."""
     history, requests, actions = sources
-    columns = ids(IDS, text_ids)
+    columns = ids(IDS, string_ids)
     named = draw(st.sampled_from(["no", "no", "requests", "all"]))
     grouping = {"session_gap": draw(gaps), "max_targets": draw(st.sampled_from([None, 1, 2, 3]))}
-    labels = draw(later_labels()) if draw(st.booleans()) else {}
+    labels = draw(delayed_labels()) if draw(st.booleans()) else {}
     own = {"click": {"column": "click", "default": 0}} if draw(st.booleans()) else {}
     until = draw(st.sampled_from([None, None, "2023-11-14T22:13:25Z", "2023-11-14T22:13:24.5Z"]))
     common = {"user_id": columns["user"], "item_id": columns["item"]}
@@ -103,15 +103,15 @@ def spec_of(draw: st.DrawFn, text_ids: set[str], sources: tuple[str, str, str]) 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     """Draw logs for one to three sources, which play one to three roles each."""
-    text_ids = set(draw(st.lists(st.sampled_from(["user", "request", "item"]), unique=True)))
+    string_ids = set(draw(st.lists(st.sampled_from(["user", "request", "item"]), unique=True)))
     sources = draw(
         st.sampled_from(
             [("a", "a", "a"), ("a", "b", "c"), ("a", "b", "a"), ("a", "b", "b"), ("a", "a", "b")],
         )
     )
-    spec = spec_of(draw, text_ids, sources)
+    spec = spec_of(draw, string_ids, sources)
     names = [name for name in COLUMNS if name != "origin"]
-    return spec, {source: draw(frames(names, text_ids)) for source in spec.sources}
+    return spec, {source: draw(frames(names, string_ids)) for source in spec.sources}
 
 
 @every_case

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.format.shard import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
@@ -81,9 +81,9 @@ def write(root: Path, blocks: list[Rows], **changes: Any) -> Dataset:
         (root / table).mkdir(parents=True, exist_ok=True)
     row = write_shard(root, 7, "a1", spec, [batches(spec, rows) for rows in blocks])
     shards = () if row is None else (row,)
-    ledgers = {"log": RowLedger(rows=9, rejected=2, accepted=7, reasons={"missing_user": 2})}
+    row_accounting = {"log": RowAccounting(rows=9, rejected=2, accepted=7, reasons={"missing_user": 2})}
     print_of = fingerprint(spec, shards)
-    commit(root, Snapshot(1, spec, Counts(users=3, requests=6), ledgers, 0, shards, (), (), print_of))
+    commit(root, Snapshot(1, spec, Counts(users=3, requests=6), row_accounting, 0, shards, (), (), print_of))
     return open_dataset(root)
 
 

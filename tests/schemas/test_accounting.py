@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DataError
 
 
 def test_the_books_of_two_parts_add_up_reason_by_reason() -> None:
-    first = RowLedger(rows=5, filtered=1, rejected=2, accepted=2, reasons={"missing_user": 1, "missing_item": 2})
-    second = RowLedger(rows=3, duplicate=1, rejected=1, accepted=1, empty_list=4, reasons={"missing_user": 1})
-    assert first + second == RowLedger(
+    first = RowAccounting(rows=5, filtered=1, rejected=2, accepted=2, reasons={"missing_user": 1, "missing_item": 2})
+    second = RowAccounting(rows=3, duplicate=1, rejected=1, accepted=1, empty_list=4, reasons={"missing_user": 1})
+    assert first + second == RowAccounting(
         rows=8,
         filtered=1,
         rejected=3,
@@ -24,9 +24,9 @@ def test_the_books_of_two_parts_add_up_reason_by_reason() -> None:
 
 
 def test_a_row_without_a_fate_is_an_error() -> None:
-    RowLedger(rows=4, filtered=1, rejected=1, duplicate=1, accepted=1).check("log")
+    RowAccounting(rows=4, filtered=1, rejected=1, duplicate=1, accepted=1).check("log")
     with pytest.raises(DataError, match=r"source log: 1,000 rows in, but 999 accounted for .* nothing is committed"):
-        RowLedger(rows=1000, accepted=999).check("log")
+        RowAccounting(rows=1000, accepted=999).check("log")
 
 
 def test_counts_add_up() -> None:
@@ -47,9 +47,9 @@ def test_counts_add_up() -> None:
 
 
 def test_rows_that_a_policy_left_out_are_accounted_for() -> None:
-    books = RowLedger(rows=5, accepted=2, policies={"whale_cap": 2, "held_back": 1})
+    books = RowAccounting(rows=5, accepted=2, policies={"heavy_user_cap": 2, "pending_label": 1})
     books.check("log")
-    assert (books + books).policies == {"held_back": 2, "whale_cap": 4}
+    assert (books + books).policies == {"pending_label": 2, "heavy_user_cap": 4}
 
 
 def test_targets_accepted_and_not_in_a_request_are_an_error() -> None:

@@ -14,7 +14,7 @@ from training_data import tiny
 from longbatch.loaders import RequestDataset
 from longbatch.trainer import checkpoint
 from longbatch.trainer.config import TrainConfig
-from longbatch.trainer.optimizers import make_optimisers
+from longbatch.trainer.optimizers import make_optimizers
 from longbatch.trainer.train import new_model, train, train_step
 
 RANK = """
@@ -107,7 +107,7 @@ def test_accumulated_batches_equal_one_batch_of_all_their_requests(dataset, tmp_
     for config in found:
         data = RequestDataset(dataset, batch_size=config.batch_size)
         model = new_model(data, config).double()
-        train_step(model, make_optimisers(model, config), list(data)[: config.accumulate], config)
+        train_step(model, make_optimizers(model, config), list(data)[: config.accumulate], config)
         models.append(model.state_dict())
     for name, value in models[0].items():
         torch.testing.assert_close(value, models[1][name], rtol=1e-10, atol=1e-10)

@@ -22,7 +22,7 @@ def test_rates_rise_over_the_first_steps_and_fall_along_a_cosine():
 
 def test_each_group_keeps_its_own_rate():
     weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    optimiser = torch.optim.AdamW([{"params": weights[:1], "lr": 1.0}, {"params": weights[1:], "lr": 0.1}])
-    set_rates([optimiser], 0.5)
-    set_rates([optimiser], 0.5)
-    assert [group["lr"] for group in optimiser.param_groups] == [0.5, 0.05]
+    optimizer = torch.optim.AdamW([{"params": weights[:1], "lr": 1.0}, {"params": weights[1:], "lr": 0.1}])
+    set_rates([optimizer], 0.5)
+    set_rates([optimizer], 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longbatch.trainer.metrics import auc, gauc, log_loss, normalised_entropy
+from longbatch.trainer.metrics import auc, gauc, log_loss, normalized_entropy
 
 targets = st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3), st.integers(0, 3)), max_size=40)
 
@@ -46,8 +46,8 @@ def test_log_loss_and_normalised_entropy_of_a_worked_example():
     labels, logits = [1, 0, 0, 0], [math.log(0.5 / 0.5)] * 4
     assert log_loss(labels, logits) == pytest.approx(math.log(2))
     base = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert normalised_entropy(labels, logits) == pytest.approx(math.log(2) / base)
-    assert normalised_entropy(labels, [math.log(1 / 3)] * 4) == pytest.approx(1)
+    assert normalized_entropy(labels, logits) == pytest.approx(math.log(2) / base)
+    assert normalized_entropy(labels, [math.log(1 / 3)] * 4) == pytest.approx(1)
 
 
 def test_large_logits_do_not_overflow():
@@ -56,7 +56,7 @@ def test_large_logits_do_not_overflow():
 
 def test_metrics_without_both_classes_are_undefined():
     assert math.isnan(auc([1, 1], [0.0, 1.0]))
-    assert math.isnan(normalised_entropy([0, 0], [0.0, 1.0]))
+    assert math.isnan(normalized_entropy([0, 0], [0.0, 1.0]))
     assert math.isnan(gauc([1, 0], [0.0, 1.0], [7, 8]))
     assert math.isnan(log_loss([], []))
 

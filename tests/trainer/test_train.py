@@ -15,7 +15,7 @@ from longbatch.trainer import checkpoint
 from longbatch.trainer.config import Length, TrainConfig
 from longbatch.trainer.models.registry import MODELS, make_model
 from longbatch.trainer.models.stca import STCA
-from longbatch.trainer.optimizers import dense_parameters, make_optimisers
+from longbatch.trainer.optimizers import dense_parameters, make_optimizers
 from longbatch.trainer.predictions import predict
 from longbatch.trainer.train import evaluate, fit, train, train_step
 
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_training(make_batch, small_model):
 
 def test_every_parameter_has_one_optimiser_and_large_tables_the_sparse_one(small_model):
     model = STCA(*small_model)
-    dense, sparse = make_optimisers(model, TrainConfig())
+    dense, sparse = make_optimizers(model, TrainConfig())
     sizes = [p for o in (dense, sparse) for group in o.param_groups for p in group["params"]]
     assert sorted(map(id, sizes)) == sorted(map(id, model.parameters()))
     assert all(p.shape[0] == 5000 for p in sparse.param_groups[0]["params"])
@@ -235,7 +235,7 @@ def test_a_resumed_run_is_to_the_bit_the_one_that_never_stopped(dataset, tmp_pat
     assert (resumed.steps, resumed.metrics) == (whole.steps, whole.metrics)
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
     assert same(states[0]["model"], states[1]["model"])
-    assert same(states[0]["optimisers"], states[1]["optimisers"])
+    assert same(states[0]["optimizers"], states[1]["optimizers"])
 
 
 def same(a, b):
@@ -318,7 +318,7 @@ def test_a_run_with_a_schedule_goes_on_to_the_bit(dataset, tmp_path):
     train(dataset, tmp_path / "parts", config, resume=True)
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
     assert same(states[0]["model"], states[1]["model"])
-    assert same(states[0]["optimisers"], states[1]["optimisers"])
+    assert same(states[0]["optimizers"], states[1]["optimizers"])
 
 
 def test_a_run_at_its_end_is_not_trained_further(dataset, tmp_path):
@@ -351,7 +351,7 @@ def test_a_run_is_resumed_only_as_it_was_begun(trained, dataset, tmp_path):
 def test_clipping_bounds_the_gradients_of_dense_weights(make_batch, small_model):
     config = TrainConfig(clip_norm=0.01)
     model = STCA(*small_model)
-    train_step(model, make_optimisers(model, config), [make_batch([9, 3], [2, 3])], config)
+    train_step(model, make_optimizers(model, config), [make_batch([9, 3], [2, 3])], config)
     norms = torch.stack([parameter.grad.norm() for parameter in dense_parameters(model)])
     assert norms.norm() == pytest.approx(0.01, rel=1e-3)
     assert any(table.weight.grad.is_sparse for table in model.tokens.tables.values())

@@ -7,16 +7,16 @@ from typing import Any
 import polars as pl
 import pytest
 
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Feature
 from longbatch.validation.rules import check_threshold_names, declared_faults, excesses, possible_reasons
 
 
-def faults(feature: Feature, values: list[Any], dtype: Any, *, as_text: bool = False) -> list[list[str]]:
+def faults(feature: Feature, values: list[Any], dtype: Any, *, as_string: bool = False) -> list[list[str]]:
     frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype)})
-    found = frame.select(**declared_faults(feature, "x", pl.col("x"), as_text=as_text))
+    found = frame.select(**declared_faults(feature, "x", pl.col("x"), as_string=as_string))
     return [[reason for reason, hit in row.items() if hit] for row in found.to_dicts()]
 
 
@@ -35,7 +35,7 @@ def test_nan_is_out_of_any_range_and_infinity_of_one_that_ends() -> None:
 
 def test_a_value_that_is_not_declared_is_unknown() -> None:
     feature = Feature(column="x", type="id", values=("like", "play"))
-    assert faults(feature, ["play", "Play", "", None], pl.String, as_text=True) == [
+    assert faults(feature, ["play", "Play", "", None], pl.String, as_string=True) == [
         [],
         ["unknown:x"],
         ["unknown:x"],
@@ -96,9 +96,9 @@ def test_a_threshold_for_no_reason_is_refused_with_the_nearest() -> None:
 
 
 def test_a_share_reached_exactly_is_allowed_and_one_row_more_is_not() -> None:
-    ledger = RowLedger(rows=1100, filtered=100, rejected=10, accepted=990, reasons={"missing_user": 10})
-    assert excesses(ledger, 0.01, {"missing_user": 0.01}) == []
-    over = excesses(ledger, 0.009, {"missing_user": 0.0, "missing_item": 0.0})
+    accounting = RowAccounting(rows=1100, filtered=100, rejected=10, accepted=990, reasons={"missing_user": 10})
+    assert excesses(accounting, 0.01, {"missing_user": 0.01}) == []
+    over = excesses(accounting, 0.009, {"missing_user": 0.0, "missing_item": 0.0})
     assert [str(excess) for excess in over] == [
         "10 of 1,000 rows (1.00%) were rejected, more than max_rejected = 0.90%",
         "10 of 1,000 rows (1.00%) were rejected for missing_user, more than max_rejected_for.'missing_user' = 0.00%",

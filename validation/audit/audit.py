@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import SourceError, SpecError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.snapshot import read_snapshot
@@ -127,7 +127,7 @@ def _compared(
     dataset: Dataset, raw: BuildSpec, stored: Users, users: int | None, seed: int, progress: Progress
 ) -> Comparison:
     """Compare users with the raw log, a group of them at a time; the books too where one group has all rows."""
-    rows = sum(ledger.rows for ledger in dataset.snapshot.ledgers.values())
+    rows = sum(accounting.rows for accounting in dataset.snapshot.row_accounting.values())
     advance = _counter(progress, "raw users", rows)
     censuses = {source: take_census(raw, source, advance) for source in raw.sources}
     until = dataset.snapshot.until
@@ -188,6 +188,8 @@ def _reference_of(
     chunks = {source: read_rows(raw, source, users, census, advance) for source, census in censuses.items()}
     reference = build_reference(raw, {source: chunk.frame for source, chunk in chunks.items()}, users, end)
     lost = {source: chunk.malformed for source, chunk in chunks.items() if chunk.malformed}
-    malformed = {s: RowLedger(rows=n, rejected=n, reasons={MALFORMED_ROW: n}) for s, n in lost.items()}
-    ledgers = {s: ledger + malformed.get(s, RowLedger()) for s, ledger in reference.ledgers.items()}
-    return replace(reference, ledgers=ledgers)
+    malformed = {s: RowAccounting(rows=n, rejected=n, reasons={MALFORMED_ROW: n}) for s, n in lost.items()}
+    row_accounting = {
+        s: accounting + malformed.get(s, RowAccounting()) for s, accounting in reference.row_accounting.items()
+    }
+    return replace(reference, row_accounting=row_accounting)

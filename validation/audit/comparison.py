@@ -73,10 +73,10 @@ def compare(
 
 def book_findings(dataset: Dataset, reference: Reference) -> Iterator[str]:
     """Compare the snapshot's books with those of a reference of all users."""
-    for source, ledger in reference.ledgers.items():
-        listed = dataset.snapshot.ledgers[source]
-        if listed != ledger:
-            yield f"source {source}: the snapshot counts {listed}, the raw log gives {ledger}"
+    for source, accounting in reference.row_accounting.items():
+        listed = dataset.snapshot.row_accounting[source]
+        if listed != accounting:
+            yield f"source {source}: the snapshot counts {listed}, the raw log gives {accounting}"
     counts, events = dataset.counts, reference.events
     listed_events = (counts.stored + counts.beyond_history, counts.after_last_request)
     if listed_events != (events.stored_or_beyond, events.after_last_request):

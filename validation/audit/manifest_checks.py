@@ -70,8 +70,8 @@ def total_findings(dataset: Dataset, seen: Seen) -> Iterator[str]:
     for name, value in found.items():
         if value != getattr(counts, name):
             yield f"all shards hold {value:,} {name}, the snapshot says {getattr(counts, name):,}"
-    for source, ledger in dataset.snapshot.ledgers.items():
-        yield from _broken(partial(ledger.check, source))
+    for source, accounting in dataset.snapshot.row_accounting.items():
+        yield from _broken(partial(accounting.check, source))
     yield from _broken(partial(counts.check, _accepted(dataset, "history"), _accepted(dataset, "requests")))
 
 
@@ -79,7 +79,7 @@ def _accepted(dataset: Dataset, role: Role) -> int | None:
     """Return the accepted rows of a role's log, or None if the log feeds another role too."""
     source = dataset.spec.section(role).source
     alone = source_roles(dataset.spec, source) == (role,)
-    return dataset.snapshot.ledgers[source].accepted if alone else None
+    return dataset.snapshot.row_accounting[source].accepted if alone else None
 
 
 def _broken(check: Callable[[], None]) -> Iterator[str]:

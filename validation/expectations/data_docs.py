@@ -100,7 +100,7 @@ def _escape_cells(part: Any) -> None:
 def write_site(context: Any, folder: Path, about: Mapping[str, tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
     """Write the pages of all suites and results of a context; return each suite's links: to its result, to itself.
 
-    `about` says of each suite what was checked, what came of it, and the class of its colour.
+    `about` says of each suite what was checked, what came of it, and the class of its color.
     """
     lines = {  # a dollar sign would be taken for a variable of a configuration
         name: f'<p>Checked: {escape(checked)}</p><p class="{mark}">{verdict}</p>'.replace("$", "&#36;")
@@ -129,7 +129,7 @@ def index_page(
 ) -> str:
     """Return the first page, in HTML: `lists` are headings with their sentences, `rows` the suites.
 
-    A row is a suite's name, what was checked, how many expectations, what came of it, and the class of its colour.
+    A row is a suite's name, what was checked, how many expectations, what came of it, and the class of its color.
     """
     head = "".join(f"<th>{name}</th>" for name in ("Suite", "Checked", "Expectations", "Result"))
     body = "".join(_row(row, *links[row[0]]) for row in rows)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.profile import ColumnProfile, Number, Profile, TableName, TableProfile
 from longbatch.schemas.spec.build_spec import BuildSpec
 
@@ -27,7 +27,7 @@ from .generated_suites import (
     SPREAD,
     STATISTIC,
     TOTAL_MINUS_IMPRESSIONS,
-    WITHOUT_FATE,
+    WITHOUT_OUTCOME,
     table_columns,
 )
 
@@ -52,15 +52,21 @@ def profile_frame(spec: BuildSpec, table: TableName, profile: Profile) -> Any:
     return _statistics_frame({"rows": {COUNT: found.rows}, **statistics})
 
 
-def sources_frame(spec: BuildSpec, ledgers: Mapping[str, RowLedger]) -> Any:
+def sources_frame(spec: BuildSpec, row_accounting: Mapping[str, RowAccounting]) -> Any:
     """Return the books: a column per source; shares are of the rows that no `where` filtered out."""
     books: dict[str, Statistics] = {}
-    for source, ledger in ledgers.items():
-        fates = ledger.filtered + ledger.rejected + ledger.duplicate + ledger.accepted + sum(ledger.policies.values())
-        rejected = [ledger.rejected, *(ledger.reasons.get(reason, 0) for reason in spec.max_rejected_for)]
-        asked = max(1, ledger.rows - ledger.filtered)
+    for source, accounting in row_accounting.items():
+        outcomes = (
+            accounting.filtered
+            + accounting.rejected
+            + accounting.duplicate
+            + accounting.accepted
+            + sum(accounting.policies.values())
+        )
+        rejected = [accounting.rejected, *(accounting.reasons.get(reason, 0) for reason in spec.max_rejected_for)]
+        asked = max(1, accounting.rows - accounting.filtered)
         shares = {f"{REJECTED} {number}": count / asked for number, count in enumerate(rejected)}
-        books[source] = {WITHOUT_FATE: ledger.rows - fates, **shares}
+        books[source] = {WITHOUT_OUTCOME: accounting.rows - outcomes, **shares}
     return _statistics_frame(books)
 
 

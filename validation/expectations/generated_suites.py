@@ -18,7 +18,7 @@ import numpy as np
 from longbatch.schemas.profile import TABLES, Number, TableName
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Feature, FeatureType, Label
-from longbatch.validation.reference.values import text_id
+from longbatch.validation.reference.values import string_id
 
 Kind = Literal["counters", "sample"]
 ColumnType = Literal["time"] | FeatureType
@@ -26,7 +26,7 @@ ColumnType = Literal["time"] | FeatureType
 PANDAS_TYPES: dict[ColumnType, str] = {"time": "Timestamp", "string": "str", "id": "int64"}
 SHARE_OF_NULLS, SMALLEST, LARGEST, MEAN, SPREAD = "share of nulls", "smallest", "largest", "mean", "spread"
 COUNT, TOTAL_MINUS_IMPRESSIONS = "count", "total minus impressions"
-REJECTED, WITHOUT_FATE = "share rejected", "rows without a fate"
+REJECTED, WITHOUT_OUTCOME = "share rejected", "rows without a outcome"
 STATISTIC = "the statistic"  # no source can have this name
 ROUNDING = 1 + 1e-9  # a share is divided here, and multiplied where the build checks it
 
@@ -175,7 +175,7 @@ def _as_declared(column: Column, declared: Feature | Label, default: float | str
 def _stored(values: list[Any], type: ColumnType) -> tuple[int | str, ...]:
     """Return values as they are stored. An id is a number, or the hash of a text; the log says which."""
     if type == "id":
-        values = [v for v in values if not isinstance(v, str)] + [text_id(str(v)) for v in values]
+        values = [v for v in values if not isinstance(v, str)] + [string_id(str(v)) for v in values]
     return tuple(dict.fromkeys(values))
 
 
@@ -220,7 +220,9 @@ def _range(column: Column) -> tuple[Number | datetime | None, Number | datetime 
 def _source_expectations(spec: BuildSpec) -> Iterator[Expectation]:
     """What holds of the books of every source; statistics of reasons are numbered, for a reason may be any text."""
     for source in spec.sources:
-        yield _at_least(source, WITHOUT_FATE, 0, f"the number of rows of {source} without a fate is 0", max_value=0)
+        yield _at_least(
+            source, WITHOUT_OUTCOME, 0, f"the number of rows of {source} without a outcome is 0", max_value=0
+        )
         for number, (reason, share) in enumerate([("", spec.max_rejected), *spec.max_rejected_for.items()]):
             says = f"the share of rows of {source} rejected{f' for {reason}' if reason else ''} is at most {share:g}"
             yield _at_most(source, f"{REJECTED} {number}", share * ROUNDING, says)

@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.format.shard import disk_message
 from longbatch.schemas.profile import TABLES, Profile, TableName, TableProfile
@@ -85,7 +85,7 @@ def run_expectations(
     spec: BuildSpec,
     profile: Profile,
     samples: Mapping[TableName, pl.DataFrame],
-    ledgers: Mapping[str, RowLedger],
+    row_accounting: Mapping[str, RowAccounting],
     out: str | Path,
     progress: Progress = lambda stage, done, total: None,
 ) -> ExpectationResults:
@@ -98,7 +98,7 @@ def run_expectations(
     with _quiet(), _replacing(out) as folder:
         progress("expectations", 0, 1)
         context = _context()
-        checks = _checks(spec, profile, samples, ledgers)
+        checks = _checks(spec, profile, samples, row_accounting)
         results = []
         for number, check in enumerate(checks, start=1):
             results.append(_run(context, check))
@@ -164,7 +164,7 @@ def _checks(
     spec: BuildSpec,
     profile: Profile,
     samples: Mapping[TableName, pl.DataFrame],
-    ledgers: Mapping[str, RowLedger],
+    row_accounting: Mapping[str, RowAccounting],
 ) -> list[_Check]:
     """Return the generated suites, and the user's own, each with the frame it runs on."""
     tables = {table: profile.tables.get(table, TableProfile()) for table in TABLES}
@@ -174,8 +174,8 @@ def _checks(
     for suite in generated_suites(spec):
         table = suite.table
         if table == "sources":
-            rows = sum(ledger.rows for ledger in ledgers.values())
-            frame, checked = sources_frame(spec, ledgers), f"the books of {rows:,} rows"
+            rows = sum(accounting.rows for accounting in row_accounting.values())
+            frame, checked = sources_frame(spec, row_accounting), f"the books of {rows:,} rows"
         elif suite.kind == "counters":
             rows = tables[table].rows
             frame, checked = profile_frame(spec, table, profile), f"counters of all {rows:,} rows"
@@ -295,7 +295,7 @@ def _write_pages(context: Any, title: str, results: list[SuiteResult], folder: P
 
 
 def _verdict(result: SuiteResult) -> tuple[str, str]:
-    """Return what came of a suite in words, and the class of its colour."""
+    """Return what came of a suite in words, and the class of its color."""
     failed, warned = len(result.failures), len(result.warnings)
     besides = f", {warned} {'warning' if warned == 1 else 'warnings'}" if warned else ""
     if failed:

@@ -28,7 +28,7 @@ Actions = dict[tuple[Any, ...], list[Row]]
 
 def windows_are_over(spec: BuildSpec, request_time: int, log_end: int | None) -> bool:
     """Whether the log of actions, complete up to `log_end`, covers every window after a request; in microseconds."""
-    ends = [request_time + label.within_us for label in spec.requests.later_labels.values()]
+    ends = [request_time + label.within_us for label in spec.requests.delayed_labels.values()]
     return all(log_end is not None and end <= log_end for end in ends)
 
 
@@ -44,12 +44,12 @@ def _shared(spec: BuildSpec, item_id: int, request_id: int | str | None) -> tupl
     return (item_id, request_id) if spec.section("actions").request_id else (item_id,)
 
 
-def later_labels(
+def delayed_labels(
     spec: BuildSpec, actions: Actions, user_id: int, request_id: int | str, request_time: int, item_id: int
 ) -> Row:
     """Return the labels of one target that come from later events; raises DataError where one is not of its type."""
     labels: Row = {}
-    for name, label in spec.requests.later_labels.items():
+    for name, label in spec.requests.delayed_labels.items():
         rows = actions.get(_shared(spec, item_id, request_id), [])
         first = bisect.bisect_left(rows, request_time, key=_time)
         last = bisect.bisect_left(rows, request_time + label.within_us, key=_time)

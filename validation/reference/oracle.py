@@ -3,8 +3,8 @@
 It exists to be compared with: it shares no code with the pipelines, only the spec. Polars appears in two
 places: it reads files, and it evaluates a `where` (`pl.sql_expr` on the raw frame) to a list of booleans.
 Memory and time grow with everything it is given; a log of 350,000 rows takes half a minute, so for bigger ones
-choose some `users`. How values are read is in `values.py`, what becomes of rows in `fates.py`, labels from later
-events in `later_labels.py`; here are policies, requests and histories of one user.
+choose some `users`. How values are read is in `values.py`, what becomes of rows in `outcomes.py`, labels from later
+events in `delayed_labels.py`; here are policies, requests and histories of one user.
 
 Decisions where docs/meaning.md leaves room (more in the files named):
 * rows that are alike in all that orders events, or targets, are ordered by all of their source's columns and then
@@ -24,12 +24,12 @@ from typing import Any
 
 import polars as pl
 
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
 
-from .delayed_labels import Actions, actions_by_item, later_labels, windows_are_over
+from .delayed_labels import Actions, actions_by_item, delayed_labels, windows_are_over
 from .row_outcomes import Key, SoundRow, SourceRows, source_rows
-from .values import Row, made_request_id, microseconds, order
+from .values import Row, generated_request_id, microseconds, order
 
 Event = tuple[Any, ...]
 
@@ -74,7 +74,7 @@ class Reference:
     """
 
     requests: list[ReferenceRequest]
-    ledgers: dict[str, RowLedger]
+    row_accounting: dict[str, RowAccounting]
     events: EventCounts
     targets: int
     left_out: Counts
@@ -109,7 +109,7 @@ def build_reference(
 ) -> Reference:
     """Work out requests, histories, targets and row counts from raw frames, one frame per source.
 
-    `users` limits requests and what is counted of them to some user ids; the ledgers count every row of the frames.
+    `users` limits requests and what is counted of them to some user ids; the row_accounting count every row of the frames.
     `log_end` says until when the log of actions is complete, in microseconds UTC. If it is None, the frames say so,
     or the spec's `until`. Frames of sampled users cannot: with them it must be given. Raises DataError where the
     result for a label is not of its type.
@@ -128,7 +128,7 @@ def build_reference(
         left_out.update(user.left_out)
     return Reference(
         requests,
-        {source: rows.ledger_after_policies() for source, rows in sources.items()},
+        {source: rows.accounting_after_policies() for source, rows in sources.items()},
         EventCounts(sum(reached), sum(len(user.events) for user in chosen) - sum(reached)),
         sum(len(request.targets) for request in requests),
         Counts(**left_out),
@@ -166,13 +166,13 @@ def _apply_policies(spec: BuildSpec, user_id: int, rows: dict[Role, list[SoundRo
         left_out = {f"{name}_users": 1, f"{name}_events": len(events), f"{name}_targets": len(targets)}
         return _User(user_id, [], [], [], left_out)
     too_many = max(0, len(events) - (spec.users.max_events or len(events)))
-    _leave_out("whale_cap", "history", events[:too_many])
+    _leave_out("heavy_user_cap", "history", events[:too_many])
     asked = _grouped(spec, user_id, targets)
     requests = [request for request in asked if windows_are_over(spec, request.request_time, log_end)]
     open_ones = [request for request in asked if not windows_are_over(spec, request.request_time, log_end)]
-    held_back = [row for request in open_ones for row in request.rows]
-    _leave_out("held_back", "requests", held_back)
-    left_out = {"held_back_requests": len(open_ones), "held_back_targets": len(held_back)}
+    pending_label = [row for request in open_ones for row in request.rows]
+    _leave_out("pending_label", "requests", pending_label)
+    left_out = {"pending_requests": len(open_ones), "pending_targets": len(pending_label)}
     left_out |= {"capped_users": min(too_many, 1), "capped_events": too_many}
     return _User(user_id, events[too_many:], requests, rows["actions"], left_out)
 
@@ -218,7 +218,7 @@ def _sessions(spec: BuildSpec, user_id: int, rows: list[SoundRow]) -> list[_Grou
     at_time: Counter[int] = Counter()
     for request in requests:
         time = _row_time(request[0])
-        groups.append(_Group(made_request_id(user_id, time, at_time[time]), time, request))
+        groups.append(_Group(generated_request_id(user_id, time, at_time[time]), time, request))
         at_time[time] += 1
     return groups
 
@@ -283,7 +283,7 @@ def _features_and_targets(spec: BuildSpec, user_id: int, group: _Group, actions:
 def _target(spec: BuildSpec, user_id: int, group: _Group, actions: Actions, row: Row) -> Row:
     """Return a target: its item, its features, and its labels of both origins, in the spec's order."""
     item_id = row["item_id"]
-    later = later_labels(spec, actions, user_id, group.request_id, group.request_time, item_id)
+    later = delayed_labels(spec, actions, user_id, group.request_id, group.request_time, item_id)
     features = {name: row[f"target.{name}"] for name in spec.requests.target_features}
     labels = {name: later[name] if name in later else row[f"label.{name}"] for name in spec.requests.labels}
     return {"item_id": item_id, **features, **labels}

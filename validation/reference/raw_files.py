@@ -23,10 +23,10 @@ from pyarrow import csv
 
 from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.schemas.spec.source import MadeTime, Source
+from longbatch.schemas.spec.source import Source, SyntheticTime
 from longbatch.schemas.tables import list_columns
 
-from .values import Row, as_text
+from .values import Row, as_string
 
 CHUNK_ROWS = 1 << 17
 CHUNK_BYTES = 16 << 20
@@ -87,10 +87,10 @@ def chunks(spec: BuildSpec, source: str, columns: list[str], advance: Advance = 
     """Yield these columns of all files of a source; `advance` is told of each chunk's rows.
 
     Of JSON lines the columns are values as text, null where there is none, and LINE holds each line whole. A source
-    with `made_time` has that column too. Raises SourceError for columns that are not there, DataError for a file that
+    with `synthetic_time` has that column too. Raises SourceError for columns that are not there, DataError for a file that
     cannot be read.
     """
-    entry, made = spec.sources[source], spec.sources[source].made_time
+    entry, made = spec.sources[source], spec.sources[source].synthetic_time
     columns = [name for name in columns if made is None or name != made.column]
     for number, file in enumerate(source_files(spec, source)):
         row = 0
@@ -99,7 +99,7 @@ def chunks(spec: BuildSpec, source: str, columns: list[str], advance: Advance = 
                 plain = chunk.frame.with_columns((selectors.binary() | selectors.categorical()).cast(pl.String))
                 chunk = Chunk(plain, chunk.malformed)
                 if made:
-                    chunk = _with_made_time(chunk, made, made.of_file(number) + row, list_columns(spec, source))
+                    chunk = _with_synthetic_time(chunk, made, made.of_file(number) + row, list_columns(spec, source))
                 yield chunk
                 row += chunk.frame.height
                 advance(chunk.frame.height + chunk.malformed)
@@ -107,14 +107,14 @@ def chunks(spec: BuildSpec, source: str, columns: list[str], advance: Advance = 
             raise DataError(f"{file.path} cannot be read: {error}") from None
 
 
-def _with_made_time(chunk: Chunk, made: MadeTime, first_us: int, lists: set[str]) -> Chunk:
+def _with_synthetic_time(chunk: Chunk, made: SyntheticTime, first_us: int, lists: set[str]) -> Chunk:
     """Add the time made of each row's place among the rows of its file; lines of JSON that are no rows have none."""
     frame = chunk.frame
     if LINE in frame.columns:
         frame = frame.filter(pl.Series([_json_row(line, lists) is not None for line in frame[LINE]], dtype=pl.Boolean))
     times = pl.int_range(first_us, first_us + frame.height, dtype=pl.Int64, eager=True)
-    made_times = times.cast(pl.Datetime("us", "UTC")).alias(made.column)
-    return Chunk(frame.with_columns(made_times), chunk.malformed + chunk.frame.height - frame.height)
+    synthetic_times = times.cast(pl.Datetime("us", "UTC")).alias(made.column)
+    return Chunk(frame.with_columns(synthetic_times), chunk.malformed + chunk.frame.height - frame.height)
 
 
 def _frame(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:
@@ -246,4 +246,4 @@ def _refuse(number: str) -> str:
 def _json_text(value: Any) -> Any:
     if isinstance(value, list):
         return [_json_text(element) for element in value]
-    return value if value is None else json.dumps(value) if isinstance(value, dict) else as_text(value)
+    return value if value is None else json.dumps(value) if isinstance(value, dict) else as_string(value)

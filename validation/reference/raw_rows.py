@@ -59,7 +59,7 @@ def rows_in(spec: BuildSpec, source: str, frame: pl.DataFrame) -> Chunk:
     """Return the raw rows of (a part of) a chunk: its rows as they are, or what its JSON lines hold."""
     if LINE not in frame.columns:
         return Chunk(frame)
-    made = [entry.column for entry in [spec.sources[source].made_time] if entry]
+    made = [entry.column for entry in [spec.sources[source].synthetic_time] if entry]
     columns = [name for name in needed_columns(spec, source) if name not in made]
     parsed = parse_lines(frame[LINE], columns, list_columns(spec, source))
     return Chunk(parsed.frame.with_columns(frame.select(made)), parsed.malformed)
@@ -101,12 +101,12 @@ def needed_columns(spec: BuildSpec, source: str) -> list[str]:
     """Return the columns to read of a source's files: mapped, filtered on, or exploded."""
     found = dict.fromkeys(raw_columns(spec, source))
     for role in source_roles(spec, source):
-        labels = spec.requests.later_labels.values() if role == "actions" else ()
+        labels = spec.requests.delayed_labels.values() if role == "actions" else ()
         for where in (spec.section(role).where, *(label.where for label in labels)):
             found |= dict.fromkeys(pl.sql_expr(where).meta.root_names() if where else [])
     entry = spec.sources[source].explode
     if entry is None:
         return list(found)
-    lists = [*entry.lists, *([entry.text.column] if entry.text else [])]
-    made = {entry.position, *(entry.text.fields if entry.text else ())}
+    lists = [*entry.lists, *([entry.string.column] if entry.string else [])]
+    made = {entry.position, *(entry.string.fields if entry.string else ())}
     return list(dict.fromkeys([*(name for name in found if name not in made), *lists]))

@@ -1,4 +1,4 @@
-"""The naive reference, first half: what becomes of every row of a source (docs/meaning.md, A row's fate).
+"""The naive reference, first half: what becomes of every row of a source (docs/meaning.md, A row's outcome).
 
 Decisions where docs/meaning.md leaves room:
 * `conflicting_request` looks only at rows that have no other reason to be rejected;
@@ -20,7 +20,7 @@ from typing import Any
 
 import polars as pl
 
-from longbatch.schemas.accounting import POLICIES, RowLedger
+from longbatch.schemas.accounting import POLICIES, RowAccounting
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec.build_spec import ROLES, BuildSpec, Role
 from longbatch.schemas.spec.columns import DURATION_US, Label, TimeColumn
@@ -53,14 +53,16 @@ class SourceRows:
     """
 
     rows: list[SoundRow]
-    ledger: RowLedger
+    accounting: RowAccounting
     latest_action: int | None
 
-    def ledger_after_policies(self) -> RowLedger:
+    def accounting_after_policies(self) -> RowAccounting:
         """Return the books once the policies have said what they leave out."""
         gone = [row.left_out.values() for row in self.rows if len(row.left_out) == len(row.values)]
         last = Counter(max(policies, key=POLICIES.index) for policies in gone)
-        return replace(self.ledger, accepted=self.ledger.accepted - len(gone), policies=dict(sorted(last.items())))
+        return replace(
+            self.accounting, accepted=self.accounting.accepted - len(gone), policies=dict(sorted(last.items()))
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class _Canonical:
 
 
 def source_rows(spec: BuildSpec, source: str, frame: pl.DataFrame) -> SourceRows:
-    """Give every row of a source its fate, as far as it does not depend on policies."""
+    """Give every row of a source its outcome, as far as it does not depend on policies."""
     plan = _plan(spec, source)
     frame, empty = _explode(spec.sources[source].explode, frame)
     rows = _canonical_rows(plan, source, frame)
@@ -105,7 +107,7 @@ def source_rows(spec: BuildSpec, source: str, frame: pl.DataFrame) -> SourceRows
         reasons.update(found)
         if not found:
             distinct.setdefault(row.key, row)
-    ledger = RowLedger(
+    accounting = RowAccounting(
         rows=len(rows),
         filtered=len(rows) - len(selected),
         rejected=rejected,
@@ -115,7 +117,7 @@ def source_rows(spec: BuildSpec, source: str, frame: pl.DataFrame) -> SourceRows
         reasons=dict(sorted(reasons.items())),
     )
     sound = [SoundRow({role: _part(plan, role, row) for role in row.roles}, key) for key, row in distinct.items()]
-    return SourceRows(sound, ledger, _latest_action(plan, selected))
+    return SourceRows(sound, accounting, _latest_action(plan, selected))
 
 
 def _plan(spec: BuildSpec, source: str) -> _Plan:
@@ -252,14 +254,14 @@ def _explode(explode: Explode | None, frame: pl.DataFrame) -> tuple[pl.DataFrame
             rows.append(raw | element | ({explode.position: position} if explode.position else {}))
     schema = dict(frame.schema)
     schema |= {name: getattr(frame.schema[name], "inner", pl.String()) for name in explode.lists}
-    schema |= {name: pl.String() for name in (explode.text.fields if explode.text else ())}
+    schema |= {name: pl.String() for name in (explode.string.fields if explode.string else ())}
     schema |= {explode.position: pl.Int64()} if explode.position else {}
     return pl.DataFrame(rows, schema=schema), empty
 
 
 def _elements(explode: Explode, raw: Row) -> list[Row]:
     """Return the columns that each list element of one row fills."""
-    text = explode.text
+    text = explode.string
     if text:
         pieces = [piece for piece in (raw[text.column] or "").split(text.separator) if piece]
         splits = [p.split(text.field_separator) if text.field_separator else [p] for p in pieces]

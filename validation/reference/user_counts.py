@@ -11,7 +11,7 @@ from longbatch.schemas.spec.columns import IdColumn, TimeColumn
 from longbatch.schemas.tables import Mapped, canonical_columns, list_columns, source_roles
 
 from .raw_files import Advance, chunks
-from .values import or_null, text_id
+from .values import or_null, string_id
 
 MERGE_ROWS = 1 << 20
 Censuses = Mapping[str, pl.DataFrame]
@@ -44,7 +44,7 @@ def _merged(parts: list[pl.DataFrame]) -> pl.DataFrame:
 
 def _user_ids(keys: pl.Series, column: IdColumn) -> list[int | None]:
     if column.type == "string":
-        return [text_id.__wrapped__(key) for key in keys]  # each comes once: not worth a place in the cache
+        return [string_id.__wrapped__(key) for key in keys]  # each comes once: not worth a place in the cache
     return [or_null(key, column) for key in keys]
 
 
@@ -64,7 +64,7 @@ def key_of(frame: pl.DataFrame, column: IdColumn) -> pl.Expr:
 def made_columns(spec: BuildSpec, source: str) -> set[str]:
     """Return the columns that rows have only after `explode`, and the lists that it takes apart."""
     entry = spec.sources[source].explode
-    packed = entry.text.fields if entry and entry.text else ()
+    packed = entry.string.fields if entry and entry.string else ()
     return {*list_columns(spec, source), *packed, *([entry.position] if entry and entry.position else [])}
 
 
@@ -76,7 +76,7 @@ def _exploded_columns(spec: BuildSpec, source: str) -> list[str]:
     entry = spec.sources[source].explode
     if entry is None:
         return []
-    return [entry.text.column] if entry.text else [entry.lists[0]]
+    return [entry.string.column] if entry.string else [entry.lists[0]]
 
 
 def _elements(spec: BuildSpec, source: str, frame: pl.DataFrame) -> pl.Series:
@@ -89,7 +89,7 @@ def _elements(spec: BuildSpec, source: str, frame: pl.DataFrame) -> pl.Series:
         return lists.list.len().cast(pl.Int64).fill_null(1).clip(1)
     if lists.dtype != pl.String:
         return ones
-    return lists.str.count_matches(entry.text.separator if entry.text else ",", literal=True).fill_null(0) + 1
+    return lists.str.count_matches(entry.string.separator if entry.string else ",", literal=True).fill_null(0) + 1
 
 
 def _asking_columns(spec: BuildSpec, source: str) -> list[str]:

@@ -51,7 +51,7 @@ def mix(word: int) -> int:
 
 
 @lru_cache(maxsize=1 << 20)
-def text_id(text: str) -> int:
+def string_id(text: str) -> int:
     """Return the id of a text, below 2**63."""
     data = text.encode()
     state = len(data) * 0x9E3779B97F4A7C15 % _WORD
@@ -60,7 +60,7 @@ def text_id(text: str) -> int:
     return mix(state) >> 1
 
 
-def made_request_id(user_id: int, request_time_us: int, place: int = 0) -> int:
+def generated_request_id(user_id: int, request_time_us: int, place: int = 0) -> int:
     """Return the id of a request in a log without request ids: the `place`-th of the user's at that time, from 0."""
     state = mix(user_id % _WORD) ^ request_time_us % _WORD
     return mix((mix(state) + place) % _WORD if place else state) >> 1
@@ -77,7 +77,7 @@ def row_reader(spec: BuildSpec, mapped: Mapped) -> RowReader:
     read, faults_of = _column_reader(spec, mapped), _fault_finder(spec, mapped)
     hashed = isinstance(mapped, Feature) and mapped.type == "id"
     missing = value_reader(mapped)(getattr(mapped, "default", None))
-    missing = text_id(missing) if hashed and isinstance(missing, str) else missing
+    missing = string_id(missing) if hashed and isinstance(missing, str) else missing
 
     def read_row(raw: Row) -> tuple[Any, Faults]:
         try:
@@ -87,7 +87,7 @@ def row_reader(spec: BuildSpec, mapped: Mapped) -> RowReader:
         faults = () if value is None else faults_of(value)
         if value is None or (faults and isinstance(mapped, TimeColumn)):
             return missing, faults
-        return text_id(value) if hashed and isinstance(value, str) else value, faults
+        return string_id(value) if hashed and isinstance(value, str) else value, faults
 
     return read_row
 
@@ -116,12 +116,12 @@ def _fault_finder(spec: BuildSpec, mapped: Mapped) -> Callable[[Any], Faults]:
     if not isinstance(mapped, Declared) or (mapped.min, mapped.max, mapped.values) == (None, None, None):
         return lambda value: ()
     lowest, highest = _bound(mapped.min, mapped.type), _bound(mapped.max, mapped.type)
-    known = None if mapped.values is None else {as_text(value) for value in mapped.values}
+    known = None if mapped.values is None else {as_string(value) for value in mapped.values}
 
     def faults_of(value: Any) -> Faults:
         inside = (lowest is None or value >= lowest) and (highest is None or value <= highest)  # never of NaN
         faults = () if inside else (f"out_of_range:{_raw_name(mapped)}",)
-        return faults if known is None or as_text(value) in known else (*faults, f"unknown:{_raw_name(mapped)}")
+        return faults if known is None or as_string(value) in known else (*faults, f"unknown:{_raw_name(mapped)}")
 
     return faults_of
 
@@ -150,7 +150,7 @@ def _reader_of_type(mapped: Mapped) -> Reader:
         return lambda value: _time(value, mapped)
     if mapped.type == "string":
         hashed = isinstance(mapped, IdColumn) and not isinstance(mapped, RequestIdColumn)
-        return (lambda value: text_id(as_text(value))) if hashed else as_text
+        return (lambda value: string_id(as_string(value))) if hashed else as_string
     if mapped.type == "id":
         return lambda value: value if isinstance(value, str) else _integer(value, 64)
     if mapped.type == "bool":
@@ -211,7 +211,7 @@ def _boolean(value: Any) -> bool:
     return bool(value)
 
 
-def as_text(value: Any) -> str:
+def as_string(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)

@@ -193,7 +193,7 @@ def simulate(
     users: Annotated[int, typer.Option(min=1)] = 1_000,
     events: Annotated[int, typer.Option(min=1, help="Rows of the log.")] = 4_000_000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    dirty: Annotated[float, typer.Option(min=0, max=0.2, help="Broken rows to add, as a share.")] = 0.0,
+    corrupt: Annotated[float, typer.Option(min=0, max=0.2, help="Broken rows to add, as a share.")] = 0.0,
     format: Annotated[Literal["parquet", "csv"], typer.Option(help="Format of the log.")] = "parquet",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -211,7 +211,7 @@ def simulate(
     from .text_output import simulation_text
 
     try:
-        parameters = Simulation(users=users, events=events, seed=seed, dirty=dirty, format=format)
+        parameters = Simulation(users=users, events=events, seed=seed, corrupt=corrupt, format=format)
         with progress_bars() as progress:
             report = run(out, parameters, lambda done, total: progress("simulate", done, total), overwrite=overwrite)
     except (ValueError, FileExistsError) as error:

@@ -14,7 +14,7 @@ from longbatch.jobs.simulation.simulate import SimulationReport
 from longbatch.trainer.train import TrainReport
 from longbatch.validation.audit.audit import Audit
 
-from .text_output import metrics_text, size_text
+from .text_output import format_size, metrics_text
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def text(outcome: Outcome, out: Path) -> str:
     return "\n".join(
         [
             f"events {outcome.built.counts.events:,}, requests {outcome.built.counts.requests:,}, "
-            f"targets {outcome.built.counts.targets:,}, dataset {size_text(outcome.built.bytes)}",
+            f"targets {outcome.built.counts.targets:,}, dataset {format_size(outcome.built.bytes)}",
             f"audit: {audited.requests_checked:,} requests of {audited.users_checked} users recomputed from the raw "
             f"log, {len(audited.findings)} findings",
             f"savings: {headline['decoded']:.0f}x fewer bytes to decode than sample level; at rest (Parquet zstd) "
@@ -114,7 +114,7 @@ def _facts(outcome: Outcome) -> list[tuple[str, str]]:
     rate = outcome.simulated.rows / outcome.built.seconds
     return [
         (f"{outcome.savings.headline['decoded']:.0f}×", "fewer bytes to decode than with a history in every sample"),
-        (f"{plots.number_text(rate)}/s", "rows of the raw log built into the dataset"),
+        (f"{plots.format_number(rate)}/s", "rows of the raw log built into the dataset"),
         (
             f"{outcome.auc[shortest]:.3f} → {outcome.auc[longest]:.3f}",
             f"test AUC of {outcome.label} from {shortest:,} to {longest:,} events of history",
@@ -203,18 +203,18 @@ def _training(trained: TrainReport) -> str:
 
 
 def _audit(outcome: Outcome) -> str:
-    audited, ledgers = outcome.audited, outcome.built.ledgers
-    fates = [
+    audited, row_accounting = outcome.audited, outcome.built.row_accounting
+    outcomes = [
         [source, *(f"{n:,}" for n in (b.rows, b.accepted, b.filtered, b.duplicate, b.rejected))]
-        for source, b in ledgers.items()
+        for source, b in row_accounting.items()
     ]
     words = plots.paragraph(
         f"{audited.blocks_checked:,} blocks were checked for structure, and all {audited.requests_checked:,} requests of "
         f"{audited.users_checked} sampled users were recomputed by plain Python straight from the raw log, "
         f"{audited.events_checked:,} history events compared one by one: {len(audited.findings)} findings. "
-        "Every row of the log has exactly one fate:"
+        "Every row of the log has exactly one outcome:"
     )
-    return words + plots.table(["source", "rows", "accepted", "filtered", "duplicate", "rejected"], fates)
+    return words + plots.table(["source", "rows", "accepted", "filtered", "duplicate", "rejected"], outcomes)
 
 
 def _stages(outcome: Outcome) -> str:

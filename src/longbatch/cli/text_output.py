@@ -14,7 +14,7 @@ from longbatch.validation.audit.audit import Audit
 UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
 
 
-def size_text(size_bytes: float) -> str:
+def format_size(size_bytes: float) -> str:
     """Bytes as people read them, in powers of 1000."""
     for unit in UNITS[:-1]:
         if abs(size_bytes) < 1000:
@@ -34,15 +34,15 @@ def _lines(rows: Rows) -> str:
     )
 
 
-def _fates(ledgers: Mapping[str, Mapping[str, Any]]) -> Rows:
+def _outcomes(row_accounting: Mapping[str, Mapping[str, Any]]) -> Rows:
     rows: Rows = []
-    for source, ledger in ledgers.items():
-        rows.append((f"rows in ({source})", ledger["rows"]))
-        rows += [(f"  {fate}", ledger[fate]) for fate in ("accepted", "filtered", "duplicate", "rejected")]
-        rows += [(f"    {reason}", count) for reason, count in ledger["reasons"].items()]
-        rows += [(f"  {policy}", count) for policy, count in ledger["policies"].items()]
-        if ledger["empty_list"]:
-            rows.append(("  rows with empty lists", ledger["empty_list"]))
+    for source, accounting in row_accounting.items():
+        rows.append((f"rows in ({source})", accounting["rows"]))
+        rows += [(f"  {outcome}", accounting[outcome]) for outcome in ("accepted", "filtered", "duplicate", "rejected")]
+        rows += [(f"    {reason}", count) for reason, count in accounting["reasons"].items()]
+        rows += [(f"  {policy}", count) for policy, count in accounting["policies"].items()]
+        if accounting["empty_list"]:
+            rows.append(("  rows with empty lists", accounting["empty_list"]))
     return rows
 
 
@@ -59,8 +59,8 @@ LEFT_OUT = {
     "short_users": "users with too few events, left out",
     "short_events": "their events",
     "short_targets": "their targets",
-    "held_back_requests": "requests held back: a window not over",
-    "held_back_targets": "their targets",
+    "pending_requests": "requests held back: a window not over",
+    "pending_targets": "their targets",
 }
 
 
@@ -77,13 +77,13 @@ def _kept(counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def build_text(summary: BuildSummary) -> str:
-    """The end of a build: rows in and their fates, users, requests, targets, events, bytes, seconds."""
+    """The end of a build: rows in and their outcomes, users, requests, targets, events, bytes, seconds."""
     plain = summary.as_dict()
-    rate = sum(ledger["rows"] for ledger in plain["ledgers"].values()) / max(summary.seconds, 1e-9)
-    rows = [*_fates(plain["ledgers"]), *_counts(plain["counts"])]
+    rate = sum(accounting["rows"] for accounting in plain["row_accounting"].values()) / max(summary.seconds, 1e-9)
+    rows = [*_outcomes(plain["row_accounting"]), *_counts(plain["counts"])]
     if summary.collisions:
         rows.append(("id collisions", summary.collisions))
-    rows += [("shards", summary.shards), ("bytes", size_text(summary.bytes))]
+    rows += [("shards", summary.shards), ("bytes", format_size(summary.bytes))]
     rows.append(("seconds", f"{summary.seconds:.1f} ({rate:,.0f} rows/s)"))
     return f"built {summary.path}, snapshot {summary.snapshot}\n{_lines(rows)}"
 
@@ -103,10 +103,10 @@ def dataset_text(described: Mapping[str, Any]) -> str:
         ("mean history", f"{described['mean_history']:,.1f} events, at most {described['history_length']:,}"),
         ("request times", f"{described['first_request_time']} to {described['last_request_time']}"),
         ("files", f"{described['shards']} shards, {described['blocks']} blocks, {described['compression']}"),
-        ("timelines", f"{size_text(described['bytes']['timelines'])}, {described['bytes_per_event']:.2f} B/event"),
-        ("requests table", size_text(described["bytes"]["requests"])),
+        ("timelines", f"{format_size(described['bytes']['timelines'])}, {described['bytes_per_event']:.2f} B/event"),
+        ("requests table", format_size(described["bytes"]["requests"])),
     ]
-    rows += [*_fates(described["ledgers"]), *_skew(described["skew"])]
+    rows += [*_outcomes(described["row_accounting"]), *_skew(described["skew"])]
     columns = [f"  timelines.{name}: {kind}" for name, kind in described["timelines_schema"].items()]
     columns += [f"  requests.{name}: {kind}" for name, kind in described["requests_schema"].items()]
     return "\n".join([str(described["path"]), _lines(rows), "columns", *columns])
@@ -154,7 +154,7 @@ def simulation_text(report: SimulationReport) -> str:
         "longest user": report.longest_user,
         "requests": report.requests,
         "targets": report.targets,
-        "bytes": size_text(report.size_bytes),
+        "bytes": format_size(report.size_bytes),
         "seconds": f"{report.seconds:.1f} ({report.events_per_second:,.0f} events/s)",
     }
     rows |= {f"planted {kind}": count for kind, count in report.planted.items()}
@@ -211,15 +211,15 @@ def savings_text(savings: Savings, out: str) -> str:
     lines = [f"{'layout':<32}{'format':<16}{'at rest':>12}{'per target':>12}{'decoded':>12}{'read':>10}{'write':>10}"]
     targets = savings.dataset["targets"]
     lines += [
-        f"{layout.title:<32}{file.title:<16}{size_text(file.bytes):>12}{size_text(file.bytes / targets):>12}"
-        f"{size_text(layout.decoded_per_target):>12}{file.read_seconds:>9.2f}s{file.write_seconds:>9.2f}s"
+        f"{layout.title:<32}{file.title:<16}{format_size(file.bytes):>12}{format_size(file.bytes / targets):>12}"
+        f"{format_size(layout.decoded_per_target):>12}{file.read_seconds:>9.2f}s{file.write_seconds:>9.2f}s"
         for layout in savings.layouts
         for file in layout.files
     ]
     mine = savings.on_disk
     lines.append(
-        f"{'this dataset':<32}{'Arrow ' + mine['codec']:<16}{size_text(mine['bytes']):>12}"
-        f"{size_text(mine['per_target']):>12}{size_text(mine['decoded_per_target']):>12}{mine['read_seconds']:>9.2f}s"
+        f"{'this dataset':<32}{'Arrow ' + mine['codec']:<16}{format_size(mine['bytes']):>12}"
+        f"{format_size(mine['per_target']):>12}{format_size(mine['decoded_per_target']):>12}{mine['read_seconds']:>9.2f}s"
     )
     headline = savings.headline
     lines.append(
@@ -245,21 +245,21 @@ def plan_text(planned: Mapping[str, Any]) -> str:
         f"{'storage':<46}{'at rest':>12}{'decoded':>12}{'at rest per target':>20}",
     ]
     lines += [
-        f"{layout['title']:<46}{size_text(layout['bytes']):>12}{size_text(layout['decoded_bytes']):>12}"
-        f"{size_text(layout['bytes'] / targets):>20}"
+        f"{layout['title']:<46}{format_size(layout['bytes']):>12}{format_size(layout['decoded_bytes']):>12}"
+        f"{format_size(layout['bytes'] / targets):>20}"
         for layout in planned["layouts"]
     ]
     rows = {
         "build": "",
         "  rows of the log": f"{build['log_rows']:,.0f}",
-        "  shuffled": size_text(build["shuffle_bytes"]),
-        "  a day more": f"{build['day_rows']:,.0f} rows, {size_text(build['day_shuffle_bytes'])} shuffled",
+        "  shuffled": format_size(build["shuffle_bytes"]),
+        "  a day more": f"{build['day_rows']:,.0f} rows, {format_size(build['day_shuffle_bytes'])} shuffled",
         "  buckets": f"{build['buckets']:,.0f}, of {build['rows_per_bucket']:,.0f} rows",
-        "  memory per task": size_text(build["task_memory_bytes"]),
+        "  memory per task": format_size(build["task_memory_bytes"]),
         f"reading, {planned['demand']['trainers']:,} trainers": "",
         "  requests": f"{reading['requests_per_second']:,.0f}/s; an epoch takes {reading['epoch_days']:.1f} days",
-        "  from storage": f"{size_text(reading['read_bytes_per_second'])}/s",
-        "  to trainers": f"{size_text(reading['batch_bytes_per_second'])}/s",
+        "  from storage": f"{format_size(reading['read_bytes_per_second'])}/s",
+        "  to trainers": f"{format_size(reading['batch_bytes_per_second'])}/s",
         "  loader cores": f"{reading['cores']:,.0f}",
         "  loader hosts": f"{reading['hosts']:,.0f}, of {planned['demand']['cores_per_host']} cores",
     }

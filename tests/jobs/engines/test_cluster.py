@@ -40,30 +40,30 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_bare_workers_build_from_what_is_sent_along_though_an_executor_dies(
-    cluster: Cluster, dirty_log: Path, tmp_path: Path
+    cluster: Cluster, corrupt_log: Path, tmp_path: Path
 ) -> None:
     options = ["--conf", "spark.speculation=true", *sent_along(tmp_path)]
-    job = cluster.submit(str(dirty_log), str(tmp_path / "spark"), options=options)
+    job = cluster.submit(str(corrupt_log), str(tmp_path / "spark"), options=options)
     wait_until(lambda: (tmp_path / "spark" / "timelines").exists())
     wait_until(lambda: len(cluster.executors()) == 2)
     os.kill(cluster.executors()[0], signal.SIGKILL)
     finish(job)
-    same_as_local(dirty_log, tmp_path)
+    same_as_local(corrupt_log, tmp_path)
     vacuum(tmp_path / "spark")
-    same_as_local(dirty_log, tmp_path)
+    same_as_local(corrupt_log, tmp_path)
 
 
 def test_a_driver_that_dies_leaves_no_dataset_and_the_next_build_makes_it(
-    cluster: Cluster, dirty_log: Path, tmp_path: Path
+    cluster: Cluster, corrupt_log: Path, tmp_path: Path
 ) -> None:
-    job = cluster.submit(str(dirty_log), str(tmp_path / "spark"))
+    job = cluster.submit(str(corrupt_log), str(tmp_path / "spark"))
     wait_until(lambda: bool(cluster.executors()))
     os.killpg(job.pid, signal.SIGKILL)
     job.communicate()
     with pytest.raises(DatasetError, match="is not a dataset"):
         open_dataset(tmp_path / "spark")
-    build(load_spec(dirty_log), tmp_path / "spark")
-    same_as_local(dirty_log, tmp_path)
+    build(load_spec(corrupt_log), tmp_path / "spark")
+    same_as_local(corrupt_log, tmp_path)
 
 
 def finish(job: subprocess.Popen[str]) -> None:

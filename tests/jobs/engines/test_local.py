@@ -28,23 +28,28 @@ def built(spec: Path, out: Path, books: Books, workers: int = 2) -> dict[str, An
     return books(out, build(load_spec(spec), out, engine=LocalEngine(workers)))
 
 
-def test_every_row_of_a_dirty_log_has_its_fate(dirty_log: Path, tmp_path: Path, books: Books) -> None:
-    ledger = built(dirty_log, tmp_path / "out", books)["ledgers"]["log"]
-    assert ledger["rows"] == 270
-    assert ledger["duplicate"] > 10
-    assert set(ledger["reasons"]) == {"conflicting_request", "missing_label:click", "missing_user", "time_out_of_range"}
+def test_every_row_of_a_dirty_log_has_its_fate(corrupt_log: Path, tmp_path: Path, books: Books) -> None:
+    accounting = built(corrupt_log, tmp_path / "out", books)["row_accounting"]["log"]
+    assert accounting["rows"] == 270
+    assert accounting["duplicate"] > 10
+    assert set(accounting["reasons"]) == {
+        "conflicting_request",
+        "missing_label:click",
+        "missing_user",
+        "time_out_of_range",
+    }
 
 
-def test_the_quarantine_holds_every_rejected_row(dirty_log: Path, tmp_path: Path, books: Books) -> None:
-    found = built(dirty_log, tmp_path / "out", books)
-    assert len(found["quarantine"]) == found["ledgers"]["log"]["rejected"]
+def test_the_quarantine_holds_every_rejected_row(corrupt_log: Path, tmp_path: Path, books: Books) -> None:
+    found = built(corrupt_log, tmp_path / "out", books)
+    assert len(found["quarantine"]) == found["row_accounting"]["log"]["rejected"]
 
 
 @pytest.mark.parametrize(
     ("workers", "rows_per_bucket", "chunk_rows"), [(1, 1 << 20, 1 << 20), (3, 30, 1 << 20), (2, 100, 20), (2, 7, 5)]
 )
 def test_workers_buckets_and_chunks_change_nothing(
-    dirty_log: Path,
+    corrupt_log: Path,
     tmp_path: Path,
     books: Books,
     monkeypatch: pytest.MonkeyPatch,
@@ -52,28 +57,28 @@ def test_workers_buckets_and_chunks_change_nothing(
     rows_per_bucket: int,
     chunk_rows: int,
 ) -> None:
-    expected = built(dirty_log, tmp_path / "expected", books)
+    expected = built(corrupt_log, tmp_path / "expected", books)
     monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", rows_per_bucket)
     monkeypatch.setattr(sources, "CHUNK_ROWS", chunk_rows)
-    assert built(dirty_log, tmp_path / "out", books, workers) == expected
+    assert built(corrupt_log, tmp_path / "out", books, workers) == expected
     shards = open_dataset(tmp_path / "out").shards
     assert (len(shards) > 1) == (rows_per_bucket < 270)
 
 
-def test_the_order_and_number_of_files_change_nothing(dirty_log: Path, tmp_path: Path, books: Books) -> None:
-    expected = built(dirty_log, tmp_path / "expected", books)
-    folder = dirty_log.parent / "log"
+def test_the_order_and_number_of_files_change_nothing(corrupt_log: Path, tmp_path: Path, books: Books) -> None:
+    expected = built(corrupt_log, tmp_path / "expected", books)
+    folder = corrupt_log.parent / "log"
     rows = pl.concat([pl.read_parquet(path) for path in sorted(folder.iterdir())])
     for path in list(folder.iterdir()):
         path.unlink()
     rows.sample(fraction=1, shuffle=True, seed=3).write_parquet(folder / "one.parquet")
-    assert built(dirty_log, tmp_path / "out", books) == expected
+    assert built(corrupt_log, tmp_path / "out", books) == expected
 
 
 @pytest.mark.parametrize("name", ["csv", "csv.gz", "jsonl", "arrow"])
-def test_the_format_of_the_log_changes_nothing(dirty_log: Path, tmp_path: Path, books: Books, name: str) -> None:
-    expected = built(dirty_log, tmp_path / "expected", books)
-    folder = dirty_log.parent / "log"
+def test_the_format_of_the_log_changes_nothing(corrupt_log: Path, tmp_path: Path, books: Books, name: str) -> None:
+    expected = built(corrupt_log, tmp_path / "expected", books)
+    folder = corrupt_log.parent / "log"
     for path in list(folder.iterdir()):
         frame, target = pl.read_parquet(path), path.with_name(f"{path.stem}.{name}")
         path.unlink()
@@ -83,30 +88,30 @@ def test_the_format_of_the_log_changes_nothing(dirty_log: Path, tmp_path: Path, 
             frame.write_ndjson(target)
         else:
             frame.write_csv(target, quote_style="non_numeric", compression="gzip" if "gz" in name else "uncompressed")
-    text = dirty_log.read_text().replace("*.parquet", f"*.{name}")
-    dirty_log.write_text(text if name == "arrow" else text.replace("shown = 1", "shown = '1'"))
-    found = built(dirty_log, tmp_path / "out", books)
+    text = corrupt_log.read_text().replace("*.parquet", f"*.{name}")
+    corrupt_log.write_text(text if name == "arrow" else text.replace("shown = 1", "shown = '1'"))
+    found = built(corrupt_log, tmp_path / "out", books)
     assert {**found, "quarantine": len(found["quarantine"])} == {**expected, "quarantine": len(expected["quarantine"])}
 
 
-def test_malformed_lines_are_rejected_rows(dirty_log: Path, tmp_path: Path) -> None:
-    folder = dirty_log.parent / "log"
+def test_malformed_lines_are_rejected_rows(corrupt_log: Path, tmp_path: Path) -> None:
+    folder = corrupt_log.parent / "log"
     pl.read_parquet(folder / "part-0.parquet").write_csv(folder / "part.csv")
     with (folder / "part.csv").open("a") as file:
         file.write("only,two\n")
-    dirty_log.write_text(dirty_log.read_text().replace("*.parquet", "*.csv").replace("shown = 1", "shown = '1'"))
-    ledger = build(load_spec(dirty_log), tmp_path / "out").ledgers["log"]
-    assert (ledger.rows, ledger.reasons["malformed_row"]) == (81, 1)
+    corrupt_log.write_text(corrupt_log.read_text().replace("*.parquet", "*.csv").replace("shown = 1", "shown = '1'"))
+    accounting = build(load_spec(corrupt_log), tmp_path / "out").row_accounting["log"]
+    assert (accounting.rows, accounting.reasons["malformed_row"]) == (81, 1)
     opened = open_dataset(tmp_path / "out")
     rows = pl.concat(
         [pl.read_parquet(tmp_path / "out" / e["path"]) for e in opened.snapshot.quarantine], how="diagonal_relaxed"
     )
     assert rows.filter(pl.col("_reasons").list.contains("malformed_row"))["_text"].to_list() == ["only,two"]
-    assert rows.height == ledger.rejected
+    assert rows.height == accounting.rejected
 
 
-def test_nothing_of_the_work_is_left(dirty_log: Path, tmp_path: Path) -> None:
-    build(load_spec(dirty_log), tmp_path / "out")
+def test_nothing_of_the_work_is_left(corrupt_log: Path, tmp_path: Path) -> None:
+    build(load_spec(corrupt_log), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(tasks.FOLDERS)
 
 

@@ -51,27 +51,27 @@ def engine(session: SparkSession) -> SparkEngine:
     return SparkEngine()
 
 
-def test_both_engines_build_the_same(dirty_log: Path, tmp_path: Path, books: Books, engine: SparkEngine) -> None:
-    spec = load_spec(dirty_log)
+def test_both_engines_build_the_same(corrupt_log: Path, tmp_path: Path, books: Books, engine: SparkEngine) -> None:
+    spec = load_spec(corrupt_log)
     expected = books(tmp_path / "local", build(spec, tmp_path / "local", engine=LocalEngine(1)))
     found = books(tmp_path / "spark", build(spec, tmp_path / "spark", engine=engine))
-    assert expected["ledgers"]["log"]["reasons"]["conflicting_request"] > 0
+    assert expected["row_accounting"]["log"]["reasons"]["conflicting_request"] > 0
     assert found == expected
     assert sorted(path.name for path in (tmp_path / "spark").iterdir()) == sorted(tasks.FOLDERS)
 
 
 def test_buckets_pieces_and_files_change_nothing(
-    dirty_log: Path, tmp_path: Path, books: Books, engine: SparkEngine, monkeypatch: pytest.MonkeyPatch
+    corrupt_log: Path, tmp_path: Path, books: Books, engine: SparkEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = books(tmp_path / "local", build(load_spec(dirty_log), tmp_path / "local", engine=LocalEngine(1)))
-    folder = dirty_log.parent / "log"
+    expected = books(tmp_path / "local", build(load_spec(corrupt_log), tmp_path / "local", engine=LocalEngine(1)))
+    folder = corrupt_log.parent / "log"
     rows = pl.concat([pl.read_parquet(path) for path in sorted(folder.iterdir())])
     for path in list(folder.iterdir()):
         path.unlink()
     rows.sample(fraction=1, shuffle=True, seed=3).write_parquet(folder / "one.parquet", row_group_size=40)
     monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", 60)
     monkeypatch.setattr(sources, "CHUNK_ROWS", 80)
-    found = books(tmp_path / "spark", build(load_spec(dirty_log), tmp_path / "spark", engine=engine))
+    found = books(tmp_path / "spark", build(load_spec(corrupt_log), tmp_path / "spark", engine=engine))
     assert found == expected
     assert len(open_dataset(tmp_path / "spark").shards) > 2
 
@@ -91,17 +91,17 @@ min_events = 3
 
 
 def test_both_engines_agree_on_sessions_policies_and_labels_from_later_events(
-    dirty_log: Path, tmp_path: Path, books: Books, engine: SparkEngine
+    corrupt_log: Path, tmp_path: Path, books: Books, engine: SparkEngine
 ) -> None:
-    text = dirty_log.read_text().replace('request_id = { column = "request", type = "string" }', "", 1)
+    text = corrupt_log.read_text().replace('request_id = { column = "request", type = "string" }', "", 1)
     text = text.replace('request_id = { column = "request", type = "string" }', 'session_gap = "1s"\nmax_targets = 3')
     assert 'labels = { click = "int8" }' in text
-    dirty_log.write_text(text.replace('labels = { click = "int8" }', '[requests.labels]\nclick = "int8"') + LATER)
-    spec = load_spec(dirty_log)
+    corrupt_log.write_text(text.replace('labels = { click = "int8" }', '[requests.labels]\nclick = "int8"') + LATER)
+    spec = load_spec(corrupt_log)
     expected = books(tmp_path / "local", build(spec, tmp_path / "local", engine=LocalEngine(1)))
     found = books(tmp_path / "spark", build(spec, tmp_path / "spark", engine=engine))
     counts = expected["counts"]
-    assert counts["held_back_requests"] > 0
+    assert counts["pending_requests"] > 0
     assert counts["capped_users"] > 0
     assert counts["requests"] > 10
     assert expected["log_end"] > 1_700_000_000_000_000
@@ -109,30 +109,30 @@ def test_both_engines_agree_on_sessions_policies_and_labels_from_later_events(
 
 
 def test_a_table_that_spark_knows_is_a_source(
-    dirty_log: Path, tmp_path: Path, books: Books, session: SparkSession, engine: SparkEngine
+    corrupt_log: Path, tmp_path: Path, books: Books, session: SparkSession, engine: SparkEngine
 ) -> None:
-    expected = books(tmp_path / "local", build(load_spec(dirty_log), tmp_path / "local", engine=LocalEngine(1)))
-    session.read.parquet(str(dirty_log.parent / "log")).createOrReplaceTempView("dirty")
-    dirty_log.write_text(dirty_log.read_text().replace('"log/*.parquet"', '"dirty"\nformat = "table"'))
-    found = books(tmp_path / "spark", build(load_spec(dirty_log), tmp_path / "spark", engine=engine))
+    expected = books(tmp_path / "local", build(load_spec(corrupt_log), tmp_path / "local", engine=LocalEngine(1)))
+    session.read.parquet(str(corrupt_log.parent / "log")).createOrReplaceTempView("corrupt")
+    corrupt_log.write_text(corrupt_log.read_text().replace('"log/*.parquet"', '"corrupt"\nformat = "table"'))
+    found = books(tmp_path / "spark", build(load_spec(corrupt_log), tmp_path / "spark", engine=engine))
     assert found == expected
 
 
 def test_a_table_without_a_column_is_refused(
-    dirty_log: Path, tmp_path: Path, session: SparkSession, engine: SparkEngine
+    corrupt_log: Path, tmp_path: Path, session: SparkSession, engine: SparkEngine
 ) -> None:
-    session.read.parquet(str(dirty_log.parent / "log")).drop("city", "tab").createOrReplaceTempView("narrow")
-    dirty_log.write_text(dirty_log.read_text().replace('"log/*.parquet"', '"narrow"\nformat = "table"'))
+    session.read.parquet(str(corrupt_log.parent / "log")).drop("city", "tab").createOrReplaceTempView("narrow")
+    corrupt_log.write_text(corrupt_log.read_text().replace('"log/*.parquet"', '"narrow"\nformat = "table"'))
     message = r"source log: table narrow has no column 'city', 'tab'; its columns are user, item, time, request, shown"
     with pytest.raises(SourceError, match=message):
-        build(load_spec(dirty_log), tmp_path / "out", engine=engine)
+        build(load_spec(corrupt_log), tmp_path / "out", engine=engine)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_table_that_nobody_knows_is_named(dirty_log: Path, tmp_path: Path, engine: SparkEngine) -> None:
-    dirty_log.write_text(dirty_log.read_text().replace('"log/*.parquet"', '"nobody"\nformat = "table"'))
+def test_a_table_that_nobody_knows_is_named(corrupt_log: Path, tmp_path: Path, engine: SparkEngine) -> None:
+    corrupt_log.write_text(corrupt_log.read_text().replace('"log/*.parquet"', '"nobody"\nformat = "table"'))
     with pytest.raises(SourceError, match=r"source log: Spark knows no table nobody"):
-        build(load_spec(dirty_log), tmp_path / "out", engine=engine)
+        build(load_spec(corrupt_log), tmp_path / "out", engine=engine)
     assert not (tmp_path / "out").exists()
 
 
@@ -161,31 +161,37 @@ def test_a_table_that_nobody_knows_is_named(dirty_log: Path, tmp_path: Path, eng
     ],
 )
 def test_an_error_within_a_task_is_raised_as_our_own(
-    dirty_log: Path, tmp_path: Path, engine: SparkEngine, old: str, new: str, error: type[LongbatchError], message: str
+    corrupt_log: Path,
+    tmp_path: Path,
+    engine: SparkEngine,
+    old: str,
+    new: str,
+    error: type[LongbatchError],
+    message: str,
 ) -> None:
-    dirty_log.write_text(dirty_log.read_text().replace(old, new))
+    corrupt_log.write_text(corrupt_log.read_text().replace(old, new))
     with pytest.raises(LongbatchError, match=message) as caught:
-        build(load_spec(dirty_log), tmp_path / "out", engine=engine)
+        build(load_spec(corrupt_log), tmp_path / "out", engine=engine)
     assert type(caught.value) is error
     assert caught.value.exit_code == error.exit_code
     assert "Traceback" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_without_rows_is_no_valid_row(dirty_log: Path, tmp_path: Path, engine: SparkEngine) -> None:
-    for path in (dirty_log.parent / "log").iterdir():
+def test_a_source_without_rows_is_no_valid_row(corrupt_log: Path, tmp_path: Path, engine: SparkEngine) -> None:
+    for path in (corrupt_log.parent / "log").iterdir():
         pl.read_parquet(path).head(0).write_parquet(path)
     for chosen in (engine, LocalEngine(1)):
         with pytest.raises(DataError, match=r"source log has no valid row: 0 rows, 0 filtered, 0 rejected"):
-            build(load_spec(dirty_log), tmp_path / "out", engine=chosen)  # type: ignore[arg-type]
+            build(load_spec(corrupt_log), tmp_path / "out", engine=chosen)  # type: ignore[arg-type]
 
 
 def test_the_session_is_left_as_it_was(
-    dirty_log: Path, tmp_path: Path, session: SparkSession, engine: SparkEngine
+    corrupt_log: Path, tmp_path: Path, session: SparkSession, engine: SparkEngine
 ) -> None:
     size = "spark.sql.inMemoryColumnarStorage.batchSize"
     before = session.conf.get(size)
-    build(load_spec(dirty_log), tmp_path / "out", engine=engine)
+    build(load_spec(corrupt_log), tmp_path / "out", engine=engine)
     assert session.conf.get(size) == before
     assert session.sparkContext._jsc.getPersistentRDDs().isEmpty()  # type: ignore[union-attr]
     assert session.range(3).count() == 3, "a session that is not ours is not stopped"

@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 
-from longbatch.jobs.engines.worker_pool import Crew
+from longbatch.jobs.engines.worker_pool import WorkerPool
 
 
 def quiet(stage: str, done: float, total: float) -> None:
@@ -11,23 +11,23 @@ def quiet(stage: str, done: float, total: float) -> None:
 
 
 def test_results_come_in_the_order_of_the_tasks() -> None:
-    assert Crew(3, quiet).each([partial(pow, number, 2) for number in range(20)]) == [n * n for n in range(20)]
+    assert WorkerPool(3, quiet).each([partial(pow, number, 2) for number in range(20)]) == [n * n for n in range(20)]
 
 
 def test_no_task_has_no_result() -> None:
-    assert Crew(None, quiet).each([]) == []
+    assert WorkerPool(None, quiet).each([]) == []
 
 
 def test_what_threads_did_is_added_up() -> None:
     told: list[tuple[str, float, float]] = []
-    crew = Crew(4, lambda *words: told.append(words))
-    crew.each([partial(crew.tell, "write", 5, 100) for _ in range(20)])
-    crew.tell("read", 1, 2)
+    pool = WorkerPool(4, lambda *words: told.append(words))
+    pool.each([partial(pool.tell, "write", 5, 100) for _ in range(20)])
+    pool.tell("read", 1, 2)
     assert told == [*(("write", done, 100) for done in range(5, 101, 5)), ("read", 1, 2)]
 
 
 def test_the_first_error_stops_the_tasks_that_run_and_those_that_wait() -> None:
-    crew, running, started = Crew(2, quiet), threading.Event(), []
+    pool, running, started = WorkerPool(2, quiet), threading.Event(), []
 
     def fail() -> None:
         running.wait(10)
@@ -37,8 +37,8 @@ def test_the_first_error_stops_the_tasks_that_run_and_those_that_wait() -> None:
         started.append(1)
         running.set()
         while True:
-            crew.tell("write", 1, 2)
+            pool.tell("write", 1, 2)
 
     with pytest.raises(ValueError, match="a bad block"):
-        crew.each([work, fail, *([work] * 50)])
+        pool.each([work, fail, *([work] * 50)])
     assert len(started) < 10

@@ -393,7 +393,7 @@ def made(tmp_path: Path, column: str, per_file: str) -> BuildSpec:
             "sources": {
                 "log": {
                     "path": [str(tmp_path / "b.parquet"), str(tmp_path / "a.parquet")],
-                    "made_time": {"column": column, "start": "2020-01-01T00:00:00.5Z", "per_file": per_file},
+                    "synthetic_time": {"column": column, "start": "2020-01-01T00:00:00.5Z", "per_file": per_file},
                 }
             },
             "history": {"source": "log", "user_id": "user", "item_id": "item", "event_time": column},
@@ -402,7 +402,7 @@ def made(tmp_path: Path, column: str, per_file: str) -> BuildSpec:
     )
 
 
-def made_times(tmp_path: Path, column: str, per_file: str) -> list[list[int]]:
+def synthetic_times(tmp_path: Path, column: str, per_file: str) -> list[list[int]]:
     spec = made(tmp_path, column, per_file)
     chunks = [chunk for piece in sources.plan_pieces(spec, "log") for chunk in sources.read_piece(spec, piece)]
     return [chunk.frame[column].dt.epoch("us").to_list() for chunk in chunks]
@@ -412,20 +412,20 @@ def test_a_made_time_follows_the_order_of_paths_and_rows(tmp_path: Path) -> None
     ROWS.write_parquet(tmp_path / "a.parquet")
     ROWS[:1].write_parquet(tmp_path / "b.parquet")
     start = 1_577_836_800_500_000
-    assert made_times(tmp_path, "made", "1s") == [[start], [start + 1_000_000 + n for n in range(3)]]
+    assert synthetic_times(tmp_path, "made", "1s") == [[start], [start + 1_000_000 + n for n in range(3)]]
 
 
 def test_a_made_time_that_would_replace_a_column_is_refused(tmp_path: Path) -> None:
     ROWS.write_parquet(tmp_path / "a.parquet")
     ROWS.write_parquet(tmp_path / "b.parquet")
     with pytest.raises(
-        SourceError, match=r"b\.parquet has a column 'time', which made_time would replace; name another"
+        SourceError, match=r"b\.parquet has a column 'time', which synthetic_time would replace; name another"
     ):
-        made_times(tmp_path, "time", "1s")
+        synthetic_times(tmp_path, "time", "1s")
 
 
 def test_a_file_with_more_rows_than_its_time_has_microseconds_is_refused(tmp_path: Path) -> None:
     ROWS.write_parquet(tmp_path / "a.parquet")
     ROWS.write_parquet(tmp_path / "b.parquet")
-    with pytest.raises(DataError, match=r"b\.parquet has 3 rows or more, and made_time\.per_file is only 2us"):
-        made_times(tmp_path, "made", "2us")
+    with pytest.raises(DataError, match=r"b\.parquet has 3 rows or more, and synthetic_time\.per_file is only 2us"):
+        synthetic_times(tmp_path, "made", "2us")

@@ -442,7 +442,7 @@ def test_ticks_enclose_the_values(low: float, span: float) -> None:
     ],
 )
 def test_numbers_read_as_people_write_them(value: float, unit: str, text: str) -> None:
-    assert plots.number_text(value, unit) == text
+    assert plots.format_number(value, unit) == text
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:

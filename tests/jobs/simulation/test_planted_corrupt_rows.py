@@ -1,4 +1,4 @@
-"""A simulated dirty log: every engine counts what was planted, to the row, and quarantines the rows as they stand."""
+"""A simulated corrupt log: every engine counts what was planted, to the row, and quarantines the rows as they stand."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from longbatch.schemas.spec.build_spec import load_spec
 
 @pytest.fixture(params=FORMATS)
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """20,000 clean rows, 600 dirty ones, and bots."""
+    """20,000 clean rows, 600 corrupt ones, and bots."""
     out = tmp_path / "log"
-    simulate(out, Simulation(users=20, events=20_000, seed=5, dirty=0.03, format=request.param))
+    simulate(out, Simulation(users=20, events=20_000, seed=5, corrupt=0.03, format=request.param))
     assert min(read_truth(out).document["planted"].values()) > 0
     return out
 
@@ -73,11 +73,11 @@ def test_a_count_that_is_off_by_one_is_found(log: Path) -> None:
 
 def test_quarantined_rows_that_name_another_row_of_their_file_are_found(log: Path, tmp_path: Path) -> None:
     summary = build(load_spec(log / "spec.toml"), tmp_path / "out", engine=LocalEngine(1))
-    dataset, ledger = open_dataset(tmp_path / "out"), summary.ledgers["log"]
-    assert all(found == right for found, right in compare_quarantine(dataset, ledger).values())
+    dataset, accounting = open_dataset(tmp_path / "out"), summary.row_accounting["log"]
+    assert all(found == right for found, right in compare_quarantine(dataset, accounting).values())
     for entry in dataset.snapshot.quarantine:
         path = dataset.path / entry["path"]
         rows = pl.read_parquet(path)
         rows.with_columns(pl.col("_source_row").shift(1, fill_value=0)).write_parquet(path)
-    found, right = compare_quarantine(dataset, ledger)["quarantine: rows true to file and row"]
+    found, right = compare_quarantine(dataset, accounting)["quarantine: rows true to file and row"]
     assert found < 0.1 * right

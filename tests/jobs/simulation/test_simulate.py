@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from longbatch.jobs.simulation.corrupt_rows import Recipe, kinds, mingle, plan_copies
-from longbatch.jobs.simulation.expected_counts import expected_ledger
+from longbatch.jobs.simulation.expected_counts import expected_accounting
 from longbatch.jobs.simulation.ground_truth import Sample, attainable_auc, auc, count_topics, fit_logistic, read_truth
-from longbatch.jobs.simulation.outliers import BOTS, NEWCOMERS, Limits, draw_misfits, honest_limits
+from longbatch.jobs.simulation.outliers import BOTS, NEWCOMERS, Limits, draw_outliers, regular_limits
 from longbatch.jobs.simulation.rows import LABELS
 from longbatch.jobs.simulation.simulate import Simulation, SimulationReport, simulate
 from longbatch.jobs.simulation.world import (
@@ -24,11 +24,11 @@ from longbatch.jobs.simulation.world import (
     draw_sizes,
     window_start_ms,
 )
-from longbatch.schemas.accounting import POLICIES, RowLedger
+from longbatch.schemas.accounting import POLICIES, RowAccounting
 from longbatch.schemas.spec.build_spec import load_spec
 
 SMALL = Simulation(users=60, events=300_000, seed=7, days=30)
-DIRTY = Simulation(users=60, events=300_000, seed=7, days=30, dirty=0.02)
+CORRUPT = Simulation(users=60, events=300_000, seed=7, days=30, corrupt=0.02)
 COLUMNS = {
     "request_id": pl.Int64,
     "user_id": pl.Int64,
@@ -45,7 +45,7 @@ COLUMNS = {
     "long_view": pl.Int8,
     "like": pl.Int8,
 }
-END_MS = EPOCH_MS + 30 * DAY_MS  # of SMALL and DIRTY
+END_MS = EPOCH_MS + 30 * DAY_MS  # of SMALL and CORRUPT
 CSV = Recipe(0.02, "csv", END_MS)
 
 
@@ -60,9 +60,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SimulationRep
 
 
 @pytest.fixture(scope="module")
-def dirty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SimulationReport]:
-    out = tmp_path_factory.mktemp("simulated") / "dirty"
-    return out, simulate(out, DIRTY)
+def corrupt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SimulationReport]:
+    out = tmp_path_factory.mktemp("simulated") / "corrupt"
+    return out, simulate(out, CORRUPT)
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +241,9 @@ def planted_by_table(out: Path) -> dict[str, dict[str, int]]:
 
 
 def test_dirt_is_added_among_the_clean_rows_which_stay_in_order(
-    dirty: tuple[Path, SimulationReport], log: pl.DataFrame
+    corrupt: tuple[Path, SimulationReport], log: pl.DataFrame
 ) -> None:
-    everything, report = read_log(dirty[0]), dirty[1]
+    everything, report = read_log(corrupt[0]), corrupt[1]
     assert dict(everything.schema) == COLUMNS | {"topic": pl.Int32}
     assert everything.height == report.rows == log.height + sum(report.planted.values())
     dirt = sum(rows for kind, rows in report.planted.items() if kind not in ("rejected_user", "short_history"))
@@ -257,13 +257,13 @@ def test_dirt_is_added_among_the_clean_rows_which_stay_in_order(
 
 
 def test_every_planted_kind_is_in_the_log_as_often_as_counted(
-    dirty: tuple[Path, SimulationReport], log: pl.DataFrame
+    corrupt: tuple[Path, SimulationReport], log: pl.DataFrame
 ) -> None:
-    everything, planted = read_log(dirty[0]), planted_by_table(dirty[0])
+    everything, planted = read_log(corrupt[0]), planted_by_table(corrupt[0])
     is_feed, is_target = pl.col("tab") == 0, pl.col("tab") > 0
-    honest = pl.col("request_id").is_null() | (pl.col("request_id") <= 2 * dirty[1].requests)
-    events, targets = everything.filter(is_feed & honest), everything.filter(is_target & honest)
-    fresh = targets.filter(pl.col("request_id") > dirty[1].requests)
+    regular = pl.col("request_id").is_null() | (pl.col("request_id") <= 2 * corrupt[1].requests)
+    events, targets = everything.filter(is_feed & regular), everything.filter(is_target & regular)
+    fresh = targets.filter(pl.col("request_id") > corrupt[1].requests)
     users = fresh.group_by("request_id").agg(
         pl.col("user_id", "request_time").n_unique(), pl.len(), late=pl.col("request_time").max() > END_MS
     )
@@ -299,7 +299,7 @@ def test_every_planted_kind_is_in_the_log_as_often_as_counted(
         "missing_time+missing_label:click": targets.filter(no_time & pl.col("click").is_null()).height,
         "conflicting_request": users.filter(pl.col("user_id") == 2)["len"].sum(),
         "differing_request_time": users.filter(pl.col("request_time") == 2)["len"].sum(),
-        "held_back": users.filter("late")["len"].sum(),
+        "pending_label": users.filter("late")["len"].sum(),
         "action": everything.filter(pl.col("tab") < 0).height,
     }
     assert found == {kind: rows for kind, rows in planted["requests"].items() if kind not in left_out}
@@ -314,17 +314,17 @@ def impossible(time: str) -> pl.Expr:
 
 
 def test_bots_have_an_event_a_millisecond_and_more_than_anybody_and_newcomers_hardly_any(
-    dirty: tuple[Path, SimulationReport], log: pl.DataFrame
+    corrupt: tuple[Path, SimulationReport], log: pl.DataFrame
 ) -> None:
-    everything, planted = read_log(dirty[0]), planted_by_table(dirty[0])
-    limits = load_spec(dirty[0] / "spec.toml").users
-    honest = log.filter(pl.col("tab") == 0).group_by("user_id").len()["len"]
-    assert limits.max_events == honest.max()
+    everything, planted = read_log(corrupt[0]), planted_by_table(corrupt[0])
+    limits = load_spec(corrupt[0] / "spec.toml").users
+    regular = log.filter(pl.col("tab") == 0).group_by("user_id").len()["len"]
+    assert limits.max_events == regular.max()
     assert limits.over_max_events == "reject_user"
-    assert 2 <= limits.min_events <= honest.min()
-    misfits = everything.filter(pl.col("request_id") > 2 * dirty[1].requests)
+    assert 2 <= limits.min_events <= regular.min()
+    outliers = everything.filter(pl.col("request_id") > 2 * corrupt[1].requests)
     bots, newcomers = (
-        misfits.filter((pl.col("user_id") <= SMALL.users + BOTS) == is_bot).group_by("user_id", "tab").len()
+        outliers.filter((pl.col("user_id") <= SMALL.users + BOTS) == is_bot).group_by("user_id", "tab").len()
         for is_bot in (True, False)
     )
     assert bots.filter(pl.col("tab") == 0)["len"].to_list() == [limits.max_events + 1] * BOTS
@@ -333,43 +333,43 @@ def test_bots_have_an_event_a_millisecond_and_more_than_anybody_and_newcomers_ha
         "rejected_user": bots.filter(pl.col("tab") > 0)["len"].sum(),
         "short_history": newcomers.filter(pl.col("tab") > 0)["len"].sum(),
     } == {kind: planted["requests"][kind] for kind in ("rejected_user", "short_history")}
-    first = misfits.filter(pl.col("user_id") == SMALL.users + 1).sort("event_time")["event_time"]
+    first = outliers.filter(pl.col("user_id") == SMALL.users + 1).sort("event_time")["event_time"]
     assert set(first.diff().drop_nulls()) == {1}
 
 
 def test_a_user_without_any_event_leaves_no_room_for_newcomers(log: pl.DataFrame) -> None:
     plan, _ = draw_requests(20, 20_000, 14, 10, np.random.SeedSequence(0))
-    everybody = honest_limits(plan, 20)
+    everybody = regular_limits(plan, 20)
     assert everybody.min_events > 0
-    assert honest_limits(plan, 21) == Limits(everybody.max_events, 0)
-    rows, planted = draw_misfits(log, Limits(100, 0), 1_000, 1, np.random.default_rng(0))
+    assert regular_limits(plan, 21) == Limits(everybody.max_events, 0)
+    rows, planted = draw_outliers(log, Limits(100, 0), 1_000, 1, np.random.default_rng(0))
     assert rows["user_id"].n_unique() == BOTS
     assert planted["history"] == {"rejected_user": BOTS * 101, "short_history": 0}
 
 
-def test_the_truth_has_the_fate_of_every_row(dirty: tuple[Path, SimulationReport]) -> None:
-    document = read_truth(dirty[0]).document
-    ledger = RowLedger(**document["ledger"])
-    ledger.check("log")
-    assert ledger.rows == document["rows"]
-    assert set(ledger.policies) == set(POLICIES) - {"whale_cap"}
+def test_the_truth_has_the_fate_of_every_row(corrupt: tuple[Path, SimulationReport]) -> None:
+    document = read_truth(corrupt[0]).document
+    accounting = RowAccounting(**document["accounting"])
+    accounting.check("log")
+    assert accounting.rows == document["rows"]
+    assert set(accounting.policies) == set(POLICIES) - {"heavy_user_cap"}
     assert document["counts"]["targets"] == document["targets"]
-    assert sum(ledger.reasons.values()) > ledger.rejected, "some rows are rejected for two reasons"
+    assert sum(accounting.reasons.values()) > accounting.rejected, "some rows are rejected for two reasons"
 
 
 def test_a_row_with_two_faults_is_one_rejected_row() -> None:
     planted = {
         "history": {"duplicate": 3, "filtered": 4, "missing_user": 5, "missing_user+missing_item": 2},
-        "requests": {"missing_user": 1, "held_back": 6, "action": 7},
+        "requests": {"missing_user": 1, "pending_label": 6, "action": 7},
     }
-    assert expected_ledger(100, planted) == RowLedger(
+    assert expected_accounting(100, planted) == RowAccounting(
         rows=128,
         filtered=4,
         rejected=8,
         duplicate=3,
         accepted=107,
         reasons={"missing_item": 2, "missing_user": 8},
-        policies={"held_back": 6},
+        policies={"pending_label": 6},
     )
 
 
@@ -381,17 +381,17 @@ def test_mingled_rows_keep_the_order_of_the_clean_ones() -> None:
     assert (rows < 0).arg_true().diff().max() < 100, "they are everywhere"
 
 
-def test_an_added_valid_request_has_its_truth(dirty: tuple[Path, SimulationReport]) -> None:
+def test_an_added_valid_request_has_its_truth(corrupt: tuple[Path, SimulationReport]) -> None:
     keys = ["request_id", "item_id", "position"]
-    truth, everything = read_truth(dirty[0]), read_log(dirty[0])
-    added = truth.targets.filter(pl.col("request_id") > dirty[1].requests)
-    assert added.height == dirty[1].planted["differing_request_time"]
+    truth, everything = read_truth(corrupt[0]), read_log(corrupt[0])
+    added = truth.targets.filter(pl.col("request_id") > corrupt[1].requests)
+    assert added.height == corrupt[1].planted["differing_request_time"]
     assert added.join(everything, on=keys, how="semi").height == added.height
     assert truth.document["planted_but_valid"] == ["differing_request_time", "action"]
 
 
 def test_a_csv_log_also_has_values_that_cannot_be_parsed_and_lines_that_are_no_rows(tmp_path: Path) -> None:
-    report = simulate(tmp_path / "csv", Simulation(users=20, events=60_000, dirty=0.05, format="csv"))
+    report = simulate(tmp_path / "csv", Simulation(users=20, events=60_000, corrupt=0.05, format="csv"))
     lines = [path.read_text().splitlines() for path in sorted((tmp_path / "csv" / "log").glob("*.csv"))]
     assert {file[0] for file in lines} == {",".join(COLUMNS)}
     fields = [line.split(",") for file in lines for line in file[1:]]
@@ -466,7 +466,7 @@ def test_a_simulation_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         ({"users": 100, "events": 500}, "5 per user; ask for 100 to 20000"),
         ({"users": 1, "events": 100_000}, "100000 per user"),
         ({"seed": -1}, "seed is -1"),
-        ({"dirty": 0.5}, r"dirty is 0\.5"),
+        ({"corrupt": 0.5}, r"corrupt is 0\.5"),
         ({"format": "xml"}, "format is 'xml'"),
         ({"days": 2}, "days is 2"),
         ({"targets_per_user": 0}, "targets_per_user"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longbatch.pipelines.arrays.hashing import bucket_of, hash_text, mix, request_ids_of
+from longbatch.pipelines.arrays.hashing import bucket_of, hash_string, mix, request_ids_of
 
 often = settings(max_examples=2 * settings.default.max_examples, deadline=None)
 texts = st.lists(st.none() | st.text(max_size=40), max_size=20)
@@ -43,7 +43,7 @@ def slow_unmix(x: int) -> int:
 @given(texts)
 def test_text_is_hashed_as_documented(values: list[str | None]) -> None:
     expected = [None if text is None else slow_hash(text) for text in values]
-    assert hash_text(pl.Series("x", values, dtype=pl.String)).to_list() == expected
+    assert hash_string(pl.Series("x", values, dtype=pl.String)).to_list() == expected
 
 
 @often
@@ -51,7 +51,7 @@ def test_text_is_hashed_as_documented(values: list[str | None]) -> None:
 def test_a_slice_is_hashed_like_its_own_rows(values: list[str | None], start: int, length: int) -> None:
     sliced = pl.Series("x", values, dtype=pl.String).slice(start, length)
     expected = [None if text is None else slow_hash(text) for text in values[start : start + length]]
-    assert hash_text(sliced).to_list() == expected
+    assert hash_string(sliced).to_list() == expected
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,16 @@ def test_a_slice_is_hashed_like_its_own_rows(values: list[str | None], start: in
     ],
 )
 def test_lengths_around_a_word(text: str, hashed: int) -> None:
-    assert hash_text(pl.Series([text])).to_list() == [hashed]
+    assert hash_string(pl.Series([text])).to_list() == [hashed]
 
 
 def test_trailing_zeros_make_another_text() -> None:
-    assert hash_text(pl.Series(["", "\0", "a", "a\0", "a" * 8, "a" * 8 + "\0"])).n_unique() == 6
+    assert hash_string(pl.Series(["", "\0", "a", "a\0", "a" * 8, "a" * 8 + "\0"])).n_unique() == 6
 
 
 def test_the_hash_never_changes() -> None:
     """Datasets on disk hold these numbers."""
-    assert hash_text(pl.Series(["user-1", "a longer text than one word"])).to_list() == [
+    assert hash_string(pl.Series(["user-1", "a longer text than one word"])).to_list() == [
         8621307351792616465,
         4532590430688011765,
     ]
@@ -83,14 +83,14 @@ def test_the_hash_never_changes() -> None:
 
 def test_chunks_and_categories_and_nothing_are_hashed() -> None:
     chunked = pl.concat([pl.Series(["a"]), pl.Series(["b", None])], rechunk=False)
-    assert hash_text(chunked).to_list() == [slow_hash("a"), slow_hash("b"), None]
-    assert hash_text(chunked.cast(pl.Categorical)).to_list() == [slow_hash("a"), slow_hash("b"), None]
-    assert hash_text(pl.Series("x", [None, None])).to_list() == [None, None]
-    assert hash_text(pl.Series("x", [], dtype=pl.String)).dtype == pl.Int64
+    assert hash_string(chunked).to_list() == [slow_hash("a"), slow_hash("b"), None]
+    assert hash_string(chunked.cast(pl.Categorical)).to_list() == [slow_hash("a"), slow_hash("b"), None]
+    assert hash_string(pl.Series("x", [None, None])).to_list() == [None, None]
+    assert hash_string(pl.Series("x", [], dtype=pl.String)).dtype == pl.Int64
 
 
 def test_a_hash_is_an_id() -> None:
-    hashed = hash_text(pl.Series([str(number) for number in range(10_000)]))
+    hashed = hash_string(pl.Series([str(number) for number in range(10_000)]))
     assert (hashed >= 0).all()
     assert hashed.n_unique() == 10_000
     assert hashed.name == ""

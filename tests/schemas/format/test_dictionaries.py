@@ -155,7 +155,7 @@ def test_columns_of_different_lengths_are_refused() -> None:
 
 
 def test_text_beyond_the_reach_of_32_bits_is_numbered_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dictionaries, "MOST_TEXT_BYTES", 40)
+    monkeypatch.setattr(dictionaries, "MAX_STRING_BYTES", 40)
     place = next(found for found in dictionaries_of(spec()) if found.name == "events.place")
     tables = [{"place": pa.array(["one", "two"] * 4)}, {"place": pa.array(["two", "three"] * 4)}]
     values, places = build_dictionary(place, tables)

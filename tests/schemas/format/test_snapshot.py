@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format import snapshot as module
 from longbatch.schemas.format.dataset import Dataset, open_dataset
@@ -36,7 +36,9 @@ def alter(dataset: Dataset, **changes: Any) -> None:
 
 def test_a_snapshot_is_read_as_it_was_committed(dataset: Dataset) -> None:
     assert read_snapshot(dataset.path) == dataset.snapshot
-    assert dataset.snapshot.ledgers["log"] == RowLedger(rows=9, rejected=2, accepted=7, reasons={"missing_user": 2})
+    assert dataset.snapshot.row_accounting["log"] == RowAccounting(
+        rows=9, rejected=2, accepted=7, reasons={"missing_user": 2}
+    )
     assert dataset.counts.users == 3
     assert pickle.loads(pickle.dumps(dataset.snapshot)) == dataset.snapshot
 
@@ -149,7 +151,7 @@ def test_a_snapshot_that_is_no_snapshot_is_refused(dataset: Dataset, text: bytes
         open_dataset(dataset.path)
 
 
-@pytest.mark.parametrize("key", ["counts", "ledgers", "spec", "shards", "fingerprint"])
+@pytest.mark.parametrize("key", ["counts", "row_accounting", "spec", "shards", "fingerprint"])
 def test_a_snapshot_without_a_part_is_refused(dataset: Dataset, key: str) -> None:
     path, held = document(dataset)
     del held[key]

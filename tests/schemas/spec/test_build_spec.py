@@ -85,8 +85,8 @@ UNKNOWN = [
     ("[sources.log]", 'explode = { list = "x" }', "sources.log.explode.list: unknown key; did you mean `lists`?"),
     (
         "[sources.log]",
-        'explode = { text = { column = "x", fields = ["y"], seperator = " " } }',
-        "sources.log.explode.text.seperator: unknown key; did you mean `separator`?",
+        'explode = { string = { column = "x", fields = ["y"], seperator = " " } }',
+        "sources.log.explode.string.seperator: unknown key; did you mean `separator`?",
     ),
     ("[history]", 'were = "x"', "history.were: unknown key; did you mean `where`?"),
     ("[requests]", 'label = "x"', "requests.label: unknown key; did you mean `labels`?"),
@@ -178,12 +178,12 @@ INVALID = [
     (
         'path = "log/*.parquet"',
         'path = "x.csv"\nexplode = { position = "rank" }',
-        r"sources\.log\.explode: explode needs either `lists` or `text`, and not both",
+        r"sources\.log\.explode: explode needs either `lists` or `string`, and not both",
     ),
     (
         'path = "log/*.parquet"',
-        'path = "x.csv"\nexplode = { text = { column = "x", fields = ["a", "b"] } }',
-        r"sources\.log\.explode\.text: more than one field needs a `field_separator`",
+        'path = "x.csv"\nexplode = { string = { column = "x", fields = ["a", "b"] } }',
+        r"sources\.log\.explode\.string: more than one field needs a `field_separator`",
     ),
     (
         'click = "int8"',
@@ -297,7 +297,7 @@ INVALID = [
     (
         'path = "log/*.parquet"',
         'path = "t"\nformat = "table"\nmade_time = { column = "x", start = 2020-01-01T00:00:00Z, per_file = "1d" }',
-        r"made_time counts the rows of files; a table has none",
+        r"synthetic_time counts the rows of files; a table has none",
     ),
 ]
 
@@ -319,7 +319,7 @@ def test_labels_from_later_events_take_the_type_of_their_aggregate() -> None:
         'd = { aggregate = "max", column = "x", within = "90s", type = "float32" }'
     )
     spec = parse_spec(with_line('click = "int8"', labels) + ACTIONS)
-    assert {name: label.type for name, label in spec.requests.later_labels.items()} == {
+    assert {name: label.type for name, label in spec.requests.delayed_labels.items()} == {
         "a": "int8",
         "b": "int32",
         "c": "int64",
@@ -364,9 +364,9 @@ def test_suites_of_ones_own_are_found_from_the_specs_folder(tmp_path: Path) -> N
 
 
 def test_a_made_time_counts_rows_from_the_start_of_each_file() -> None:
-    made = 'made_time = { column = "time", start = 2020-01-01T00:00:00Z, per_file = "7d" }'
+    made = 'synthetic_time = { column = "time", start = 2020-01-01T00:00:00Z, per_file = "7d" }'
     spec = parse_spec(with_lines('path = "log/*.parquet"', made))
-    time = spec.sources["log"].made_time
+    time = spec.sources["log"].synthetic_time
     assert time is not None
     assert time.of_file(0) == 1_577_836_800_000_000
     assert time.of_file(2) == time.of_file(0) + 14 * 86_400_000_000

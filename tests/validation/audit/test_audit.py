@@ -308,7 +308,9 @@ def test_real_impressions_survive_the_audit(tmp_path: Path) -> None:
     for table in ("timelines", "requests", "dictionaries", "snapshots"):
         (tmp_path / table).mkdir()
     shards = (write_shard(tmp_path, 0, "test", spec, built.blocks) or {},)
-    commit(tmp_path, Snapshot(1, spec, built.counts, built.ledgers, 0, shards, (), (), fingerprint(spec, shards)))
+    commit(
+        tmp_path, Snapshot(1, spec, built.counts, built.row_accounting, 0, shards, (), (), fingerprint(spec, shards))
+    )
     found = audit(tmp_path, users=None)
     assert found.findings == []
     assert found.requests_checked == 1046

@@ -70,7 +70,7 @@ target_features = { place = "int8" }
 labels = { like = "int8" }
 """
 IN_ORDER = SPEC.replace('arrival_time = { column = "arrival", unit = "s" }\n', "")
-WHALES = SPEC + "[users]\nmax_events = 20\n"
+HEAVY_USERS = SPEC + "[users]\nmax_events = 20\n"
 SESSIONS = SPEC.replace('request_id = "request"\n', "").replace(
     "features = { tab", 'session_gap = "1s"\nfeatures = { tab'
 )
@@ -132,7 +132,7 @@ def built(log: Path, spec: str, out: Path) -> Path:
 def sound(log: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The dataset that each spec yields."""
     folder = tmp_path_factory.mktemp("sound")
-    specs = (SPEC, IN_ORDER, WHALES, SESSIONS, LATER)
+    specs = (SPEC, IN_ORDER, HEAVY_USERS, SESSIONS, LATER)
     return {spec: built(log, spec, folder / str(number)) for number, spec in enumerate(specs)}
 
 
@@ -284,8 +284,8 @@ def a_session_ends_at_its_gap(patch: Patch) -> None:
     wrap(patch, grouping, "_window_starts", lambda run, user, time, gap_us, most: run(user, time, gap_us - 1, most))
 
 
-@breaks(OTHER_EVENT + "|" + ONE + "its history has", WHALES)
-def a_whale_not_capped(patch: Patch) -> None:
+@breaks(OTHER_EVENT + "|" + ONE + "its history has", HEAVY_USERS)
+def a_heavy_user_not_capped(patch: Patch) -> None:
     wrap(patch, kernel, "judge_users", lambda judge, users, events, targets: judge(Users(), events, targets))
 
 
@@ -444,7 +444,7 @@ def contents(dataset: Path, damaged: bool) -> Any:
 
 
 @pytest.mark.parametrize(
-    "spec", [SPEC, IN_ORDER, WHALES, SESSIONS, LATER], ids=["spec", "in order", "whales", "sessions", "later"]
+    "spec", [SPEC, IN_ORDER, HEAVY_USERS, SESSIONS, LATER], ids=["spec", "in order", "heavy_users", "sessions", "later"]
 )
 def test_nothing_is_found_in_a_sound_build(sound: dict[str, Path], spec: str) -> None:
     found = audit(sound[spec], users=None)

@@ -21,7 +21,7 @@ import pytest
 from longbatch.pipelines.canonicalize import canonicalize, known_facts
 from longbatch.pipelines.kernel import build_bucket
 from longbatch.pipelines.profile import profile_bucket
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import MachineError, SpecError
 from longbatch.schemas.profile import TABLES, ColumnProfile, Profile, TableName, TableProfile
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
@@ -86,10 +86,10 @@ class Inputs:
     spec: BuildSpec
     profile: Profile
     samples: Samples
-    ledgers: Mapping[str, RowLedger]
+    row_accounting: Mapping[str, RowAccounting]
 
     def run(self, out: Path) -> ExpectationResults:
-        return run_expectations(self.spec, self.profile, self.samples, self.ledgers, out)
+        return run_expectations(self.spec, self.profile, self.samples, self.row_accounting, out)
 
 
 def built(text: str, raw: Mapping[str, pl.DataFrame], sample_rows: int = 1000) -> Inputs:
@@ -98,9 +98,9 @@ def built(text: str, raw: Mapping[str, pl.DataFrame], sample_rows: int = 1000) -
     typed = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
     facts = known_facts(spec, [part.latest_action for part in typed.values()], None)
     bucket = build_bucket(spec, {source: part.rows for source, part in typed.items()}, facts)
-    ledgers = {source: part.ledger + bucket.ledgers[source] for source, part in typed.items()}
+    row_accounting = {source: part.accounting + bucket.row_accounting[source] for source, part in typed.items()}
     profile, samples = profile_bucket(spec, bucket, sample_rows)
-    return Inputs(spec, profile, samples, ledgers)
+    return Inputs(spec, profile, samples, row_accounting)
 
 
 def with_counters(inputs: Inputs, table: TableName, **changes: Any) -> Inputs:
@@ -276,7 +276,9 @@ def wrong_run(sound: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Expect
     wrong = with_sample(wrong, "impressions", on_row(2, "label.click", 2))
     wrong = with_sample(wrong, "requests", on_row(1, "newest_age_us", None))
     wrong = with_sample(wrong, "requests", lambda frame: pl.concat([frame, frame[-1:]]))
-    wrong = replace(wrong, ledgers={"log": replace(sound.ledgers["log"], rows=8, reasons={"missing_user": 2})})
+    wrong = replace(
+        wrong, row_accounting={"log": replace(sound.row_accounting["log"], rows=8, reasons={"missing_user": 2})}
+    )
     return wrong.run(tmp_path_factory.mktemp("wrong") / "docs")
 
 
@@ -284,7 +286,7 @@ def test_each_wrong_counter_and_row_fails_the_expectation_about_it_and_no_other(
     assert wrong_run.warnings == []
     assert sorted(wrong_run.failures) == sorted(
         [
-            "sources, counters: the number of rows of log without a fate is 0: observed 1 "
+            "sources, counters: the number of rows of log without a outcome is 0: observed 1 "
             "(expect_column_min_to_be_between on log)",
             "sources, counters: the share of rows of log rejected for missing_user is at most 0.2: observed 0.25 "
             "(expect_column_max_to_be_between on log)",
@@ -351,9 +353,9 @@ def wrong_types(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def test_every_generated_expectation_can_fail(sound: Inputs, tmp_path: Path) -> None:
-    rejected = RowLedger(rows=100, rejected=90, reasons={"missing_user": 90})
+    rejected = RowAccounting(rows=100, rejected=90, reasons={"missing_user": 90})
     far = with_every_counter(sound, lambda table, column: ColumnProfile(1, -(10**18), 10**18, 1e18))
-    far = replace(far, ledgers={"log": rejected})
+    far = replace(far, row_accounting={"log": rejected})
     constant = with_every_counter(sound, lambda table, column: ColumnProfile(1, 1, 1))
     constant = with_counters(constant, "events", history_dot_action__nulls=6, history_dot_dwell_ms__nulls=6)
     constant = with_counters(constant, "impressions", target_dot_score__nulls=5)
@@ -475,7 +477,7 @@ def test_nothing_else_is_written_and_nothing_is_sent(
         sound.spec,
         sound.profile,
         sound.samples,
-        sound.ledgers,
+        sound.row_accounting,
         tmp_path / "docs",
         progress=lambda stage, done, total: stages.append(stage),
     )

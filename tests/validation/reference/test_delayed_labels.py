@@ -185,8 +185,8 @@ def test_a_sum_that_is_not_of_the_labels_type_is_an_error(label: str, values: li
     message = rf"label watched_ms of user 1, request 2, item 3 is {found}, which is not of type \w+; declare a wider"
     with pytest.raises(DataError, match=message):
         build(spec_of(label, actions=LATER), [(1, 2, 3, 0)], acts)
-    held_back = build(spec_of(label, actions="until = 2023-11-14T22:13:20Z"), [(1, 2, 3, 0)], acts)
-    assert held_back.left_out.held_back_targets == 1
+    pending_label = build(spec_of(label, actions="until = 2023-11-14T22:13:20Z"), [(1, 2, 3, 0)], acts)
+    assert pending_label.left_out.pending_targets == 1
 
 
 def test_a_count_that_is_not_of_the_labels_type_is_an_error() -> None:
@@ -205,22 +205,22 @@ def test_an_infinite_value_may_make_an_infinite_sum() -> None:
 # When the log ends
 
 
-@pytest.mark.parametrize(("end", "held_back"), [(10, 0), (9, 1)])
-def test_a_request_is_held_back_unless_its_window_is_over_at_the_end_of_the_log(end: int, held_back: int) -> None:
+@pytest.mark.parametrize(("end", "pending_label"), [(10, 0), (9, 1)])
+def test_a_request_is_held_back_unless_its_window_is_over_at_the_end_of_the_log(end: int, pending_label: int) -> None:
     """The latest action says when the log ends, whoever's it is."""
     reference = build(spec_of(ANY), [(1, 7, 5, 0), (1, 7, 6, 0)], [(2, 9, 5, end, 1)])
     assert reference.log_end == T + end
-    assert len(reference.requests) == 1 - held_back
-    assert reference.left_out == Counts(held_back_requests=held_back, held_back_targets=2 * held_back)
-    assert reference.ledgers["shown"].policies == ({"held_back": 2} if held_back else {})
-    assert (reference.ledgers["shown"].accepted, reference.targets) == (2 - 2 * held_back,) * 2
+    assert len(reference.requests) == 1 - pending_label
+    assert reference.left_out == Counts(pending_requests=pending_label, pending_targets=2 * pending_label)
+    assert reference.row_accounting["shown"].policies == ({"pending_label": 2} if pending_label else {})
+    assert (reference.row_accounting["shown"].accepted, reference.targets) == (2 - 2 * pending_label,) * 2
 
 
-@pytest.mark.parametrize(("end", "held_back"), [(20, 0), (19, 1)])
-def test_every_label_of_a_request_must_be_closed(end: int, held_back: int) -> None:
+@pytest.mark.parametrize(("end", "pending_label"), [(20, 0), (19, 1)])
+def test_every_label_of_a_request_must_be_closed(end: int, pending_label: int) -> None:
     wide = 'wide = { aggregate = "any", within = "20us" }'
     reference = build(spec_of(ANY, wide), [(1, 7, 5, 0)], [(2, 9, 5, end, 1)])
-    assert reference.left_out.held_back_requests == held_back
+    assert reference.left_out.pending_requests == pending_label
 
 
 def test_until_says_when_the_log_ends_and_a_given_end_goes_before_all() -> None:
@@ -234,7 +234,7 @@ def test_until_says_when_the_log_ends_and_a_given_end_goes_before_all() -> None:
 
 def test_without_actions_and_an_end_every_request_is_held_back() -> None:
     reference = build(spec_of(ANY), [(1, 7, 5, 0), (2, 8, 5, 1)], [])
-    assert (reference.log_end, reference.left_out.held_back_requests) == (None, 2)
+    assert (reference.log_end, reference.left_out.pending_requests) == (None, 2)
     assert labels(build(spec_of(ANY, actions=LATER), [(1, 7, 5, 0)], []), "acted") == [0]
 
 
@@ -252,7 +252,7 @@ def test_an_action_of_a_request_id_with_two_users_still_says_how_far_the_log_goe
     shown = [(1, 7, 5, T), (1, 8, 5, T + 20), (2, 8, 5, T + 20)]
     frame = pl.DataFrame(shown, schema=["user", "request", "item", "time"], orient="row")
     reference = build_reference(spec, {"events": frame.clear(), "shown": frame})
-    assert reference.ledgers["shown"].reasons == {"conflicting_request": 2}
+    assert reference.row_accounting["shown"].reasons == {"conflicting_request": 2}
     assert (reference.log_end, labels(reference, "acted")) == (T + 20, [1])
 
 

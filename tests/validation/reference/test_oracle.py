@@ -13,7 +13,7 @@ from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 from longbatch.validation.reference.oracle import Reference, build_reference
 from longbatch.validation.reference.raw_rows import read_raw
-from longbatch.validation.reference.values import made_request_id, mix, order, text_id
+from longbatch.validation.reference.values import generated_request_id, mix, order, string_id
 
 DATA = SHARED_DATA
 T = 1_700_000_000  # seconds; a time of a literal row is T plus a few
@@ -118,7 +118,7 @@ def test_a_request_never_sees_its_own_events_whatever_their_times() -> None:
     assert [(r.request_id, r.history_end) for r in reference.requests] == [(7, 1), (8, 4)]
     assert items(reference) == [[10], [11, 12, 13]]
     assert reference.events.after_last_request == 1
-    assert reference.ledgers["log"].accepted == 5
+    assert reference.row_accounting["log"].accepted == 5
 
 
 def test_the_newest_events_are_kept_and_older_ones_are_beyond() -> None:
@@ -149,14 +149,14 @@ def test_request_features_come_from_the_earliest_row() -> None:
     events = impressions.drop("tab").clear()
     (request,) = build_reference(spec, {"events": events, "impressions": impressions}).requests
     assert request.features == {"tab": 1}
-    assert request.request_id == made_request_id(1, T * 1_000_000)
+    assert request.request_id == generated_request_id(1, T * 1_000_000)
     assert len(request.targets) == 3
 
 
 def test_an_exact_duplicate_is_counted_and_a_row_that_differs_in_a_label_is_not() -> None:
     reference = one_log((1, 7, 10, 0, 0), (1, 7, 10, 0, 0), (1, 7, 10, 0, 1))
-    ledger = reference.ledgers["log"]
-    assert (ledger.rows, ledger.duplicate, ledger.accepted) == (3, 1, 2)
+    accounting = reference.row_accounting["log"]
+    assert (accounting.rows, accounting.duplicate, accounting.accepted) == (3, 1, 2)
     assert len(reference.requests[0].targets) == 2
 
 
@@ -164,47 +164,47 @@ def test_rows_of_a_request_id_with_two_users_are_rejected_but_pure_history_rows_
     spec = with_lines(ONE_LOG, requests='where = "click >= 0"')
     rows = [(1, 7, 10, 1, 0), (2, 7, 11, 1, 0), (1, 7, 12, 0, None), (1, 8, 13, 3, 0)]
     reference = one_log(*rows, spec=spec)
-    assert reference.ledgers["log"].reasons == {"conflicting_request": 2}
+    assert reference.row_accounting["log"].reasons == {"conflicting_request": 2}
     assert [(r.user_id, r.request_id, r.history_end) for r in reference.requests] == [(1, 8, 1)]
     assert items(reference) == [[12]]
 
 
 def test_a_row_that_is_rejected_anyway_makes_no_conflict() -> None:
     reference = one_log((1, 7, 10, 1, 0), (2, 7, None, 1, 0))
-    assert reference.ledgers["log"].reasons == {"missing_item": 1}
+    assert reference.row_accounting["log"].reasons == {"missing_item": 1}
     assert len(reference.requests) == 1
 
 
 def test_every_missing_value_has_its_reason() -> None:
     nothing = (None, None, None, None, None)
-    ledger = one_log(nothing, (1, 7, 10, 1, 0), (1, 7, 10, 1, None)).ledgers["log"]
-    assert ledger.reasons == {
+    accounting = one_log(nothing, (1, 7, 10, 1, 0), (1, 7, 10, 1, None)).row_accounting["log"]
+    assert accounting.reasons == {
         "missing_user": 1,
         "missing_request": 1,
         "missing_item": 1,
         "missing_time": 1,
         "missing_label:click": 2,
     }
-    assert (ledger.rows, ledger.rejected, ledger.accepted) == (3, 2, 1)
+    assert (accounting.rows, accounting.rejected, accounting.accepted) == (3, 2, 1)
 
 
 def test_a_null_request_id_or_label_is_no_fault_of_a_row_that_only_the_history_selects() -> None:
     spec = with_lines(ONE_LOG, requests='where = "click >= 0"')
     reference = one_log((1, None, 10, 0, None), (1, 7, 11, 1, 0), spec=spec)
     assert items(reference) == [[10]]
-    assert not reference.ledgers["log"].reasons
+    assert not reference.row_accounting["log"].reasons
 
 
 def test_times_in_the_wrong_unit_are_out_of_range() -> None:
     spec = parse_spec(ONE_LOG.replace('unit = "s"', 'unit = "ms"'))
-    assert one_log((1, 7, 10, 0, 0), spec=spec).ledgers["log"].reasons == {"time_out_of_range": 1}
+    assert one_log((1, 7, 10, 0, 0), spec=spec).row_accounting["log"].reasons == {"time_out_of_range": 1}
 
 
 def test_a_row_that_no_role_selects_is_filtered_and_a_null_condition_is_not_true() -> None:
     both = 'where = "click = 1"'
     rows = [(1, 7, 10, 0, 1), (1, 7, 11, 0, 0), (1, 7, 12, 0, None)]
-    ledger = one_log(*rows, spec=with_lines(ONE_LOG, history=both, requests=both)).ledgers["log"]
-    assert (ledger.filtered, ledger.rejected, ledger.accepted) == (2, 0, 1)
+    accounting = one_log(*rows, spec=with_lines(ONE_LOG, history=both, requests=both)).row_accounting["log"]
+    assert (accounting.filtered, accounting.rejected, accounting.accepted) == (2, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_row_that_no_role_selects_is_filtered_and_a_null_condition_is_not_true
         ("bool", 0.0, False),
         ("string", 17, "17"),
         ("id", 17, 17),
-        ("id", "17", text_id("17")),
+        ("id", "17", string_id("17")),
     ],
 )
 def test_a_value_is_read_as_its_declared_type(declared: str, raw: object, value: object) -> None:
@@ -245,7 +245,7 @@ def test_a_value_is_read_as_its_declared_type(declared: str, raw: object, value:
 )
 def test_a_value_that_cannot_be_read_is_unparsable(declared: str, raw: object) -> None:
     reference = read_feature(declared, raw)
-    assert reference.ledgers["impressions"].reasons == {"unparsable:tab": 1}
+    assert reference.row_accounting["impressions"].reasons == {"unparsable:tab": 1}
 
 
 def read_feature(declared: str, raw: object) -> Reference:
@@ -299,11 +299,11 @@ def test_lists_become_one_row_an_element_and_clicked_items_are_labels() -> None:
         {"item_id": 10, "place": 0, "click": 0},
         {"item_id": 11, "place": 1, "click": 1},
     ]
-    assert (reference.ledgers["impressions"].rows, reference.ledgers["impressions"].empty_list) == (2, 2)
+    assert (reference.row_accounting["impressions"].rows, reference.row_accounting["impressions"].empty_list) == (2, 2)
 
 
 def test_a_text_of_pairs_becomes_rows() -> None:
-    explode = 'explode.text = { column = "shown", fields = ["item", "click"], field_separator = "-" }'
+    explode = 'explode.string = { column = "shown", fields = ["item", "click"], field_separator = "-" }'
     spec = with_lines(TWO_LOGS + '[requests.labels]\nclick = "int8"', impressions=explode)
     impressions = pl.DataFrame({"user": [1], "time": [T], "shown": ["8-1  9-0"]})
     events = pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64, "time": pl.Int64})
@@ -335,11 +335,11 @@ def test_the_hash_is_the_documented_one() -> None:
     """mix is SplitMix64's finaliser: its first outputs from seed 0 are known; the hash follows from it by hand."""
     assert [mix(n * 0x9E3779B97F4A7C15 % 2**64) for n in (1, 2)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
     length = 0x9E3779B97F4A7C15
-    assert text_id("") == mix(0) >> 1 == 0
-    assert text_id("abc") == mix(mix(3 * length % 2**64 ^ 0x636261)) >> 1
+    assert string_id("") == mix(0) >> 1 == 0
+    assert string_id("abc") == mix(mix(3 * length % 2**64 ^ 0x636261)) >> 1
     word, rest = 0x6867666564636261, 0xA9C3
-    assert text_id("abcdefghé") == mix(mix(mix(10 * length % 2**64 ^ word) ^ rest)) >> 1
-    assert made_request_id(-1, 5) == mix(mix(2**64 - 1) ^ 5) >> 1
+    assert string_id("abcdefghé") == mix(mix(mix(10 * length % 2**64 ^ word) ^ rest)) >> 1
+    assert generated_request_id(-1, 5) == mix(mix(2**64 - 1) ^ 5) >> 1
 
 
 def test_nulls_come_first_and_nan_last() -> None:
@@ -390,7 +390,7 @@ def test_a_made_time_counts_the_rows_of_each_file(suffix: str, tmp_path: Path) -
         getattr(frame, "write_ndjson" if suffix == "jsonl" else f"write_{suffix}")(tmp_path / f"{name}.{suffix}")
     if suffix == "jsonl":
         (tmp_path / "a2.jsonl").write_text("no row\n" + (tmp_path / "a2.jsonl").read_text())
-    made = 'made_time = { column = "time", start = "2023-11-14T22:13:20Z", per_file = "10s" }'
+    made = 'synthetic_time = { column = "time", start = "2023-11-14T22:13:20Z", per_file = "10s" }'
     text = ONE_LOG.replace('"log.parquet"', f'["b.{suffix}", "a*.{suffix}", "*.{suffix}"]').replace(', unit = "s"', "")
     spec = with_lines(text, log=made).with_paths_from(tmp_path)
     times = read_raw(spec, "log")["time"]
@@ -430,8 +430,8 @@ def test_late_events_of_a_real_log_stay_invisible_until_they_arrive() -> None:
         text = text.replace(f'"{name}"', f'{{ column = "{column}", type = "string" }}')
     text = text.replace('"time"', '"author_time"').partition("[requests.labels]")[0]
     spec = with_lines(text, history='arrival_time = { column = "commit_time", unit = "s" }')
-    raw = read_raw(spec, "log", {text_id("4a7196c940e2")})
-    reference = build_reference(spec, {"log": raw}, {text_id("4a7196c940e2")})
+    raw = read_raw(spec, "log", {string_id("4a7196c940e2")})
+    reference = build_reference(spec, {"log": raw}, {string_id("4a7196c940e2")})
     seconds = raw.filter(pl.col("user_id") == "4a7196c940e2")
     for request in reference.requests:
         second = request.request_time // 1_000_000

@@ -7,10 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from longbatch.schemas.accounting import Counts, RowLedger
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.spec.build_spec import parse_spec
 from longbatch.validation.reference.oracle import Reference, build_reference
-from longbatch.validation.reference.values import made_request_id, mix
+from longbatch.validation.reference.values import generated_request_id, mix
 
 T = 1_700_000_000_000_000  # microseconds, 2023-11-14T22:13:20; a time of a literal row is T plus a few
 SECOND = 1_000_000
@@ -55,10 +55,10 @@ def users(lines: str, text: str = SPEC) -> str:
 
 
 def books(reference: Reference) -> tuple[int, dict[str, int]]:
-    """Return how many rows were accepted, and left out by which policy; all rows have a fate."""
-    ledger = reference.ledgers["log"]
-    ledger.check("log")
-    return ledger.accepted, dict(ledger.policies)
+    """Return how many rows were accepted, and left out by which policy; all rows have a outcome."""
+    accounting = reference.row_accounting["log"]
+    accounting.check("log")
+    return accounting.accepted, dict(accounting.policies)
 
 
 # Policies over users
@@ -97,7 +97,7 @@ def test_the_newest_max_events_of_a_whale_are_its_timeline() -> None:
     events = [("e", 1, item, item) for item in (1, 2, 3, 4)]
     reference = build(users("max_events = 3"), *events, ("t", 1, 9, 3), ("t", 1, 9, 9))
     assert [[event[0] for event in request.history] for request in reference.requests] == [[2], [2, 3, 4]]
-    assert books(reference) == (5, {"whale_cap": 1})
+    assert books(reference) == (5, {"heavy_user_cap": 1})
     assert reference.left_out == Counts(capped_users=1, capped_events=1)
     assert reference.events.stored_or_beyond == 3
     assert books(build(users("max_events = 4"), *events)) == (4, {})
@@ -139,16 +139,16 @@ def test_actions_are_never_left_out() -> None:
 def test_a_row_counts_as_left_out_only_if_every_role_is_gone() -> None:
     """The target at 45 is held back, for the log ends at 50; as an event the row stays."""
     reference = build(SPEC + ACTIONS, ("et", 1, 5, 45), ("t", 1, 6, 45), ("a", 1, 5, 50))
-    assert books(reference) == (2, {"held_back": 1})
-    assert reference.left_out == Counts(held_back_requests=1, held_back_targets=2)
+    assert books(reference) == (2, {"pending_label": 1})
+    assert reference.left_out == Counts(pending_requests=1, pending_targets=2)
     assert (reference.targets, reference.events.after_last_request) == (0, 1)
 
 
 def test_a_row_whose_event_is_capped_and_whose_target_is_held_back_is_held_back() -> None:
     spec = users("max_events = 1", SPEC + ACTIONS)
     reference = build(spec, ("et", 1, 5, 45), ("e", 1, 5, 46), ("a", 1, 5, 50))
-    assert books(reference) == (2, {"held_back": 1})
-    assert reference.left_out == Counts(capped_users=1, capped_events=1, held_back_requests=1, held_back_targets=1)
+    assert books(reference) == (2, {"pending_label": 1})
+    assert reference.left_out == Counts(capped_users=1, capped_events=1, pending_requests=1, pending_targets=1)
 
 
 def test_a_row_whose_event_is_capped_and_whose_target_stays_is_accepted() -> None:
@@ -169,7 +169,7 @@ def test_a_row_of_three_roles_stays_as_an_action() -> None:
 def test_of_rows_that_look_alike_as_events_the_order_of_the_file_does_not_say_which_is_capped(backwards: bool) -> None:
     """Both rows are the event of item 5 at T. The one that is no target is first, as false comes before true."""
     rows = [("et", 1, 5, 0), ("e", 1, 5, 0)]
-    assert books(build(users("max_events = 1"), *(reversed(rows) if backwards else rows))) == (1, {"whale_cap": 1})
+    assert books(build(users("max_events = 1"), *(reversed(rows) if backwards else rows))) == (1, {"heavy_user_cap": 1})
 
 
 def test_some_users_alone_are_counted_but_the_books_hold_all_rows() -> None:
@@ -178,7 +178,9 @@ def test_some_users_alone_are_counted_but_the_books_hold_all_rows() -> None:
     log = pl.DataFrame([(k, u, i, T + t) for k, u, i, t in rows], schema=types, orient="row")
     reference = build_reference(parse_spec(users("min_events = 1\nmax_events = 1")), {"log": log}, users=[1, 2])
     assert reference.left_out == Counts(capped_users=1, capped_events=1, short_users=1, short_targets=1)
-    assert reference.ledgers["log"] == RowLedger(rows=5, accepted=2, policies={"short_history": 2, "whale_cap": 1})
+    assert reference.row_accounting["log"] == RowAccounting(
+        rows=5, accepted=2, policies={"short_history": 2, "heavy_user_cap": 1}
+    )
 
 
 # Requests made of sessions
@@ -233,7 +235,7 @@ def test_requests_of_one_time_have_ids_by_their_place() -> None:
         ids[2]: [4],
     }
     assert [r.request_id for r in reference.requests] == sorted(ids.values())
-    assert made_request_id(1, T, 2) == ids[2]
+    assert generated_request_id(1, T, 2) == ids[2]
 
 
 def test_rows_of_a_session_are_ordered_by_target_and_then_by_request_features() -> None:
@@ -246,7 +248,7 @@ def test_rows_of_a_session_are_ordered_by_target_and_then_by_request_features() 
     requests = build_reference(parse_spec(text), {"log": pl.DataFrame(log | columns)}).requests
     ordered = [(1, 0, None), (1, 0, 1), (1, 1, 2), (2, 1, 1)]
     assert {r.request_id: (r.targets[0]["place"], r.targets[0]["click"], r.features["tab"]) for r in requests} == {
-        made_request_id(1, T, place): row for place, row in enumerate(ordered)
+        generated_request_id(1, T, place): row for place, row in enumerate(ordered)
     }
 
 
@@ -255,4 +257,4 @@ def test_a_session_that_reaches_beyond_the_log_is_held_back_only_where_it_is_ope
     spec = SPEC.replace("[requests]\n", '[requests]\nsession_gap = "1s"\nmax_targets = 1\n') + ACTIONS
     reference = build(spec, ("t", 1, 5, 40), ("t", 1, 5, 41), ("a", 1, 5, 50))
     assert [request.request_time - T for request in reference.requests] == [40]
-    assert reference.left_out == Counts(held_back_requests=1, held_back_targets=1)
+    assert reference.left_out == Counts(pending_requests=1, pending_targets=1)

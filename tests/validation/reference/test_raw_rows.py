@@ -18,7 +18,7 @@ from longbatch.validation.reference import user_counts as census
 from longbatch.validation.reference.log_end import log_end
 from longbatch.validation.reference.raw_rows import needed_columns, read_raw, read_rows
 from longbatch.validation.reference.user_counts import take_census
-from longbatch.validation.reference.values import text_id
+from longbatch.validation.reference.values import string_id
 
 T = 1_700_000_000
 SPEC = """
@@ -98,7 +98,7 @@ def test_users_come_with_those_they_share_a_request_with_whatever_the_format(tmp
 def test_users_with_text_ids_are_found_by_their_hash(tmp_path: Path, suffix: str) -> None:
     text = SPEC.replace('user_id = "user"', 'user_id = { column = "user", type = "string" }')
     spec = in_format(tmp_path, suffix, text, LOG.with_columns(pl.format("u{}", "user").alias("user")))
-    assert read_raw(spec, "log", {text_id("u3")})["user"].to_list() == ["u3", None]
+    assert read_raw(spec, "log", {string_id("u3")})["user"].to_list() == ["u3", None]
 
 
 @pytest.mark.parametrize("user", ["7", "007", "+7", "7.0"])
@@ -121,7 +121,7 @@ def test_text_of_binary_and_dictionary_columns_is_text(tmp_path: Path) -> None:
         text,
         LOG.with_columns(users.cast(pl.Binary), item=pl.col("item").cast(pl.String).cast(pl.Categorical)),
     )
-    assert read_raw(spec, "log", {text_id("3")})["item"].to_list() == ["13", "14"]
+    assert read_raw(spec, "log", {string_id("3")})["item"].to_list() == ["13", "14"]
 
 
 def test_a_source_whose_ids_stand_in_lists_is_read_whole(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_the_elements_of_a_list_count_as_rows(tmp_path: Path, suffix: str) -> No
 
 def test_the_pieces_of_a_packed_text_count_as_rows(tmp_path: Path) -> None:
     packed = (
-        'path = "log.parquet"\nexplode.text = { column = "item", fields = ["item", "shown"], field_separator = "-" }'
+        'path = "log.parquet"\nexplode.string = { column = "item", fields = ["item", "shown"], field_separator = "-" }'
     )
     text = SPEC.replace('path = "log.parquet"', packed)
     log = LOG.drop("shown").with_columns(item=pl.Series(["1-0 2-1", "3-1", None, "", "4-1"]))

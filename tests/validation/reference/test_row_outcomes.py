@@ -1,4 +1,4 @@
-"""The naive reference: fates of literal rows with declared values, and of rows that are actions."""
+"""The naive reference: outcomes of literal rows with declared values, and of rows that are actions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 import polars as pl
 import pytest
 
-from longbatch.schemas.accounting import RowLedger
+from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import parse_spec
 from longbatch.validation.reference.oracle import Reference, build_reference
-from longbatch.validation.reference.values import text_id
+from longbatch.validation.reference.values import string_id
 
 T = 1_700_000_000_000_000  # microseconds; a time of a literal row is T plus a few
 
@@ -86,7 +86,7 @@ def one_log(*rows: tuple[object, ...], spec: str = ONE_LOG) -> Reference:
 def test_both_ends_of_a_range_are_allowed_and_null_is_no_fault() -> None:
     reference = shown('{ type = "int8", min = -1, max = 3 }', -2, -1, 3, 4, None)
     assert kept(reference) == [-1, 3, None]
-    assert reference.ledgers["shown"].reasons == {"out_of_range:tab": 2}
+    assert reference.row_accounting["shown"].reasons == {"out_of_range:tab": 2}
 
 
 def test_one_end_of_a_range_is_enough() -> None:
@@ -95,8 +95,10 @@ def test_one_end_of_a_range_is_enough() -> None:
 
 
 def test_nan_is_out_of_any_range_and_no_fault_without_one() -> None:
-    assert shown('{ type = "float64", min = 0 }', math.nan, 1.0).ledgers["shown"].reasons == {"out_of_range:tab": 1}
-    assert shown('{ type = "float64" }', math.nan, 1.0).ledgers["shown"].rejected == 0
+    assert shown('{ type = "float64", min = 0 }', math.nan, 1.0).row_accounting["shown"].reasons == {
+        "out_of_range:tab": 1
+    }
+    assert shown('{ type = "float64" }', math.nan, 1.0).row_accounting["shown"].rejected == 0
 
 
 def test_a_bound_of_a_float32_allows_the_float32_next_to_it() -> None:
@@ -110,46 +112,46 @@ def test_a_bound_of_a_float32_allows_the_float32_next_to_it() -> None:
 def test_a_value_that_is_not_declared_is_unknown() -> None:
     reference = shown('{ type = "int8", values = [1, 3] }', 1, 2, 3)
     assert kept(reference) == [1, 3]
-    assert reference.ledgers["shown"].reasons == {"unknown:tab": 1}
+    assert reference.row_accounting["shown"].reasons == {"unknown:tab": 1}
 
 
 def test_text_is_compared_before_it_is_hashed() -> None:
     reference = shown('{ type = "id", values = ["home", "17"] }', "home", "Home", "17", None)
-    assert kept(reference) == [text_id("home"), text_id("17"), None]
-    assert reference.ledgers["shown"].reasons == {"unknown:tab": 1}
+    assert kept(reference) == [string_id("home"), string_id("17"), None]
+    assert reference.row_accounting["shown"].reasons == {"unknown:tab": 1}
     assert kept(shown('{ type = "string", values = ["", "a"] }', "", "a", "b")) == ["", "a"]
 
 
 def test_a_declared_number_allows_an_id_that_a_text_file_writes_as_text() -> None:
-    assert kept(shown('{ type = "id", values = [17] }', "17", "18")) == [text_id("17")]
+    assert kept(shown('{ type = "id", values = [17] }', "17", "18")) == [string_id("17")]
     assert kept(shown('{ type = "id", values = [17] }', 17, 18)) == [17]
 
 
 def test_a_value_may_be_both_out_of_range_and_unknown_but_unparsable_is_only_that() -> None:
     reference = shown('{ type = "int8", max = 5, values = [1, 9] }', "9", "1", "7", "x", "200")
-    assert reference.ledgers["shown"].reasons == {"out_of_range:tab": 2, "unknown:tab": 1, "unparsable:tab": 2}
-    assert reference.ledgers["shown"].rejected == 4
+    assert reference.row_accounting["shown"].reasons == {"out_of_range:tab": 2, "unknown:tab": 1, "unparsable:tab": 2}
+    assert reference.row_accounting["shown"].rejected == 4
 
 
 def test_a_default_need_not_be_declared() -> None:
     assert kept(shown('{ type = "int8", default = -1, min = 0 }', None, 0)) == [-1, 0]
     assert kept(shown('{ type = "id", default = "none", values = ["a"] }', None, "a")) == [
-        text_id("none"),
-        text_id("a"),
+        string_id("none"),
+        string_id("a"),
     ]
 
 
 def test_a_label_may_be_declared_too_and_a_missing_one_is_only_missing() -> None:
     spec = parse_spec(TARGETS + '[requests.labels]\nstars = { type = "int8", min = 1, max = 5 }')
     frame = pl.DataFrame({"user": 1, "item": 2, "time": [T, T + 1, T + 2], "stars": [0, 5, None]})
-    ledger = build_reference(spec, {"events": frame.drop("stars").clear(), "shown": frame}).ledgers["shown"]
-    assert ledger.reasons == {"missing_label:stars": 1, "out_of_range:stars": 1}
+    accounting = build_reference(spec, {"events": frame.drop("stars").clear(), "shown": frame}).row_accounting["shown"]
+    assert accounting.reasons == {"missing_label:stars": 1, "out_of_range:stars": 1}
 
 
 def test_a_fault_counts_only_for_rows_of_a_role_that_needs_the_column() -> None:
     spec = ONE_LOG + '[history.features]\nms = { type = "int8", max = 9 }'
     reference = one_log(("target", 1, 5, 0, 50, ""), ("event", 1, 5, 0, 50, ""), ("event", 1, 5, 0, 9, ""), spec=spec)
-    assert reference.ledgers["log"].reasons == {"out_of_range:ms": 1}
+    assert reference.row_accounting["log"].reasons == {"out_of_range:ms": 1}
     assert (len(reference.requests), reference.events.after_last_request) == (1, 1)
 
 
@@ -158,8 +160,8 @@ def test_values_that_cannot_be_read_where_no_role_needs_them_count_as_missing_fo
     text = ONE_LOG.replace('where = "ms > 0 OR ms < -4", min = -5, max = 100', 'where = "false"')
     text += '[history.features]\nms = { type = "int8", max = 9, default = 1 }'
     rows = [("target", 1, 5, 0, ms, "") for ms in (None, 50, 300, 1, 2)]
-    ledger = one_log(*rows, spec=text).ledgers["log"]
-    assert (ledger.rejected, ledger.duplicate, ledger.accepted) == (0, 2, 3)
+    accounting = one_log(*rows, spec=text).row_accounting["log"]
+    assert (accounting.rejected, accounting.duplicate, accounting.accepted) == (0, 2, 3)
 
 
 # Actions
@@ -167,8 +169,8 @@ def test_values_that_cannot_be_read_where_no_role_needs_them_count_as_missing_fo
 
 def test_a_row_of_three_roles_is_event_target_and_action() -> None:
     reference = one_log(("all", 1, 5, 0, 70, "buy"), ("target", 1, 5, 1, 0, ""))
-    ledger = reference.ledgers["log"]
-    assert ledger == RowLedger(rows=2, accepted=2)
+    accounting = reference.row_accounting["log"]
+    assert accounting == RowAccounting(rows=2, accepted=2)
     first, second = reference.requests
     assert first.targets == [{"item_id": 5, "watched": 70, "bought": 1}]
     assert first.history == []
@@ -187,32 +189,32 @@ def test_an_action_needs_user_item_and_time() -> None:
         orient="row",
     )
     log = acts.with_columns(kind=pl.lit("event")).clear()
-    ledger = build_reference(parse_spec(text), {"acts": acts, "log": log}).ledgers["acts"]
-    assert ledger.reasons == {"missing_item": 1, "missing_time": 1, "missing_user": 1, "time_out_of_range": 1}
-    assert (ledger.rows, ledger.rejected, ledger.accepted) == (5, 4, 1)
+    accounting = build_reference(parse_spec(text), {"acts": acts, "log": log}).row_accounting["acts"]
+    assert accounting.reasons == {"missing_item": 1, "missing_time": 1, "missing_user": 1, "time_out_of_range": 1}
+    assert (accounting.rows, accounting.rejected, accounting.accepted) == (5, 4, 1)
 
 
 @pytest.mark.parametrize(("ms", "reasons"), [(-5, {}), (-4, {}), (100, {}), (101, {"out_of_range:ms": 1})])
 def test_what_an_action_adds_is_looked_at_where_the_label_selects_it(ms: int, reasons: dict[str, int]) -> None:
     """-5 and 101 are selected; -4 is not, nor is any row that is no action."""
-    assert one_log(("action", 1, 5, 0, ms, "")).ledgers["log"].reasons == reasons
-    assert one_log(("event", 1, 5, 0, ms, "")).ledgers["log"].reasons == {}
+    assert one_log(("action", 1, 5, 0, ms, "")).row_accounting["log"].reasons == reasons
+    assert one_log(("event", 1, 5, 0, ms, "")).row_accounting["log"].reasons == {}
 
 
 def test_an_unparsable_value_counts_only_for_actions_that_the_label_selects() -> None:
     text = ONE_LOG.replace("ms > 0 OR ms < -4", "note = 'watch'")
     rows = [("action", 1, 5, 0, 2**40, "watch"), ("action", 1, 5, 1, 2**40, "skip"), ("event", 1, 5, 1, 2**40, "watch")]
     narrow = text.replace("min = -5, max = 100", 'type = "int32"')
-    ledger = one_log(*rows, spec=narrow).ledgers["log"]
-    assert (ledger.reasons, ledger.accepted) == ({"unparsable:ms": 1}, 2)
+    accounting = one_log(*rows, spec=narrow).row_accounting["log"]
+    assert (accounting.reasons, accounting.accepted) == ({"unparsable:ms": 1}, 2)
 
 
 def test_actions_that_add_the_same_are_duplicates_only_if_equal_in_all_columns_and_roles() -> None:
     rows = [("action", 1, 5, 0, 7, "buy"), ("action", 1, 5, 0, 7, "buy"), ("action", 1, 5, 0, 8, "buy")]
-    ledger = one_log(*rows, ("all", 1, 5, 0, 7, "buy")).ledgers["log"]
-    assert (ledger.duplicate, ledger.accepted) == (1, 3)
+    accounting = one_log(*rows, ("all", 1, 5, 0, 7, "buy")).row_accounting["log"]
+    assert (accounting.duplicate, accounting.accepted) == (1, 3)
     unseen = [("action", 1, 5, 0, -1, "a"), ("action", 1, 5, 0, -2, "b")]  # no label's `where` selects them
-    assert one_log(*unseen).ledgers["log"].duplicate == 1
+    assert one_log(*unseen).row_accounting["log"].duplicate == 1
 
 
 def test_the_where_of_a_label_sees_numbers_in_text_files() -> None:
