@@ -15,7 +15,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/bytecode
 export GX_ANALYTICS_ENABLED := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup demo test fuzz check clean
+.PHONY: setup demo quick test fuzz check clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,10 @@ check: setup
 	ruff check .
 	ruff format --check .
 	mypy
+
+# The inner loop: tests without the markers `spark` and `slow`, at most 90 s on two cores.
+quick: setup
+	pytest -n 2 --dist loadfile -m 'not spark and not slow'
 
 test: check
 	pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
