@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longbatch.jobs.simulation.simulate import Simulation, simulate
+from longbatch.schemas.types import ProgressCallback
 
 from . import build_baselines as build_floors
 from .checks import Check, Figure, Run, median_seconds, run_command, run_process
@@ -21,7 +21,6 @@ from .checks import Check, Figure, Run, median_seconds, run_command, run_process
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-Report = Callable[[str, float, float], None]
 FULL_EVENTS, QUICK_EVENTS, LARGE = 20_000_000, 2_000_000, 5
 FAT_EVENTS, QUICK_FAT_EVENTS = 300_000, 50_000
 PEAK_LIMIT_GB, EXECUTOR_MEMORY = 4.0, "1g"
@@ -29,7 +28,7 @@ Runs = dict[str, list[Run]]
 
 
 def bench_build(
-    *, quick: bool = False, spark: bool = True, repeats: int = 3, folder: Path | None = None, progress: Report
+    *, quick: bool = False, spark: bool = True, repeats: int = 3, folder: Path | None = None, progress: ProgressCallback
 ) -> tuple[list[Check], list[Figure]]:
     """Simulate a log, then run each engine and its floors `repeats` times in turn; medians.
 
@@ -53,7 +52,7 @@ def bench_build(
 
 
 def _on_spark(
-    work: Path, events: int, fat_events: int, repeats: int, progress: Report
+    work: Path, events: int, fat_events: int, repeats: int, progress: ProgressCallback
 ) -> tuple[list[Check], list[Figure]]:
     from .cluster import cluster_in
 
@@ -66,7 +65,7 @@ def _on_spark(
 
 
 def _measured(
-    work: Path, events: int, names: list[str], repeats: int, progress: Report, cluster: Cluster | None = None
+    work: Path, events: int, names: list[str], repeats: int, progress: ProgressCallback, cluster: Cluster | None = None
 ) -> Runs:
     log = work / f"log-{events}"
     simulate(log, Simulation(users=max(50, events // 6_500), events=events, seed=1))

@@ -15,6 +15,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Literal
 
+from longbatch.schemas.types import ProgressCallback
+
 
 @dataclass(frozen=True)
 class Check:
@@ -173,7 +175,7 @@ def drain(batches: Iterable[object]) -> None:
 def all_of(
     name: str,
     steps: Sequence[Callable[[], tuple[list[Check], list[Figure]]]],
-    progress: Callable[[str, float, float], None],
+    progress: ProgressCallback,
 ) -> tuple[list[Check], list[Figure]]:
     """The checks and figures of all steps, in order, telling progress after each."""
     checks: list[Check] = []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,16 +23,16 @@ from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.snapshot import Snapshot, read_snapshot
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+from longbatch.schemas.types import ProgressCallback
 
 from .checks import Check, Figure
 
-Report = Callable[[str, float, float], None]
 DAYS, FORGOTTEN = 14, 100
 EVENTS, QUICK_EVENTS = 20_000_000, 1_000_000
 
 
 def bench_days(
-    *, quick: bool = False, folder: Path | None = None, progress: Report
+    *, quick: bool = False, folder: Path | None = None, progress: ProgressCallback
 ) -> tuple[list[Check], list[Figure]]:
     """Simulate a log, cut it into days by when its rows are known, and append them."""
     events = QUICK_EVENTS if quick else EVENTS

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,13 +30,13 @@ from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers
 from longbatch.schemas.spec.build_spec import load_spec
+from longbatch.schemas.types import ProgressCallback
 
 from .checks import Check, Figure
 
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-Report = Callable[[str, float, float], None]
 LOCAL, DRIVER, EXECUTOR = "local build", "spark driver", "spark executor"
 NONE, WHOLE, PARTIAL = "no dataset", "a whole one", "a partial or unreadable one"
 LOCAL_SECONDS = 4.0  # over how long kills are spread: several builds and appends
@@ -45,7 +45,7 @@ KILLS = {LOCAL: 30, DRIVER: 12, EXECUTOR: 8}  # how often each is killed
 
 
 def bench_faults(
-    *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: Report
+    *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: ProgressCallback
 ) -> tuple[list[Check], list[Figure]]:
     """Kill a process that builds, appends and vacuums, or a driver or executor of Spark, and look at the dataset."""
     kills = {victim: -(-count // (5 if quick else 1)) for victim, count in KILLS.items() if spark or victim == LOCAL}
@@ -53,7 +53,7 @@ def bench_faults(
 
 
 def kill_often(
-    kills: Mapping[str, int], events: int, folder: Path | None, progress: Report
+    kills: Mapping[str, int], events: int, folder: Path | None, progress: ProgressCallback
 ) -> tuple[list[Check], list[Figure]]:
     """Kill each kind of process so often while it builds a log of so many events."""
     with tempfile.TemporaryDirectory(prefix="longbatch-bench-", dir=folder) as work, ExitStack() as stack:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from longbatch.loaders import RequestBatch, RequestDataset, RequestLoader
+from longbatch.schemas.types import ProgressCallback
 
 from . import loader_data, loader_plans, loader_race
 from .checks import Check, Figure, all_of, drain, medians, timed
@@ -22,9 +23,7 @@ STEP_SECONDS, EPOCHS = 0.05, 10
 PASSES = 5  # in one timing of the shared form: one pass takes a hundredth of a second
 
 
-def bench_loader(
-    *, quick: bool, repeats: int, progress: Callable[[str, float, float], None]
-) -> tuple[list[Check], list[Figure]]:
+def bench_loader(*, quick: bool, repeats: int, progress: ProgressCallback) -> tuple[list[Check], list[Figure]]:
     """Measure speed against memory, sharing, resuming with workers, planning, and peers; page cache warm."""
     with tempfile.TemporaryDirectory(prefix="longbatch-") as folder:
         root = Path(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +24,17 @@ from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.spec.build_spec import load_spec
+from longbatch.schemas.types import ProgressCallback
 
 from .checks import Check, Figure
 
-Report = Callable[[str, float, float], None]
 FORMATS: tuple[Literal["parquet", "csv"], ...] = ("parquet", "csv")
 FULL_EVENTS, QUICK_EVENTS = 2_000_000, 200_000
 CORRUPT = 0.03
 
 
 def bench_quality(
-    *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: Report
+    *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: ProgressCallback
 ) -> tuple[list[Check], list[Figure]]:
     """Simulate a corrupt log in each format, build it with each engine, and compare all counts with the planted ones.
 

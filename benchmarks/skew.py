@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from longbatch.pipelines.arrays.hashing import bucket_of
+from longbatch.schemas.types import ProgressCallback
 
 from .build import PEAK_LIMIT_GB
 from .checks import Check, Figure, run_process
 
-Report = Callable[[str, float, float], None]
 START_MS = 1_700_000_000_000
 SPEC = """
 [sources.log]
@@ -42,7 +41,7 @@ labels = { click = "int8" }
 
 
 def bench_skew(
-    *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: Report
+    *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: ProgressCallback
 ) -> tuple[list[Check], list[Figure]]:
     """Build each log with each engine in processes of their own; the peak memory of the largest is the check."""
     scale = 10 if quick else 1

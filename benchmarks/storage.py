@@ -13,7 +13,6 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.format.shard import shard_files
 from longbatch.schemas.spec.build_spec import Items, load_spec
+from longbatch.schemas.types import ProgressCallback
 
 from .checks import Check, Figure, run_process
 
-Report = Callable[[str, float, float], None]
 FULL_EVENTS, QUICK_EVENTS = 20_000_000, 2_000_000
 QUICK_BUDGET = "100"  # megabytes of each layout and format; the full run takes the command's own default
 EVENTS_PER_USER = 12_000
@@ -45,7 +44,7 @@ PREDICTED_WITHIN = 0.10
 
 
 def bench_storage(
-    *, quick: bool = False, folder: Path | None = None, progress: Report
+    *, quick: bool = False, folder: Path | None = None, progress: ProgressCallback
 ) -> tuple[list[Check], list[Figure]]:
     """Simulate, build, measure, expand and predict; `folder` keeps the work while it lasts (about 3 GB)."""
     events = QUICK_EVENTS if quick else FULL_EVENTS

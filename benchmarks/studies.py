@@ -11,7 +11,7 @@ import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.loaders import RequestDataset
 from longbatch.schemas.json_text import as_json
 from longbatch.schemas.spec.build_spec import load_spec
+from longbatch.schemas.types import ProgressCallback
 from longbatch.trainer.train import evaluate, train
 
 from .checks import Check, Figure
@@ -46,8 +47,6 @@ from .studies_data import (
 )
 from .studies_plots import draw
 
-Progress = Callable[[str, float, float], None]
-
 
 @dataclass(frozen=True)
 class Size:
@@ -63,7 +62,7 @@ TRAINED_SHARE = 0.8  # of the requests, in order of time: the default of TrainCo
 QUICK = Size(users=60, events=900_000, steps=4, seeds=1)
 
 
-def bench_studies(*, quick: bool, out: Path, progress: Progress) -> tuple[list[Check], list[Figure]]:
+def bench_studies(*, quick: bool, out: Path, progress: ProgressCallback) -> tuple[list[Check], list[Figure]]:
     """Run what is not yet in `out`, draw the plots, and judge."""
     size = QUICK if quick else Size()
     out = out / "quick" if quick else out
@@ -85,7 +84,9 @@ def _data(out: Path, size: Size) -> dict[str, float]:
     return told
 
 
-def _results(out: Path, todo: list[tuple[Arm, int]], size: Size, progress: Progress) -> Iterable[dict[str, Any]]:
+def _results(
+    out: Path, todo: list[tuple[Arm, int]], size: Size, progress: ProgressCallback
+) -> Iterable[dict[str, Any]]:
     (out / "runs").mkdir(exist_ok=True)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         runs = [pool.submit(_run, out, arm, seed) for arm, seed in todo]

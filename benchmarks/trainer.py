@@ -16,6 +16,7 @@ import torch
 
 from longbatch.loaders import RequestBatch, RequestDataset
 from longbatch.loaders.batch import Form
+from longbatch.schemas.types import ProgressCallback
 from longbatch.trainer.config import ModelConfig, ModelName, TrainConfig
 from longbatch.trainer.models.flops import request_flops
 from longbatch.trainer.models.request_model import loss_sum
@@ -29,10 +30,9 @@ from .loader_data import Size
 
 WIDTH, HEADS, LAYERS, REQUESTS, TARGETS = 32, 4, 2, 8, 8  # requests of each user, targets of each request
 TRAINED = {"history_length": 10_000, "batch_size": 4, "num_workers": 2, "train_before": None, "epochs": 4}
-Progress = Callable[[str, float, float], None]
 
 
-def bench_trainer(*, quick: bool, repeats: int, progress: Progress) -> tuple[list[Check], list[Figure]]:
+def bench_trainer(*, quick: bool, repeats: int, progress: ProgressCallback) -> tuple[list[Check], list[Figure]]:
     """Measure training steps and scorings of models of width 32 on simulated histories of 10,000 events."""
     with tempfile.TemporaryDirectory(prefix="longbatch-") as folder:
         path = loader_data.write(Path(folder) / "d", Size(users=8, requests=REQUESTS, targets=TARGETS), "none")

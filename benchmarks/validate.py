@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.shard import check_file
+from longbatch.schemas.types import ProgressCallback
 
 from .checks import Check, Figure, Run, median_seconds, run_process
 
-Report = Callable[[str, float, float], None]
 FULL_EVENTS, QUICK_EVENTS = 20_000_000, 2_000_000
 SECONDS_LIMIT, PEAK_LIMIT_GB, FLOOR_LIMIT = 60.0, 2.0, 4.0
 FLOOR, STRUCTURE, PARQUET, CSV = "read and checksum", "structure and meaning", "20 users, Parquet", "20 users, CSV"
 
 
 def bench_validate(
-    *, quick: bool = False, repeats: int = 3, folder: Path | None = None, progress: Report
+    *, quick: bool = False, repeats: int = 3, folder: Path | None = None, progress: ProgressCallback
 ) -> tuple[list[Check], list[Figure]]:
     """Simulate a log in both formats, build it, and audit it `repeats` times each way, in turn; medians.
 
@@ -53,7 +52,7 @@ def bench_validate(
     return _judge(runs, {"rows of the log": events, "events stored": counts.stored, "requests": counts.requests})
 
 
-def _prepare(work: Path, events: int, progress: Report) -> None:
+def _prepare(work: Path, events: int, progress: ProgressCallback) -> None:
     """Simulate and build in processes of their own: a process begins with the peak memory of the one that starts it."""
     sizes = ("--users", str(max(50, events // 6_500)), "--events", str(events), "--seed", "1")
     for number, log_format in enumerate(("parquet", "csv")):

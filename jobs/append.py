@@ -22,14 +22,16 @@ import polars as pl
 from longbatch.jobs.commit.incremental_state import OWNERS, Increment, check_appendable
 from longbatch.jobs.commit.quality_gates import check_accounting, check_rejects
 from longbatch.jobs.commit.write_lock import attempt
-from longbatch.jobs.engines.local import LocalEngine, Progress
+from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.stages import Built, make_samples
-from longbatch.pipelines.parse import microseconds, parse_moment
+from longbatch.pipelines.parse import parse_moment
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
 from longbatch.schemas.profile import TableName
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+from longbatch.schemas.time import to_microseconds
+from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .build import BuildSummary, Engine, submitted, summary_of
 
@@ -42,7 +44,7 @@ def append(
     until: datetime,
     *,
     engine: Engine | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> BuildSummary:
     """Append what the spec's sources hold of the time from the newest snapshot's end until `until`, and commit it.
 
@@ -51,7 +53,7 @@ def append(
     """
     root, started = Path(dataset), time.monotonic()
     before = read_snapshot(root)
-    increment = _increment(root, spec, before, microseconds(until))
+    increment = _increment(root, spec, before, to_microseconds(until))
     if increment.start == increment.until:
         return summary_of(root, before, started)
     with attempt(root) as name:

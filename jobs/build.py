@@ -18,13 +18,15 @@ from typing import Any, Protocol
 from longbatch.jobs.commit.incremental_state import Increment, check_appendable
 from longbatch.jobs.commit.quality_gates import check_built
 from longbatch.jobs.commit.write_lock import attempt, is_ours
-from longbatch.jobs.engines.local import LocalEngine, Progress
+from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.stages import FOLDERS, Built, make_samples
-from longbatch.pipelines.parse import microseconds, parse_moment
+from longbatch.pipelines.parse import parse_moment
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, LongbatchError, SpecError
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+from longbatch.schemas.time import to_microseconds
+from longbatch.schemas.types import ProgressCallback, no_progress
 from longbatch.validation.rules import check_threshold_names
 
 
@@ -32,7 +34,7 @@ class Engine(Protocol):
     """Anything that can turn a spec into the files of a dataset."""
 
     def build(
-        self, spec: BuildSpec, root: Path, attempt: str, progress: Progress, increment: Increment | None = None
+        self, spec: BuildSpec, root: Path, attempt: str, progress: ProgressCallback, increment: Increment | None = None
     ) -> Built:
         """Write all files, of an increment its own, under `root`, named with `attempt`, and return what to commit."""
 
@@ -66,7 +68,7 @@ def build(
     engine: Engine | None = None,
     overwrite: bool = False,
     until: datetime | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> BuildSummary:
     """Build the dataset a spec describes into `out` and commit it; on any error nothing is visible and nothing left.
 
@@ -80,7 +82,7 @@ def build(
         check_appendable(spec)
     root, started = Path(out), time.monotonic()
     existing = _check_output(root, overwrite)
-    increment = Increment(None, microseconds(until)) if until else None
+    increment = Increment(None, to_microseconds(until)) if until else None
     with attempt(root) as name:
         built = (engine or LocalEngine()).build(spec, root, name, progress, increment)
         check_built(spec, built, root)

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from longbatch.cli.text_output import format_size
-from longbatch.jobs.engines.local import Progress
 from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.pipelines.content_hash import Samples
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
 from longbatch.schemas.format.shard import disk_message
+from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .expanded_files import is_part, plan_parts, samples_of_file, samples_of_part, settings_for, write_part
 
@@ -64,7 +64,7 @@ def expand(
     check: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> Expansion:
     """Write the sample level of a dataset into the folder `out`; on any error nothing is visible and nothing left.
 
@@ -98,7 +98,7 @@ def compare(
     *,
     history_length: int | None = None,
     workers: int | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> Expansion:
     """Compare an expansion with the dataset: both as multisets of rows, each hashed for itself.
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute
@@ -28,9 +27,9 @@ from longbatch.schemas.format.shard import ShardReader, write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
 from longbatch.schemas.profile import Profile
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.types import Int64Array
 
 Entry = dict[str, Any]
-IdArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def read_users(path: Path) -> list[str]:
     return users
 
 
-def user_ids(spec: BuildSpec, users: list[str]) -> IdArray:
+def user_ids(spec: BuildSpec, users: list[str]) -> Int64Array:
     """Ids, (N,) ascending, of users as the log calls them."""
     if spec.requests.user_id.type == "string":
         return np.unique(hash_string(pl.Series(users, dtype=pl.String)).to_numpy())
@@ -111,7 +110,7 @@ def forget(dataset: str | Path, users: list[str]) -> Forgotten:
 class _Files:
     """Rewrites the files, other than shards, that hold rows to be removed."""
 
-    def __init__(self, root: Path, spec: BuildSpec, users: list[str], ids: IdArray, attempt_name: str) -> None:
+    def __init__(self, root: Path, spec: BuildSpec, users: list[str], ids: Int64Array, attempt_name: str) -> None:
         self.root, self.attempt = root, attempt_name
         self.ids = pl.Series(ids)
         self.texts = pl.Series([*users, *map(str, ids.tolist())]).unique()
@@ -144,7 +143,9 @@ class _Files:
         return text.is_in(self.texts.implode()).fill_null(False)
 
 
-def _without_users(root: Path, before: Snapshot, ids: IdArray, name: str) -> tuple[tuple[dict[str, Any], ...], Counts]:
+def _without_users(
+    root: Path, before: Snapshot, ids: Int64Array, name: str
+) -> tuple[tuple[dict[str, Any], ...], Counts]:
     """The shards without the users, and what was in them; only shards of the users' buckets are looked at."""
     buckets = set(bucket_of(ids, before.buckets).tolist()) if before.buckets else None
     gone = pa.array(ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -15,9 +15,9 @@ from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import Dataset, user_requests
 from longbatch.schemas.format.shard import SHARD_TABLES
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.time import from_microseconds
 
 NEWEST_SHOWN = 10
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
@@ -45,9 +45,7 @@ def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
             source: accounting.as_dict() for source, accounting in dataset.snapshot.row_accounting.items()
         },
         "collisions": dataset.snapshot.collisions,
-        "log_end": None
-        if dataset.snapshot.log_end is None
-        else _iso(EPOCH + timedelta(microseconds=dataset.snapshot.log_end)),
+        "log_end": None if dataset.snapshot.log_end is None else _iso(from_microseconds(dataset.snapshot.log_end)),
         "skew": dataset.snapshot.profile.as_dict()["skew"],
         "timelines_schema": {field.name: str(field.type) for field in dataset.timelines_schema},
         "requests_schema": {field.name: str(field.type) for field in dataset.requests_schema},

@@ -13,8 +13,8 @@ from longbatch.schemas.format.shard import check_file
 from longbatch.schemas.format.snapshot import read_snapshot
 from longbatch.schemas.profile import TABLES
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.types import ProgressCallback, no_progress
 from longbatch.validation.audit.audit import Audit, audit
-from longbatch.validation.audit.structure import Progress
 
 if TYPE_CHECKING:
     from longbatch.validation.expectations.runner import ExpectationResults
@@ -47,7 +47,7 @@ def validate(
     users: int | None = 20,
     seed: int = 0,
     expectations: bool = True,
-    progress: Progress = lambda stage, done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> Validation:
     """Audit a dataset (see `audit`), and run its expectations; Data Docs go to `reports/data_docs` in the dataset.
 

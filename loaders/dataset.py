@@ -23,6 +23,7 @@ from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.format.remote_cache import RemoteRoot
 from longbatch.schemas.format.shard import ShardReader
+from longbatch.schemas.time import to_microseconds
 
 from .batch import Form, RequestBatch
 from .blocks import within
@@ -32,7 +33,6 @@ from .dataset_index import (
     Opened,
     Schedule,
     Shards,
-    epoch_us,
     open_all,
     request_times,
     role_types,
@@ -364,4 +364,4 @@ def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 def _microseconds(name: str, time: datetime | None) -> int | None:
     if time is not None and time.tzinfo is None:
         raise ValueError(f"{name} is {time.isoformat()} without a time zone; give an aware datetime")
-    return None if time is None else epoch_us(time)
+    return None if time is None else to_microseconds(time)

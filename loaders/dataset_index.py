@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow as pa
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
 from longbatch.schemas.format.shard import Block, ShardReader
+from longbatch.schemas.time import to_microseconds
 
 from .blocks import OpenBlock, Selection, open_block, within
 from .history_length import StochasticLength, lengths_of, longest
@@ -87,7 +87,7 @@ def _counts(opened: Opened, shards: Shards, entries: Sequence[dict[str, Any]]) -
     """Requests of each block inside the time range."""
     counts = opened.block_rows.copy()
     for number, entry in enumerate(entries):
-        ends = _ints([epoch_us(entry["first_request_time"]), epoch_us(entry["last_request_time"])])
+        ends = _ints([to_microseconds(entry["first_request_time"]), to_microseconds(entry["last_request_time"])])
         inside = within(ends, opened.times_us)
         if not inside.all():
             counts[number] = int(within(request_times(opened, shards, number), opened.times_us).sum())
@@ -240,11 +240,6 @@ def role_types(dataset: Dataset) -> Roles:
         "requests": (list(spec.requests.features), dataset.requests_schema.field),
     }
     return {role: {name: field(name).type for name in listed} for role, (listed, field) in names.items()}
-
-
-def epoch_us(time: datetime) -> int:
-    """Microseconds since 1970 UTC."""
-    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _ints(values: Sequence[int]) -> Ints:

@@ -17,10 +17,11 @@ from longbatch.schemas.errors import SourceError
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
 from longbatch.schemas.spec.source import Explode, Source
 from longbatch.schemas.tables import ROLE_COLUMN, canonical_name, raw_columns, role_columns, source_roles
+from longbatch.schemas.time import to_microseconds
 from longbatch.validation.rules import CONFLICTING_REQUEST
 
 from .incremental import Window
-from .parse import Reading, microseconds, read_column
+from .parse import Reading, read_column
 from .row_filters import Readings, select_rows, where_columns
 
 REQUEST_ID = "request_id"
@@ -307,6 +308,6 @@ def known_facts(
     """Gather the facts: conflicting requests, and the end of the log of actions: of the window, declared, or seen."""
     until = spec.actions.until if spec.actions else None
     if window and spec.actions:
-        return Facts(conflicts, window.until if until is None else min(window.until, microseconds(until)))
+        return Facts(conflicts, window.until if until is None else min(window.until, to_microseconds(until)))
     latest = max((time for time in latest_actions if time is not None), default=None)
-    return Facts(conflicts, latest if until is None else microseconds(until))
+    return Facts(conflicts, latest if until is None else to_microseconds(until))

@@ -18,11 +18,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.arrays.hashing import Int64Array, UInt64Array, cached_parts, hash_string, mix
+from longbatch.pipelines.arrays.hashing import UInt64Array, cached_parts, hash_string, mix
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.shard import Block
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, target_type
+from longbatch.schemas.types import Int64Array
 
 from .expansion import cut_requests, list_offsets
 

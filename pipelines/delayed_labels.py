@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longbatch.pipelines.arrays.hashing import Int64Array
-from longbatch.pipelines.arrays.ragged import BoolArray, offsets_of
+from longbatch.pipelines.arrays.ragged import offsets_of
 from longbatch.pipelines.arrays.sorting import paired_keys, sort_rows
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Label
+from longbatch.schemas.types import BoolArray, Int64Array
 
 from .parse import polars_type
 from .request_grouping import Requests

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longbatch.pipelines.arrays.hashing import Int64Array
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.shard import Block
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, requests_schema, target_type
+from longbatch.schemas.types import Int64Array
 
 POINTERS = ("segment", "timeline_row", "history_end", "targets")
 OFFSET_BYTES = 4

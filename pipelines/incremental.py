@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longbatch.pipelines.arrays.hashing import Int64Array
 from longbatch.pipelines.arrays.ragged import changes
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.types import Int64Array
 
 REACH = "reach"
 NEW, AFTER_LAST_REQUEST, BEYOND_HISTORY, STORED = -1, 0, 1, 2

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from longbatch.pipelines.arrays.hashing import Int64Array
-from longbatch.pipelines.arrays.ragged import BoolArray, changes, offsets_of
+from longbatch.pipelines.arrays.ragged import changes, offsets_of
 from longbatch.pipelines.arrays.sorting import ranked_keys, repeated_rows, sort_rows
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.profile import Large
@@ -26,6 +25,7 @@ from longbatch.schemas.tables import (
     role_columns,
     source_roles,
 )
+from longbatch.schemas.types import BoolArray, Int64Array
 from longbatch.validation.rules import CONFLICTING_REQUEST
 
 from .canonicalize import Facts

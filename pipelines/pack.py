@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.arrays.hashing import Int64Array
 from longbatch.pipelines.arrays.ragged import changes, offsets_of, places, ranges, running_within
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, requests_schema, target_type, timelines_schema
+from longbatch.schemas.types import BoolArray, Int64Array
 
 from .incremental import AFTER_LAST_REQUEST, BEYOND_HISTORY, NEW, STORED, Reaches
 from .kernel import Bucket
@@ -141,7 +140,7 @@ def reaches_of(bucket: Bucket, segments: Segments) -> Reaches:
     return np.maximum(now, bucket.reaches)
 
 
-def _covered(count: int, starts: Int64Array, ends: Int64Array) -> npt.NDArray[np.bool_]:
+def _covered(count: int, starts: Int64Array, ends: Int64Array) -> BoolArray:
     """Which of the places [0, count) lie in some of the ranges [start, end)."""
     steps = np.bincount(starts, minlength=count + 1) - np.bincount(ends, minlength=count + 1)
     return np.asarray(np.cumsum(steps[:count]) > 0)

@@ -6,7 +6,7 @@ A value that is there but cannot be read is never turned into a null or a zero i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 
 import polars as pl
@@ -15,6 +15,7 @@ from longbatch.schemas.errors import SourceError, SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
 from longbatch.schemas.spec.columns import Feature, IdColumn, Label, TimeColumn
 from longbatch.schemas.tables import ActionValue, Mapped, RequestIdColumn
+from longbatch.schemas.time import to_microseconds
 from longbatch.validation.rules import TIME_OUT_OF_RANGE, declared_faults, missing, unparsable
 
 UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -199,7 +200,7 @@ def polars_type(type_name: str) -> pl.DataType:
 
 def _read_time(mapped: TimeColumn, dtype: pl.DataType, spec: BuildSpec) -> Reading:
     """Microseconds UTC; the faults unparsable:<column> and time_out_of_range."""
-    low, high = (microseconds(limit) for limit in spec.time_range)
+    low, high = (to_microseconds(limit) for limit in spec.time_range)
     expression, is_inside = _time_value(mapped, dtype, low, high)
     kind = f"time({mapped.unit},{mapped.format},{mapped.timezone})"
     typed, value, faults = _typed(mapped.column, kind, expression)
@@ -216,11 +217,6 @@ def parse_moment(text: str) -> datetime:
     except ValueError:
         raise SpecError(f"--until {text!r} is no ISO time; write one such as 2026-03-01 or 2026-03-01T06:00Z") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def microseconds(moment: datetime) -> int:
-    """Microseconds UTC since 1970 of a moment with a time zone."""
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _time_value(mapped: TimeColumn, dtype: pl.DataType, low: int, high: int) -> tuple[pl.Expr, pl.Expr]:

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longbatch.pipelines.arrays.hashing import Int64Array
 from longbatch.schemas.accounting import POLICIES, Counts
 from longbatch.schemas.profile import LARGEST, Large
 from longbatch.schemas.spec.build_spec import Users
+from longbatch.schemas.types import BoolArray, Int64Array
 
 OutcomeCodes = npt.NDArray[np.uint8]
 KEPT = 0
@@ -80,9 +80,7 @@ def largest(sizes: Int64Array, names: pl.Series) -> tuple[Large, ...]:
     return tuple(Large(size, name) for size, name in few.head(LARGEST).rows())
 
 
-def policy_counts(
-    event_outcome: OutcomeCodes, target_outcome: OutcomeCodes, is_action: npt.NDArray[np.bool_]
-) -> dict[str, int]:
+def policy_counts(event_outcome: OutcomeCodes, target_outcome: OutcomeCodes, is_action: BoolArray) -> dict[str, int]:
     """Rows of a source that a policy left out of every role, by policy.
 
     Given are per row (N,) the outcomes as event and as target; a role that a row does not play has the outcome NO_ROLE.

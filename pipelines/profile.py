@@ -10,10 +10,11 @@ import math
 import numpy as np
 import polars as pl
 
-from longbatch.pipelines.arrays.hashing import Int64Array, cached_parts, mix
+from longbatch.pipelines.arrays.hashing import cached_parts, mix
 from longbatch.pipelines.arrays.ragged import changes, places
 from longbatch.schemas.profile import ColumnProfile, Profile, Skew, TableName, TableProfile
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.types import Int64Array
 
 from .incremental import NEW
 from .kernel import VISIBLE_TIME, Bucket

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from longbatch.pipelines.arrays.hashing import Int64Array, request_ids_of
+from longbatch.pipelines.arrays.hashing import request_ids_of
 from longbatch.pipelines.arrays.ragged import changes, offsets_of, places
 from longbatch.pipelines.arrays.sorting import sort_rows
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.types import Int64Array
 
 REQUEST = "_request"
 ROW = "_row"

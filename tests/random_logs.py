@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import groupby
 from random import Random
 from typing import Any
@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from longbatch.pipelines.bucket_memory import Built, build_in_memory
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.time import to_microseconds
 from longbatch.validation.reference.oracle import Reference, build_reference
 
 T = 1_700_000_000  # seconds
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Row = dict[str, Any]
 Frames = dict[str, pl.DataFrame]
 
@@ -40,7 +40,7 @@ every_case = settings(
 def plain(value: Any) -> Any:
     """Make values comparable: times as microseconds, NaN equal to itself."""
     if isinstance(value, datetime):
-        return (value - EPOCH) // timedelta(microseconds=1)
+        return to_microseconds(value)
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
     if isinstance(value, dict):

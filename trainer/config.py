@@ -16,7 +16,6 @@ How a column becomes part of a token (`column_kind`) follows from its stored typ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -211,9 +210,3 @@ def _rows(kind: Kind, stored_type: str, config: ModelConfig) -> int:
     if kind == "measure":
         return MEASURE_ROWS
     return CATEGORY_ROWS.get(stored_type, config.id_rows) if kind == "category" else config.id_rows
-
-
-def as_microseconds(time: datetime) -> int:
-    """Microseconds since 1970 UTC of an aware time."""
-    seconds = int(time.replace(microsecond=0).timestamp())
-    return seconds * 1_000_000 + time.microsecond

@@ -23,6 +23,7 @@ from longbatch.loaders.dataset import RequestDataset, make_dataloader
 from longbatch.loaders.history_length import StochasticLength
 from longbatch.schemas.errors import DataError, DatasetError, SpecError
 from longbatch.schemas.json_text import as_json
+from longbatch.schemas.time import to_microseconds
 from longbatch.trainer.models.registry import make_model
 from longbatch.trainer.models.request_model import RequestModel, loss_sum
 
@@ -31,7 +32,7 @@ from . import distributed as ranks
 from . import lr_schedule as schedule
 from . import resume as resuming
 from .compile import compile_rows
-from .config import Length, TrainConfig, as_microseconds, model_columns
+from .config import Length, TrainConfig, model_columns
 from .optimizers import dense_parameters, make_optimizers, sparse_tables
 from .predictions import Metrics, Progress, ProgressCallback, best_device, device_of, predict
 from .tensorboard import Board
@@ -337,7 +338,7 @@ def _check_labels(batch: RequestBatch, labels: tuple[str, ...]) -> None:
 def _split_us(path: Path | str, config: TrainConfig) -> int | None:
     """Where training ends and evaluation starts, in microseconds; None to train on everything."""
     if config.train_before is None or isinstance(config.train_before, datetime):
-        return as_microseconds(config.train_before) if config.train_before else None
+        return to_microseconds(config.train_before) if config.train_before else None
     return RequestDataset(path, before=config.evaluate_before).split_time_us(config.train_before)
 
 

@@ -25,6 +25,7 @@ from longbatch.pipelines.canonicalize import Facts, known_facts
 from longbatch.pipelines.row_filters import TEXT_FORMATS
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.types import ProgressCallback
 
 from .spill import Partition
 from .stages import (
@@ -41,7 +42,6 @@ from .stages import (
     type_chunk,
 )
 
-Progress = Callable[[str, float, float], None]
 T = TypeVar("T")
 
 
@@ -52,7 +52,7 @@ class LocalEngine:
         self.workers = workers or os.cpu_count() or 1
 
     def build(
-        self, spec: BuildSpec, root: Path, attempt: str, progress: Progress, increment: Increment | None = None
+        self, spec: BuildSpec, root: Path, attempt: str, progress: ProgressCallback, increment: Increment | None = None
     ) -> Built:
         """Build all files of a dataset, or of an increment, under `root`, named with `attempt`; return what to commit."""
         pieces = [piece for source in spec.sources for piece in plan_pieces(spec, source)]
@@ -71,7 +71,7 @@ class LocalEngine:
         root: Path,
         work: Path,
         attempt: str,
-        progress: Progress,
+        progress: ProgressCallback,
         increment: Increment | None,
     ) -> Built:
         kinds = [*(f"rows:{source}" for source in spec.sources), "owners", "vocabulary"]
@@ -105,7 +105,7 @@ class LocalEngine:
         partitions: dict[str, Partition],
         root: Path,
         attempt: str,
-        progress: Progress,
+        progress: ProgressCallback,
         increment: Increment | None,
     ) -> Built:
         total = float(sum(piece.size for piece in pieces))
@@ -135,7 +135,7 @@ class LocalEngine:
         )
         return sum(self._run(tasks), Built())
 
-    def _each(self, stage: str, tasks: list[Callable[[], T]], progress: Progress) -> list[T]:
+    def _each(self, stage: str, tasks: list[Callable[[], T]], progress: ProgressCallback) -> list[T]:
         results = []
         for number, result in enumerate(self._run(tasks)):
             progress(stage, number + 1, len(tasks))

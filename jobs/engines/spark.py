@@ -30,9 +30,9 @@ from longbatch.pipelines.canonicalize import known_facts, needed_columns
 from longbatch.schemas import errors
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.types import ProgressCallback
 
 from .java import provide_java
-from .local import Progress
 from .spark_functions import (
     BUCKET,
     LATEST_ACTION,
@@ -60,7 +60,7 @@ class SparkEngine:
         self.master = master
 
     def build(
-        self, spec: BuildSpec, root: Path, attempt: str, progress: Progress, increment: Increment | None = None
+        self, spec: BuildSpec, root: Path, attempt: str, progress: ProgressCallback, increment: Increment | None = None
     ) -> Built:
         """Build all files of a dataset, or of an increment, under `root`, which all executors reach by the same path."""
         session, ours = None, False
@@ -134,7 +134,7 @@ def _build(
     spec: BuildSpec,
     root: Path,
     attempt: str,
-    progress: Progress,
+    progress: ProgressCallback,
     increment: Increment | None,
 ) -> Built:
     pieces = {s: plan_pieces(spec, s) for s, e in spec.sources.items() if e.file_format != "table"}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from .local import Progress
+from longbatch.schemas.types import ProgressCallback
 
 POLL_SECONDS = 0.2  # an interrupt does not end a wait: Polars handles signals so that waits go on
 T = TypeVar("T")
@@ -17,7 +17,7 @@ T = TypeVar("T")
 class WorkerPool:
     """Threads that share the work of a command; the first error, or an interrupt, stops them all."""
 
-    def __init__(self, workers: int | None, progress: Progress) -> None:
+    def __init__(self, workers: int | None, progress: ProgressCallback) -> None:
         self.workers = workers or os.cpu_count() or 1
         self._progress = progress
         self._stopped = threading.Event()

@@ -14,7 +14,6 @@ from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from longbatch.pipelines.arrays.ragged import ranges
@@ -29,8 +28,8 @@ from longbatch.pipelines.expansion import (
 )
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.shard import Block
+from longbatch.schemas.types import Int64Array
 
-Longs = npt.NDArray[np.int64]
 SURVEY_RECORDS = 12_000_000  # events and targets held in memory: some 400 MB
 TIMELINE_BYTES = 8 + 2 * OFFSET_BYTES  # user_id, segment, offset of its list
 SLICE_BYTES = 64_000_000  # a slice is written as one file with one row group, or record batch
@@ -49,8 +48,8 @@ class Survey(Cuts):
 
     timelines: pa.Table
     requests: pa.Table
-    event_offsets: Longs
-    request_offsets: Longs
+    event_offsets: Int64Array
+    request_offsets: Int64Array
     blocks: list[tuple[int, int]]
     history_scale: float
     event_scale: float
@@ -114,10 +113,10 @@ class Slice:
     row_bytes: (N,) decoded bytes of one of them.
     """
 
-    owners: Longs
-    first: Longs
-    count: Longs
-    row_bytes: Longs
+    owners: Int64Array
+    first: Int64Array
+    count: Int64Array
+    row_bytes: Int64Array
 
 
 @dataclass(frozen=True)
@@ -131,12 +130,12 @@ class Layout:
 
     name: str
     title: str
-    order: Longs
-    rows: Longs
-    row_bytes: Longs
+    order: Int64Array
+    rows: Int64Array
+    row_bytes: Int64Array
     tables: Callable[[Slice], tuple[pa.Table, ...]]
     scale: float
-    first: Longs | None = None
+    first: Int64Array | None = None
 
     @property
     def mixes_users(self) -> bool:

@@ -39,10 +39,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longbatch.jobs.engines.local import Progress
 from longbatch.schemas.errors import MachineError, SpecError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.shard import disk_message, shard_files
+from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .column_sizes import breakdown, sampled_blocks
 from .cost_model import means, predict, rates
@@ -76,7 +76,7 @@ def measure(
     *,
     budget_bytes: int = BUDGET_BYTES,
     seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> Savings:
     """Measure every layout and write savings.json, savings.html and PNGs into `out`, over those of an earlier run.
 
@@ -113,7 +113,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _measure(
-    dataset: Dataset, folder: Path, budget: int, seed: int, rng: np.random.Generator, progress: Progress
+    dataset: Dataset, folder: Path, budget: int, seed: int, rng: np.random.Generator, progress: ProgressCallback
 ) -> Savings:
     surveyed = survey(dataset, rng)
     formula = means(dataset, surveyed)
@@ -237,7 +237,7 @@ def copy_rate() -> float:
 
 
 def measure_layout(
-    layout: Layout, slices: Sequence[tuple[int, int]], folder: Path, progress: Progress
+    layout: Layout, slices: Sequence[tuple[int, int]], folder: Path, progress: ProgressCallback
 ) -> tuple[float, list[File], dict[str, float]]:
     """Write and read each slice in every format; return decoded bytes, files, and what the sample was."""
     places = sorted({slices[number * (len(slices) - 1) // (TRIALS - 1)][0] for number in range(TRIALS)})

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from longbatch.schemas.types import Int64Array
+
 from .rows import LABELS
-from .world import FEED, LARGEST_REQUEST, Longs
+from .world import FEED, LARGEST_REQUEST
 
 Breaker = Callable[[pl.DataFrame], pl.DataFrame]
 
@@ -185,8 +187,8 @@ def broken(copy: pl.DataFrame, kind: Kind, log_format: str) -> pl.DataFrame:
 
 
 def draw_sources(
-    log: pl.DataFrame, rows: Longs, copies: list[int], planted: list[Kind], rng: np.random.Generator
-) -> list[Longs]:
+    log: pl.DataFrame, rows: Int64Array, copies: list[int], planted: list[Kind], rng: np.random.Generator
+) -> list[Int64Array]:
     """For each kind the numbers of the clean rows to copy; kinds of two rows get neighbours of one request.
 
     Kinds that the file has too few rows for go short.

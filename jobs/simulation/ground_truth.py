@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from longbatch.schemas.types import BoolArray, Int64Array
+
 from .rows import LABELS, Rows, target_shift
-from .world import FEED, TOPICS, Bytes, Doubles, Floats, Longs
+from .world import FEED, TOPICS, Bytes, Doubles, Floats
 
 TRUTH_VERSION = 1
 FITTED_TARGETS = 20_000
@@ -52,12 +53,12 @@ class Sample:
     add to the log-odds of a click): (G,); `probability`, `labels`: (G, 3), columns as LABELS.
     """
 
-    event_user: Longs
+    event_user: Int64Array
     event_topic: Bytes
-    visible_ms: Longs
-    user: Longs
+    visible_ms: Int64Array
+    user: Int64Array
     topic: Bytes
-    request_ms: Longs
+    request_ms: Int64Array
     shift: Floats
     probability: Floats
     labels: Bytes
@@ -128,7 +129,7 @@ def attainable_auc(sample: Sample, lengths: Sequence[int] = HISTORY_LENGTHS) -> 
     return table
 
 
-def count_topics(sample: Sample, lengths: Sequence[int]) -> Mapping[int, tuple[Longs, Longs]]:
+def count_topics(sample: Sample, lengths: Sequence[int]) -> Mapping[int, tuple[Int64Array, Int64Array]]:
     """length -> (events of the target's topic, events in all) among the newest `length` visible ones, (G,) each.
 
     An event is numbered by its place in the list of all events, ordered by user and visible time. Its key puts
@@ -149,7 +150,7 @@ def count_topics(sample: Sample, lengths: Sequence[int]) -> Mapping[int, tuple[L
     return counts
 
 
-def search_by_user(user: Longs, time: Longs, wanted_user: Longs, before: Longs) -> Longs:
+def search_by_user(user: Int64Array, time: Int64Array, wanted_user: Int64Array, before: Int64Array) -> Int64Array:
     """For each wanted (user, time): the number of entries of earlier users, or of that user strictly earlier.
 
     `user`, `time`: (E,), ordered by both; `wanted_user`, `before`: (G,).
@@ -158,20 +159,18 @@ def search_by_user(user: Longs, time: Longs, wanted_user: Longs, before: Longs) 
         return np.zeros(len(wanted_user), np.int64)
     origin = min(int(time.min()), int(before.min(initial=time.min())))
     span = max(int(time.max()), int(before.max(initial=time.max()))) - origin + 1
-    found: Longs = np.searchsorted(user * span + (time - origin), wanted_user * span + (before - origin))
+    found: Int64Array = np.searchsorted(user * span + (time - origin), wanted_user * span + (before - origin))
     return found
 
 
-def features(count: Longs, total: Longs, shift: Floats) -> Doubles:
+def features(count: Int64Array, total: Int64Array, shift: Floats) -> Doubles:
     """What the yardstick's regression sees of each target, (G, 5): the count in three forms, the known shift, 1."""
     share = count / np.maximum(total, 1)
     log_share = np.log((count + 1) / (total + TOPICS))
     return np.stack([share, np.sqrt(share), log_share, shift, np.ones(len(share))], axis=1)
 
 
-def cross_fitted_scores(
-    inputs: Doubles, outcome: npt.NDArray[np.bool_], is_even: npt.NDArray[np.bool_]
-) -> Doubles | None:
+def cross_fitted_scores(inputs: Doubles, outcome: BoolArray, is_even: BoolArray) -> Doubles | None:
     """Scores of each half by a logistic regression fitted on the other, (G,); None if a half has one outcome."""
     if any(len(np.unique(outcome[half])) < 2 for half in (is_even, ~is_even)):
         return None
@@ -183,7 +182,7 @@ def cross_fitted_scores(
     return scores
 
 
-def fit_logistic(inputs: Doubles, outcome: npt.NDArray[np.bool_], steps: int = 6, ridge: float = 1.0) -> Doubles:
+def fit_logistic(inputs: Doubles, outcome: BoolArray, steps: int = 6, ridge: float = 1.0) -> Doubles:
     """Weights of a slightly ridged logistic regression by Newton's method, (features,)."""
     weights = np.zeros(inputs.shape[1])
     penalty = ridge * np.eye(inputs.shape[1])
@@ -195,7 +194,7 @@ def fit_logistic(inputs: Doubles, outcome: npt.NDArray[np.bool_], steps: int = 6
     return weights
 
 
-def auc(score: Floats | Doubles, outcome: npt.NDArray[np.bool_]) -> float | None:
+def auc(score: Floats | Doubles, outcome: BoolArray) -> float | None:
     """Area under the ROC curve, ties counted half (Mann-Whitney); None if all outcomes are alike."""
     positives = int(outcome.sum())
     negatives = len(outcome) - positives

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from .world import DISCOVER, FEED, Longs, Requests
+from longbatch.schemas.types import Int64Array
+
+from .world import DISCOVER, FEED, Requests
 
 BOTS = 2
 BOT_TARGETS = 50
@@ -56,7 +58,7 @@ def draw_copies(
     log: pl.DataFrame, first_user: int, users: int, events: int, targets: int, rng: np.random.Generator
 ) -> pl.DataFrame:
     """Copies of random rows as the events and targets of new users, one user after another."""
-    tabs: Longs = np.repeat([FEED, DISCOVER], [events, targets])
+    tabs: Int64Array = np.repeat([FEED, DISCOVER], [events, targets])
     copies = log[rng.integers(0, log.height, users * len(tabs))]
     return copies.with_columns(
         user_id=pl.Series(np.repeat(first_user + np.arange(users), len(tabs))),

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longbatch.schemas.types import BoolArray, Int64Array
+
 from .world import (
     DISCOVER_TOP,
     FEED,
@@ -22,7 +24,6 @@ from .world import (
     Catalogue,
     Floats,
     Ints,
-    Longs,
     Population,
     Requests,
 )
@@ -45,7 +46,7 @@ class Rows:
     """
 
     log: pl.DataFrame
-    target_rows: Longs
+    target_rows: Int64Array
     probability: Floats
 
 
@@ -90,7 +91,7 @@ def draw_rows(
 
 def draw_feed_topics(
     requests: Requests, request: Ints, population: Population, rng: np.random.Generator
-) -> tuple[Bytes, npt.NDArray[np.bool_]]:
+) -> tuple[Bytes, BoolArray]:
     """Topic of each row as the feed shows it, (rows,) int8, and whether it is noise rather than an active one."""
     active = population.topics[requests.user[:, None], population.active[requests.stretch]]  # (requests, 2)
     draw = rng.random(len(request), np.float32)
@@ -120,7 +121,7 @@ def draw_target_topics(
     return topic, affinity
 
 
-def feed_probabilities(is_noise: npt.NDArray[np.bool_], position: Bytes) -> Floats:
+def feed_probabilities(is_noise: BoolArray, position: Bytes) -> Floats:
     """Label probabilities of feed rows, (3, rows): a function of the position and of being active now."""
     bias = position_bias()
     click = np.stack([sigmoid(FEED_CLICK_ACTIVE + bias), sigmoid(FEED_CLICK_NOISE + bias)])
@@ -169,7 +170,7 @@ def draw_labels(probability: Floats, rng: np.random.Generator) -> list[Bytes]:
     return [label.view(np.int8) for label in (click, *rest)]
 
 
-def draw_items(topic: Bytes, request: Ints, position: Bytes, rng: np.random.Generator) -> Longs:
+def draw_items(topic: Bytes, request: Ints, position: Bytes, rng: np.random.Generator) -> Int64Array:
     """Catalogue index of each row, (rows,): Zipf with exponent 1 within the topic, no item twice in a request.
 
     Ranks come in groups of 12; a request's rows take different members of the groups, turned at random, so that
@@ -180,11 +181,13 @@ def draw_items(topic: Bytes, request: Ints, position: Bytes, rng: np.random.Gene
     np.clip(group, 0, groups - 1, out=group)
     turn = rng.integers(0, LARGEST_REQUEST, int(request[-1]) + 1, dtype=np.int32)
     member = (turn[request] + position) % LARGEST_REQUEST
-    index: Longs = ((group * LARGEST_REQUEST + member) * TOPICS + topic).astype(np.int64)
+    index: Int64Array = ((group * LARGEST_REQUEST + member) * TOPICS + topic).astype(np.int64)
     return index
 
 
-def draw_event_times(request_time: Longs, position: Bytes, rng: np.random.Generator) -> tuple[Longs, Longs]:
+def draw_event_times(
+    request_time: Int64Array, position: Bytes, rng: np.random.Generator
+) -> tuple[Int64Array, Int64Array]:
     """When each row was seen (six seconds a position) and when it arrived: 3 % are late by about an hour."""
     rows = len(position)
     seen = position * np.int32(6_000) + rng.integers(500, 5_500, rows, dtype=np.int32)

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from longbatch.schemas.types import Int64Array
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-Longs = npt.NDArray[np.int64]
 Ints = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.int8]
 
@@ -51,7 +52,7 @@ class Catalogue:
     `item_id`: (items,) int64, shuffled; `author_id`: (items,) int32, each author writes on one topic.
     """
 
-    item_id: Longs
+    item_id: Int64Array
     author_id: Ints
 
 
@@ -66,8 +67,8 @@ class Population:
     topics: Bytes
     affinity: Floats
     active: Bytes
-    stretch_offsets: Longs
-    events: Longs
+    stretch_offsets: Int64Array
+    events: Int64Array
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Requests:
     """
 
     user: Ints
-    time_ms: Longs
+    time_ms: Int64Array
     size: Bytes
     tab: Bytes
     stretch: Ints
@@ -112,13 +113,13 @@ def draw_catalogue(rng: np.random.Generator) -> Catalogue:
     return Catalogue(rng.permutation(items) + 1, author_id.astype(np.int32))
 
 
-def draw_request_counts(users: int, events: int, rng: np.random.Generator) -> Longs:
+def draw_request_counts(users: int, events: int, rng: np.random.Generator) -> Int64Array:
     """Requests per user, (users,): log-normal lengths, the longest capped, the mean as asked for."""
     weight = rng.lognormal(0.0, LENGTH_SIGMA, users)
     length = weight * (events / weight.sum())
     for _ in range(20):  # capping takes events away, scaling gives them to the others
         length = np.minimum(length * (events / length.sum()), LONGEST_USER)
-    counts: Longs = np.maximum(np.round(length / MEAN_REQUEST), 1).astype(np.int64)
+    counts: Int64Array = np.maximum(np.round(length / MEAN_REQUEST), 1).astype(np.int64)
     return counts
 
 
@@ -135,7 +136,7 @@ def draw_sizes(requests: int, events: int, rng: np.random.Generator) -> Bytes:
     return sizes
 
 
-def draw_population(events: Longs, seed: np.random.SeedSequence) -> Population:
+def draw_population(events: Int64Array, seed: np.random.SeedSequence) -> Population:
     """Interests of users with the given numbers of events, (U,), each chunk of users from its own generator."""
     stretches = (events + STRETCH_EVENTS - 1) // STRETCH_EVENTS
     offsets = np.concatenate(([0], np.cumsum(stretches)))
@@ -148,7 +149,7 @@ def draw_population(events: Longs, seed: np.random.SeedSequence) -> Population:
     return Population(topics, affinity, active, offsets, events)
 
 
-def draw_interests(stretches: Longs, rng: np.random.Generator) -> tuple[Bytes, Floats, Bytes]:
+def draw_interests(stretches: Int64Array, rng: np.random.Generator) -> tuple[Bytes, Floats, Bytes]:
     """Topics and affinities, (users, 10) each, and the two active columns of every stretch, (stretches, 2)."""
     users = len(stretches)
     topics = rng.random((users, TOPICS), np.float32).argsort(axis=1)[:, :TOPICS_PER_USER].astype(np.int8)
@@ -187,7 +188,7 @@ def draw_requests(
     return plan, population
 
 
-def draw_times(counts: Longs, size: Bytes, days: int, rng: np.random.Generator) -> Longs:
+def draw_times(counts: Int64Array, size: Bytes, days: int, rng: np.random.Generator) -> Int64Array:
     """Request times in ms, (requests,), users one after another: sessions of about 12 requests, hours apart.
 
     Requests of a session follow each other by the viewing time and half a minute; the gaps between sessions are
@@ -205,11 +206,13 @@ def draw_times(counts: Longs, size: Bytes, days: int, rng: np.random.Generator) 
     unit = spare / (np.add.reduceat(between, first) + after_last)
     elapsed = np.cumsum(within + between * np.repeat(unit, counts))
     before_user = np.repeat(elapsed[first] - between[first] * unit - joined, counts)
-    times: Longs = EPOCH_MS + (elapsed - before_user).astype(np.int64)
+    times: Int64Array = EPOCH_MS + (elapsed - before_user).astype(np.int64)
     return times
 
 
-def draw_tabs(counts: Longs, time_ms: Longs, start_ms: int, targets_per_user: int, rng: np.random.Generator) -> Bytes:
+def draw_tabs(
+    counts: Int64Array, time_ms: Int64Array, start_ms: int, targets_per_user: int, rng: np.random.Generator
+) -> Bytes:
     """The tab of each request, (requests,): about `targets_per_user` of a user's newest are discover requests.
 
     At most every second request in the window is one, so that the feed, and the history, goes on.

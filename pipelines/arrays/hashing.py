@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longbatch.schemas.types import Int64Array
+
 UInt64Array = npt.NDArray[np.uint64]
-Int64Array = npt.NDArray[np.int64]
 
 CACHED_VALUES = 1 << 15
 LENGTH_FACTOR = np.uint64(0x9E3779B97F4A7C15)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .hashing import Int64Array
-
-BoolArray = npt.NDArray[np.bool_]
+from longbatch.schemas.types import BoolArray, Int64Array
 
 
 def changes(*columns: Int64Array) -> BoolArray:

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from .hashing import Int64Array, UInt64Array, cached_parts
+from longbatch.schemas.types import BoolArray, Int64Array
+
+from .hashing import UInt64Array, cached_parts
 
 KEY_BITS = 63
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

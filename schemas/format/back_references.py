@@ -16,8 +16,7 @@ import pyarrow.compute as pc
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, target_type
-
-from .byte_planes import Int64Array
+from longbatch.schemas.types import Int64Array
 
 # the stored column of targets: places after history_end, null where the target has its own values; no feature can have its name
 REFERENCE = "#event"

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.types import Int64Array
 
-Int64Array = npt.NDArray[np.int64]
 TIME_UNITS_US = (1_000_000, 1_000, 1)
 
 

@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import TIMESTAMP, event_type, requests_schema, target_type
+from longbatch.schemas.types import Int64Array
 
 from .back_references import REFERENCE, referred_places, shared_fields
 from .byte_planes import (
     TIME_UNITS_US,
     Deltas,
-    Int64Array,
     from_deltas,
     from_planes,
     has_planes,

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from longbatch.schemas.errors import DataError, DatasetError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, target_type
+from longbatch.schemas.types import Int64Array
 
-from .byte_planes import Int64Array, from_planes, has_planes, plane_type, to_planes
+from .byte_planes import from_planes, has_planes, plane_type, to_planes
 
 TableName = Literal["events", "targets"]
 Columns = dict[str, pa.Array]

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import TIMESTAMP
+from longbatch.schemas.types import Int64Array
 
 from .back_references import REFERENCE, find_references, shared_fields
-from .byte_planes import Int64Array, has_planes, list_offsets, make_lists, to_deltas, to_planes
+from .byte_planes import has_planes, list_offsets, make_lists, to_deltas, to_planes
 from .dictionaries import Columns, TableName, build_dictionary, dictionaries_batch, dictionaries_of
 from .physical_schema import (
     Batches,

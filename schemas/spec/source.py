@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, BeforeValidator, Field, model_validator
 
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.time import to_microseconds
 
 from .columns import Duration, Strict, duration_us, one_or_more
 
@@ -68,8 +68,7 @@ class SyntheticTime(Strict):
 
     def of_file(self, number: int) -> int:
         """Microseconds since 1970 of the first row of a file."""
-        start = (self.start - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-        return start + number * duration_us(self.per_file)
+        return to_microseconds(self.start) + number * duration_us(self.per_file)
 
 
 class Source(Strict):

@@ -16,12 +16,13 @@ from longbatch.jobs.build import BuildSummary, build
 from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.jobs.engines import spill as partition
 from longbatch.jobs.engines import stages as tasks
-from longbatch.jobs.engines.local import LocalEngine, Progress
+from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.stages import Built
 from longbatch.schemas.errors import DataError, DatasetError, LongbatchError, MachineError, SourceError, SpecError
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.shard import HashingFile
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+from longbatch.schemas.types import ProgressCallback
 
 T = 1_700_000_000
 SPEC = """
@@ -389,7 +390,7 @@ class Meeting:
         self.barrier = barrier
 
     def build(
-        self, spec: BuildSpec, root: Path, attempt: str, progress: Progress, increment: Increment | None = None
+        self, spec: BuildSpec, root: Path, attempt: str, progress: ProgressCallback, increment: Increment | None = None
     ) -> Built:
         built = LocalEngine(1).build(spec, root, attempt, progress, increment)
         self.barrier.wait(30)

@@ -16,6 +16,7 @@ from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.snapshot import listed_paths
 from longbatch.schemas.spec.build_spec import load_spec
+from longbatch.schemas.types import no_progress
 
 
 def files(root: Path) -> set[str]:
@@ -23,7 +24,7 @@ def files(root: Path) -> set[str]:
 
 
 def test_kills_at_random_moments_leave_the_dataset_before_or_none(tmp_path: Path) -> None:
-    checks, _ = kill_often({LOCAL: 3}, 20_000, tmp_path, lambda stage, done, total: None)
+    checks, _ = kill_often({LOCAL: 3}, 20_000, tmp_path, no_progress)
     assert [check.name for check in checks if not check.holds] == []
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from longbatch.loaders import RequestDataset, StochasticLength, make_dataloader
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import open_dataset
+from longbatch.schemas.time import to_microseconds
 
 
 def listed(batch):
@@ -34,24 +35,20 @@ def listed(batch):
     return requests
 
 
-def microseconds(time):
-    return round((time - datetime(1970, 1, 1, tzinfo=time.tzinfo)) / timedelta(microseconds=1))
-
-
 def scanned(path, length):
     """The same plain values, read row by row from `open_dataset(path).scan()`: the slow reference."""
     requests = []
     for batch in open_dataset(path).scan(length):
         for row in batch.to_pylist():
             history = {
-                name: [microseconds(e[name]) if name == "event_time" else e[name] for e in row["history"]]
+                name: [to_microseconds(e[name]) if name == "event_time" else e[name] for e in row["history"]]
                 for name in ("item_id", "event_time", "author_id", "ratio")
             }
             requests.append(
                 {
                     "request_id": row["request_id"],
                     "user_id": row["user_id"],
-                    "request_time": microseconds(row["request_time"]),
+                    "request_time": to_microseconds(row["request_time"]),
                     "requests": {"tab": row["tab"]},
                     "history": history,
                     "targets": {n: [t[n] for t in row["targets"]] for n in ("item_id", "author_id")},
@@ -97,7 +94,7 @@ def test_a_worked_example(tmp_path, rows):
     assert batch.history_offsets.tolist() == [0, 1, 3, 3]
     assert batch.target_offsets.tolist() == [0, 1, 3, 4]
     assert batch.labels["click"].tolist() == [0, 1, 0, 1]
-    assert batch.request_time[0] == microseconds(time_of(2))
+    assert batch.request_time[0] == to_microseconds(time_of(2))
     assert batch.history["item_id"].dtype == torch.int64
     assert batch.labels["click"].dtype == torch.int8
     assert (batch.num_requests, batch.num_targets, batch.num_events) == (3, 4, 3)
@@ -163,8 +160,8 @@ def test_time_ranges_split_the_requests(random_dataset, rows):
     noon = time_of(43_200)
     older = RequestDataset(random_dataset, before=noon, shuffle=True, batch_size=7)
     newer = RequestDataset(random_dataset, after=noon, batch_size=7)
-    assert all((batch.request_time < microseconds(noon)).all() for batch in older)
-    assert all((batch.request_time >= microseconds(noon)).all() for batch in newer)
+    assert all((batch.request_time < to_microseconds(noon)).all() for batch in older)
+    assert all((batch.request_time >= to_microseconds(noon)).all() for batch in newer)
     assert sorted(ids(older) + ids(newer)) == sorted(ids(RequestDataset(random_dataset)))
     assert len(older) == len(list(older))
     nothing = RequestDataset(random_dataset, before=time_of(-1))

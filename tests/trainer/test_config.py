@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from longbatch.schemas.errors import SpecError
-from longbatch.trainer.config import ModelConfig, TrainConfig, as_microseconds, column_kind, model_columns
+from longbatch.trainer.config import ModelConfig, TrainConfig, column_kind, model_columns
 
 TYPES = {
     "history": {"author_id": "int32", "dwell_ms": "int32", "tab": "int8"},
@@ -72,7 +72,3 @@ def test_a_width_that_heads_do_not_divide_is_refused():
 def test_a_config_survives_its_json():
     config = TrainConfig(train_before=datetime(2024, 1, 1, tzinfo=UTC), history_length=64)
     assert TrainConfig.model_validate_json(config.model_dump_json()) == config
-
-
-def test_times_become_exact_microseconds():
-    assert as_microseconds(datetime(2024, 1, 1, 0, 0, 0, 1, tzinfo=UTC)) == 1_704_067_200_000_001

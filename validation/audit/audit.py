@@ -20,6 +20,7 @@ from longbatch.schemas.errors import SourceError, SpecError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.snapshot import read_snapshot
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.types import ProgressCallback, no_progress
 from longbatch.validation.reference.log_end import log_end
 from longbatch.validation.reference.oracle import Reference, build_reference
 from longbatch.validation.reference.raw_files import source_files
@@ -30,7 +31,7 @@ from longbatch.validation.rules import MALFORMED_ROW
 
 from .comparison import Comparison, book_findings, compare
 from .manifest_checks import file_findings, total_findings
-from .structure import Progress, Seen, Users, structure_findings
+from .structure import Seen, Users, structure_findings
 from .user_sampling import draw_users, everybody, group_users
 
 
@@ -53,7 +54,7 @@ def audit(
     spec: BuildSpec | None = None,
     users: int | None = 20,
     seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> Audit:
     """Check a dataset's structure, and `users` of its users (None: all) against the raw log.
 
@@ -124,7 +125,7 @@ _MEANINGLESS = {
 
 
 def _compared(
-    dataset: Dataset, raw: BuildSpec, stored: Users, users: int | None, seed: int, progress: Progress
+    dataset: Dataset, raw: BuildSpec, stored: Users, users: int | None, seed: int, progress: ProgressCallback
 ) -> Comparison:
     """Compare users with the raw log, a group of them at a time; the books too where one group has all rows."""
     rows = sum(accounting.rows for accounting in dataset.snapshot.row_accounting.values())
@@ -149,7 +150,7 @@ def _compared(
     return compared
 
 
-def _counter(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+def _counter(progress: ProgressCallback, stage: str, total: int) -> Callable[[int], None]:
     """Return what adds to a stage's progress; totals are estimates."""
     done = 0
 

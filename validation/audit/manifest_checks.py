@@ -15,11 +15,12 @@ from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.shard import check_file
 from longbatch.schemas.spec.build_spec import Role
 from longbatch.schemas.tables import source_roles
+from longbatch.schemas.types import ProgressCallback
 
-from .structure import Progress, Seen
+from .structure import Seen
 
 
-def file_findings(dataset: Dataset, report: Progress) -> Iterator[str]:
+def file_findings(dataset: Dataset, report: ProgressCallback) -> Iterator[str]:
     """Compare every listed file with its length, checksum and rows, and every block of a shard with its bytes."""
     shards = [(number, table) for number in range(len(dataset.shards)) for table in ("timelines", "requests")]
     dictionaries = [row["dictionaries"] for row in dataset.shards if row["dictionaries"]]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,11 +15,8 @@ from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.shard import COUNTED, Block
 from longbatch.schemas.spec.build_spec import BuildSpec
-
-Progress = Callable[[str, float, float], None]
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from longbatch.schemas.time import to_microseconds
+from longbatch.schemas.types import BoolArray, Int64Array, ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class Seen:
         return Users(distinct, np.bincount(place, events, len(distinct)).astype(np.int64))
 
 
-def structure_findings(dataset: Dataset, seen: Seen, report: Progress) -> Iterator[str]:
+def structure_findings(dataset: Dataset, seen: Seen, report: ProgressCallback) -> Iterator[str]:
     """Check every block by itself and beside its neighbours, and each shard's totals."""
     seen.appended = dataset.snapshot.until is not None
     for number, row in enumerate(dataset.shards):
@@ -160,7 +155,7 @@ def _timeline_row_findings(block: Block, shard: int, seen: Seen) -> Iterator[str
 def _event_order_findings(spec: BuildSpec, block: Block) -> Iterator[str]:
     """Without arrival times on disk, events go up by (event_time, item_id); with them no order is visible."""
     time, item, owner = _events(block)
-    low, high = ((bound - _EPOCH) // timedelta(microseconds=1) for bound in spec.time_range)
+    low, high = (to_microseconds(bound) for bound in spec.time_range)
     user_id = numbers(block.timelines["user_id"])
     outside = (time < low) | (time > high)
     yield from first_finding(

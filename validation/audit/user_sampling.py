@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 
-from .structure import Int64Array, Users
+from longbatch.schemas.types import Int64Array
+
+from .structure import Users
 
 GROUP_ROWS = 400_000
 

@@ -7,7 +7,7 @@ pandas, which Great Expectations computes with.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import polars as pl
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.profile import ColumnProfile, Number, Profile, TableName, TableProfile
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.time import from_microseconds, to_microseconds
 
 from .generated_suites import (
     COUNT,
@@ -32,9 +33,8 @@ from .generated_suites import (
 )
 
 Statistics = dict[str, Number | datetime | None]
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-_EARLIEST_US = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_LATEST_US = to_microseconds(datetime.max.replace(tzinfo=UTC))
+_EARLIEST_US = to_microseconds(datetime.min.replace(tzinfo=UTC))
 _NULLABLE = {pl.Int8: "Int8", pl.Int16: "Int16", pl.Int32: "Int32", pl.Int64: "Int64", pl.Boolean: "boolean"}
 
 
@@ -102,7 +102,7 @@ def _moment(time_us: Any) -> datetime | None:
     """Return the time of a number of microseconds, the nearest there is if it is out of all calendars."""
     if time_us is None:
         return None
-    return _EPOCH + timedelta(microseconds=min(max(int(time_us), _EARLIEST_US), _LATEST_US))
+    return from_microseconds(min(max(int(time_us), _EARLIEST_US), _LATEST_US))
 
 
 def _statistics_frame(columns: Mapping[str, Statistics]) -> Any:

@@ -24,7 +24,7 @@ from longbatch.schemas.errors import MachineError
 from longbatch.schemas.format.shard import disk_message
 from longbatch.schemas.profile import TABLES, Profile, TableName, TableProfile
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.validation.audit.structure import Progress
+from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .frames import profile_frame, sample_frame, sources_frame
 from .generated_suites import LARGEST, MEAN, SMALLEST, SPREAD, Expectation, Suite, generated_suites
@@ -87,7 +87,7 @@ def run_expectations(
     samples: Mapping[TableName, pl.DataFrame],
     row_accounting: Mapping[str, RowAccounting],
     out: str | Path,
-    progress: Progress = lambda stage, done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> ExpectationResults:
     """Run all suites of a spec on a build's profile, samples and books, and write Data Docs to the folder `out`.
 

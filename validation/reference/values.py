@@ -16,11 +16,11 @@ from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import DURATION_US, Declared, Feature, FeatureType, IdColumn, Label, TimeColumn
 from longbatch.schemas.tables import Mapped, RequestIdColumn
+from longbatch.schemas.time import to_microseconds
 
 _WORD = 2**64
 _INTEGER = re.compile(r"([+-]?[0-9]+)(\.0+)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Row = dict[str, Any]
 Reader = Callable[[Any], Any]
@@ -244,8 +244,7 @@ def microseconds(moment: datetime, timezone: str = "UTC") -> int:
         moment = moment.replace(tzinfo=ZoneInfo(timezone))
         if moment.astimezone(UTC).astimezone(moment.tzinfo).replace(tzinfo=None) != moment.replace(tzinfo=None):
             raise Unparsable  # an hour that the clocks jumped over
-    since = moment.astimezone(UTC) - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return to_microseconds(moment)
 
 
 def or_null(value: Any, mapped: Mapped) -> Any:
