@@ -20,7 +20,8 @@ from typing import TypeVar
 import polars as pl
 
 from longbatch.jobs.commit.incremental_state import Increment
-from longbatch.jobs.readers.sources import Chunk, Piece, plan_pieces, read_piece
+from longbatch.jobs.readers.chunks import Chunk, Piece
+from longbatch.jobs.readers.sources import plan_pieces, read_piece
 from longbatch.pipelines.canonicalize import Facts, known_facts
 from longbatch.pipelines.row_filters import TEXT_FORMATS
 from longbatch.schemas.accounting import RowAccounting

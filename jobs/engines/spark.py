@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from longbatch.jobs.commit.incremental_state import Increment
-from longbatch.jobs.readers.sources import Piece, plan_pieces
+from longbatch.jobs.readers.chunks import Piece
+from longbatch.jobs.readers.sources import plan_pieces
 from longbatch.pipelines.canonicalize import known_facts, needed_columns
 from longbatch.schemas import errors
 from longbatch.schemas.accounting import RowAccounting

@@ -17,7 +17,8 @@ import polars as pl
 import pyarrow as pa
 
 from longbatch.jobs.commit.incremental_state import Increment
-from longbatch.jobs.readers.sources import CHUNK_ROWS, Chunk, Piece, plain_types, read_piece
+from longbatch.jobs.readers.chunks import CHUNK_ROWS, Chunk, Piece, plain_types
+from longbatch.jobs.readers.sources import read_piece
 from longbatch.pipelines.arrays.narrow_ints import widen
 from longbatch.pipelines.canonicalize import Facts
 from longbatch.schemas.accounting import Counts, RowAccounting

@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from longbatch.jobs.commit.incremental_state import Increment, new_owners, read_carried, write_carried
-from longbatch.jobs.readers.sources import Chunk
+from longbatch.jobs.readers.chunks import Chunk
 from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
 from longbatch.pipelines.arrays.narrow_ints import narrow, with_codes
 from longbatch.pipelines.bucket_memory import user_column

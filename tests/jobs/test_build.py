@@ -141,7 +141,7 @@ def failing(*, log: dict[str, Any] | None = None, spec: tuple[str, str] | None =
 
 
 FAILURES: list[tuple[Change, type[LongbatchError], str]] = [
-    (failing(spec=("log*.parquet", "none.parquet")), SourceError, r"source log: there is no file '.*in/none\.parquet'"),
+    (failing(spec=("log*.parquet", "none.parquet")), SourceError, r"source log: file not found: '.*in/none\.parquet'"),
     (
         failing(spec=("log*.parquet", "none*.parquet")),
         SourceError,
@@ -150,7 +150,7 @@ FAILURES: list[tuple[Change, type[LongbatchError], str]] = [
     (
         failing(spec=('click = "int8"', 'liked = "int8"')),
         SourceError,
-        r"source log: .*log1\.parquet has no column 'liked'; its columns are user, item, time, request, click",
+        r"source log: .*log1\.parquet has no column 'liked'\. Its columns are user, item, time, request, click",
     ),
     (
         failing(log={"click": [[1], [2], [3], [4]]}),
@@ -194,7 +194,7 @@ FAILURES: list[tuple[Change, type[LongbatchError], str]] = [
     (
         failing(spec=('path = "log*.parquet"', 'path = "log"\nformat = "table"')),
         SourceError,
-        r"build with --engine spark",
+        r"Build with --engine spark",
     ),
 ]
 

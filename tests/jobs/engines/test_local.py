@@ -16,7 +16,7 @@ from longbatch.jobs.build import BuildSummary, build
 from longbatch.jobs.engines import stages as tasks
 from longbatch.jobs.engines.local import LocalEngine, Partition
 from longbatch.jobs.engines.stages import bucket_count, split_by_bucket
-from longbatch.jobs.readers import sources
+from longbatch.jobs.readers import chunks
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.spec.build_spec import load_spec
@@ -59,7 +59,7 @@ def test_workers_buckets_and_chunks_change_nothing(
 ) -> None:
     expected = built(corrupt_log, tmp_path / "expected", books)
     monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", rows_per_bucket)
-    monkeypatch.setattr(sources, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", chunk_rows)
     assert built(corrupt_log, tmp_path / "out", books, workers) == expected
     shards = open_dataset(tmp_path / "out").shards
     assert (len(shards) > 1) == (rows_per_bucket < 270)

@@ -17,7 +17,7 @@ from longbatch.jobs.engines import spark
 from longbatch.jobs.engines import stages as tasks
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.spark import SparkEngine
-from longbatch.jobs.readers import sources
+from longbatch.jobs.readers import chunks
 from longbatch.schemas.errors import DataError, LongbatchError, MachineError, SourceError
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.spec.build_spec import load_spec
@@ -70,7 +70,7 @@ def test_buckets_pieces_and_files_change_nothing(
         path.unlink()
     rows.sample(fraction=1, shuffle=True, seed=3).write_parquet(folder / "one.parquet", row_group_size=40)
     monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", 60)
-    monkeypatch.setattr(sources, "CHUNK_ROWS", 80)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 80)
     found = books(tmp_path / "spark", build(load_spec(corrupt_log), tmp_path / "spark", engine=engine))
     assert found == expected
     assert len(open_dataset(tmp_path / "spark").shards) > 2
@@ -143,7 +143,7 @@ def test_a_table_that_nobody_knows_is_named(corrupt_log: Path, tmp_path: Path, e
             'click = "int8"',
             'liked = "int8"',
             SourceError,
-            r"^source log: .*part-\d\.parquet has no column 'liked'; its",
+            r"^source log: .*part-\d\.parquet has no column 'liked'\. Its",
         ),
         (
             "shown = 1",

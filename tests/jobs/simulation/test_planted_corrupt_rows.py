@@ -16,7 +16,7 @@ from longbatch.jobs.engines import spark
 from longbatch.jobs.engines import stages as tasks
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.spark import SparkEngine
-from longbatch.jobs.readers import sources
+from longbatch.jobs.readers import chunks
 from longbatch.jobs.simulation.ground_truth import read_truth
 from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.schemas.format.dataset import open_dataset
@@ -52,7 +52,7 @@ def differences(log: Path, engines: dict[str, Engine]) -> list[Any]:
 def test_the_local_engine_counts_what_was_planted_whatever_the_chunks_and_buckets(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 200_000)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 200_000)
     monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", 5_000)
     assert differences(log, {"one": LocalEngine(1), "two": LocalEngine(2)}) == []
 

@@ -1,0 +1,102 @@
+"""Reader of JSON lines: every value is a string or a list of strings, and lines that are not objects are kept aside."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Iterator
+
+import polars as pl
+import pyarrow as pa
+
+from longbatch.schemas.errors import DataError
+from longbatch.schemas.spec.source import Source
+
+from . import chunks
+from .chunks import Chunk, Piece
+from .files import filesystem_of
+
+JsonSchema = dict[str, pl.DataType]
+
+
+def read_json_lines(source: Source, piece: Piece, columns: list[str], list_columns: set[str]) -> Iterator[Chunk]:
+    """Read a file of one JSON object a line, compressed or not.
+
+    Args:
+        source: The source's section of the spec.
+        piece: The file to read.
+        columns: Keys to read; a missing key is null.
+        list_columns: Those of the keys that hold lists.
+
+    Yields:
+        Chunks of about CHUNK_BYTES of text, in file order.
+
+    Raises:
+        DataError: The file cannot be read or decompressed.
+    """
+    schema: JsonSchema = {name: pl.List(pl.String) if name in list_columns else pl.String() for name in columns}
+    filesystem, inner = filesystem_of(piece.path)
+    first_row = 0
+    try:
+        with filesystem.open_input_stream(inner, compression="detect") as stream:
+            for block in _line_blocks(stream):
+                frame, malformed = _parse_block(block, schema)
+                yield Chunk(piece.path, first_row, frame, tuple(malformed))
+                first_row += frame.height + len(malformed)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{piece.path} cannot be read: {error}") from None
+
+
+def _line_blocks(stream: pa.NativeFile) -> Iterator[bytes]:
+    """Split a stream into blocks of complete lines, about CHUNK_BYTES each; a longer line is one block."""
+    rest, started = b"", False
+    while data := stream.read(chunks.CHUNK_BYTES):
+        data = data if started else data.removeprefix(codecs.BOM_UTF8)
+        started = True
+        complete, newline, begun = data.rpartition(b"\n")
+        if not newline:
+            rest += data
+            continue
+        yield rest + complete + newline
+        rest = begun
+    if rest.strip():
+        yield rest
+
+
+def _parse_block(block: bytes, schema: JsonSchema) -> tuple[pl.DataFrame, list[str]]:
+    """Rows of a block, and the lines that cannot be parsed. Lines are looked at one by one only if parsing fails."""
+    try:
+        return pl.read_ndjson(io.BytesIO(block), schema=schema), []
+    except pl.exceptions.PolarsError:
+        objects: list[bytes] = []
+        others: list[bytes] = []
+        for line in block.splitlines():
+            (objects if _is_object(line) else others).append(line)
+        frame, unparsable = _parse_objects(objects, schema)
+        return frame, [line.decode(errors="replace") for line in [*others, *unparsable] if line.strip()]
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _parse_objects(lines: list[bytes], schema: JsonSchema) -> tuple[pl.DataFrame, list[bytes]]:
+    """Rows of JSON objects, and the few lines that Polars refuses nevertheless (NaN, a number instead of a list).
+
+    Bisection: a list of lines that fails is halved until single lines fail, so the cost grows with their number.
+    """
+    if not lines:
+        return pl.DataFrame(schema=schema), []
+    try:
+        return pl.read_ndjson(io.BytesIO(b"\n".join(lines)), schema=schema), []
+    except pl.exceptions.PolarsError:
+        if len(lines) == 1:
+            return pl.DataFrame(schema=schema), lines
+        half = len(lines) // 2
+        first, first_refused = _parse_objects(lines[:half], schema)
+        second, second_refused = _parse_objects(lines[half:], schema)
+        return pl.concat([first, second]), [*first_refused, *second_refused]
