@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from longbatch.pipelines.arrays.hashing import bucket_of
 from longbatch.schemas.accounting import Counts, RowAccounting
+from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.schemas.tables import canonical_name, role_columns, source_roles
 
 from .canonicalize import canonicalize, conflicting_requests, known_facts
 from .kernel import build_bucket
@@ -38,11 +38,6 @@ class Built:
         return self.counts.targets
 
 
-def user_column(spec: BuildSpec, source: str) -> str:
-    """Return the canonical column that holds a source's users."""
-    return canonical_name(role_columns(spec, source_roles(spec, source)[0])["user_id"])
-
-
 def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: int = 1) -> Built:
     """Build from raw rows per source. The result does not depend on `buckets` but for the order of the blocks."""
     canonical = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
@@ -55,7 +50,7 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
     for number in range(buckets):
         rows = {
             source: part.rows.filter(
-                pl.Series(bucket_of(part.rows[user_column(spec, source)].to_numpy(), buckets)) == number
+                pl.Series(bucket_of(part.rows[source_schema(spec, source).user_id].to_numpy(), buckets)) == number
             )
             for source, part in canonical.items()
         }

@@ -14,9 +14,9 @@ import polars as pl
 from longbatch.pipelines.arrays.hashing import hash_string
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import SourceError
+from longbatch.schemas.source_schema import ROLE_COLUMN, SourceSchema, source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
-from longbatch.schemas.spec.source import Explode, Source
-from longbatch.schemas.tables import ROLE_COLUMN, canonical_name, raw_columns, role_columns, source_roles
+from longbatch.schemas.spec.source import Explode
 from longbatch.schemas.time import to_microseconds
 from longbatch.validation.rules import CONFLICTING_REQUEST
 
@@ -32,7 +32,7 @@ QUARANTINE_NAMES = frozenset({"_row", "_reasons", "_source_file", "_source_row",
 class Canonical:
     """One chunk of a source after typing.
 
-    rows: canonical rows (`schemas.tables.canonical_schema`), duplicates still among them.
+    rows: canonical rows (`SourceSchema.arrow_schema`), duplicates still among them.
     owners: distinct (request_id, user_id) of the targets, to find ids that several users share; or None.
     vocabulary: distinct (id, text) of all hashed text.
     rejected: the raw columns of rejected rows, with `_reasons` and `_row` (row of the chunk, before explode).
@@ -72,7 +72,7 @@ def canonicalize(
     Within a `window` a role selects only rows whose time in that role is inside.
     Raises SourceError for a missing column or one of a type that cannot mean what the spec says.
     """
-    entry = spec.sources[source]
+    entry, schema = spec.sources[source], source_schema(spec, source)
     taken = [name for name in raw.columns if name in QUARANTINE_NAMES]
     if taken:
         raise SourceError(
@@ -84,11 +84,11 @@ def canonicalize(
     except SourceError as error:
         raise SourceError(f"source {source}: {error}") from None
     empty = arrived.height - exploded["_row"].n_unique() if entry.explode else 0
-    readings = _readings(exploded.schema, spec, source)
+    readings = _readings(exploded.schema, spec, schema)
     typed = exploded.with_columns(
         **{name: column for of_role in readings.values() for r in of_role.values() for name, column in r.typed.items()}
     )
-    selected = select_rows(typed, spec, source, readings)
+    selected = select_rows(typed, spec, schema, readings)
     if window:
         selected |= _within(typed, spec, readings, selected, window)
     faults = _faults(typed, spec, readings, selected, conflicts)
@@ -97,8 +97,8 @@ def canonicalize(
     verdict = exploded.select(in_any.alias("selected"), (pl.lit(False) if bad is None else bad).alias("bad"))
     keep = verdict["selected"] & ~verdict["bad"]
     reject = verdict["selected"] & verdict["bad"]
-    hashed = _hashed_columns(spec, readings)
-    rows, vocabulary = _hash(_values(typed, selected, readings, keep, spec), hashed)
+    hashed = _hashed_columns(schema, readings)
+    rows, vocabulary = _hash(_values(typed, selected, readings, keep, schema), hashed)
     rejected = _rejected(exploded.filter(reject), faults.filter(reject))
     accounting = RowAccounting(
         rows=exploded.height,
@@ -108,7 +108,7 @@ def canonicalize(
         empty_list=empty,
         reasons=_reason_counts(faults.filter(reject)),
     )
-    owners, latest = _owners(rows, spec, source), _latest_action(rows, spec, source)
+    owners, latest = _owners(rows, spec, schema), _latest_action(rows, schema)
     return Canonical(rows, owners, vocabulary, rejected, latest, accounting)
 
 
@@ -177,26 +177,21 @@ def _split_fields(frame: pl.DataFrame, how: Explode) -> pl.DataFrame:
 
 def needed_columns(spec: BuildSpec, source: str) -> list[str]:
     """Return the columns to read from a source's files: mapped, filtered on, or exploded; no others."""
-    entry: Source = spec.sources[source]
-    wanted = dict.fromkeys([*raw_columns(spec, source), *where_columns(spec, source)])
-    if entry.synthetic_time:
-        wanted.pop(entry.synthetic_time.column, None)
-    if entry.explode is None:
-        return list(wanted)
-    made = {entry.explode.position, *(entry.explode.string.fields if entry.explode.string else ())}
-    lists = [*entry.explode.lists, *([entry.explode.string.column] if entry.explode.string else [])]
-    return list(dict.fromkeys([name for name in wanted if name not in made] + lists))
+    schema, synthetic_time = source_schema(spec, source), spec.sources[source].synthetic_time
+    generated = schema.exploded_to | ({synthetic_time.column} if synthetic_time else set())
+    wanted = [name for name in (*schema.raw_columns, *where_columns(schema)) if name not in generated]
+    return list(dict.fromkeys([*wanted, *schema.exploded_from]))
 
 
-def _readings(schema: pl.Schema, spec: BuildSpec, source: str) -> Readings:
+def _readings(raw_schema: pl.Schema, spec: BuildSpec, schema: SourceSchema) -> Readings:
     """Role -> role column -> reading. Shared readings are equal expressions, computed once by Polars."""
     try:
         return {
-            role: {name: read_column(m, role, name, schema, spec) for name, m in role_columns(spec, role).items()}
-            for role in source_roles(spec, source)
+            role: {name: read_column(m, role, name, raw_schema, spec) for name, m in columns.items()}
+            for role, columns in schema.role_columns.items()
         }
     except SourceError as error:
-        raise SourceError(f"source {source}: {error}") from None
+        raise SourceError(f"source {schema.source}: {error}") from None
 
 
 def _faults(
@@ -220,26 +215,25 @@ def _faults(
 
 
 def _values(
-    typed: pl.DataFrame, selected: dict[str, pl.Series], readings: Readings, keep: pl.Series, spec: BuildSpec
+    typed: pl.DataFrame, selected: dict[str, pl.Series], readings: Readings, keep: pl.Series, schema: SourceSchema
 ) -> pl.DataFrame:
     values: dict[str, pl.Expr] = {}
     for role, columns in readings.items():
-        mapped = role_columns(spec, role)
         for name, reading in columns.items():
             value = reading.value
             if name in selected:
                 value = pl.when(pl.lit(selected[name])).then(value)
-            values.setdefault(canonical_name(mapped[name]), value)
+            values.setdefault(schema.names[role][name], value)
     if len(readings) > 1:
         values |= {ROLE_COLUMN[role]: pl.lit(selected[role]) for role in readings}
     rows = typed.select(**values)
     return rows if keep.all() else rows.filter(keep)
 
 
-def _hashed_columns(spec: BuildSpec, readings: Readings) -> list[str]:
+def _hashed_columns(schema: SourceSchema, readings: Readings) -> list[str]:
     """Canonical columns that come out as text and are stored as ids."""
     return [
-        canonical_name(role_columns(spec, role)[name])
+        schema.names[role][name]
         for role, columns in readings.items()
         for name, reading in columns.items()
         if reading.hashed
@@ -270,13 +264,13 @@ def _reason_counts(faults: pl.DataFrame) -> dict[str, int]:
     return {reason: count for reason, count in sorted(counts.items()) if count}
 
 
-def _owners(rows: pl.DataFrame, spec: BuildSpec, source: str) -> pl.DataFrame | None:
+def _owners(rows: pl.DataFrame, spec: BuildSpec, schema: SourceSchema) -> pl.DataFrame | None:
     """Distinct (request_id, user_id) of a chunk's targets, or None where the log names no requests."""
-    if spec.requests.source != source or spec.requests.request_id is None:
+    if "requests" not in schema.roles or spec.requests.request_id is None:
         return None
-    names = role_columns(spec, "requests")
+    names = schema.names["requests"]
     targets = rows_of(rows, "requests")
-    pairs = targets.select(request_id=canonical_name(names[REQUEST_ID]), user_id=canonical_name(names["user_id"]))
+    pairs = targets.select(request_id=names[REQUEST_ID], user_id=names["user_id"])
     changed = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift()) for name in pairs.columns)
     return pairs.filter(changed | (pl.int_range(pl.len()) == 0)).unique()
 
@@ -286,10 +280,10 @@ def rows_of(rows: pl.DataFrame, role: Role) -> pl.DataFrame:
     return rows.filter(ROLE_COLUMN[role]) if ROLE_COLUMN[role] in rows.columns else rows
 
 
-def _latest_action(rows: pl.DataFrame, spec: BuildSpec, source: str) -> int | None:
-    if spec.actions is None or spec.actions.source != source:
+def _latest_action(rows: pl.DataFrame, schema: SourceSchema) -> int | None:
+    if "actions" not in schema.roles:
         return None
-    latest = rows_of(rows, "actions")[canonical_name(spec.actions.event_time)].max()
+    latest = rows_of(rows, "actions")[schema.names["actions"]["event_time"]].max()
     return latest if isinstance(latest, int) else None
 
 

@@ -16,15 +16,8 @@ from longbatch.pipelines.arrays.ragged import changes, offsets_of
 from longbatch.pipelines.arrays.sorting import ranked_keys, repeated_rows, sort_rows
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.profile import Large
+from longbatch.schemas.source_schema import ROLE_COLUMN, SourceSchema, role_schema, source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
-from longbatch.schemas.tables import (
-    ROLE_COLUMN,
-    canonical_name,
-    history_columns,
-    request_columns,
-    role_columns,
-    source_roles,
-)
 from longbatch.schemas.types import BoolArray, Int64Array
 from longbatch.validation.rules import CONFLICTING_REQUEST
 
@@ -57,12 +50,13 @@ class Settled:
     The rows themselves are not sorted: each role gathers what columns it needs, once.
     """
 
+    schema: SourceSchema
     rows: pl.DataFrame
     places: Int64Array
 
-    def playing(self, spec: BuildSpec, source: str, role: Role) -> BoolArray:
+    def playing(self, role: Role) -> BoolArray:
         """Which of the K kept rows play a role, (K,)."""
-        if role not in source_roles(spec, source):
+        if role not in self.schema.roles:
             return np.zeros(len(self.places), dtype=np.bool_)
         if ROLE_COLUMN[role] in self.rows.columns:
             return np.asarray(self.rows[ROLE_COLUMN[role]].to_numpy()[self.places])
@@ -111,7 +105,7 @@ def build_bucket(
     facts, carried = facts or Facts(), carried or Carried()
     settled, row_accounting = {}, {}
     for source, frame in rows.items():
-        settled[source], row_accounting[source] = _settle(spec, source, frame, facts.conflicts)
+        settled[source], row_accounting[source] = _settle(spec, source_schema(spec, source), frame, facts.conflicts)
     events, targets = (_role_frame(spec, settled, role) for role in ("history", "requests"))
     new_targets = targets.height
     events, reaches = carried.with_events(events)
@@ -134,7 +128,7 @@ def build_bucket(
         grouped = add_delayed_labels(spec, grouped, actions)
     if event_outcome.any() or target_outcome.any():  # carried rows were booked where they came from
         outcomes = event_outcome[reaches_before == NEW], target_outcome[len(target_outcome) - new_targets :]
-        _book_policies(spec, settled, *outcomes, row_accounting)
+        _book_policies(settled, *outcomes, row_accounting)
     start, end = _cuts(spec, timelines, grouped.requests)
     return Bucket(
         timelines, grouped, end - start, start, row_accounting, counts, judged.users, carried, waiting, reaches
@@ -165,15 +159,15 @@ def carry_on(spec: BuildSpec, made: Bucket, until: int, segment_users: Int64Arra
 
 def _role_frame(spec: BuildSpec, settled: Mapping[str, Settled], role: Role) -> pl.DataFrame:
     """Return the kept rows that play a role, in order, in the names of the role's columns."""
-    source = spec.section(role).source
-    kept = settled[source]
-    columns = [pl.col(canonical_name(m)).alias(name) for name, m in role_columns(spec, role).items()]
+    schema = role_schema(spec, role)
+    kept = settled[schema.source]
+    columns = [pl.col(canonical).alias(name) for name, canonical in schema.names[role].items()]
     if role == "history":
         columns.insert(0, pl.col(VISIBLE_TIME))
         if spec.one_log:
-            request_time = canonical_name(request_columns(spec)["request_time"])
-            columns += [pl.col("is_target"), pl.col(request_time).alias("request_time")]
-    return kept.rows.select(columns)[kept.places[kept.playing(spec, source, role)]]
+            request_time = pl.col(schema.names["requests"]["request_time"])
+            columns += [pl.col("is_target"), request_time.alias("request_time")]
+    return kept.rows.select(columns)[kept.places[kept.playing(role)]]
 
 
 def _kept(rows: pl.DataFrame, outcome: OutcomeCodes) -> pl.DataFrame:
@@ -193,7 +187,6 @@ def _hold_back(grouped: Requests, closed: BoolArray) -> tuple[Requests, Int64Arr
 
 
 def _book_policies(
-    spec: BuildSpec,
     settled: Mapping[str, Settled],
     event_outcome: OutcomeCodes,
     target_outcome: OutcomeCodes,
@@ -204,30 +197,30 @@ def _book_policies(
         outcomes = []
         played: tuple[tuple[Role, OutcomeCodes], ...] = (("history", event_outcome), ("requests", target_outcome))
         for role, outcome in played:
-            plays = kept.playing(spec, source, role)
+            plays = kept.playing(role)
             spread = np.full(len(plays), NO_ROLE, dtype=np.uint8)
             spread[plays] = outcome if plays.any() else 0
             outcomes.append(spread)
-        left = policy_counts(outcomes[0], outcomes[1], kept.playing(spec, source, "actions"))
+        left = policy_counts(outcomes[0], outcomes[1], kept.playing("actions"))
         row_accounting[source] += RowAccounting(accepted=-sum(left.values()), policies=left)
 
 
 def _settle(
-    spec: BuildSpec, source: str, rows: pl.DataFrame, conflicts: pl.Series | None
+    spec: BuildSpec, schema: SourceSchema, rows: pl.DataFrame, conflicts: pl.Series | None
 ) -> tuple[Settled, RowAccounting]:
     """Leave out conflicting requests and exact duplicates, and find the order of the rows: of a history, the timeline's."""
     conflicting = 0
-    if conflicts is not None and len(conflicts) and spec.requests.source == source:
-        request_id = canonical_name(request_columns(spec)["request_id"])
+    if conflicts is not None and len(conflicts) and "requests" in schema.roles:
+        request_id = schema.names["requests"]["request_id"]
         hit = pl.col(request_id).is_in(conflicts.implode())
         is_target = ROLE_COLUMN["requests"]
         keep = (~(hit & pl.col(is_target) if is_target in rows.columns else hit)).fill_null(True)
         before = rows.height
         rows = rows.filter(keep)
         conflicting = before - rows.height
-    if "history" in source_roles(spec, source):
+    if "history" in schema.roles:
         rows = rows.with_columns(visible_time(spec).alias(VISIBLE_TIME))
-    order = sort_rows(rows, _sort_columns(spec, source, rows.columns))
+    order = sort_rows(rows, _sort_columns(schema, rows.columns))
     repeated = repeated_rows(rows, order)
     accounting = RowAccounting(
         rejected=conflicting,
@@ -235,22 +228,22 @@ def _settle(
         accepted=-conflicting - int(repeated.sum()),
         reasons={CONFLICTING_REQUEST: conflicting} if conflicting else {},
     )
-    return Settled(rows, order.permutation[~repeated]), accounting
+    return Settled(schema, rows, order.permutation[~repeated]), accounting
 
 
 def visible_time(spec: BuildSpec) -> pl.Expr:
     """When an event could be seen: `max(event_time + delay, arrival_time if the log has one)`."""
-    columns = {role: canonical_name(m) for role, m in history_columns(spec).items()}
+    columns = role_schema(spec, "history").names["history"]
     ready = pl.col(columns["event_time"]) + spec.history.delay_us
     if "arrival_time" in columns:
         ready = pl.max_horizontal(ready, pl.col(columns["arrival_time"]))
     return ready.fill_null(0)
 
 
-def _sort_columns(spec: BuildSpec, source: str, available: list[str]) -> list[str]:
+def _sort_columns(schema: SourceSchema, available: list[str]) -> list[str]:
     """Every column of a source's rows, those of its (first) role's order in front."""
-    role = source_roles(spec, source)[0]
-    leading = [canonical_name(m) for name, m in role_columns(spec, role).items() if name != "arrival_time"]
+    role = schema.roles[0]
+    leading = [canonical for name, canonical in schema.names[role].items() if name != "arrival_time"]
     if role == "history":
         leading.insert(1, VISIBLE_TIME)
     return list(dict.fromkeys([*leading, *available]))

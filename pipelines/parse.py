@@ -12,9 +12,9 @@ from functools import partial
 import polars as pl
 
 from longbatch.schemas.errors import SourceError, SpecError
+from longbatch.schemas.source_schema import ActionValue, MappedColumn, RequestIdColumn
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
 from longbatch.schemas.spec.columns import Feature, IdColumn, Label, TimeColumn
-from longbatch.schemas.tables import ActionValue, Mapped, RequestIdColumn
 from longbatch.schemas.time import to_microseconds
 from longbatch.validation.rules import TIME_OUT_OF_RANGE, declared_faults, missing, unparsable
 
@@ -45,7 +45,7 @@ class Reading:
     hashed: bool = False
 
 
-def read_column(mapped: Mapped, role: Role, name: str, schema: pl.Schema, spec: BuildSpec) -> Reading:
+def read_column(mapped: MappedColumn, role: Role, name: str, schema: pl.Schema, spec: BuildSpec) -> Reading:
     """Return the reading of the column `name` ("user_id", "label.click", ...) of a role.
 
     Raises SourceError when the raw column is missing or of a type that cannot be read as declared.
@@ -62,7 +62,7 @@ def read_column(mapped: Mapped, role: Role, name: str, schema: pl.Schema, spec: 
     return replace(reading, faults={reason: pl.col(column).is_null(), **reading.faults})
 
 
-def _read_value(mapped: Mapped, schema: pl.Schema, spec: BuildSpec) -> Reading:
+def _read_value(mapped: MappedColumn, schema: pl.Schema, spec: BuildSpec) -> Reading:
     dtype = _dtype_of(str(mapped.column), schema)
     if isinstance(mapped, TimeColumn):
         return _read_time(mapped, dtype, spec)

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.source_schema import SourceSchema
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
-from longbatch.schemas.tables import role_columns, source_roles
 
 from .parse import Reading
 
@@ -17,47 +17,39 @@ TEXT_FORMATS = frozenset({"csv", "jsonl"})
 Readings = dict[Role, dict[str, Reading]]
 
 
-def where_columns(spec: BuildSpec, source: str) -> list[str]:
+def where_columns(schema: SourceSchema) -> list[str]:
     """Return the raw columns that the `where` filters of a source read."""
     found: dict[str, None] = {}
-    for role in source_roles(spec, source):
-        for name, where in _wheres(spec, role).items():
+    for filters in schema.filters.values():
+        for name, where in filters.items():
             found |= dict.fromkeys(_expression(where, name).meta.root_names() if where else [])
     return list(found)
 
 
-def _wheres(spec: BuildSpec, role: Role) -> dict[str, str | None]:
-    """Return the filters of a role by where the spec has them: its own, and those of labels over the actions."""
-    wheres: dict[str, str | None] = {str(role): spec.section(role).where}
-    if role == "actions":
-        wheres |= {f"requests.labels.{name}": label.where for name, label in spec.requests.delayed_labels.items()}
-    return wheres
-
-
-def select_rows(typed: pl.DataFrame, spec: BuildSpec, source: str, readings: Readings) -> dict[str, pl.Series]:
+def select_rows(typed: pl.DataFrame, spec: BuildSpec, schema: SourceSchema, readings: Readings) -> dict[str, pl.Series]:
     """Return which rows each role of the source selects, and each label over the actions ("value.<label>").
 
     `typed` holds the raw columns, and those that the readings add.
     """
-    view = _with_types(typed, spec, readings) if spec.sources[source].file_format in TEXT_FORMATS else typed
+    view = _with_types(typed, schema, readings) if spec.sources[schema.source].file_format in TEXT_FORMATS else typed
     masks = {}
     for role in readings:
-        for name, where in _wheres(spec, role).items():
+        for name, where in schema.filters[role].items():
             mask = pl.lit(True) if where is None else _expression(where, name).fill_null(False)
             try:
                 masks[name] = view.select(pl.repeat(True, pl.len()).and_(mask).alias(name)).to_series()
             except pl.exceptions.PolarsError as error:
                 raise SpecError(
-                    f"{name}.where cannot be computed on source {source}: {where!r}: {_one_line(error)}"
+                    f"{name}.where cannot be computed on source {schema.source}: {where!r}: {_one_line(error)}"
                 ) from None
     return {name.replace("requests.labels.", "value."): mask for name, mask in masks.items()}
 
 
-def _with_types(typed: pl.DataFrame, spec: BuildSpec, readings: Readings) -> pl.DataFrame:
+def _with_types(typed: pl.DataFrame, schema: SourceSchema, readings: Readings) -> pl.DataFrame:
     """Text columns as the spec types them, so that `where` can compare numbers; numeric times as they stand there."""
     views: dict[str, pl.Expr] = {}
     for role, columns in readings.items():
-        for name, mapped in role_columns(spec, role).items():
+        for name, mapped in schema.role_columns[role].items():
             column = mapped.column
             if column is None or column in views or typed.schema[column] != pl.String:
                 continue

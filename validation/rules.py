@@ -13,9 +13,9 @@ import polars as pl
 
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.source_schema import MappedColumn, source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
 from longbatch.schemas.spec.columns import Declared, TimeColumn
-from longbatch.schemas.tables import Mapped, role_columns, source_roles
 
 MISSING_TIME = "missing_time"
 TIME_OUT_OF_RANGE = "time_out_of_range"
@@ -61,15 +61,15 @@ def declared_faults(declared: Declared, column: str, value: pl.Expr, *, as_strin
 def possible_reasons(spec: BuildSpec, source: str) -> list[str]:
     """Return every reason that a row of a source can be rejected for."""
     found = dict.fromkeys([MALFORMED_ROW])
-    for role in source_roles(spec, source):
-        for name, mapped in role_columns(spec, role).items():
+    for role, columns in source_schema(spec, source).role_columns.items():
+        for name, mapped in columns.items():
             found |= dict.fromkeys(_reasons_of(role, name, mapped))
     if spec.requests.source == source and spec.requests.request_id:
         found[CONFLICTING_REQUEST] = None
     return list(found)
 
 
-def _reasons_of(role: Role, name: str, mapped: Mapped) -> list[str]:
+def _reasons_of(role: Role, name: str, mapped: MappedColumn) -> list[str]:
     reasons = [reason for reason in [missing(role, name)] if reason]
     if mapped.column is not None:
         reasons.append(unparsable(mapped.column))

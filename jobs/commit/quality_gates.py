@@ -10,8 +10,8 @@ import polars as pl
 from longbatch.jobs.engines.stages import Built
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import DataError
+from longbatch.schemas.source_schema import role_schema, source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.schemas.tables import source_roles
 from longbatch.validation.rules import excesses
 
 EXAMPLES = 2
@@ -24,14 +24,16 @@ def check_built(spec: BuildSpec, built: Built, root: Path) -> None:
     check_accounting(spec, built)
     for source, accounting in built.row_accounting.items():
         sound = accounting.accepted + sum(accounting.policies.values())
-        may_be_empty = source_roles(spec, source) == ("actions",) and not accounting.rejected  # a day without actions
+        may_be_empty = (
+            source_schema(spec, source).roles == ("actions",) and not accounting.rejected
+        )  # a day without actions
         if sound == 0 and not may_be_empty:
             raise DataError(
                 f"source {source} has no valid row: {_described(accounting, built, root)}\nNothing was committed"
             )
     check_rejects(spec, built, root)
     accepted = {role: built.row_accounting[spec.section(role).source].accepted for role in spec.roles}
-    alone = {role for role in spec.roles if len(source_roles(spec, spec.section(role).source)) == 1}
+    alone = {role for role in spec.roles if len(role_schema(spec, role).roles) == 1}
     built.counts.check(
         accepted["history"] if "history" in alone else None, accepted["requests"] if "requests" in alone else None
     )

@@ -19,7 +19,6 @@ from longbatch.jobs.commit.incremental_state import Increment, new_owners, read_
 from longbatch.jobs.readers.chunks import Chunk
 from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
 from longbatch.pipelines.arrays.narrow_ints import narrow, with_codes
-from longbatch.pipelines.bucket_memory import user_column
 from longbatch.pipelines.canonicalize import Canonical, Facts, canonicalize, conflicting_requests
 from longbatch.pipelines.kernel import build_bucket, carry_on
 from longbatch.pipelines.pack import cut_segments, pack, reaches_of
@@ -28,8 +27,8 @@ from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.format.shard import SHARD_TABLES, check_file, codec_of, disk_message, file_entry, write_shard
 from longbatch.schemas.profile import TABLES, Profile
+from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.schemas.tables import canonical_schema
 from longbatch.validation.rules import CONFLICTING_REQUEST, MALFORMED_ROW
 
 ROWS_PER_BUCKET = 1 << 20
@@ -105,7 +104,9 @@ def type_chunk(spec: BuildSpec, source: str, chunk: Chunk, increment: Increment 
 
 def bucket_parts(spec: BuildSpec, source: str, typed: Canonical, buckets: int) -> dict[str, tuple[pl.DataFrame, Any]]:
     """Kind of part -> (frame, bucket of each row): rows by user, owners by request, vocabulary by id."""
-    parts = {f"rows:{source}": (typed.rows, bucket_of(typed.rows[user_column(spec, source)].to_numpy(), buckets))}
+    parts = {
+        f"rows:{source}": (typed.rows, bucket_of(typed.rows[source_schema(spec, source).user_id].to_numpy(), buckets))
+    }
     if typed.owners is not None:
         ids = typed.owners["request_id"]
         ids = hash_string(ids) if ids.dtype == pl.String else ids
@@ -133,7 +134,7 @@ def one_batch(frame: pl.DataFrame) -> pa.RecordBatch:
 
 def empty_rows(spec: BuildSpec, source: str) -> pl.DataFrame:
     """Return no canonical rows, for a bucket that has none of a source."""
-    return pl.DataFrame(pl.from_arrow(canonical_schema(spec, source).empty_table()))
+    return pl.DataFrame(pl.from_arrow(source_schema(spec, source).arrow_schema.empty_table()))
 
 
 def make_bucket(

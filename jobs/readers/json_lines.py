@@ -20,7 +20,7 @@ from .files import filesystem_of
 JsonSchema = dict[str, pl.DataType]
 
 
-def read_json_lines(source: Source, piece: Piece, columns: list[str], list_columns: set[str]) -> Iterator[Chunk]:
+def read_json_lines(source: Source, piece: Piece, columns: list[str], list_columns: frozenset[str]) -> Iterator[Chunk]:
     """Read a file of one JSON object a line, compressed or not.
 
     Args:

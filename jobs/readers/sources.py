@@ -14,10 +14,10 @@ import polars as pl
 
 from longbatch.pipelines.canonicalize import needed_columns
 from longbatch.schemas.errors import DataError, SourceError
+from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import duration_us
 from longbatch.schemas.spec.source import Source, SyntheticTime
-from longbatch.schemas.tables import list_columns
 
 from . import chunks
 from .chunks import Chunk, Piece, plain_types
@@ -107,7 +107,7 @@ def read_piece(spec: BuildSpec, piece: Piece) -> Iterator[Chunk]:
     readers: dict[str, Reader] = {
         "parquet": read_parquet,
         "csv": read_csv,
-        "jsonl": partial(read_json_lines, list_columns=list_columns(spec, piece.source)),
+        "jsonl": partial(read_json_lines, list_columns=source_schema(spec, piece.source).list_columns),
         "arrow": read_arrow,
     }
     first_row = piece.first_row  # malformed lines not counted, unlike `Chunk.first_row`

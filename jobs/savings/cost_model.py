@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from longbatch.pipelines.expansion import OFFSET_BYTES
 from longbatch.schemas.format.dataset import Dataset
+from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.schemas.tables import canonical_schema, event_type
+from longbatch.schemas.tables import event_type
 
 from .column_sizes import ColumnBytes
 from .layouts import TIMELINE_BYTES, Survey
@@ -86,7 +87,7 @@ def rates(dataset: Dataset, columns: Sequence[ColumnBytes]) -> dict[str, float]:
 
 def row_bytes(spec: BuildSpec, source: str) -> float:
     """Bytes of a typed row of a source in memory: its columns, plain Arrow."""
-    return float(sum(_value_bytes(field.type) for field in canonical_schema(spec, source)))
+    return float(sum(_value_bytes(field.type) for field in source_schema(spec, source).arrow_schema))
 
 
 def _value_bytes(kind: pa.DataType) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from longbatch.pipelines.arrays.hashing import hash_string
-from longbatch.pipelines.bucket_memory import Built, build_in_memory, user_column
+from longbatch.pipelines.bucket_memory import Built, build_in_memory
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 
@@ -64,7 +64,3 @@ def test_the_vocabulary_reads_the_hashed_users_back() -> None:
     words = build_in_memory(SPEC, {"log": LOG}).vocabulary
     assert sorted(words["text"]) == ["ann", "bob", "cid", "dan"]
     assert hash_string(words["text"]).to_list() == words["id"].to_list()
-
-
-def test_the_user_column_is_the_canonical_one() -> None:
-    assert user_column(SPEC, "log") == "user#id(string)"

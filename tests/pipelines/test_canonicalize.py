@@ -16,6 +16,7 @@ from longbatch.pipelines.canonicalize import (
 )
 from longbatch.pipelines.row_filters import where_columns
 from longbatch.schemas.errors import SourceError, SpecError
+from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 
 T = 1_700_000_000
@@ -299,7 +300,7 @@ def test_where_sees_columns_that_are_not_mapped() -> None:
     found = canonicalize(raw, spec, "log")
     assert found.rows["in_history"].to_list() == [True, True]
     assert found.rows["is_target"].to_list() == [False, True]
-    assert where_columns(spec, "log") == ["kind", "dwell"]
+    assert where_columns(source_schema(spec, "log")) == ["kind", "dwell"]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 
 from longbatch.pipelines.parse import read_column
 from longbatch.schemas.errors import SourceError
+from longbatch.schemas.source_schema import MappedColumn, RequestIdColumn
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Feature, IdColumn, Label, TimeColumn
-from longbatch.schemas.tables import Mapped, RequestIdColumn
 
 SPEC = BuildSpec.model_validate(
     {
@@ -27,7 +27,9 @@ T = 1_700_000_000
 US = 1_000_000
 
 
-def read(mapped: Mapped, values: Any, role: str = "x", dtype: Any = None, **others: Any) -> list[tuple[Any, list[str]]]:
+def read(
+    mapped: MappedColumn, values: Any, role: str = "x", dtype: Any = None, **others: Any
+) -> list[tuple[Any, list[str]]]:
     """Return (value, reasons) of each row of a column called `x`."""
     frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype, strict=False), **others})
     name = "request_time" if isinstance(mapped, TimeColumn) else role
@@ -38,7 +40,7 @@ def read(mapped: Mapped, values: Any, role: str = "x", dtype: Any = None, **othe
     return [(row.pop("value"), [r for r, hit in row.items() if hit]) for row in found.to_dicts()]
 
 
-def values(mapped: Mapped, raw: Any, **options: Any) -> list[Any]:
+def values(mapped: MappedColumn, raw: Any, **options: Any) -> list[Any]:
     """Return the values alone, "!" where there is a fault."""
     return ["!" if reasons else value for value, reasons in read(mapped, raw, **options)]
 

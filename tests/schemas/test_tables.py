@@ -1,23 +1,11 @@
-"""The tables between the stages: one canonical column per reading of a raw column."""
+"""The Arrow schemas of the stored tables follow from the spec."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
-from longbatch.schemas.tables import (
-    canonical_columns,
-    canonical_schema,
-    event_type,
-    history_columns,
-    list_columns,
-    raw_columns,
-    request_columns,
-    requests_schema,
-    source_roles,
-    target_type,
-    timelines_schema,
-)
+from longbatch.schemas.tables import event_type, requests_schema, target_type, timelines_schema
 
 ONE_LOG = """
 [sources.log]
@@ -62,51 +50,6 @@ UTC = pa.timestamp("us", tz="UTC")
 
 def one_log() -> BuildSpec:
     return parse_spec(ONE_LOG)
-
-
-def test_each_reading_of_a_raw_column_is_one_canonical_column() -> None:
-    assert canonical_schema(one_log(), "log") == pa.schema(
-        {
-            "user#id(int64)": pa.int64(),
-            "time#time(ms,None,UTC)": pa.int64(),
-            "arrival#time(ms,None,UTC)": pa.int64(),
-            "item#id(string)": pa.int64(),
-            "tab#int8": pa.int8(),
-            "word#string": pa.string(),
-            "request#request_id(string)": pa.string(),
-            "time#time(s,None,UTC)": pa.int64(),
-            "tab#int16": pa.int16(),
-            "price#float32 default=0.5": pa.float32(),
-            "#in(clicked,int8)": pa.int8(),
-            "like#bool": pa.bool_(),
-            "in_history": pa.bool_(),
-            "is_target": pa.bool_(),
-        }
-    )
-
-
-def test_roles_point_to_canonical_columns_in_the_order_that_breaks_ties() -> None:
-    history = ["user_id", "event_time", "arrival_time", "item_id", "history.tab", "history.word", "request_id"]
-    assert list(history_columns(one_log())) == history
-    requests = ["user_id", "request_time", "request_id", "item_id", "request.tab", "request.place", "target.price"]
-    assert list(request_columns(one_log())) == [*requests, "label.click", "label.like"]
-
-
-def test_only_the_columns_of_a_sources_own_roles_are_read_from_it() -> None:
-    spec = parse_spec(TWO_LOGS)
-    assert (source_roles(spec, "plays"), source_roles(spec, "shown")) == (("history",), ("requests",))
-    assert list(canonical_columns(spec, "plays")) == ["user#id(int64)", "time#time(ms,None,UTC)", "item#id(int64)"]
-    assert "in_history" not in canonical_schema(spec, "plays").names
-
-
-def test_the_raw_columns_are_named_once_each() -> None:
-    raw = ["user", "time", "arrival", "item", "tab", "word", "request", "price", "clicked", "like"]
-    assert raw_columns(one_log(), "log") == raw
-
-
-def test_exploded_and_searched_columns_hold_lists() -> None:
-    assert list_columns(one_log(), "log") == {"item", "clicked"}
-    assert list_columns(parse_spec(TWO_LOGS), "shown") == set()
 
 
 def test_the_tables_on_disk_have_the_types_of_the_spec() -> None:

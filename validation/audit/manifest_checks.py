@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from longbatch.schemas.errors import DataError, DatasetError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.shard import check_file
+from longbatch.schemas.source_schema import role_schema
 from longbatch.schemas.spec.build_spec import Role
-from longbatch.schemas.tables import source_roles
 from longbatch.schemas.types import ProgressCallback
 
 from .structure import Seen
@@ -78,9 +78,8 @@ def total_findings(dataset: Dataset, seen: Seen) -> Iterator[str]:
 
 def _accepted(dataset: Dataset, role: Role) -> int | None:
     """Return the accepted rows of a role's log, or None if the log feeds another role too."""
-    source = dataset.spec.section(role).source
-    alone = source_roles(dataset.spec, source) == (role,)
-    return dataset.snapshot.row_accounting[source].accepted if alone else None
+    schema = role_schema(dataset.spec, role)
+    return dataset.snapshot.row_accounting[schema.source].accepted if schema.roles == (role,) else None
 
 
 def _broken(check: Callable[[], None]) -> Iterator[str]:

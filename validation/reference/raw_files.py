@@ -22,9 +22,9 @@ from polars import selectors
 from pyarrow import csv
 
 from longbatch.schemas.errors import DataError, SourceError
+from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.source import Source, SyntheticTime
-from longbatch.schemas.tables import list_columns
 
 from .values import Row, as_string
 
@@ -92,6 +92,7 @@ def chunks(spec: BuildSpec, source: str, columns: list[str], advance: Advance = 
     """
     entry, made = spec.sources[source], spec.sources[source].synthetic_time
     columns = [name for name in columns if made is None or name != made.column]
+    lists = source_schema(spec, source).list_columns
     for number, file in enumerate(source_files(spec, source)):
         row = 0
         try:
@@ -99,7 +100,7 @@ def chunks(spec: BuildSpec, source: str, columns: list[str], advance: Advance = 
                 plain = chunk.frame.with_columns((selectors.binary() | selectors.categorical()).cast(pl.String))
                 chunk = Chunk(plain, chunk.malformed)
                 if made:
-                    chunk = _with_synthetic_time(chunk, made, made.of_file(number) + row, list_columns(spec, source))
+                    chunk = _with_synthetic_time(chunk, made, made.of_file(number) + row, lists)
                 yield chunk
                 row += chunk.frame.height
                 advance(chunk.frame.height + chunk.malformed)
@@ -107,7 +108,7 @@ def chunks(spec: BuildSpec, source: str, columns: list[str], advance: Advance = 
             raise DataError(f"{file.path} cannot be read: {error}") from None
 
 
-def _with_synthetic_time(chunk: Chunk, made: SyntheticTime, first_us: int, lists: set[str]) -> Chunk:
+def _with_synthetic_time(chunk: Chunk, made: SyntheticTime, first_us: int, lists: frozenset[str]) -> Chunk:
     """Add the time made of each row's place among the rows of its file; lines of JSON that are no rows have none."""
     frame = chunk.frame
     if LINE in frame.columns:
@@ -217,7 +218,7 @@ _READERS: dict[str, Callable[[Source, File, list[str]], Iterator[Chunk]]] = {
 }
 
 
-def parse_lines(lines: pl.Series, columns: list[str], lists: set[str]) -> Chunk:
+def parse_lines(lines: pl.Series, columns: list[str], lists: frozenset[str]) -> Chunk:
     """Read JSON lines one by one: rows of texts, numbers as they are written; what is no row is counted."""
     rows = [row for row in (_json_row(line, lists) for line in lines) if row is not None]
     schema = {name: pl.List(pl.String) if name in lists else pl.String() for name in columns}
@@ -225,7 +226,7 @@ def parse_lines(lines: pl.Series, columns: list[str], lists: set[str]) -> Chunk:
     return Chunk(frame, len(lines) - len(rows))
 
 
-def _json_row(line: str, lists: set[str]) -> Row | None:
+def _json_row(line: str, lists: frozenset[str]) -> Row | None:
     try:
         row = json.loads(line, parse_int=str, parse_float=_finite, parse_constant=_refuse)
     except (ValueError, RecursionError):

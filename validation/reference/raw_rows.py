@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 import polars as pl
 
+from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import IdColumn
-from longbatch.schemas.tables import list_columns, raw_columns, source_roles
 
 from .raw_files import LINE, Advance, Chunk, chunks, parse_lines
 from .user_counts import key_of, made_columns, take_census, user_column
@@ -61,7 +61,7 @@ def rows_in(spec: BuildSpec, source: str, frame: pl.DataFrame) -> Chunk:
         return Chunk(frame)
     made = [entry.column for entry in [spec.sources[source].synthetic_time] if entry]
     columns = [name for name in needed_columns(spec, source) if name not in made]
-    parsed = parse_lines(frame[LINE], columns, list_columns(spec, source))
+    parsed = parse_lines(frame[LINE], columns, source_schema(spec, source).list_columns)
     return Chunk(parsed.frame.with_columns(frame.select(made)), parsed.malformed)
 
 
@@ -99,14 +99,8 @@ def _alone(frame: pl.DataFrame) -> pl.DataFrame:
 
 def needed_columns(spec: BuildSpec, source: str) -> list[str]:
     """Return the columns to read of a source's files: mapped, filtered on, or exploded."""
-    found = dict.fromkeys(raw_columns(spec, source))
-    for role in source_roles(spec, source):
-        labels = spec.requests.delayed_labels.values() if role == "actions" else ()
-        for where in (spec.section(role).where, *(label.where for label in labels)):
-            found |= dict.fromkeys(pl.sql_expr(where).meta.root_names() if where else [])
-    entry = spec.sources[source].explode
-    if entry is None:
-        return list(found)
-    lists = [*entry.lists, *([entry.string.column] if entry.string else [])]
-    made = {entry.position, *(entry.string.fields if entry.string else ())}
-    return list(dict.fromkeys([*(name for name in found if name not in made), *lists]))
+    schema = source_schema(spec, source)
+    filters = [where for of_role in schema.filters.values() for where in of_role.values() if where]
+    filtered = [name for where in filters for name in pl.sql_expr(where).meta.root_names()]
+    wanted = [name for name in (*schema.raw_columns, *filtered) if name not in schema.exploded_to]
+    return list(dict.fromkeys([*wanted, *schema.exploded_from]))

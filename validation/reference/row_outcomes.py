@@ -22,10 +22,10 @@ import polars as pl
 
 from longbatch.schemas.accounting import POLICIES, RowAccounting
 from longbatch.schemas.errors import DataError
+from longbatch.schemas.source_schema import ActionValue, MappedColumn, SourceSchema, source_schema
 from longbatch.schemas.spec.build_spec import ROLES, BuildSpec, Role
 from longbatch.schemas.spec.columns import DURATION_US, Label, TimeColumn
 from longbatch.schemas.spec.source import Explode
-from longbatch.schemas.tables import ActionValue, Mapped, canonical_columns, canonical_name, role_columns, source_roles
 
 from .values import Faults, Row, RowReader, or_null, order, row_reader
 
@@ -67,11 +67,10 @@ class SourceRows:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How to read one source: its canonical columns, each role's names for them, and how to read each."""
+    """How to read one source: its schema, and a reader per canonical column."""
 
     spec: BuildSpec
-    columns: dict[str, Mapped]
-    roles: dict[Role, dict[str, str]]
+    schema: SourceSchema
     readers: dict[str, RowReader]
 
 
@@ -121,21 +120,17 @@ def source_rows(spec: BuildSpec, source: str, frame: pl.DataFrame) -> SourceRows
 
 
 def _plan(spec: BuildSpec, source: str) -> _Plan:
-    names = {
-        role: {name: canonical_name(mapped) for name, mapped in role_columns(spec, role).items()}
-        for role in source_roles(spec, source)
-    }
-    columns = canonical_columns(spec, source)
-    return _Plan(spec, columns, names, {name: row_reader(spec, mapped) for name, mapped in columns.items()})
+    schema = source_schema(spec, source)
+    return _Plan(spec, schema, {name: row_reader(spec, mapped) for name, mapped in schema.columns.items()})
 
 
 def _part(plan: _Plan, role: Role, row: _Canonical) -> Row:
-    return {name: row.values[canonical] for name, canonical in plan.roles[role].items()}
+    return {name: row.values[canonical] for name, canonical in plan.schema.names[role].items()}
 
 
 def _latest_action(plan: _Plan, rows: list[_Canonical]) -> int | None:
     actions = [row for row in rows if "actions" in row.roles and not row.reasons]
-    return max((row.values[plan.roles["actions"]["event_time"]] for row in actions), default=None)
+    return max((row.values[plan.schema.names["actions"]["event_time"]] for row in actions), default=None)
 
 
 # Values and reasons
@@ -144,8 +139,8 @@ def _latest_action(plan: _Plan, rows: list[_Canonical]) -> int | None:
 def _canonical_rows(plan: _Plan, source: str, frame: pl.DataFrame) -> list[_Canonical]:
     """Type every row and say which roles select it and what is wrong with it."""
     visible = frame if _is_typed(plan.spec, source) else _typed(plan, frame)
-    selects = {role: _where(plan.spec.section(role).where, visible) for role in plan.roles}
-    action_values = {name: mapped for name, mapped in plan.columns.items() if isinstance(mapped, ActionValue)}
+    selects = {role: _where(plan.spec.section(role).where, visible) for role in plan.schema.roles}
+    action_values = {name: mapped for name, mapped in plan.schema.columns.items() if isinstance(mapped, ActionValue)}
     adds = {name: _where(mapped.where, visible) for name, mapped in action_values.items()}
     rows = []
     for index, raw in enumerate(frame.to_dicts()):
@@ -169,7 +164,7 @@ def _read_row(plan: _Plan, raw: Row, unseen: set[str]) -> tuple[Row, dict[str, F
 
 def _role_reasons(plan: _Plan, role: Role, values: Row, faults: dict[str, Faults]) -> Iterable[str]:
     """Yield every reason why one role cannot use the row."""
-    for name, canonical in plan.roles[role].items():
+    for name, canonical in plan.schema.names[role].items():
         if canonical in faults:
             yield from faults[canonical]
         elif values[canonical] is None and (missing := _missing(role, name)):
@@ -190,7 +185,7 @@ def _missing(role: Role, name: str) -> str | None:
 def _conflicting_requests(plan: _Plan, rows: list[_Canonical]) -> set[Any]:
     """Return the request ids that sound rows of different users carry."""
     users: dict[Any, set[int]] = defaultdict(set)
-    user = canonical_name(plan.spec.requests.user_id)
+    user = plan.schema.user_id
     for row in rows:
         if "requests" in row.roles and not row.reasons and _request_id(plan, row) is not None:
             users[_request_id(plan, row)].add(row.values[user])
@@ -199,7 +194,7 @@ def _conflicting_requests(plan: _Plan, rows: list[_Canonical]) -> set[Any]:
 
 def _request_id(plan: _Plan, row: _Canonical) -> Any:
     """Return the request id that a target row carries, None where the spec maps none."""
-    return row.values.get(plan.roles["requests"].get("request_id", ""))
+    return row.values.get(plan.schema.names["requests"].get("request_id", ""))
 
 
 # Which rows a `where` selects
@@ -220,7 +215,7 @@ def _is_typed(spec: BuildSpec, source: str) -> bool:
 def _typed(plan: _Plan, frame: pl.DataFrame) -> pl.DataFrame:
     """Convert the mapped columns of a frame of texts to their declared types; unparsable becomes null."""
     typed: dict[str, pl.Series] = {}
-    for mapped in plan.columns.values():
+    for mapped in plan.schema.columns.values():
         if mapped.column is not None and mapped.column not in typed:
             dtype = _where_type(mapped)
             if dtype != pl.String:
@@ -229,7 +224,7 @@ def _typed(plan: _Plan, frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(*typed.values())
 
 
-def _where_type(mapped: Mapped) -> Any:
+def _where_type(mapped: MappedColumn) -> Any:
     if isinstance(mapped, TimeColumn):
         return pl.Float64 if mapped.unit in DURATION_US else pl.String
     if isinstance(mapped, Label) and mapped.at_least is not None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from longbatch.schemas.source_schema import MappedColumn, source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import IdColumn, TimeColumn
-from longbatch.schemas.tables import Mapped, canonical_columns, list_columns, source_roles
 
 from .raw_files import Advance, chunks
 from .values import or_null, string_id
@@ -50,7 +50,7 @@ def _user_ids(keys: pl.Series, column: IdColumn) -> list[int | None]:
 
 def user_column(spec: BuildSpec, source: str) -> IdColumn:
     """Return the raw column of a source's users."""
-    return spec.section(source_roles(spec, source)[0]).user_id
+    return source_schema(spec, source).user_column
 
 
 def key_of(frame: pl.DataFrame, column: IdColumn) -> pl.Expr:
@@ -63,9 +63,8 @@ def key_of(frame: pl.DataFrame, column: IdColumn) -> pl.Expr:
 
 def made_columns(spec: BuildSpec, source: str) -> set[str]:
     """Return the columns that rows have only after `explode`, and the lists that it takes apart."""
-    entry = spec.sources[source].explode
-    packed = entry.string.fields if entry and entry.string else ()
-    return {*list_columns(spec, source), *packed, *([entry.position] if entry and entry.position else [])}
+    schema = source_schema(spec, source)
+    return {*schema.list_columns, *schema.exploded_to}
 
 
 # What a row weighs
@@ -104,7 +103,7 @@ def _asked(spec: BuildSpec, source: str, frame: pl.DataFrame) -> pl.Series:
     if not _asking_columns(spec, source):
         return everywhere
     texts = {name for name, dtype in frame.schema.items() if dtype == pl.String}
-    mapped = {str(column.column): column for column in canonical_columns(spec, source).values()}
+    mapped = {str(column.column): column for column in source_schema(spec, source).columns.values()}
     view = frame.with_columns(_cast(name, mapped[name]) for name in texts & set(mapped))
     try:
         return view.select(asked=pl.sql_expr(str(spec.requests.where)).fill_null(False)).to_series()
@@ -112,7 +111,7 @@ def _asked(spec: BuildSpec, source: str, frame: pl.DataFrame) -> pl.Series:
         return everywhere
 
 
-def _cast(name: str, mapped: Mapped) -> pl.Expr:
+def _cast(name: str, mapped: MappedColumn) -> pl.Expr:
     text = pl.col(name)
     if isinstance(mapped, TimeColumn):
         return text if mapped.unit in (None, "iso") else text.cast(pl.Float64, strict=False)

@@ -13,9 +13,9 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from longbatch.schemas.errors import DataError, SourceError
+from longbatch.schemas.source_schema import MappedColumn, RequestIdColumn
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import DURATION_US, Declared, Feature, FeatureType, IdColumn, Label, TimeColumn
-from longbatch.schemas.tables import Mapped, RequestIdColumn
 from longbatch.schemas.time import to_microseconds
 
 _WORD = 2**64
@@ -69,7 +69,7 @@ def generated_request_id(user_id: int, request_time_us: int, place: int = 0) -> 
 # Values
 
 
-def row_reader(spec: BuildSpec, mapped: Mapped) -> RowReader:
+def row_reader(spec: BuildSpec, mapped: MappedColumn) -> RowReader:
     """Return what reads a canonical value from a raw row, and every reason why it cannot be used.
 
     A value that cannot be read, or a time out of range, counts as missing: it is the default, or null.
@@ -92,12 +92,12 @@ def row_reader(spec: BuildSpec, mapped: Mapped) -> RowReader:
     return read_row
 
 
-def _raw_name(mapped: Mapped) -> str:
+def _raw_name(mapped: MappedColumn) -> str:
     """Return the raw column as reasons name it; a label that is `contained_in` a list is named by the list."""
     return str(mapped.contained_in if isinstance(mapped, Label) and mapped.contained_in else mapped.column)
 
 
-def _column_reader(spec: BuildSpec, mapped: Mapped) -> Reader:
+def _column_reader(spec: BuildSpec, mapped: MappedColumn) -> Reader:
     """Return what reads a value as declared from a raw row: null where it is missing; an action's 1 is in no column."""
     column, read = _raw_name(mapped), value_reader(mapped)
     if isinstance(mapped, Label) and mapped.contained_in:
@@ -108,7 +108,7 @@ def _column_reader(spec: BuildSpec, mapped: Mapped) -> Reader:
     return (lambda raw: 1) if mapped.column is None else (lambda raw: read(raw[column]))
 
 
-def _fault_finder(spec: BuildSpec, mapped: Mapped) -> Callable[[Any], Faults]:
+def _fault_finder(spec: BuildSpec, mapped: MappedColumn) -> Callable[[Any], Faults]:
     """Return what names the faults of a value as declared that is there."""
     if isinstance(mapped, TimeColumn):
         earliest, latest = (microseconds(bound) for bound in spec.time_range)
@@ -136,7 +136,7 @@ def _bound(bound: float | None, type_name: FeatureType) -> float | None:
         return bound
 
 
-def value_reader(mapped: Mapped) -> Reader:
+def value_reader(mapped: MappedColumn) -> Reader:
     """Return what reads a raw value as the declared type, null as null; times become microseconds UTC.
 
     It raises Unparsable. Users, items and requests are hashed where they are, the text of an `id` feature is not yet.
@@ -145,7 +145,7 @@ def value_reader(mapped: Mapped) -> Reader:
     return lambda value: None if value is None else read(value)
 
 
-def _reader_of_type(mapped: Mapped) -> Reader:
+def _reader_of_type(mapped: MappedColumn) -> Reader:
     if isinstance(mapped, TimeColumn):
         return lambda value: _time(value, mapped)
     if mapped.type == "string":
@@ -247,7 +247,7 @@ def microseconds(moment: datetime, timezone: str = "UTC") -> int:
     return to_microseconds(moment)
 
 
-def or_null(value: Any, mapped: Mapped) -> Any:
+def or_null(value: Any, mapped: MappedColumn) -> Any:
     """Read a value as a `where` sees it; a numeric time is the number that stands in the log."""
     try:
         if value is None or isinstance(mapped, TimeColumn):
