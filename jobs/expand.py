@@ -1,12 +1,13 @@
 """`longbatch expand`: the sample level of a dataset as Parquet files, one row per target with its history copied into it.
 
-    OUT/part-00000.parquet ...   rows in the dataset's order, columns as in `pipelines/levels.py`
+    OUT/part-00000.parquet ...   rows in the dataset's order, columns as in `longbatch.pipelines.expansion`
 
-The files are written to a hidden folder beside OUT, which takes its name when all is done.
+The files are written to a hidden folder beside OUT. The folder is renamed to OUT once every file is written.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 import uuid
@@ -17,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longbatch.cli.text_output import format_size
 from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.pipelines.content_hash import Samples
 from longbatch.schemas.errors import DatasetError, MachineError
@@ -25,15 +25,33 @@ from longbatch.schemas.format.dataset import Dataset, check_history_length
 from longbatch.schemas.format.shard import disk_message
 from longbatch.schemas.types import ProgressCallback, no_progress
 
-from .expanded_files import is_part, plan_parts, samples_of_file, samples_of_part, settings_for, write_part
+from .expanded_files import (
+    Expander,
+    is_part,
+    plan_parts,
+    samples_of_file,
+    samples_of_part,
+    settings_for,
+    write_part,
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """Files of the sample level: one row per target, so many history events in all rows together; bytes on disk.
+    """Files of the sample level: one row per target.
 
-    seconds: of writing, None where they were only compared. dataset, found: what the dataset expands to and what is in
-    the files, each hashed for itself; None where they were not compared.
+    Attributes:
+        path: Folder of the files.
+        history_length: Newest events that each history holds at most.
+        rows: Rows of all files.
+        events: History events in all rows together.
+        files: Number of files.
+        bytes: Size of the files on disk.
+        seconds: Time to write them, None where they were only compared.
+        expected: What the dataset expands to, None where nothing was compared.
+        actual: What the files contain, None where nothing was compared.
     """
 
     path: str
@@ -43,17 +61,17 @@ class Expansion:
     files: int
     bytes: int
     seconds: float | None = None
-    dataset: Samples | None = None
-    found: Samples | None = None
+    expected: Samples | None = None
+    actual: Samples | None = None
 
     @property
     def equal(self) -> bool:
-        """Whether the files hold the rows of the dataset, each as often; true where that was not looked at."""
-        return self.dataset == self.found
+        """Whether the files contain exactly the rows of the dataset; true where they were not compared."""
+        return self.expected == self.actual
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "equal": self.equal if self.found else None}
+        """Plain values for JSON; `equal` is None where the files were not compared."""
+        return {**asdict(self), "equal": self.equal if self.actual else None}
 
 
 def expand(
@@ -66,29 +84,49 @@ def expand(
     workers: int | None = None,
     progress: ProgressCallback = no_progress,
 ) -> Expansion:
-    """Write the sample level of a dataset into the folder `out`; on any error nothing is visible and nothing left.
+    """Write the sample level of a dataset into the folder `out`. After an error no file is left behind.
 
-    With `check` the files are compared with the dataset (see `compare`), and get their name only if they are equal.
-    `overwrite` replaces an earlier expansion, after success only. `history_length` is at most the built one, the
-    default. Takes some 300 MB of memory per worker (default: one per core). Raises SpecError (history_length),
-    DatasetError (`out` exists, the dataset is damaged), MachineError (disk full).
+    Takes about 300 MB of memory per worker.
+
+    Args:
+        dataset: The dataset to expand.
+        out: A folder that does not exist yet or is empty.
+        history_length: Newest events to copy into each row; by default, and at most, the built length.
+        check: Compare the files with the dataset (see `compare`), and keep them only if they are equal.
+        overwrite: Replace an earlier expansion once the new one is complete.
+        workers: Threads; by default one per core.
+        progress: Called with a stage, the rows done and all rows.
+
+    Returns:
+        What was written, and both sides of the comparison if `check` is set.
+
+    Raises:
+        SpecError: `history_length` is out of range.
+        DatasetError: `out` exists already, or the dataset is damaged.
+        MachineError: The disk is full.
+
+    Example:
+        expansion = expand(open_dataset("dataset"), "samples", history_length=100, check=True)
+        assert expansion.equal
     """
     length, root, started = check_history_length(dataset.spec, history_length), Path(out).resolve(), time.monotonic()
     _check_output(root, overwrite, dataset)
-    pool, parts = WorkerPool(workers, progress), plan_parts(dataset, length)
-    with _hidden(root) as folder:
-        settings = settings_for(dataset, length)
+    expander = Expander(dataset, length, WorkerPool(workers, progress))
+    parts = plan_parts(dataset, length)
+    with _hidden_folder(root) as folder:
+        settings = settings_for(expander, parts)
         paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
-        write = partial(write_part, dataset, length, settings, pool)
-        sizes = pool.each([partial(write, *task) for task in zip(paths, parts, strict=True)])
-        rows, events, size = (sum(column) for column in zip(*sizes, strict=True))
+        tasks = [partial(write_part, expander, settings, *task) for task in zip(paths, parts, strict=True)]
+        written = expander.pool.each(tasks)
+        rows, events, size = (sum(column) for column in zip(*written, strict=True))
         expansion = Expansion(str(out), length, rows, events, len(parts), size, time.monotonic() - started)
         if check:
-            sides = _compare(dataset, length, pool, paths)
-            expansion = replace(expansion, dataset=sides[0], found=sides[1])
+            expected, actual = _both_sides(expander, paths)
+            expansion = replace(expansion, expected=expected, actual=actual)
         if expansion.equal:
-            _check_output(root, overwrite, dataset)
+            _check_output(root, overwrite, dataset)  # again: the folder may have appeared in the meantime
             _publish(folder, root)
+    logger.info("expand: %d rows, %d bytes, %.1f s", rows, size, time.monotonic() - started)
     return expansion
 
 
@@ -100,46 +138,61 @@ def compare(
     workers: int | None = None,
     progress: ProgressCallback = no_progress,
 ) -> Expansion:
-    """Compare an expansion with the dataset: both as multisets of rows, each hashed for itself.
+    """Compare an expansion with the dataset, as multisets of rows. Each side is hashed independently.
 
-    The dataset's side copies no history; the other is read from the files, in batches. Raises SpecError
-    (`history_length` is not that of the expansion) and DatasetError (`out` is no expansion of such a dataset).
+    The dataset is hashed without copying histories; the files are read back in batches.
+
+    Args:
+        dataset: The dataset that was expanded.
+        out: The folder of the expansion.
+        history_length: The history length of the expansion; by default the built length.
+        workers: Threads; by default one per core.
+        progress: Called with a stage, the rows done and all rows.
+
+    Returns:
+        The expansion with both sides of the comparison; see `Expansion.equal`.
+
+    Raises:
+        SpecError: `history_length` is not the one of the expansion.
+        DatasetError: `out` is not an expansion of such a dataset.
     """
     length, paths = check_history_length(dataset.spec, history_length), sorted(Path(out).glob("*.parquet"))
     if not paths:
-        raise DatasetError(f"{out} holds no Parquet files; expand the dataset into it first")
-    expected, found = _compare(dataset, length, WorkerPool(workers, progress), paths)
+        raise DatasetError(f"{out} contains no Parquet files. Expand the dataset into it first.")
+    expected, actual = _both_sides(Expander(dataset, length, WorkerPool(workers, progress)), paths)
     size = sum(path.stat().st_size for path in paths)
-    return Expansion(str(out), length, found.rows, found.events, len(paths), size, dataset=expected, found=found)
+    return Expansion(str(out), length, actual.rows, actual.events, len(paths), size, expected=expected, actual=actual)
 
 
-def _compare(dataset: Dataset, length: int, pool: WorkerPool, paths: list[Path]) -> tuple[Samples, Samples]:
-    """What the dataset expands to, and what is in the files."""
-    parts = plan_parts(dataset, length)
-    expected = pool.each([partial(samples_of_part, dataset, length, pool, part) for part in parts])
-    found = pool.each([partial(samples_of_file, dataset, length, pool, path) for path in paths])
-    return sum(expected, Samples()), sum(found, Samples())
+def _both_sides(expander: Expander, paths: list[Path]) -> tuple[Samples, Samples]:
+    """What the dataset expands to, and what the files contain."""
+    parts = plan_parts(expander.dataset, expander.history_length)
+    expected = expander.pool.each([partial(samples_of_part, expander, part) for part in parts])
+    actual = expander.pool.each([partial(samples_of_file, expander, path) for path in paths])
+    return sum(expected, Samples()), sum(actual, Samples())
 
 
 def _check_output(root: Path, overwrite: bool, dataset: Dataset) -> None:
-    """Raise DatasetError unless `root` is new or empty, or, to be replaced, holds an expansion and nothing else."""
-    place = Path(str(dataset.path)).resolve()
-    if place.is_relative_to(root) or root.is_relative_to(place):
-        raise DatasetError(f"{root} lies in the dataset {place}, or around it; choose a folder of its own")
+    """Raise DatasetError unless `root` is new or empty, or, to be replaced, contains an expansion and nothing else."""
+    source = Path(str(dataset.path)).resolve()
+    if source.is_relative_to(root) or root.is_relative_to(source):
+        raise DatasetError(f"{root} is inside the dataset {source} or contains it. Choose a separate folder.")
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return
     if not overwrite:
-        raise DatasetError(f"{root} exists; pass --overwrite to replace it, or --check to compare it with the dataset")
+        raise DatasetError(
+            f"{root} already exists. Pass --overwrite to replace it, or --check to compare it with the dataset."
+        )
     foreign = sorted(path.name for path in root.iterdir() if not is_part(path)) if root.is_dir() else [root.name]
     if foreign:
         raise DatasetError(
-            f"{root} is no expansion: it holds {foreign[0]}; choose another output, or remove it yourself"
+            f"{root} is not an expansion: it contains {foreign[0]}. Choose another output, or remove it yourself."
         )
 
 
 @contextmanager
-def _hidden(root: Path) -> Iterator[Path]:
-    """Make a folder beside `root` that is gone at the end, unless it was renamed."""
+def _hidden_folder(root: Path) -> Iterator[Path]:
+    """A new folder beside `root` that is removed at the end, unless it was renamed."""
     folder = root.with_name(f".{root.name}-{uuid.uuid4().hex[:12]}")
     try:
         folder.mkdir(parents=True)
@@ -151,28 +204,14 @@ def _hidden(root: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, root: Path) -> None:
-    """Give the folder its name, in place of the one that has it."""
+    """Rename the folder to `root`; if that fails, an earlier `root` is put back."""
     if not root.exists():
         folder.rename(root)
         return
-    with _hidden(root) as old:
-        root.rename(old)
+    with _hidden_folder(root) as previous:
+        root.rename(previous)
         try:
             folder.rename(root)
         except BaseException:
-            old.rename(root)
+            previous.rename(root)
             raise
-
-
-def expansion_text(expansion: Expansion) -> str:
-    """What was written, and both sides of the comparison."""
-    lines = [
-        f"{expansion.path}: {expansion.rows:,} rows with {expansion.events:,} history events in {expansion.files:,} "
-        f"files, {format_size(expansion.bytes)}" + (f", {expansion.seconds:.1f} s" if expansion.seconds else "")
-    ]
-    if expansion.dataset and expansion.found:
-        lines.append(f"{'':<8}{'rows':>14}{'history events':>18}  hash")
-        for side, samples in (("dataset", expansion.dataset), ("files", expansion.found)):
-            lines.append(f"{side:<8}{samples.rows:>14,}{samples.events:>18,}  {samples.hash}")
-        lines.append("equal" if expansion.equal else "not equal: these are not the rows that the dataset expands to")
-    return "\n".join(lines)

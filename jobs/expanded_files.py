@@ -1,7 +1,7 @@
-"""The files of an expansion: which blocks go into which, how one is written, and what is in it when read back.
+"""The files of an expansion: which blocks go into which file, how a file is written, and what it contains when read back.
 
-Histories are copied a row group at a time, so memory is bounded by row groups, not by blocks, requests or histories. A
-file holds neighbouring blocks, and is made by one thread.
+Histories are copied one row group at a time, so row groups bound the memory, not blocks, requests or histories. Each
+file holds consecutive blocks and is written by one thread.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,9 +28,9 @@ from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.tables import event_type
 
-GROUP_BYTES = 64_000_000  # decoded, of a row group
-PART_BYTES = 4_000_000_000  # decoded, of a file; on disk a tenth of it or less
-HASHED_EVENTS = 1 << 18  # hashed at once
+GROUP_BYTES = 64_000_000  # of a row group, in memory
+PART_BYTES = 4_000_000_000  # of a file, in memory; on disk a tenth of it or less
+HASHED_EVENTS = 1 << 18  # history events hashed at once
 CODEC = "zstd"
 LENGTH_KEY = b"longbatch.history_length"
 FINGERPRINT_KEY = b"longbatch.fingerprint"
@@ -37,25 +38,57 @@ PART_NAME = re.compile(r"part-\d{5,}\.parquet$")
 Blocks = list[tuple[int, int]]
 
 
-def plan_parts(dataset: Dataset, history_length: int) -> list[Blocks]:
-    """Neighbouring blocks, as (shard, block), for each file: about PART_BYTES decoded, and always at least one block.
+@dataclass(frozen=True)
+class Expander:
+    """What every task of an expansion needs.
 
-    What a block expands to is estimated: all its requests have equally many targets, and a value has 8 bytes.
+    Attributes:
+        dataset: The dataset to expand.
+        history_length: Newest events of each history.
+        pool: The threads that run the tasks; they report their progress to it.
+    """
+
+    dataset: Dataset
+    history_length: int
+    pool: WorkerPool
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the files; the metadata names the dataset and the history length."""
+        origin: dict[bytes | str, bytes | str] = {
+            FINGERPRINT_KEY: self.dataset.fingerprint,
+            LENGTH_KEY: str(self.history_length),
+        }
+        return sample_schema(self.dataset.spec).with_metadata(origin)
+
+
+def plan_parts(dataset: Dataset, history_length: int) -> list[Blocks]:
+    """Split the blocks into one run of consecutive blocks for each file.
+
+    The size of an expanded block is estimated: all its requests have equally many targets, and each value takes 8 bytes.
+
+    Args:
+        dataset: The dataset to expand.
+        history_length: Newest events of each history.
+
+    Returns:
+        For each file its blocks as (shard, block): about PART_BYTES in memory, at least one block.
     """
     blocks = [(shard, block) for shard, row in enumerate(dataset.shards) for block in range(len(row["blocks"]))]
-    listed = [dataset.shards[shard]["blocks"][block] for shard, block in blocks]
+    entries = [dataset.shards[shard]["blocks"][block] for shard, block in blocks]
     targets, requests, events = (
-        np.array([block[name] for block in listed], dtype=np.float64)
+        np.array([entry[name] for entry in entries], dtype=np.float64)
         for name in ("targets", "requests", "history_events")
     )
-    lists = event_type(dataset.spec).num_fields
-    flat = len(sample_schema(dataset.spec)) - lists
-    history = np.minimum(history_length, events / np.maximum(1, requests))
-    return [blocks[run] for run in _runs(8 * targets * (flat + lists * history), PART_BYTES)]
+    list_columns = event_type(dataset.spec).num_fields
+    flat_columns = len(sample_schema(dataset.spec)) - list_columns
+    mean_history = np.minimum(history_length, events / np.maximum(1, requests))
+    sizes = 8 * targets * (flat_columns + list_columns * mean_history)
+    return [blocks[run] for run in _runs(sizes, PART_BYTES)]
 
 
 def is_part(path: Path) -> bool:
-    """Whether a file is one that `write_part` wrote: by its name, and by what its schema says it was made of."""
+    """Whether `write_part` wrote the file, judged by its name and the metadata of its schema."""
     if not PART_NAME.match(path.name):
         return False
     try:
@@ -64,16 +97,28 @@ def is_part(path: Path) -> bool:
         return False
 
 
-def _runs(sizes: npt.NDArray[np.float64], budget: int) -> Iterator[slice]:
-    """Cut neighbours, (N,) sizes, into runs that are over the budget by less than one of them."""
+def _runs(sizes: npt.NDArray[np.float64] | npt.NDArray[np.int64], budget: int) -> Iterator[slice]:
+    """Split consecutive items, (N,) sizes, into runs that exceed the budget by less than one item.
+
+    sizes [3, 3, 5, 1], budget 5: the items begin at 0, 3, 6 and 11.
+    Divided by the budget that is 0, 0, 1, 2; a run ends where the number changes.
+    Result: slice(0, 2), slice(2, 3), slice(3, 4).
+    """
     begins = np.cumsum(sizes) - sizes
-    cuts = (np.flatnonzero(np.diff(begins // budget)) + 1).tolist()
-    return (slice(first, last) for first, last in pairwise([0, *cuts, len(sizes)]))
+    ends = (np.flatnonzero(np.diff(begins // budget)) + 1).tolist()
+    return (slice(first, last) for first, last in pairwise([0, *ends, len(sizes)]))
 
 
 def row_groups(dataset: Dataset, blocks: Blocks, history_length: int) -> Iterator[pa.Table]:
-    """Sample-level rows of some blocks, in tables of about GROUP_BYTES, whatever the sizes of blocks and requests."""
-    waiting, size = [], 0
+    """Yield the sample-level rows of some blocks, in tables of about GROUP_BYTES whatever the size of a block.
+
+    Args:
+        dataset: The dataset to expand.
+        blocks: The blocks to expand, as (shard, block).
+        history_length: Newest events of each history.
+    """
+    waiting: list[pa.Table] = []
+    size = 0
     for block in read_blocks(dataset, blocks):
         for table in _expand_block(cut_requests(block, history_length)):
             waiting.append(table)
@@ -85,95 +130,114 @@ def row_groups(dataset: Dataset, blocks: Blocks, history_length: int) -> Iterato
         yield pa.concat_tables(waiting)
 
 
-def _expand_block(cuts: Cuts) -> Iterator[pa.Table]:
-    """Sample-level rows of a block, in tables that are parts of a row group."""
-    owners = np.repeat(np.arange(cuts.own.num_rows), cuts.target_counts)
-    for run in _runs(cuts.copy_bytes[owners] + cuts.target_bytes, GROUP_BYTES // 4):
-        yield sample_level(cuts, owners[run], np.arange(run.start, run.stop))
+def _expand_block(requests: Cuts) -> Iterator[pa.Table]:
+    """Sample-level rows of a block, in tables of about a quarter of a row group."""
+    owners = np.repeat(np.arange(requests.own.num_rows), requests.target_counts)
+    for run in _runs(requests.copy_bytes[owners] + requests.target_bytes, GROUP_BYTES // 4):
+        yield sample_level(requests, owners[run], np.arange(run.start, run.stop))
 
 
-def settings_for(dataset: Dataset, length: int) -> ParquetSettings:
-    """Parquet settings that suit a row group from the middle of the dataset."""
-    blocks = [block for part in plan_parts(dataset, length) for block in part]
-    table = next(row_groups(dataset, blocks[len(blocks) // 2 :], length), None)
+def settings_for(expander: Expander, parts: list[Blocks]) -> ParquetSettings:
+    """Choose the Parquet settings by a row group from the middle of the dataset.
+
+    Args:
+        expander: The dataset and history length.
+        parts: The blocks of each file, as `plan_parts` returns them.
+    """
+    blocks = [block for part in parts for block in part]
+    groups = row_groups(expander.dataset, blocks[len(blocks) // 2 :], expander.history_length)
+    table = next(groups, None)
     return ParquetSettings() if table is None else choose_settings([table], CODEC)
 
 
-def write_part(
-    dataset: Dataset, length: int, settings: ParquetSettings, pool: WorkerPool, path: Path, blocks: Blocks
-) -> tuple[int, int, int]:
-    """Write one file and sync it to disk; return its rows, the events in them, its bytes."""
+def write_part(expander: Expander, settings: ParquetSettings, path: Path, blocks: Blocks) -> tuple[int, int, int]:
+    """Write one file and sync it to disk.
+
+    Args:
+        expander: The dataset and history length.
+        settings: How the Parquet file is written.
+        path: The file to create.
+        blocks: The blocks to expand, as (shard, block).
+
+    Returns:
+        Rows, history events in all rows together, bytes on disk.
+    """
     rows = events = 0
-    schema = _schema(dataset, length)
+    schema, dataset = expander.schema, expander.dataset
     with path.open("xb") as file:
         with pq.ParquetWriter(file, schema, **parquet_options(schema, CODEC, settings)) as writer:
-            for table in row_groups(dataset, blocks, length):
+            for table in row_groups(dataset, blocks, expander.history_length):
                 writer.write_table(table, row_group_size=table.num_rows)
                 rows += table.num_rows
                 events += pc.sum(pc.list_value_length(table["history_item_id"])).as_py()
-                pool.tell("expand", table.num_rows, dataset.counts.targets)
+                expander.pool.tell("expand", table.num_rows, dataset.counts.targets)
         file.flush()
         os.fsync(file.fileno())
     return rows, events, path.stat().st_size
 
 
-def samples_of_part(dataset: Dataset, length: int, pool: WorkerPool, blocks: Blocks) -> Samples:
-    """What some blocks expand to, without expanding them."""
+def samples_of_part(expander: Expander, blocks: Blocks) -> Samples:
+    """Hash what some blocks, as (shard, block), expand to, without expanding them."""
     samples = Samples()
-    for block in read_blocks(dataset, blocks):
-        part = samples_of_block(block, length)
-        pool.tell("hash dataset", part.rows, dataset.counts.targets)
+    for block in read_blocks(expander.dataset, blocks):
+        part = samples_of_block(block, expander.history_length)
+        expander.pool.tell("hash dataset", part.rows, expander.dataset.counts.targets)
         samples += part
     return samples
 
 
-def samples_of_file(dataset: Dataset, length: int, pool: WorkerPool, path: Path) -> Samples:
-    """What is in a file. Raises DatasetError naming the file if it is not one of an expansion of such a dataset."""
-    schema, samples = _schema(dataset, length), Samples()
+def samples_of_file(expander: Expander, path: Path) -> Samples:
+    """Hash what a file contains.
+
+    Args:
+        expander: The dataset and the history length it was expanded at.
+        path: A Parquet file.
+
+    Raises:
+        DatasetError: The file is not part of an expansion of such a dataset.
+        SpecError: The file was written at another history length.
+    """
+    schema, dataset, samples = expander.schema, expander.dataset, Samples()
     try:
         with pq.ParquetFile(path) as file:
-            _check_made_of(path, file.schema_arrow, schema)
+            _check_origin(path, file.schema_arrow, schema)
             for batch in _batches(file):
                 samples += samples_of_rows(batch.cast(schema), dataset.spec)
-                pool.tell("hash files", batch.num_rows, dataset.counts.targets)
+                expander.pool.tell("hash files", batch.num_rows, dataset.counts.targets)
     except DatasetError as error:
-        raise DatasetError(f"{path}: {error}; expand the dataset again") from None
+        raise DatasetError(f"{path}: {error}. Expand the dataset again.") from None
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}; expand the dataset again") from None
+        raise DatasetError(f"{path} cannot be read: {error}. Expand the dataset again.") from None
     return samples
 
 
-def _check_made_of(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
-    """Raise SpecError if the file was made at another history length, DatasetError if its columns are others."""
-    length, asked = ((schema.metadata or {}).get(LENGTH_KEY) for schema in (found, wanted))
-    if length not in (None, asked):
+def _check_origin(path: Path, actual: pa.Schema, expected: pa.Schema) -> None:
+    """Raise SpecError if the file has another history length, DatasetError if it has other columns."""
+    length, expected_length = ((schema.metadata or {}).get(LENGTH_KEY) for schema in (actual, expected))
+    if length not in (None, expected_length):
         raise SpecError(
-            f"{path} was expanded at history length {length.decode()}; pass --history-length {length.decode()}"
+            f"{path} was expanded at history length {length.decode()}. Pass --history-length {length.decode()}."
         )
-    if found.names != wanted.names:
-        raise DatasetError(f"its columns are {found.names}, those of the dataset's expansion {wanted.names}")
-    flat = [field.name for field in found if _is_list(wanted.field(field.name).type) and not _is_list(field.type)]
+    if actual.names != expected.names:
+        raise DatasetError(f"the columns are {actual.names}, expected {expected.names}")
+    flat = [field.name for field in actual if _is_list(expected.field(field.name).type) and not _is_list(field.type)]
     if flat:
-        raise DatasetError(f"its columns {flat} are no lists")
+        raise DatasetError(f"the columns {flat} are not lists")
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+def _is_list(arrow_type: pa.DataType) -> bool:
+    return bool(pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type))
 
 
 def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """Rows of a file, in batches of about HASHED_EVENTS events."""
-    paths = [file.metadata.schema.column(place).path for place in range(file.metadata.num_columns)]
-    history = next(place for place, path in enumerate(paths) if path.startswith("history_item_id."))
+    """Rows of a file, in batches of about HASHED_EVENTS history events."""
+    paths = [file.metadata.schema.column(index).path for index in range(file.metadata.num_columns)]
+    history_column = next(index for index, path in enumerate(paths) if path.startswith("history_item_id."))
     for number in range(file.metadata.num_row_groups):
+        # The metadata gives the mean history of the row group, which sizes the reads; single rows may be far longer,
+        # so each batch that was read is split again by its actual lengths.
         group = file.metadata.row_group(number)
-        rows = max(1, HASHED_EVENTS * group.num_rows // max(1, group.column(history).num_values))
+        rows = max(1, HASHED_EVENTS * group.num_rows // max(1, group.column(history_column).num_values))
         for batch in file.iter_batches(rows, row_groups=[number], use_threads=False):
             lengths = pc.list_value_length(batch["history_item_id"]).fill_null(0).to_numpy()
             yield from (batch[run] for run in _runs(lengths, HASHED_EVENTS))
-
-
-def _schema(dataset: Dataset, length: int) -> pa.Schema:
-    """Columns of the files, which also know what they were made of."""
-    made_of = {FINGERPRINT_KEY: dataset.fingerprint, LENGTH_KEY: str(length)}
-    return sample_schema(dataset.spec).with_metadata(made_of)

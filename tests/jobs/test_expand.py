@@ -90,7 +90,7 @@ def test_each_target_is_a_row_with_its_request_and_its_own_history(small: Datase
     ]
     assert (expansion.rows, expansion.events, expansion.files) == (6, 8, 1)
     assert expansion.bytes == (tmp_path / "out" / "part-00000.parquet").stat().st_size
-    assert expansion.dataset is None
+    assert expansion.expected is None
 
 
 def test_polars_reads_the_files_as_they_are(small: Dataset, tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_a_dirty_log_with_text_ids_expands_as_naively(corrupt_log: Path, tmp_pat
     expansion = expand(dataset, tmp_path / "out", history_length=length, check=True)
     assert rows_of(tmp_path / "out") == expand_naively(dataset, length)
     assert expansion.equal
-    assert expansion.found is not None
-    assert expansion.found.rows == dataset.counts.targets > 50
-    assert expansion.found.events == expansion.events
+    assert expansion.actual is not None
+    assert expansion.actual.rows == dataset.counts.targets > 50
+    assert expansion.actual.events == expansion.events
 
 
 @st.composite
@@ -166,8 +166,8 @@ def test_any_dataset_expands_as_naively_whatever_is_cut_where(
         found, expected = rows_of(Path(folder) / "out"), expand_naively(dataset, length)
     assert [plain(row) for row in found] == [plain(row) for row in expected]
     assert expansion.equal
-    assert expansion.found is not None
-    assert expansion.found.events == sum(len(row["history_item_id"]) for row in expected)
+    assert expansion.actual is not None
+    assert expansion.actual.events == sum(len(row["history_item_id"]) for row in expected)
 
 
 # Comparing
@@ -217,9 +217,9 @@ def test_any_change_of_the_files_is_seen(small: Dataset, tmp_path: Path, what: s
     rewrite(tmp_path / "out" / "part-00000.parquet", CHANGES[what])
     compared = compare(small, tmp_path / "out")
     assert not compared.equal
-    assert compared.dataset is not None
-    assert compared.found is not None
-    assert compared.dataset.hash != compared.found.hash
+    assert compared.expected is not None
+    assert compared.actual is not None
+    assert compared.expected.hash != compared.actual.hash
 
 
 def test_the_order_of_rows_their_files_and_another_writer_are_no_change(small: Dataset, tmp_path: Path) -> None:
@@ -243,22 +243,22 @@ def test_a_file_less_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_files_of_another_history_length_are_refused(small: Dataset, tmp_path: Path) -> None:
     expand(small, tmp_path / "out", history_length=1)
     assert compare(small, tmp_path / "out", history_length=1).equal
-    with pytest.raises(SpecError, match="was expanded at history length 1; pass --history-length 1"):
+    with pytest.raises(SpecError, match="was expanded at history length 1. Pass --history-length 1"):
         compare(small, tmp_path / "out")
 
 
 def test_files_that_are_no_expansion_are_named(small: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="holds no Parquet files; expand the dataset into it first"):
+    with pytest.raises(DatasetError, match="contains no Parquet files. Expand the dataset into it first"):
         compare(small, tmp_path)
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "a.parquet")
-    with pytest.raises(DatasetError, match=r"a.parquet: its columns are \['a'\], those of the dataset's expansion"):
+    with pytest.raises(DatasetError, match=r"a.parquet: the columns are \['a'\], expected \['request_id'"):
         compare(small, tmp_path)
     names = sample_files.sample_schema(small.spec).names
     pl.DataFrame([dict.fromkeys(names, 1)]).write_parquet(tmp_path / "a.parquet")
-    with pytest.raises(DatasetError, match=r"its columns \['history_item_id', .*'history_score'\] are no lists"):
+    with pytest.raises(DatasetError, match=r"the columns \['history_item_id', .*'history_score'\] are not lists"):
         compare(small, tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(DatasetError, match=r"a.parquet cannot be read: .*; expand the dataset again"):
+    with pytest.raises(DatasetError, match=r"a.parquet cannot be read: .*Expand the dataset again"):
         compare(small, tmp_path)
 
 
@@ -296,14 +296,16 @@ def test_a_folder_that_is_there_is_refused_and_replaced_only_if_it_is_an_expansi
     out = tmp_path / "out"
     out.mkdir()
     expand(small, out)
-    with pytest.raises(DatasetError, match="out exists; pass --overwrite to replace it, or --check to compare it"):
+    with pytest.raises(
+        DatasetError, match="out already exists. Pass --overwrite to replace it, or --check to compare it"
+    ):
         expand(small, out, history_length=1)
     expand(small, out, history_length=1, overwrite=True)
     assert compare(small, out, history_length=1).equal
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(DatasetError, match=r"out is no expansion: it holds notes.txt; choose another output"):
+    with pytest.raises(DatasetError, match=r"out is not an expansion: it contains notes.txt. Choose another output"):
         expand(small, out, overwrite=True)
-    with pytest.raises(DatasetError, match=r"notes.txt is no expansion: it holds notes.txt"):
+    with pytest.raises(DatasetError, match=r"notes.txt is not an expansion: it contains notes.txt"):
         expand(small, out / "notes.txt", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
@@ -313,13 +315,15 @@ def test_no_log_and_no_part_of_a_dataset_is_ever_replaced(small: Dataset, tmp_pa
     raw.mkdir()
     for name in ("events.parquet", "part-00000.parquet"):
         pq.write_table(pa.table({"user": [1]}), raw / name)
-    with pytest.raises(DatasetError, match=r"raw is no expansion: it holds events.parquet; choose another output"):
+    with pytest.raises(
+        DatasetError, match=r"raw is not an expansion: it contains events.parquet. Choose another output"
+    ):
         expand(small, raw, overwrite=True)
     (raw / "events.parquet").unlink()
-    with pytest.raises(DatasetError, match=r"raw is no expansion: it holds part-00000.parquet"):
+    with pytest.raises(DatasetError, match=r"raw is not an expansion: it contains part-00000.parquet"):
         expand(small, raw, overwrite=True)
     for out in (small.path / "samples", small.path, small.path.parent):
-        with pytest.raises(DatasetError, match=r"lies in the dataset .*, or around it; choose a folder of its own"):
+        with pytest.raises(DatasetError, match=r"is inside the dataset .* or contains it. Choose a separate folder"):
             expand(small, out, overwrite=True)
 
 
@@ -417,16 +421,16 @@ def test_the_command_ends_with_zero_if_equal_and_with_one_if_not(small: Dataset,
     assert written.returncode == 0, written.stderr
     document = json.loads(written.stdout)
     assert document["equal"] is True
-    assert document["dataset"] == document["found"]
-    assert document["found"].keys() == {"rows", "events", "hash"}
+    assert document["expected"] == document["actual"]
+    assert document["actual"].keys() == {"rows", "events", "hash"}
     rewrite(tmp_path / "out" / "part-00000.parquet", CHANGES["a label"])
     checked = longbatch(str(small.path), out, "--check")
     assert checked.returncode == 1
-    assert checked.stdout.count(document["found"]["hash"]) == 1
-    assert "not equal: these are not the rows that the dataset expands to" in checked.stdout
+    assert checked.stdout.count(document["actual"]["hash"]) == 1
+    assert "not equal: the files do not contain what the dataset expands to" in checked.stdout
     again = longbatch(str(small.path), out)
     assert again.returncode == 1
-    assert "out exists; pass --overwrite to replace it" in again.stderr
+    assert "out already exists. Pass --overwrite to replace it" in again.stderr
     replaced = longbatch(str(small.path), out, "--overwrite", "--json")
     assert json.loads(replaced.stdout)["equal"] is None
 

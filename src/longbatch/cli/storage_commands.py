@@ -57,9 +57,11 @@ def expand(
       longbatch expand dataset samples --history-length 100
       longbatch expand dataset samples --overwrite --check
     """
-    from longbatch.jobs.expand import compare, expansion_text
+    from longbatch.jobs.expand import compare
     from longbatch.jobs.expand import expand as run
     from longbatch.schemas.format.dataset import open_dataset
+
+    from .text_output import format_expansion
 
     opened = open_dataset(dataset)
     with progress_bars() as progress:
@@ -67,7 +69,7 @@ def expand(
             found = compare(opened, out, history_length=history_length, progress=progress)
         else:
             found = run(opened, out, history_length=history_length, check=check, overwrite=overwrite, progress=progress)
-    show(found.as_dict(), as_json, lambda: expansion_text(found))
+    show(found.as_dict(), as_json, lambda: format_expansion(found))
     if not found.equal:
         raise typer.Exit(1)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longbatch.jobs.build import BuildSummary
+from longbatch.jobs.expand import Expansion
 from longbatch.jobs.savings.results import Savings
 from longbatch.jobs.simulation.simulate import SimulationReport
 from longbatch.jobs.validate import Validation
@@ -229,6 +230,21 @@ def savings_text(savings: Savings, out: str) -> str:
         f"layout, {headline['smallest_title']}, {headline['smallest']:.2f}"
     )
     return "\n".join([*lines, f"open {out}/savings.html"])
+
+
+def format_expansion(expansion: Expansion) -> str:
+    """Format what `expand` wrote, and both sides of the comparison if there was one."""
+    seconds = f", {expansion.seconds:.1f} s" if expansion.seconds else ""
+    lines = [
+        f"{expansion.path}: {expansion.rows:,} rows with {expansion.events:,} history events in {expansion.files:,} "
+        f"files, {format_size(expansion.bytes)}{seconds}"
+    ]
+    if expansion.expected and expansion.actual:
+        lines.append(f"{'':<8}{'rows':>14}{'history events':>18}  hash")
+        for side, samples in (("dataset", expansion.expected), ("files", expansion.actual)):
+            lines.append(f"{side:<8}{samples.rows:>14,}{samples.events:>18,}  {samples.hash}")
+        lines.append("equal" if expansion.equal else "not equal: the files do not contain what the dataset expands to")
+    return "\n".join(lines)
 
 
 def plan_text(planned: Mapping[str, Any]) -> str:
