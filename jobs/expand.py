@@ -116,8 +116,8 @@ def expand(
     with _hidden_folder(root) as folder:
         settings = settings_for(expander, parts)
         paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
-        tasks = [partial(write_part, expander, settings, *task) for task in zip(paths, parts, strict=True)]
-        written = expander.pool.each(tasks)
+        tasks = zip(paths, parts, strict=True)
+        written = expander.pool.each([partial(write_part, expander, settings, *task) for task in tasks])
         rows, events, size = (sum(column) for column in zip(*written, strict=True))
         expansion = Expansion(str(out), length, rows, events, len(parts), size, time.monotonic() - started)
         if check:

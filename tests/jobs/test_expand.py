@@ -243,12 +243,12 @@ def test_a_file_less_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_files_of_another_history_length_are_refused(small: Dataset, tmp_path: Path) -> None:
     expand(small, tmp_path / "out", history_length=1)
     assert compare(small, tmp_path / "out", history_length=1).equal
-    with pytest.raises(SpecError, match="was expanded at history length 1. Pass --history-length 1"):
+    with pytest.raises(SpecError, match=r"was expanded at history length 1\. Pass --history-length 1"):
         compare(small, tmp_path / "out")
 
 
 def test_files_that_are_no_expansion_are_named(small: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="contains no Parquet files. Expand the dataset into it first"):
+    with pytest.raises(DatasetError, match=r"contains no Parquet files\. Expand the dataset into it first"):
         compare(small, tmp_path)
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DatasetError, match=r"a.parquet: the columns are \['a'\], expected \['request_id'"):
@@ -297,7 +297,7 @@ def test_a_folder_that_is_there_is_refused_and_replaced_only_if_it_is_an_expansi
     out.mkdir()
     expand(small, out)
     with pytest.raises(
-        DatasetError, match="out already exists. Pass --overwrite to replace it, or --check to compare it"
+        DatasetError, match=r"out already exists\. Pass --overwrite to replace it, or --check to compare it"
     ):
         expand(small, out, history_length=1)
     expand(small, out, history_length=1, overwrite=True)
