@@ -84,10 +84,12 @@ def _shared_form(path: Path, repeats: int) -> tuple[list[Check], list[Figure]]:
     """Requests in the order of the dataset: 16 of a user in a batch, at two sizes of batches."""
     figures, times = [], {}
     for size in (BATCH, 4 * BATCH):
-        datasets = [RequestDataset(path, batch_size=size, form=form) for form in ("windows", "shared")]
+        datasets = [
+            RequestDataset(path, batch_size=size, histories=histories) for histories in ("per_request", "shared")
+        ]
         requests = sum(batch.num_requests for batch in datasets[1])
         times[size] = medians([partial(_drain_several, dataset) for dataset in datasets], repeats)
-        rates = zip(("windows", "shared"), times[size], strict=True)
+        rates = zip(("per_request", "shared"), times[size], strict=True)
         figures += [Figure(f"{form} form, batches of {size}", PASSES * requests / t, "requests/s") for form, t in rates]
     windows, shared = times[4 * BATCH]
     figures.append(Figure(f"shared form over windows form, batches of {BATCH}", times[BATCH][0] / times[BATCH][1], "x"))

@@ -25,16 +25,18 @@ def against_peers(root: Path, quick: bool, repeats: int) -> tuple[list[Check], l
     """Targets per second from rows of samples and of requests, in the order of the dataset."""
     size = Size(users=8 if quick else 24, requests=16, targets=8)
     path = loader_data.write(root / "peers", size, "none")
-    windows, shared = (RequestDataset(path, batch_size=BATCH, form=form) for form in ("windows", "shared"))
+    windows, shared = (
+        RequestDataset(path, batch_size=BATCH, histories=histories) for histories in ("per_request", "shared")
+    )
     batches = list(windows)
     wanted = {"request": loader_peers.checksum(map(_named, batches))}
     wanted["sample"] = loader_peers.checksum(_named(part) for batch in batches for part in _samples(batch))
-    if loader_peers.checksum(_named(batch.to_windows()) for batch in shared) != wanted["request"]:
+    if loader_peers.checksum(_named(batch.to_per_request()) for batch in shared) != wanted["request"]:
         raise RuntimeError("the shared form holds other histories than the windows form")
     targets = sum(batch.num_targets for batch in batches)
     ours = {
         form: _rates(targets, data, RequestLoader(data, num_workers=WORKERS), repeats)
-        for form, data in (("windows", windows), ("shared", shared))
+        for form, data in (("per_request", windows), ("shared", shared))
     }
     figures = [
         _figure(f"longbatch, {form} form", way, rate)

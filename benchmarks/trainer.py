@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from longbatch.loaders import RequestBatch, RequestDataset
-from longbatch.loaders.batch import Form
+from longbatch.loaders.batch import Histories
 from longbatch.schemas.types import ProgressCallback
 from longbatch.trainer.config import ModelConfig, ModelName, TrainConfig
 from longbatch.trainer.models.flops import request_flops
@@ -52,8 +52,8 @@ def _config(name: ModelName = "stca", elapsed: Literal["event", "attention"] = "
     return TrainConfig(model=ModelConfig(name=name, width=WIDTH, heads=HEADS, layers=LAYERS, elapsed=elapsed))
 
 
-def _batch(path: Path, length: int, requests: int, form: Form = "windows") -> RequestBatch:
-    return next(iter(RequestDataset(path, batch_size=requests, history_length=length, form=form)))
+def _batch(path: Path, length: int, requests: int, histories: Histories = "per_request") -> RequestBatch:
+    return next(iter(RequestDataset(path, batch_size=requests, history_length=length, histories=histories)))
 
 
 def _stepper(path: Path, config: TrainConfig, parts: list[RequestBatch]) -> Callable[[], object]:
@@ -109,7 +109,7 @@ def _peaks(path: Path, length: int) -> tuple[list[Check], list[Figure]]:
 def _shared(path: Path, length: int, repeats: int) -> tuple[list[Check], list[Figure]]:
     """The same requests, 8 of each user, with a history each and with each timeline once."""
     config = _config(elapsed="attention")
-    forms: tuple[Form, ...] = ("windows", "shared")
+    forms: tuple[Histories, ...] = ("per_request", "shared")
     batches = [_batch(path, length, 2 * REQUESTS, form) for form in forms]
     losses = [_loss(path, config, batch) for batch in batches]
     seconds = medians([_stepper(path, config, [batch]) for batch in batches], repeats)

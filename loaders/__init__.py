@@ -1,8 +1,34 @@
-"""From a dataset on disk to batches of tensors: plan (pure numbers), batch, dataset, loader."""
+"""From a dataset on disk to batches of tensors.
 
-from .batch import RequestBatch
-from .dataset import RequestDataset, make_dataloader
-from .history_length import StochasticLength
-from .loader import RequestLoader
+`plan` decides which requests form a batch, `batch` defines what a batch contains, `dataset` and `loader` iterate. The names below are
+imported on first use, so that `longbatch.loaders.plan` can be imported without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .batch import RequestBatch
+    from .dataset import RequestDataset, make_dataloader
+    from .history_length import StochasticLength
+    from .loader import RequestLoader
 
 __all__ = ["RequestBatch", "RequestDataset", "RequestLoader", "StochasticLength", "make_dataloader"]
+
+_MODULES = {
+    "RequestBatch": "batch",
+    "RequestDataset": "dataset",
+    "RequestLoader": "loader",
+    "StochasticLength": "history_length",
+    "make_dataloader": "dataset",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value  # the next access does not come here
+    return value

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 Columns = dict[str, Tensor]
-Form = Literal["windows", "shared"]
+Histories = Literal["per_request", "shared"]
 # of each tensor of a batch in one piece of memory: its field, the name in it, type, first byte and number of values
 Layout = Sequence[tuple[str, str | None, torch.dtype, int, int]]
 ROLES = ("history", "targets", "labels", "requests")
@@ -61,9 +61,9 @@ class RequestBatch:
     skipped: int = 0
 
     @property
-    def form(self) -> Form:
-        """Whether histories are windows of their own, or spans of shared timelines."""
-        return "windows" if self.history_rows is None else "shared"
+    def has_shared_timelines(self) -> bool:
+        """Whether requests point into shared timelines, instead of having a copy of their history each."""
+        return self.history_rows is not None
 
     @property
     def num_requests(self) -> int:
@@ -140,7 +140,7 @@ class RequestBatch:
         cut = torch.maximum(starts, ends - length)
         return self._windows(cut, ends) if self.history_starts is None else replace(self, history_starts=cut)
 
-    def to_windows(self) -> RequestBatch:
+    def to_per_request(self) -> RequestBatch:
         """The same batch with each request's history on its own: a copy where timelines are shared."""
         return self if self.history_rows is None else self._windows(*self.spans)
 
@@ -174,7 +174,7 @@ class RequestBatch:
 
     def to_nested(self) -> Columns:
         """Histories as name -> jagged nested tensors (R, ragged): of the windows form without a copy."""
-        batch = self.to_windows()
+        batch = self.to_per_request()
         return {
             name: torch.nested.nested_tensor_from_jagged(values, batch.history_offsets)
             for name, values in batch.history.items()
@@ -186,7 +186,7 @@ class RequestBatch:
         columns: by default all integer ones but `event_time`. Raises KeyError for a column that is not there, ValueError for
         one of fractions, MachineError without TorchRec.
         """
-        batch = self.to_windows()
+        batch = self.to_per_request()
         names = [n for n, v in batch.history.items() if not v.is_floating_point() and n != "event_time"]
         names = names if columns is None else list(columns)
         if missing := [name for name in names if name not in batch.history]:

@@ -25,7 +25,7 @@ from longbatch.schemas.format.remote_cache import RemoteRoot
 from longbatch.schemas.format.shard import ShardReader
 from longbatch.schemas.time import to_microseconds
 
-from .batch import Form, RequestBatch
+from .batch import Histories, RequestBatch
 from .blocks import within
 from .buffer_pool import Slots
 from .dataset_index import (
@@ -57,7 +57,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
     order: "sequential" (of the dataset: by user, then time), "shuffled", or "time"; shuffle=True is short for "shuffled".
     seed, epoch: the order is a pure function of them and the dataset; see `plan` for how, and for `streams`, `window_blocks`
     and `shuffle_run`: runs of so many neighbours, mostly requests of one user, stay together.
-    form: "windows" or "shared", see `batch`.  columns: the names of features and labels to read, in any
+    histories: "per_request" or "shared", see `batch`.  columns: the names of features and labels to read, in any
     role; by default all but text, which no tensor holds.  drop_last: drop the last incomplete step of the
     whole world; else ranks that lack a batch in it yield an empty one with `is_padding`.
     on_error: "raise", or "skip" to leave the requests of damaged blocks out; `batch.skipped` counts them.
@@ -83,7 +83,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         shuffle: bool = False,
         seed: int = 0,
         epoch: int = 0,
-        form: Form = "windows",
+        histories: Histories = "per_request",
         columns: Sequence[str] | None = None,
         drop_last: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
@@ -101,11 +101,11 @@ class RequestDataset(IterableDataset[RequestBatch]):
         if shuffle and order not in (None, "shuffled"):
             raise ValueError(f"shuffle=True and order={order!r} exclude each other; give the order alone")
         _check_choice("order", order, (None, "shuffled", "time", "sequential"))
-        _check_choice("form", form, ("windows", "shared"))
+        _check_choice("histories", histories, ("per_request", "shared"))
         _check_choice("on_error", on_error, ("raise", "skip"))
         self.path = path
         self.history_length = history_length
-        self.form = form
+        self.histories = histories
         self.columns = None if columns is None else tuple(columns)
         self.on_error = on_error
         self.rank, self.world_size = rank, world_size
@@ -210,7 +210,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
     def reader(self, epoch: int) -> Reader:
         """What reads the batches of an epoch."""
         skip = self.on_error == "skip"
-        return Reader(self.open(), self.scheduled(epoch), self.shards, form=self.form, skip=skip)
+        return Reader(self.open(), self.scheduled(epoch), self.shards, histories=self.histories, skip=skip)
 
     def __len__(self) -> int:
         """The exact number of batches a rank yields from where it begins, padding included."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from longbatch.schemas.errors import DatasetError
 
-from .batch import Form, RequestBatch
+from .batch import Histories, RequestBatch
 from .blocks import OpenBlock, open_block
 from .collate import Gatherer, Piece
 from .dataset_index import Opened, Schedule, Shards
@@ -30,9 +30,9 @@ class Reader:
     shards: shard number -> its reader.  skip: leave the requests of damaged blocks out, and count them, instead of raising.
     """
 
-    def __init__(self, opened: Opened, schedule: Schedule, shards: Shards, *, form: Form, skip: bool) -> None:
+    def __init__(self, opened: Opened, schedule: Schedule, shards: Shards, *, histories: Histories, skip: bool) -> None:
         self._opened, self._schedule, self._shards, self._skip = opened, schedule, shards, skip
-        self._gatherer = Gatherer(opened.empty, shared=form == "shared")
+        self._gatherer = Gatherer(opened.empty, shared=histories == "shared")
         self._finder = Finder(schedule.plan, schedule.costs)
         self._blocks: OrderedDict[int, Future[OpenBlock | None]] = OrderedDict()
         self._kept: dict[int, tuple[int, frozenset[int]]] = {}

@@ -350,7 +350,7 @@ def _training_data(path: Path | str, config: TrainConfig, split_us: int | None) 
         history_length=StochasticLength(**length.model_dump()) if isinstance(length, Length) else length,
         shuffle=True,
         shuffle_run=config.shuffle_run,
-        form="shared" if config.model.shares_timelines else "windows",
+        histories="shared" if config.model.shares_timelines else "per_request",
         seed=config.seed,
         before=None if split_us is None else _time(split_us),
     )

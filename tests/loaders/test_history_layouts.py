@@ -22,11 +22,13 @@ def values(batch):
 def test_shared_timelines_hold_the_windows(random_dataset, order, length):
     options = {"batch_size": 16, "order": order, "history_length": length}
     for shared, windows in zip(
-        RequestDataset(random_dataset, form="shared", **options), RequestDataset(random_dataset, **options), strict=True
+        RequestDataset(random_dataset, histories="shared", **options),
+        RequestDataset(random_dataset, **options),
+        strict=True,
     ):
-        assert (shared.form, windows.form) == ("shared", "windows")
-        assert values(shared.to_windows()) == values(windows)
-        assert values(shared.newest(5).to_windows()) == values(windows.newest(5))
+        assert (shared.has_shared_timelines, windows.has_shared_timelines) == (True, False)
+        assert values(shared.to_per_request()) == values(windows)
+        assert values(shared.newest(5).to_per_request()) == values(windows.newest(5))
         assert values(shared.expand()) == values(windows.expand())
         assert len(shared.history_offsets) - 1 == shared.user_id.unique().numel()
         assert length != 50 or shared.num_events <= windows.num_events  # short histories may leave gaps between
@@ -36,11 +38,11 @@ def test_shared_timelines_hold_the_windows(random_dataset, order, length):
         assert (ends <= shared.history_offsets[rows + 1]).all()
 
 
-@pytest.mark.parametrize("form", ["windows", "shared"])
-def test_batches_are_the_same_where_nothing_was_compiled(random_dataset, monkeypatch, form):
-    here = [values(batch) for batch in RequestDataset(random_dataset, batch_size=16, form=form, shuffle=True)]
+@pytest.mark.parametrize("histories", ["per_request", "shared"])
+def test_batches_are_the_same_where_nothing_was_compiled(random_dataset, monkeypatch, histories):
+    here = [values(batch) for batch in RequestDataset(random_dataset, batch_size=16, histories=histories, shuffle=True)]
     monkeypatch.setattr(gather, "join_slices", join_slices_with_numpy)
-    assert [values(b) for b in RequestDataset(random_dataset, batch_size=16, form=form, shuffle=True)] == here
+    assert [values(b) for b in RequestDataset(random_dataset, batch_size=16, histories=histories, shuffle=True)] == here
 
 
 def test_by_time_no_request_comes_before_an_older_one(random_dataset):
@@ -54,9 +56,9 @@ def test_a_budget_bounds_the_events_of_every_batch(random_dataset):
         assert all(0 < batch.num_events + batch.num_requests <= 300 for batch in dataset)
 
 
-@pytest.mark.parametrize("form", ["windows", "shared"])
-def test_requests_of_a_batch_are_selected_by_slice_positions_or_mask(random_dataset, form):
-    batch = next(iter(RequestDataset(random_dataset, batch_size=16, form=form)))
+@pytest.mark.parametrize("histories", ["per_request", "shared"])
+def test_requests_of_a_batch_are_selected_by_slice_positions_or_mask(random_dataset, histories):
+    batch = next(iter(RequestDataset(random_dataset, batch_size=16, histories=histories)))
     part = batch[2:5]
     assert part.request_id.tolist() == batch.request_id[2:5].tolist()
     assert values(part) == values(batch[[2, 3, 4]])
@@ -64,17 +66,17 @@ def test_requests_of_a_batch_are_selected_by_slice_positions_or_mask(random_data
     mask[2:5] = True
     assert values(part) == values(batch[mask])
     assert batch[:0].num_requests == batch[[]].num_targets == 0
-    assert values(batch[:]) == values(batch.to_windows())
+    assert values(batch[:]) == values(batch.to_per_request())
     with pytest.raises(TypeError, match=r"request 3 alone is no batch; give a slice, \[3:4\]"):
         batch[3]
     with pytest.raises(IndexError, match=r"a mask of shape \(3,\) for 16 requests"):
         batch[torch.ones(3, dtype=torch.bool)]
 
 
-@pytest.mark.parametrize("form", ["windows", "shared"])
-def test_padded_and_nested_histories_hold_the_same_events(random_dataset, form):
-    batch = next(iter(RequestDataset(random_dataset, batch_size=16, form=form)))
-    windows = batch.to_windows()
+@pytest.mark.parametrize("histories", ["per_request", "shared"])
+def test_padded_and_nested_histories_hold_the_same_events(random_dataset, histories):
+    batch = next(iter(RequestDataset(random_dataset, batch_size=16, histories=histories)))
+    windows = batch.to_per_request()
     padded, mask = batch.to_padded()
     nested = batch.to_nested()
     assert mask.sum(1).tolist() == windows.history_offsets.diff().tolist()
@@ -104,10 +106,10 @@ def test_keyed_jagged_tensors_need_torchrec_and_take_integers(random_dataset):
         assert keyed["item_id"].values().tolist() == batch.history["item_id"].tolist()
 
 
-@pytest.mark.parametrize("form", ["windows", "shared"])
+@pytest.mark.parametrize("histories", ["per_request", "shared"])
 @pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
-def test_batches_come_whole_from_processes_of_any_kind(random_dataset, form, context):
-    dataset = RequestDataset(random_dataset, batch_size=16, form=form)
+def test_batches_come_whole_from_processes_of_any_kind(random_dataset, histories, context):
+    dataset = RequestDataset(random_dataset, batch_size=16, histories=histories)
     loader = make_dataloader(dataset, num_workers=1)
     loader.multiprocessing_context = context
     found = list(loader)
@@ -121,5 +123,5 @@ def test_arguments_that_exclude_each_other_are_refused(random_dataset):
         RequestDataset(random_dataset, batch_size=3, max_tokens=9)
     with pytest.raises(ValueError, match="shuffle=True and order='time' exclude each other"):
         RequestDataset(random_dataset, shuffle=True, order="time")
-    with pytest.raises(ValueError, match="form is 'padded'; give one of 'windows', 'shared'"):
-        RequestDataset(random_dataset, form="padded")
+    with pytest.raises(ValueError, match="histories is 'padded'; give one of 'per_request', 'shared'"):
+        RequestDataset(random_dataset, histories="padded")

@@ -69,7 +69,7 @@ class RequestModel(nn.Module, ABC):
 
         A batch of shared timelines is turned into windows where the model's events depend on the request.
         """
-        batch = batch if self.config.shares_timelines else batch.to_windows()
+        batch = batch if self.config.shares_timelines else batch.to_per_request()
         times = (batch.request_time, batch.history["event_time"]) if self.config.shares_timelines else (None, None)
         spans, user_RD = Spans(*batch.spans, batch.num_events, *times), self.tokens.users(batch)
         targets_per_event = math.inf if target_offsets is None else spans.targets_per_event(target_offsets)

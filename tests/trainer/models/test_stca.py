@@ -55,7 +55,9 @@ def timed_model(small_model, elapsed):
 
 
 def batches_of_both_forms(dataset, **arguments):
-    return [next(iter(RequestDataset(dataset, form=form, **arguments))) for form in ("windows", "shared")]
+    return [
+        next(iter(RequestDataset(dataset, histories=histories, **arguments))) for histories in ("per_request", "shared")
+    ]
 
 
 @pytest.mark.parametrize("elapsed", ["event", "attention"])
