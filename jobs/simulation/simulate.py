@@ -24,6 +24,8 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from longbatch.schemas.errors import SpecError
+
 from .corrupt_rows import ACCEPTED, Recipe, as_written, draw_corrupt_rows, mingle
 from .expected_counts import add_planted, by_kind, expected_accounting, expected_counts
 from .ground_truth import (
@@ -55,7 +57,7 @@ from .world import (
 SAMPLED_USERS = 200  # for the attainable AUC
 WITHIN_HOURS = 1  # the window of the label "bought" of a corrupt log
 THREADS = 2  # each holds one file of the log in memory
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Simulation:
 
     `events` is the exact number of clean rows; `corrupt` adds about that fraction of broken ones, and the rows of a
     few users that policies leave out (two bots have more events than any other user). `days` is the period, of which the last fifth has the targets: about `targets_per_user` requests of each active user.
-    Raises ValueError for parameters that make no log.
+    Raises SpecError for parameters that make no log.
     """
 
     users: int = 300
@@ -78,22 +80,22 @@ class Simulation:
 
     def __post_init__(self) -> None:
         if self.users < 1:
-            raise ValueError(f"users is {self.users}; ask for at least 1")
+            raise SpecError(f"users is {self.users}; ask for at least 1")
         if not 100 * self.users <= self.events <= LONGEST_USER // 2 * self.users:
-            raise ValueError(
+            raise SpecError(
                 f"{self.events} events are {self.events / self.users:.0f} per user; "
                 f"ask for 100 to {LONGEST_USER // 2} per user"
             )
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; use 0 or more")
+            raise SpecError(f"seed is {self.seed}; use 0 or more")
         if not 0 <= self.corrupt <= 0.2:
-            raise ValueError(f"corrupt is {self.corrupt}; use a fraction from 0 to 0.2")
+            raise SpecError(f"corrupt is {self.corrupt}; use a fraction from 0 to 0.2")
         if self.format not in ("parquet", "csv"):
-            raise ValueError(f"format is {self.format!r}; use 'parquet' or 'csv'")
+            raise SpecError(f"format is {self.format!r}; use 'parquet' or 'csv'")
         if self.days < 14:
-            raise ValueError(f"days is {self.days}; use 14 or more, heavy users need them")
+            raise SpecError(f"days is {self.days}; use 14 or more, heavy users need them")
         if self.targets_per_user < 1 or self.history_length < 1:
-            raise ValueError("targets_per_user and history_length must be 1 or more")
+            raise SpecError("targets_per_user and history_length must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def simulate(
 ) -> SimulationReport:
     """Write a simulated log, its spec and its truth into the folder `out`, which appears complete or not at all.
 
-    `progress` is called with (clean rows written, clean rows in all). Raises FileExistsError if `out` has
+    `progress` is called with ("simulate", clean rows written, all clean rows). Raises SpecError if `out` has
     anything in it, unless `overwrite`, which replaces an earlier simulation and nothing else.
     """
     refuse_occupied(out, overwrite)
@@ -212,13 +214,13 @@ def end_ms(parameters: Simulation) -> int:
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:
-    """Raise FileExistsError if writing to `out` would mix with, or destroy, what is there."""
+    """Raise SpecError if writing to `out` would mix with, or destroy, what is there."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise FileExistsError(f"{out} exists and is not empty; name another folder, or overwrite it explicitly")
+        raise SpecError(f"{out} exists and is not empty; name another folder, or overwrite it explicitly")
     if not (out / "truth.json").is_file():
-        raise FileExistsError(f"{out} is no simulated log (it has no truth.json); it will not be overwritten")
+        raise SpecError(f"{out} is no simulated log (it has no truth.json); it will not be overwritten")
 
 
 def move_into_place(unfinished: Path, out: Path, replaced: Path) -> None:
@@ -269,7 +271,7 @@ def write_files(out: Path, plan: Plan, progress: Progress | None, threads: int) 
             for future in as_completed(futures):
                 done += future.result().clean_rows
                 if progress is not None:
-                    progress(done, plan.parameters.events)
+                    progress("simulate", done, plan.parameters.events)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

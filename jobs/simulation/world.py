@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from longbatch.schemas.errors import SpecError
 from longbatch.schemas.types import Int64Array
 
 Floats = npt.NDArray[np.float32]
@@ -127,7 +128,7 @@ def draw_sizes(requests: int, events: int, rng: np.random.Generator) -> Bytes:
     """Rows per request, (requests,) int8 in [4, 12], with exactly `events` rows in all."""
     sizes: Bytes = rng.integers(SMALLEST_REQUEST, LARGEST_REQUEST + 1, requests, dtype=np.int8)
     if not SMALLEST_REQUEST * requests <= events <= LARGEST_REQUEST * requests:
-        raise ValueError(f"{events} events do not fit {requests} requests of 4 to 12 rows; ask for more events")
+        raise SpecError(f"{events} events do not fit {requests} requests of 4 to 12 rows; ask for more events")
     while missing := events - int(sizes.sum(dtype=np.int64)):
         step = 1 if missing > 0 else -1
         room = np.flatnonzero(sizes < LARGEST_REQUEST if step > 0 else sizes > SMALLEST_REQUEST)

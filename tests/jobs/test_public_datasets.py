@@ -15,7 +15,7 @@ from paths import ROOT
 from longbatch.jobs.build import BuildSummary, build
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.inspect import describe_user
-from longbatch.jobs.presets import load_preset, preset_text
+from longbatch.jobs.presets import load_preset, preset_toml
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.spec.build_spec import parse_spec
@@ -242,7 +242,7 @@ def test_vk_lsvd_with_the_test_week_at_the_end_of_its_paths(tmp_path: Path) -> N
     for number, week in enumerate(("train/week_00", "validation/week_25", "test/week_26")):
         write(tmp_path, f"{week}.parquet", vk_week([(1, 10 * number + item, 9) for item in (3, 1, 2)]))
     paths = '"validation/week_*.parquet", "test/week_*.parquet"'
-    text = preset_text("vk-lsvd").replace('"validation/week_*.parquet"', paths)
+    text = preset_toml("vk-lsvd").replace('"validation/week_*.parquet"', paths)
     build(parse_spec(text).with_paths_from(tmp_path), tmp_path / "out", engine=LocalEngine(1))
     assert audit(tmp_path / "out", None, ALL_USERS).findings == []
     assert shown(open_dataset(tmp_path / "out"), "1", 2) == ([3, 1, 2, 13, 11, 12], [21, 22, 23])

@@ -153,13 +153,13 @@ def presets(
       longbatch presets movielens > ml-32m/spec.toml      # to change it: its paths start at its own folder
       longbatch build ml-32m/spec.toml dataset
     """
-    from longbatch.jobs.presets import about_preset, preset_names, preset_text
+    from longbatch.jobs.presets import describe_preset, preset_names, preset_toml
 
     if name is not None:
-        text = preset_text(name)
+        text = preset_toml(name)
         show({"name": name, "spec": text}, as_json, lambda: text.rstrip("\n"))
         return
-    about = {known: about_preset(known) for known in preset_names()}
+    about = {known: describe_preset(known) for known in preset_names()}
     lines = [f"{known:<14} {what}\n{'':<14} {raw}" for known, (what, raw) in about.items()]
     show({"presets": about}, as_json, lambda: "\n".join(lines))
 
@@ -210,12 +210,9 @@ def simulate(
 
     from .text_output import simulation_text
 
-    try:
-        parameters = Simulation(users=users, events=events, seed=seed, corrupt=corrupt, format=format)
-        with progress_bars() as progress:
-            report = run(out, parameters, lambda done, total: progress("simulate", done, total), overwrite=overwrite)
-    except (ValueError, FileExistsError) as error:
-        raise SpecError(str(error)) from None
+    parameters = Simulation(users=users, events=events, seed=seed, corrupt=corrupt, format=format)
+    with progress_bars() as progress:
+        report = run(out, parameters, progress, overwrite=overwrite)
     document = vars(report)
     show(document, as_json, lambda: simulation_text(report))
 

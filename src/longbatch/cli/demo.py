@@ -84,7 +84,7 @@ def demo(out: Path, *, train_seconds: float, overwrite: bool, progress: Bars) ->
     _make_room(out, overwrite)
     raw, dataset, run = out / "raw", out / "dataset", out / "run"
     stage = _Stages()
-    simulated = simulate(raw, DEMO_LOG, lambda done, total: progress("simulate", done, total))
+    simulated = simulate(raw, DEMO_LOG, progress)
     stage.ends("simulate")
     built = build(load_spec(raw / "spec.toml"), dataset, progress=progress)
     stage.ends("build")

@@ -25,6 +25,7 @@ from longbatch.jobs.simulation.world import (
     window_start_ms,
 )
 from longbatch.schemas.accounting import POLICIES, RowAccounting
+from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import load_spec
 
 SMALL = Simulation(users=60, events=300_000, seed=7, days=30)
@@ -426,17 +427,17 @@ def test_each_kind_gets_its_share_whatever_the_cut_into_files(files: list[int], 
 
 
 def test_progress_ends_with_all_rows(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    simulate(tmp_path / "log", Simulation(users=5, events=5_000), lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (5_000, 5_000)
+    seen: list[tuple[str, float, float]] = []
+    simulate(tmp_path / "log", Simulation(users=5, events=5_000), lambda *progress: seen.append(progress))
+    assert seen[-1] == ("simulate", 5_000, 5_000)
     assert seen == sorted(seen)
 
 
 def test_a_folder_with_anything_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(SpecError, match="is not empty"):
         simulate(tmp_path, Simulation(users=5, events=5_000))
-    with pytest.raises(FileExistsError, match=r"no truth\.json"):
+    with pytest.raises(SpecError, match=r"no truth\.json"):
         simulate(tmp_path, Simulation(users=5, events=5_000), overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
@@ -451,7 +452,7 @@ def test_overwrite_replaces_an_earlier_simulation_whole(tmp_path: Path) -> None:
 
 
 def test_a_simulation_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
+    def stop(stage: str, done: float, total: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -473,7 +474,7 @@ def test_a_simulation_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_parameters_are_refused(wrong: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SpecError, match=message):
         Simulation(**wrong)  # type: ignore[arg-type]
 
 
@@ -500,7 +501,7 @@ def test_sizes_add_up_exactly(events: int) -> None:
 
 
 def test_sizes_that_cannot_add_up_are_refused() -> None:
-    with pytest.raises(ValueError, match="1300 events do not fit 100 requests"):
+    with pytest.raises(SpecError, match="1300 events do not fit 100 requests"):
         draw_sizes(100, 1_300, np.random.default_rng(0))
 
 

@@ -1,0 +1,103 @@
+"""Arguments as users write them, turned into the objects that jobs and trainer take."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from longbatch.schemas.errors import SpecError
+from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+
+if TYPE_CHECKING:
+    from longbatch.jobs.build import Engine
+    from longbatch.schemas.format.dataset import Dataset
+    from longbatch.trainer.config import TrainConfig
+
+StrPath: TypeAlias = str | os.PathLike[str]
+EngineName: TypeAlias = Literal["local", "spark"]
+
+
+def make_engine(engine: EngineName | Engine, *, workers: int | None = None, master: str | None = None) -> Engine:
+    """Return the engine of a name, or the engine itself.
+
+    Args:
+        engine: "local", "spark", or an engine.
+        workers: Threads of the local engine. Default: one per core.
+        master: The Spark master. Default: that of the active session or of the environment.
+
+    Raises:
+        SpecError: The name is unknown.
+    """
+    if engine == "spark":
+        from longbatch.jobs.engines.spark import SparkEngine
+
+        return SparkEngine(master)
+    if engine == "local":
+        from longbatch.jobs.engines.local import LocalEngine
+
+        return LocalEngine(workers)
+    if isinstance(engine, str):
+        raise SpecError(f"there is no engine {engine!r}; use 'local' or 'spark'")
+    return engine
+
+
+def read_train_config(
+    config: StrPath | TrainConfig | Mapping[str, object] | None, **overrides: float | None
+) -> TrainConfig:
+    """Return a `TrainConfig` from a TOML file, a mapping or another config, with the overrides that are not None.
+
+    Raises:
+        SpecError: The file cannot be read, or a key or value is invalid.
+    """
+    from pydantic import ValidationError
+
+    from longbatch.trainer.config import TrainConfig
+
+    try:
+        values: Mapping[str, object]
+        if config is None or isinstance(config, Mapping):
+            values = config or {}
+        elif isinstance(config, TrainConfig):
+            values = config.model_dump(exclude_unset=True)
+        else:
+            values = tomllib.loads(Path(config).read_text(encoding="utf-8"))
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return TrainConfig.model_validate({**values, **given})
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"cannot read the training config {config}: {error}") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise SpecError(f"the training config is invalid: {problems}") from None
+
+
+def read_spec(spec: StrPath | BuildSpec) -> BuildSpec:
+    """Return a spec, or the one in a TOML file."""
+    return spec if isinstance(spec, BuildSpec) else load_spec(Path(spec))
+
+
+def read_dataset(dataset: StrPath | Dataset) -> Dataset:
+    """Return an open dataset, or the one at a path or URI."""
+    from longbatch.schemas.format.dataset import open_dataset
+
+    return open_dataset(os.fspath(dataset)) if isinstance(dataset, str | os.PathLike) else dataset
+
+
+def read_time(time: str | datetime | None) -> datetime | None:
+    """Return a time with a UTC offset; a string or datetime without one is UTC.
+
+    Raises:
+        SpecError: The string is not an ISO time.
+    """
+    if time is None:
+        return None
+    if isinstance(time, str):
+        try:
+            time = datetime.fromisoformat(time)
+        except ValueError:
+            message = f"{time!r} is not an ISO time. Write one such as 2026-03-01 or 2026-03-01T06:00Z."
+            raise SpecError(message) from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -1,0 +1,108 @@
+"""Training and evaluating the reference models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import StrPath, read_time, read_train_config
+
+if TYPE_CHECKING:
+    from longbatch.trainer.config import TrainConfig
+    from longbatch.trainer.predictions import Metrics, ProgressCallback
+    from longbatch.trainer.train import TrainReport
+
+
+def train(
+    dataset: StrPath,
+    run: StrPath,
+    *,
+    config: StrPath | TrainConfig | Mapping[str, object] | None = None,
+    seconds: float | None = None,
+    steps: int | None = None,
+    history_length: int | None = None,
+    resume: bool = False,
+    progress: ProgressCallback | None = None,
+) -> TrainReport:
+    """Train a reference model on the older requests of a dataset, and evaluate it on the newer ones.
+
+    Under torchrun all ranks train one model; the first rank saves and evaluates it.
+
+    Args:
+        dataset: A dataset.
+        run: The folder for checkpoints and report.json.
+        config: A `TrainConfig`, its keys as a mapping, or a TOML file of them. Default: the defaults of `TrainConfig`.
+        seconds: Stop training after this time. Overrides the config, as do the next two.
+        steps: Stop training after this many steps.
+        history_length: The newest events that the model sees.
+        resume: Continue from the checkpoint in `run`.
+        progress: Called with the progress of training and evaluation.
+
+    Returns:
+        Steps, targets, the loss over time, and the metrics of the evaluation.
+
+    Raises:
+        SpecError: The config is invalid or does not fit the dataset.
+        DatasetError: No request is left to train or to evaluate on.
+
+    Example:
+        >>> import longbatch as lb
+        >>> report = lb.train("dataset", "run", steps=2, history_length=50)
+        >>> report.steps
+        2
+    """
+    from longbatch.trainer.train import train as run_training
+
+    chosen = read_train_config(config, max_seconds=seconds, max_steps=steps, history_length=history_length)
+    return run_training(Path(dataset), Path(run), chosen, resume=resume, progress=progress)
+
+
+def evaluate(
+    run: StrPath,
+    dataset: StrPath,
+    *,
+    history_lengths: Sequence[int] | None = None,
+    after: str | datetime | None = None,
+    before: str | datetime | None = None,
+    max_requests: int | None = None,
+    by_history: bool = False,
+    progress: ProgressCallback | None = None,
+) -> list[Metrics]:
+    """Evaluate a trained model on later requests, at several history lengths.
+
+    Args:
+        run: A folder written by `train`.
+        dataset: A dataset.
+        history_lengths: The newest events that the model sees. Default: the longest history it was trained with.
+        after: Evaluate requests from this time on. Default: the end of the training requests.
+        before: Evaluate requests before this time.
+        max_requests: Evaluate about this many requests, drawn at random. Default: all.
+        by_history: Report metrics by the number of events in a request's history.
+        progress: Called with the progress of the evaluation.
+
+    Returns:
+        One record per history length and label: AUC, GAUC, log loss, normalized entropy, targets.
+
+    Raises:
+        DatasetError: The time range has no targets.
+
+    Example:
+        >>> import longbatch as lb
+        >>> metrics = lb.evaluate("run", "dataset", history_lengths=[10, 50], max_requests=64)
+        >>> len(metrics)  # two history lengths, three labels
+        6
+    """
+    from longbatch.trainer.train import evaluate as run_evaluation
+
+    return run_evaluation(
+        Path(run),
+        Path(dataset),
+        history_lengths=history_lengths,
+        after=read_time(after),
+        before=read_time(before),
+        max_requests=max_requests,
+        by_history=by_history,
+        progress=progress,
+    )
