@@ -12,7 +12,7 @@ from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.source_schema import role_schema, source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.validation.rules import excesses
+from longbatch.validation.rules import exceeded_thresholds
 
 EXAMPLES = 2
 EXAMPLE_FILES = 50
@@ -51,7 +51,7 @@ def check_accounting(spec: BuildSpec, built: Built) -> None:
 def check_rejects(spec: BuildSpec, built: Built, root: Path) -> None:
     """Raise DataError, with examples, if more rows were rejected than the spec allows."""
     for source, accounting in built.row_accounting.items():
-        over = [str(excess) for excess in excesses(accounting, spec.max_rejected, spec.max_rejected_for)]
+        over = list(map(str, exceeded_thresholds(accounting, spec.max_rejected, spec.max_rejected_for)))
         if over:
             raise DataError(
                 f"source {source}: {'; '.join(over)}: {_described(accounting, built, root)}\n"

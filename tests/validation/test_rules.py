@@ -11,29 +11,29 @@ from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Feature
-from longbatch.validation.rules import check_threshold_names, declared_faults, excesses, possible_reasons
+from longbatch.validation.rules import check_threshold_names, declared_faults, exceeded_thresholds, possible_reasons
 
 
 def faults(feature: Feature, values: list[Any], dtype: Any, *, as_string: bool = False) -> list[list[str]]:
     frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype)})
-    found = frame.select(**declared_faults(feature, "x", pl.col("x"), as_string=as_string))
-    return [[reason for reason, hit in row.items() if hit] for row in found.to_dicts()]
+    reasons = frame.select(**declared_faults(feature, "x", pl.col("x"), as_string=as_string))
+    return [[reason for reason, hit in row.items() if hit] for row in reasons.to_dicts()]
 
 
-def test_both_ends_of_a_declared_range_are_in_it() -> None:
+def test_both_ends_of_a_declared_range_are_allowed() -> None:
     feature = Feature(column="x", type="int32", min=0, max=10)
     assert faults(feature, [-1, 0, 10, 11, None], pl.Int32) == [["out_of_range:x"], [], [], ["out_of_range:x"], []]
 
 
-def test_nan_is_out_of_any_range_and_infinity_of_one_that_ends() -> None:
+def test_nan_is_out_of_any_range_and_infinity_of_a_bounded_one() -> None:
     feature = Feature(column="x", type="float64", min=0.0)
     values = [0.5, float("nan"), float("inf"), None]
     assert faults(feature, values, pl.Float64) == [[], ["out_of_range:x"], [], []]
-    ends = Feature(column="x", type="float64", max=9.0)
-    assert faults(ends, values, pl.Float64) == [[], ["out_of_range:x"], ["out_of_range:x"], []]
+    bounded = Feature(column="x", type="float64", max=9.0)
+    assert faults(bounded, values, pl.Float64) == [[], ["out_of_range:x"], ["out_of_range:x"], []]
 
 
-def test_a_value_that_is_not_declared_is_unknown() -> None:
+def test_a_value_outside_the_declared_set_is_unknown() -> None:
     feature = Feature(column="x", type="id", values=("like", "play"))
     assert faults(feature, ["play", "Play", "", None], pl.String, as_string=True) == [
         [],
@@ -43,7 +43,7 @@ def test_a_value_that_is_not_declared_is_unknown() -> None:
     ]
 
 
-def test_numbers_are_compared_as_numbers() -> None:
+def test_numbers_are_compared_with_declared_numbers() -> None:
     assert faults(Feature(column="x", type="int8", values=(0, 1)), [0, 1, 2], pl.Int8) == [[], [], ["unknown:x"]]
 
 
@@ -66,7 +66,7 @@ def spec(**keys: Any) -> BuildSpec:
     )
 
 
-def test_every_reason_a_source_can_give_is_known_beforehand() -> None:
+def test_possible_reasons_of_a_source_are_listed() -> None:
     assert possible_reasons(spec(), "log") == [
         "malformed_row",
         "missing_user",
@@ -87,19 +87,24 @@ def test_every_reason_a_source_can_give_is_known_beforehand() -> None:
     ]
 
 
-def test_a_threshold_for_no_reason_is_refused_with_the_nearest() -> None:
+def test_a_threshold_for_an_unknown_reason_is_an_error_with_a_similar_one() -> None:
     check_threshold_names(spec(max_rejected_for={"missing_user": 0.1}))
-    with pytest.raises(SpecError, match=r"max_rejected_for names 'unparsable:tabs', .*did you mean 'unparsable:tab'\?"):
+    with pytest.raises(
+        SpecError,
+        match=r"max_rejected_for: 'unparsable:tabs' is not a reason of this spec\. Did you mean 'unparsable:tab'\?",
+    ):
         check_threshold_names(spec(max_rejected_for={"unparsable:tabs": 0.1}))
-    with pytest.raises(SpecError, match=r"names 'xyz', .*the reasons are malformed_row, missing_user"):
+    with pytest.raises(
+        SpecError, match=r"'xyz' is not a reason of this spec. The reasons of this spec are malformed_row, missing_user"
+    ):
         check_threshold_names(spec(max_rejected_for={"xyz": 0.1}))
 
 
-def test_a_share_reached_exactly_is_allowed_and_one_row_more_is_not() -> None:
+def test_exactly_the_allowed_share_is_allowed_and_one_row_more_is_not() -> None:
     accounting = RowAccounting(rows=1100, filtered=100, rejected=10, accepted=990, reasons={"missing_user": 10})
-    assert excesses(accounting, 0.01, {"missing_user": 0.01}) == []
-    over = excesses(accounting, 0.009, {"missing_user": 0.0, "missing_item": 0.0})
-    assert [str(excess) for excess in over] == [
+    assert exceeded_thresholds(accounting, 0.01, {"missing_user": 0.01}) == []
+    exceeded = exceeded_thresholds(accounting, 0.009, {"missing_user": 0.0, "missing_item": 0.0})
+    assert [str(threshold) for threshold in exceeded] == [
         "10 of 1,000 rows (1.00%) were rejected, more than max_rejected = 0.90%",
         "10 of 1,000 rows (1.00%) were rejected for missing_user, more than max_rejected_for.'missing_user' = 0.00%",
     ]

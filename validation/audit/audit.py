@@ -1,11 +1,11 @@
-"""The audit of a dataset: what its files say about themselves, and what the raw log says about them.
+"""The audit of a dataset: whether it is consistent in itself, and equal to what the raw log yields.
 
-`audit` first reads every file and block and checks them on whole columns. Then, where the raw log is at hand, the
-naive reference works out some users straight from it, and every request of theirs is compared: the exact history,
-request time, features, targets and labels. Findings are sentences that name shard, block, user, request.
+`audit` first reads every file and block and checks them on whole columns. Then, if the raw log is available, the
+naive reference computes some users from it, and every request of theirs is compared: the exact history, request time,
+features, targets and labels. Findings are sentences that name shard, block, user and request.
 
-Memory: a block, some hundred bytes for each user of the dataset and of the log, and the reference of a group of
-users with GROUP_ROWS raw rows together (1 to 2 GB), or of the one user who has more.
+Memory: a block, some hundred bytes for each user of the dataset and of the log, and the reference of a group of users
+with GROUP_ROWS raw rows together (1 to 2 GB), or of the one user who has more.
 """
 
 from __future__ import annotations
@@ -20,25 +20,32 @@ from longbatch.schemas.errors import SourceError, SpecError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.snapshot import read_snapshot
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.time import to_microseconds
 from longbatch.schemas.types import ProgressCallback, no_progress
-from longbatch.validation.reference.log_end import log_end
+from longbatch.validation.reference.log_end import find_log_end
 from longbatch.validation.reference.oracle import Reference, build_reference
 from longbatch.validation.reference.raw_files import source_files
 from longbatch.validation.reference.raw_rows import read_rows
-from longbatch.validation.reference.user_counts import Censuses, take_census
-from longbatch.validation.reference.values import microseconds
+from longbatch.validation.reference.user_counts import UserCounts, count_user_rows
 from longbatch.validation.rules import MALFORMED_ROW
 
-from .comparison import Comparison, book_findings, compare
+from .comparison import Comparison, accounting_findings, compare
 from .manifest_checks import file_findings, total_findings
-from .structure import Seen, Users, structure_findings
-from .user_sampling import draw_users, everybody, group_users
+from .structure import StoredUsers, StructureState, structure_findings
+from .user_sampling import all_users, draw_users, group_users
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found. All blocks are checked for structure; users, requests and the events of their
-    histories count as checked where they were compared with the raw log; `not_compared` says why none were.
+    """The result of an audit.
+
+    Attributes:
+        findings: What is wrong, a sentence each; empty if nothing is.
+        blocks_checked: Number of blocks whose structure was checked.
+        users_checked: Number of users compared with the raw log.
+        requests_checked: Number of their requests.
+        events_checked: Number of events of the histories of these requests.
+        not_compared: Why nothing was compared with the raw log; empty if something was.
     """
 
     findings: list[str]
@@ -56,32 +63,50 @@ def audit(
     seed: int = 0,
     progress: ProgressCallback = no_progress,
 ) -> Audit:
-    """Check a dataset's structure, and `users` of its users (None: all) against the raw log.
+    """Check a dataset's structure, and compare some of its users with the raw log.
 
-    `spec` says where the raw log is; without it the dataset's own spec does, and if its files are gone only the
-    structure is checked. Half of the users are drawn evenly, half in proportion to their events, so that long
-    histories are among them; to them come up to `users` users who have requests in the log but are not in the dataset.
-    Raises DatasetError where there is no dataset, SpecError if `spec` means something else than the dataset's,
-    SourceError if its files are not there, DataError if they cannot be read.
+    Half of the users are drawn uniformly and half in proportion to their events, so that long histories are among
+    them. Up to `users` more are drawn from users who have requests in the log but are not in the dataset.
+
+    Args:
+        dataset_path: Folder of the dataset.
+        spec: Where the raw log is. Without it the dataset's own spec is used, and if its files no longer exist only
+            the structure is checked.
+        users: How many users to compare with the raw log, None for all.
+        seed: Seed of the random choice of users.
+        progress: Called with the progress of each stage.
+
+    Returns:
+        Findings, and counts of what was checked.
+
+    Raises:
+        DatasetError: The folder is not a dataset.
+        SpecError: `spec` differs from the dataset's in more than how files are read.
+        SourceError: The files of `spec` do not exist.
+        DataError: The files cannot be read.
+
+    Example:
+        >>> audit("DATASET", users=100).findings  # doctest: +SKIP
+        []
     """
     root = Path(dataset_path)
     dataset = Dataset(root, read_snapshot(root))
-    raw = _same_meaning(dataset, spec) if spec else dataset.spec
-    gone = _gone(raw)
-    if spec and gone:
-        raise gone
-    seen = Seen()
-    findings = [*file_findings(dataset, progress), *structure_findings(dataset, seen, progress)]
-    findings += total_findings(dataset, seen)
-    if gone:
-        return Audit(findings, seen.blocks, not_compared=str(gone))
-    compared = _compared(dataset, raw, seen.users(), users, seed, progress)
-    findings += compared.findings
-    return Audit(findings, seen.blocks, compared.users, compared.requests, compared.events)
+    raw = _check_same_content(dataset, spec) if spec else dataset.spec
+    missing_files = _missing_files(raw)
+    if spec and missing_files:
+        raise missing_files
+    state = StructureState()
+    findings = [*file_findings(dataset, progress), *structure_findings(dataset, state, progress)]
+    findings += total_findings(dataset, state)
+    if missing_files:
+        return Audit(findings, state.blocks, not_compared=str(missing_files))
+    comparison = _compare_with_log(dataset, raw, state.users(), users, seed, progress)
+    findings += comparison.findings
+    return Audit(findings, state.blocks, comparison.users, comparison.requests, comparison.events)
 
 
-def _gone(raw: BuildSpec) -> SourceError | None:
-    """Return what says that files of the raw log are not there."""
+def _missing_files(raw: BuildSpec) -> SourceError | None:
+    """Return the error that names missing files of the raw log, None if all sources have files."""
     try:
         for source in raw.sources:
             source_files(raw, source)
@@ -90,25 +115,28 @@ def _gone(raw: BuildSpec) -> SourceError | None:
     return None
 
 
-def _same_meaning(dataset: Dataset, spec: BuildSpec) -> BuildSpec:
-    """Return the spec. Raises SpecError unless it means the same as the dataset's, whatever its paths."""
-    theirs, ours = _meaning(spec), _meaning(dataset.spec)
-    different = [part for part in ours if theirs[part] != ours[part]]
+def _check_same_content(dataset: Dataset, spec: BuildSpec) -> BuildSpec:
+    """Return the spec; raise SpecError if datasets built from it have other content, whatever its paths."""
+    given, built = _content_keys(spec), _content_keys(dataset.spec)
+    different = [key for key in built if given[key] != built[key]]
     if different:
-        raise SpecError(f"the spec is not the one {dataset.path} was built by: {different} differ; use that one")
+        raise SpecError(
+            f"the spec differs from the one that {dataset.path} was built from, in {', '.join(different)}. "
+            "Pass a spec that differs in paths and file formats only."
+        )
     return spec
 
 
-def _meaning(spec: BuildSpec) -> dict[str, Any]:
-    """Return all of a spec that the content of a dataset depends on, but not how its files are to be read."""
-    meaning = spec.model_dump(exclude=_MEANINGLESS)
-    for source in meaning["sources"].values():
-        for how in ("path", "format", "separator", "quote", "columns"):
-            del source[how]
-    return meaning
+def _content_keys(spec: BuildSpec) -> dict[str, Any]:
+    """Return the keys of a spec that determine the content of a dataset, but not how its files are read."""
+    keys = spec.model_dump(exclude=_KEYS_WITHOUT_CONTENT)
+    for source in keys["sources"].values():
+        for key in ("path", "format", "separator", "quote", "columns"):
+            del source[key]
+    return keys
 
 
-_MEANINGLESS = {
+_KEYS_WITHOUT_CONTENT = {
     "name",
     "compression",
     "encoding",
@@ -124,73 +152,76 @@ _MEANINGLESS = {
 # The raw log
 
 
-def _compared(
-    dataset: Dataset, raw: BuildSpec, stored: Users, users: int | None, seed: int, progress: ProgressCallback
+def _compare_with_log(
+    dataset: Dataset, raw: BuildSpec, stored: StoredUsers, users: int | None, seed: int, progress: ProgressCallback
 ) -> Comparison:
-    """Compare users with the raw log, a group of them at a time; the books too where one group has all rows."""
-    rows = sum(accounting.rows for accounting in dataset.snapshot.row_accounting.values())
-    advance = _counter(progress, "raw users", rows)
-    censuses = {source: take_census(raw, source, advance) for source in raw.sources}
+    """Compare users with the raw log group by group; if one group has all users, compare the row counts too."""
+    total_rows = sum(accounting.rows for accounting in dataset.snapshot.row_accounting.values())
+    advance = _counter(progress, "raw users", total_rows)
+    counts = {source: count_user_rows(raw, source, advance) for source in raw.sources}
     until = dataset.snapshot.until
-    end = log_end(raw) if until is None else _end_of_days(raw, until)
-    asked = censuses[raw.requests.source]
-    chosen = everybody(stored, censuses) if users is None else draw_users(stored, asked, users, seed)
-    groups = group_users(chosen, censuses)
-    whole = users is None and len(groups) == 1
-    read, compared = _counter(progress, "raw log", 2 * rows * len(groups)), Comparison([*_end_findings(dataset, end)])
-    advance = _counter(progress, "comparison", len(dataset.shards) * len(groups))
+    log_end = find_log_end(raw) if until is None else _appended_log_end(raw, until)
+    log_users = counts[raw.requests.source]
+    chosen = all_users(stored, counts) if users is None else draw_users(stored, log_users, users, seed)
+    groups = group_users(chosen, counts)
+    is_complete = users is None and len(groups) == 1
+    comparison = Comparison([*_log_end_findings(dataset, log_end)])
+    # Each group reads the raw log up to twice: once for the request ids of its users, once for the rows.
+    advance_rows = _counter(progress, "raw log", 2 * total_rows * len(groups))
+    advance_shards = _counter(progress, "comparison", len(dataset.shards) * len(groups))
     for group in groups:
-        some = None if whole else set(group.tolist())
-        reference = _until(_reference_of(raw, some, censuses, end, read), until)
-        compared += compare(dataset, reference, some, advance)
-        if whole and until is None:  # the books of days add up to other sums
-            compared += Comparison([*book_findings(dataset, reference)])
+        group_ids = None if is_complete else set(group.tolist())
+        reference = _requests_before(_reference_of(raw, group_ids, counts, log_end, advance_rows), until)
+        comparison += compare(dataset, reference, group_ids, advance_shards)
+        if is_complete and until is None:  # the row counts of appended days do not add up to those of the whole log
+            comparison += Comparison([*accounting_findings(dataset, reference)])
     for stage in ("raw users", "raw log", "comparison"):
         progress(stage, 1, 1)
-    return compared
+    return comparison
 
 
 def _counter(progress: ProgressCallback, stage: str, total: int) -> Callable[[int], None]:
-    """Return what adds to a stage's progress; totals are estimates."""
+    """Return a function that adds to a stage's progress, up to its estimated total."""
     done = 0
 
-    def advance(more: int) -> None:
+    def advance(amount: int) -> None:
         nonlocal done
-        done = min(done + more, total)
+        done = min(done + amount, total)
         progress(stage, done, total)
 
     progress(stage, 0, total)
     return advance
 
 
-def _end_of_days(raw: BuildSpec, until: int) -> int | None:
-    """Up to when a dataset that holds the log until some time takes the actions to be complete."""
+def _appended_log_end(raw: BuildSpec, until: int) -> int | None:
+    """Return up to when the actions are complete in a dataset whose log was appended up to `until`; microseconds."""
     if raw.actions is None:
         return None
-    return until if raw.actions.until is None else min(until, microseconds(raw.actions.until))
+    return until if raw.actions.until is None else min(until, to_microseconds(raw.actions.until))
 
 
-def _until(reference: Reference, until: int | None) -> Reference:
-    """Leave out requests from `until` on. What was known later is in no history of the others."""
+def _requests_before(reference: Reference, until: int | None) -> Reference:
+    """Leave out requests from `until` on; what became known later is in no history of the others."""
     if until is None:
         return reference
     return replace(reference, requests=[request for request in reference.requests if request.request_time < until])
 
 
-def _end_findings(dataset: Dataset, end: int | None) -> Iterator[str]:
-    if dataset.snapshot.log_end != end:
-        yield f"the snapshot says that the actions end at {dataset.snapshot.log_end} us, the raw log gives {end}"
+def _log_end_findings(dataset: Dataset, log_end: int | None) -> Iterator[str]:
+    listed = dataset.snapshot.log_end
+    if listed != log_end:
+        yield f"the snapshot lists {listed} us as the end of the actions, but it is {log_end} us according to the raw log"
 
 
 def _reference_of(
-    raw: BuildSpec, users: set[int] | None, censuses: Censuses, end: int | None, advance: Callable[[int], None]
+    raw: BuildSpec, users: set[int] | None, counts: UserCounts, log_end: int | None, advance: Callable[[int], None]
 ) -> Reference:
-    """Work out some users (None: all) from their raw rows; lines that were no rows are in its books."""
-    chunks = {source: read_rows(raw, source, users, census, advance) for source, census in censuses.items()}
-    reference = build_reference(raw, {source: chunk.frame for source, chunk in chunks.items()}, users, end)
-    lost = {source: chunk.malformed for source, chunk in chunks.items() if chunk.malformed}
-    malformed = {s: RowAccounting(rows=n, rejected=n, reasons={MALFORMED_ROW: n}) for s, n in lost.items()}
-    row_accounting = {
-        s: accounting + malformed.get(s, RowAccounting()) for s, accounting in reference.row_accounting.items()
-    }
+    """Compute the reference of some users (None: all) from their raw rows, and count malformed lines as rejected."""
+    chunks = {source: read_rows(raw, source, users, counts[source], advance) for source in raw.sources}
+    reference = build_reference(raw, {source: chunk.frame for source, chunk in chunks.items()}, users, log_end)
+    row_accounting = dict(reference.row_accounting)
+    for source, chunk in chunks.items():
+        if chunk.malformed:
+            lines = chunk.malformed
+            row_accounting[source] += RowAccounting(rows=lines, rejected=lines, reasons={MALFORMED_ROW: lines})
     return replace(reference, row_accounting=row_accounting)

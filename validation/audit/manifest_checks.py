@@ -1,4 +1,4 @@
-"""What a snapshot lists, checked: its files, their checksums and rows, the bytes of each block, totals and books."""
+"""Checks of what a snapshot lists: its files, their checksums and rows, the bytes of each block, totals and counts."""
 
 from __future__ import annotations
 
@@ -17,73 +17,94 @@ from longbatch.schemas.source_schema import role_schema
 from longbatch.schemas.spec.build_spec import Role
 from longbatch.schemas.types import ProgressCallback
 
-from .structure import Seen
+from .blocks import block_label
+from .structure import StructureState
 
 
-def file_findings(dataset: Dataset, report: ProgressCallback) -> Iterator[str]:
-    """Compare every listed file with its length, checksum and rows, and every block of a shard with its bytes."""
-    shards = [(number, table) for number in range(len(dataset.shards)) for table in ("timelines", "requests")]
-    dictionaries = [row["dictionaries"] for row in dataset.shards if row["dictionaries"]]
+def file_findings(dataset: Dataset, progress: ProgressCallback) -> Iterator[str]:
+    """Check the size, checksum and rows of every listed file, and the bytes of every block.
+
+    Args:
+        dataset: The dataset.
+        progress: Called with bytes.
+
+    Yields:
+        Findings.
+    """
+    tables = [(shard, table) for shard in range(len(dataset.shards)) for table in ("timelines", "requests")]
+    dictionaries = [entry["dictionaries"] for entry in dataset.shards if entry["dictionaries"]]
     others = (*dictionaries, *dataset.snapshot.vocabulary, *dataset.snapshot.quarantine, *dataset.snapshot.samples)
-    entries = [*(dataset.shards[number][table] for number, table in shards), *others]
+    entries = [*(dataset.shards[shard][table] for shard, table in tables), *others]
     total, done = sum(entry["bytes"] for entry in entries), 0
-    for place, entry in enumerate(entries):
-        report("checksums", done, total)
+    for index, entry in enumerate(entries):
+        progress("checksums", done, total)
         done += entry["bytes"]
         try:
             path = check_file(dataset.path, entry)
-            if place < len(shards):
-                yield from _byte_findings(dataset, path, *shards[place])
+            if index < len(tables):
+                yield from _byte_findings(dataset, path, *tables[index])
             check_file(dataset.path, entry, checksum=True)
-            if "rows" in entry and (rows := _rows(path)) != entry["rows"]:
-                yield f"{path} holds {rows:,} rows, the snapshot lists {entry['rows']:,}"
+            if "rows" in entry and (rows := _row_count(path)) != entry["rows"]:
+                yield f"{path} contains {rows:,} rows, but the snapshot lists {entry['rows']:,}"
         except DatasetError as error:
             yield str(error)
-    report("checksums", total, total)
+    progress("checksums", total, total)
 
 
-def _rows(path: Path) -> int:
+def _row_count(path: Path) -> int:
     if path.suffix == ".parquet":
-        return int(pq.read_metadata(path).num_rows)
-    return int(pa.ipc.open_file(pa.memory_map(str(path))).count_rows())
+        return pq.read_metadata(path).num_rows
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    return sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
 
 
-def _byte_findings(dataset: Dataset, path: Path, number: int, table: str) -> Iterator[str]:
-    """Blocks follow each other from byte 0, and each has its checksum."""
+def _byte_findings(dataset: Dataset, path: Path, shard: int, table: str) -> Iterator[str]:
+    """Check that blocks follow each other from byte 0, and that the bytes of each have its checksum."""
     end = 0
     with path.open("rb") as file:
-        for place, block in enumerate(dataset.shards[number]["blocks"]):
-            where = f"shard {number} ({dataset.shards[number][table]['path']}), block {place}"
+        for index, block in enumerate(dataset.shards[shard]["blocks"]):
+            label = block_label(dataset, shard, index, table)
             offset, size = block[f"{table}_offset"], block[f"{table}_bytes"]
             if offset != end:
-                yield f"{where}: begins at byte {offset:,}, what comes before it ends at {end:,}"
+                yield f"{label}: starts at byte {offset:,}, but the bytes before it end at {end:,}"
             file.seek(offset)
-            if zlib.crc32(file.read(size)) != block[f"{table}_crc32"]:
-                yield f"{where}: was altered, its bytes have another crc32"
+            checksum = zlib.crc32(file.read(size))
+            if checksum != block[f"{table}_crc32"]:
+                listed = block[f"{table}_crc32"]
+                yield f"{label}: was altered: its crc32 is {checksum:08x}, but the snapshot lists {listed:08x}"
             end = offset + size
 
 
-def total_findings(dataset: Dataset, seen: Seen) -> Iterator[str]:
-    """Compare the sums over all blocks with the snapshot's counts, and check its books."""
+def total_findings(dataset: Dataset, state: StructureState) -> Iterator[str]:
+    """Compare the sums over all blocks with the snapshot's counts, and check its accounting identities.
+
+    Args:
+        dataset: The dataset.
+        state: The state of the structure checks after the last block.
+
+    Yields:
+        Findings.
+    """
     counts = dataset.counts
-    found = seen.totals | {"users": len(seen.users().user_id), "stored_with_overlap": seen.totals["events"]}
-    del found["events"]
-    for name, value in found.items():
-        if value != getattr(counts, name):
-            yield f"all shards hold {value:,} {name}, the snapshot says {getattr(counts, name):,}"
+    totals = state.totals | {"users": len(state.users().user_id), "stored_with_overlap": state.totals["events"]}
+    del totals["events"]
+    for name, total in totals.items():
+        listed = getattr(counts, name)
+        if total != listed:
+            yield f"all shards together contain {total:,} {name}, but the snapshot lists {listed:,}"
     for source, accounting in dataset.snapshot.row_accounting.items():
-        yield from _broken(partial(accounting.check, source))
-    yield from _broken(partial(counts.check, _accepted(dataset, "history"), _accepted(dataset, "requests")))
+        yield from _failed(partial(accounting.check, source))
+    yield from _failed(partial(counts.check, _accepted_rows(dataset, "history"), _accepted_rows(dataset, "requests")))
 
 
-def _accepted(dataset: Dataset, role: Role) -> int | None:
-    """Return the accepted rows of a role's log, or None if the log feeds another role too."""
+def _accepted_rows(dataset: Dataset, role: Role) -> int | None:
+    """Return the accepted rows of a role's source, or None if the source has other roles too."""
     schema = role_schema(dataset.spec, role)
     return dataset.snapshot.row_accounting[schema.source].accepted if schema.roles == (role,) else None
 
 
-def _broken(check: Callable[[], None]) -> Iterator[str]:
+def _failed(check: Callable[[], None]) -> Iterator[str]:
     try:
         check()
     except DataError as error:
-        yield f"the snapshot's books: {error}"
+        yield f"the row accounting of the snapshot is inconsistent: {error}"

@@ -1,10 +1,10 @@
-"""The naive reference, labels from later events: the windows after a request, and what the actions in them add up to.
+"""The naive reference, delayed labels: labels computed from actions in a window after the request.
 
-Decisions where docs/meaning.md leaves room:
-* labels of a request that is held back are not computed, so they cannot be of a wrong type either;
-* "not of the label's type" holds for counts as for sums. For floats it means a result that overflows to infinity, and
-  float32 may round; an infinite value among the actions may make an infinite sum, or NaN;
-* sums of floats are added by NumPy, in pairs from 8 values on: bit by bit what `np.add.reduceat` gives.
+Decisions where docs/semantics.md leaves room:
+* labels of a pending request are not computed, so they cannot overflow their type either;
+* counts are checked against the label's type as sums are. A float result overflows if it is infinite and no action's
+  value is; rounding to float32 is allowed, and infinite values among the actions may add up to infinity or NaN;
+* float sums are added by NumPy, pairwise from 8 values on: bit by bit what `np.add.reduceat` returns.
 """
 
 from __future__ import annotations
@@ -26,72 +26,104 @@ from .values import Row, Unparsable, value_reader
 Actions = dict[tuple[Any, ...], list[Row]]
 
 
-def windows_are_over(spec: BuildSpec, request_time: int, log_end: int | None) -> bool:
-    """Whether the log of actions, complete up to `log_end`, covers every window after a request; in microseconds."""
-    ends = [request_time + label.within_us for label in spec.requests.delayed_labels.values()]
-    return all(log_end is not None and end <= log_end for end in ends)
+def label_windows_are_closed(spec: BuildSpec, request_time: int, log_end: int | None) -> bool:
+    """Return whether the log of actions covers every label window of a request.
+
+    Args:
+        spec: The build spec.
+        request_time: The request's time, in microseconds UTC.
+        log_end: The actions are complete up to this time, in microseconds UTC. None if there are no actions.
+    """
+    window_ends = [request_time + label.within_us for label in spec.requests.delayed_labels.values()]
+    return all(log_end is not None and end <= log_end for end in window_ends)
 
 
-def actions_by_item(spec: BuildSpec, rows: Iterable[Row]) -> Actions:
-    """Return one user's actions, oldest first, by what they must share with a target."""
+def actions_by_target(spec: BuildSpec, rows: Iterable[Row]) -> Actions:
+    """Group one user's actions by the ids that they must share with a target.
+
+    Args:
+        spec: The build spec.
+        rows: The user's actions, by the names of the actions role.
+
+    Returns:
+        The actions by item id, or by item id and request id where the actions have one; each list is oldest first.
+    """
     actions: Actions = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row["event_time"]):
-        actions[_shared(spec, row["item_id"], row.get("request_id"))].append(row)
+    for row in sorted(rows, key=_event_time):
+        actions[_target_key(spec, row["item_id"], row.get("request_id"))].append(row)
     return actions
 
 
-def _shared(spec: BuildSpec, item_id: int, request_id: int | str | None) -> tuple[Any, ...]:
+def _target_key(spec: BuildSpec, item_id: int, request_id: int | str | None) -> tuple[Any, ...]:
     return (item_id, request_id) if spec.section("actions").request_id else (item_id,)
 
 
 def delayed_labels(
     spec: BuildSpec, actions: Actions, user_id: int, request_id: int | str, request_time: int, item_id: int
 ) -> Row:
-    """Return the labels of one target that come from later events; raises DataError where one is not of its type."""
+    """Compute the delayed labels of one target.
+
+    An action counts if `request_time <= event_time < request_time + within`.
+
+    Args:
+        spec: The build spec.
+        actions: The user's actions, from `actions_by_target`.
+        user_id: The user, for the error message.
+        request_id: The target's request.
+        request_time: The request's time, in microseconds UTC.
+        item_id: The target's item.
+
+    Returns:
+        The labels by name.
+
+    Raises:
+        DataError: A label does not fit its type.
+    """
     labels: Row = {}
     for name, label in spec.requests.delayed_labels.items():
-        rows = actions.get(_shared(spec, item_id, request_id), [])
-        first = bisect.bisect_left(rows, request_time, key=_time)
-        last = bisect.bisect_left(rows, request_time + label.within_us, key=_time)
+        rows = actions.get(_target_key(spec, item_id, request_id), [])
+        first = bisect.bisect_left(rows, request_time, key=_event_time)
+        last = bisect.bisect_left(rows, request_time + label.within_us, key=_event_time)
         values = _sorted_values(rows[first:last], f"value.{name}")
         result = _aggregate(label, values)
         if _overflows(label, result, values):
             raise DataError(
-                f"label {name} of user {user_id}, request {request_id}, item {item_id} is {result}, "
-                f"which is not of type {label.type}; declare a wider type"
+                f"label {name!r} of user {user_id}, request {request_id}, item {item_id} is {result}, "
+                f"which does not fit its type {label.type}. Declare a wider type."
             )
         labels[name] = value_reader(label)(result)
     return labels
 
 
-def _time(row: Row) -> Any:
-    return row["event_time"]
+def _event_time(row: Row) -> int:
+    time_us: int = row["event_time"]
+    return time_us
 
 
 def _sorted_values(rows: list[Row], name: str) -> list[Any]:
-    """Return what the actions of a window add, in the order (event_time, value), without null and NaN."""
-    added = [row for row in rows if row[name] is not None and not math.isnan(row[name])]
-    return [row[name] for row in sorted(added, key=lambda row: (row["event_time"], row[name]))]
+    """Return the values of the actions in a window in the order (event_time, value), without null and NaN."""
+    present = [row for row in rows if row[name] is not None and not math.isnan(row[name])]
+    return [row[name] for row in sorted(present, key=lambda row: (row["event_time"], row[name]))]
 
 
 def _aggregate(label: Label, values: list[Any]) -> Any:
-    """Return a label from the values of its window; whole numbers are exact, of whatever size."""
+    """Return a label from the values in its window; integers are exact, whatever their size."""
     if label.aggregate == "any":
         return int(bool(values))
     if label.aggregate == "count":
         return len(values)
     if label.aggregate == "max":
         return max(values, default=label.default or 0)
-    return _sum_of_floats(values) if label.type.startswith("float") and values else sum(values)
+    return _float_sum(values) if label.type.startswith("float") and values else sum(values)
 
 
-def _sum_of_floats(values: list[float]) -> float:
+def _float_sum(values: list[float]) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.add.reduceat(np.array(values, np.float64), [0])[0])
 
 
-def _overflows(label: Label, result: Any, values: list[Any]) -> bool:
-    """Whether a result is no value of the label's type: out of its range, or infinite where no action is."""
+def _overflows(label: Label, result: float, values: list[Any]) -> bool:
+    """Return whether a result is out of its type's range, or infinite although all values are finite."""
     try:
         value_reader(label)(result)
     except Unparsable:

@@ -1,69 +1,79 @@
-"""Until when the log of actions is complete, found without reading value by value more than the latest rows."""
+"""The time up to which the log of actions is complete.
+
+Reading every row with the plain-Python reference would take too long, so the latest rows of each chunk are read first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import polars as pl
 
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import DURATION_US, TimeColumn
+from longbatch.schemas.time import to_microseconds
 
-from .raw_files import Advance, chunks
-from .raw_rows import keyed, rows_in
-from .row_outcomes import source_rows
-from .user_counts import made_columns
-from .values import Unparsable, microseconds, value_reader
+from .raw_files import Advance, read_chunks
+from .raw_rows import parse_chunk_rows, selection_columns
+from .row_outcomes import classify_rows
+from .user_counts import columns_of_exploded_rows
+from .values import Unparsable, value_reader
 
 SLICE_ROWS = 500
+_SORT_COLUMN = "#time"
 
 
-def log_end(spec: BuildSpec, advance: Advance = lambda rows: None) -> int | None:
-    """Return until when the actions are complete, in microseconds UTC; None without actions.
+def find_log_end(spec: BuildSpec, advance: Advance = lambda rows: None) -> int | None:
+    """Return the time up to which the log of actions is complete.
 
-    The reference reads the rows of each chunk from the latest on, until one is sound. Times in ISO text are all read.
+    This is the spec's `until`, or else the latest time of an action without a reason of its own to be rejected. In
+    each chunk rows are read from the latest on, until one is valid; times in ISO strings are all parsed first.
+
+    Args:
+        spec: The build spec.
+        advance: Called with the number of rows of each chunk.
+
+    Returns:
+        Microseconds UTC; None without actions.
     """
     if spec.actions is None:
         return None
     if spec.actions.until is not None:
-        return microseconds(spec.actions.until)
-    source, column = spec.actions.source, spec.actions.event_time
+        return to_microseconds(spec.actions.until)
+    source, time_column = spec.actions.source, spec.actions.event_time
+    is_exploded = time_column.column in columns_of_exploded_rows(spec, source)
     latest: int | None = None
-    for chunk in chunks(spec, source, keyed(spec, source, [column.column]), advance):
-        for rows in _latest_first(chunk.frame, column, column.column in made_columns(spec, source)):
-            found = source_rows(spec, source, rows_in(spec, source, rows).frame).latest_action
-            if found is not None:
-                latest = found if latest is None else max(found, latest)
+    for chunk in read_chunks(spec, source, selection_columns(spec, source, [time_column.column]), advance):
+        for rows in [chunk.frame] if is_exploded else _latest_first(chunk.frame, time_column):
+            latest_in_rows = classify_rows(spec, source, parse_chunk_rows(spec, source, rows).frame).latest_action
+            if latest_in_rows is not None:
+                latest = latest_in_rows if latest is None else max(latest_in_rows, latest)
                 break
     return latest
 
 
-def _latest_first(frame: pl.DataFrame, column: TimeColumn, exploded: bool) -> Iterator[pl.DataFrame]:
-    """Yield slices of a chunk: first those of unknown times with the latest known, then the others from the latest."""
-    if exploded:
-        yield frame
-        return
-    times = frame.with_columns(pl.Series("#time", _comparable(frame[column.column], column)))
-    rows = times.sort("#time", descending=True, nulls_last=False)
-    first = int(rows["#time"].null_count()) + SLICE_ROWS
-    yield rows[:first].drop("#time")
-    for start in range(first, rows.height, SLICE_ROWS):
-        yield rows[start : start + SLICE_ROWS].drop("#time")
+def _latest_first(frame: pl.DataFrame, column: TimeColumn) -> Iterator[pl.DataFrame]:
+    """Yield slices of a chunk: first the rows of unknown time and the latest ones, then the others, latest first."""
+    times = frame.with_columns(_sortable(frame[column.column], column).alias(_SORT_COLUMN))
+    rows = times.sort(_SORT_COLUMN, descending=True, nulls_last=False)
+    first_slice = int(rows[_SORT_COLUMN].null_count()) + SLICE_ROWS
+    yield rows[:first_slice].drop(_SORT_COLUMN)
+    for start in range(first_slice, rows.height, SLICE_ROWS):
+        yield rows[start : start + SLICE_ROWS].drop(_SORT_COLUMN)
 
 
-def _comparable(times: pl.Series, column: TimeColumn) -> Any:
-    """Return numbers in the order of raw times, null where it takes the reference to tell."""
+def _sortable(times: pl.Series, column: TimeColumn) -> pl.Series:
+    """Return values that sort as raw times do, null where only the reference can read the time."""
     if times.dtype != pl.String:
         return times
     if column.unit in DURATION_US:
         return times.cast(pl.Float64, strict=False)
     read = value_reader(column)
 
-    def or_none(text: str) -> int | None:
+    def read_or_null(string: str) -> int | None:
         try:
-            return int(read(text))
+            return int(read(string))
         except Unparsable:
             return None
 
-    return [None if text is None else or_none(text) for text in times]
+    return pl.Series([None if string is None else read_or_null(string) for string in times])

@@ -1,6 +1,7 @@
-"""Raw files, chunk by chunk, for what checks a build: Parquet, Arrow, CSV and JSON lines.
+"""Raw files of a source, read chunk by chunk: Parquet, Arrow, CSV and JSON lines.
 
-CSV and JSON lines come as text. Memory is that of some chunks: of Parquet a row group's, of Arrow a record batch's.
+The naive reference reads files itself, so that it shares no reader with the build it checks. Values of CSV and JSON
+lines are strings. Memory is that of some chunks: at least a row group of Parquet, a record batch of Arrow.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, Literal, cast
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet as pq
 from polars import selectors
-from pyarrow import csv
+from pyarrow import csv, fs, ipc
 
 from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.source_schema import source_schema
@@ -30,91 +30,115 @@ from .values import Row, as_string
 
 CHUNK_ROWS = 1 << 17
 CHUNK_BYTES = 16 << 20
-LINE = "{line}"  # the column of a chunk of JSON lines that holds each line whole
-Advance = Callable[[int], None]
+LINE = "{line}"  # the column of a chunk of JSON lines that contains the complete line
+Advance = Callable[[int], None]  # called with the number of rows just read, to report progress
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a source, on any file system that Arrow knows."""
+    """A file of a source, on any file system that Arrow supports."""
 
     source: str
-    system: Any
+    system: fs.FileSystem
     path: str
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some raw rows, and how many lines among them were no rows."""
+    """Some raw rows, and the number of malformed lines among them."""
 
     frame: pl.DataFrame
     malformed: int = 0
 
 
 def source_files(spec: BuildSpec, source: str) -> list[File]:
-    """Return the files of a source, those of each pattern sorted. Raises SourceError where a pattern has none."""
+    """Return the files of a source, those of each pattern sorted by path.
+
+    Args:
+        spec: The build spec.
+        source: Name of the source.
+
+    Raises:
+        SourceError: A pattern matches no file, its file system cannot be reached, or the source is a Spark table.
+    """
     entry = spec.sources[source]
     if entry.file_format == "table":
-        raise SourceError(f"source {source} is a table of Spark; the reference reads files only, so export it first")
-    found: dict[str, File] = {}
+        raise SourceError(
+            f"source {source} is a Spark table, but the naive reference reads files only. Export the table to files."
+        )
+    files: dict[str, File] = {}
     for pattern in entry.path:
-        system, paths = _matching(pattern)
+        system, paths = _matching_files(pattern)
         if not paths:
-            raise SourceError(f"source {source}: {pattern} matches no file; check the path of the source")
-        found |= {path: File(source, system, path) for path in paths}
-    return list(found.values())
+            raise SourceError(f"source {source}: no file matches {pattern}. Check the path of the source.")
+        files |= {path: File(source, system, path) for path in paths}
+    return list(files.values())
 
 
-def _matching(pattern: str) -> tuple[Any, list[str]]:
-    """Return the file system of a path, glob or URI, and the files there that it names."""
+def _matching_files(pattern: str) -> tuple[fs.FileSystem, list[str]]:
+    """Return the file system of a path, glob or URI, and the files that match."""
     if "://" not in pattern:
         paths = glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else [pattern]
-        return pa.fs.LocalFileSystem(), sorted(path for path in paths if os.path.isfile(path))
+        return fs.LocalFileSystem(), sorted(path for path in paths if os.path.isfile(path))
     try:
-        system, inner = pa.fs.FileSystem.from_uri(pattern)
-        asked: Any = [inner]
+        system, inner = fs.FileSystem.from_uri(pattern)
         if glob.has_magic(inner):
             folder = re.split(r"[*?\[]", inner)[0].rpartition("/")[0]
-            asked = pa.fs.FileSelector(folder, recursive=True, allow_not_found=True)
-        infos = system.get_file_info(asked)
+            infos = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        else:
+            infos = system.get_file_info([inner])
     except (pa.ArrowException, ValueError, OSError) as error:
-        raise SourceError(f"cannot reach {pattern!r}: {error}") from None
-    paths = [info.path for info in infos if info.type == pa.fs.FileType.File]
+        raise SourceError(f"cannot access {pattern!r}: {error}") from None
+    paths = [info.path for info in infos if info.type == fs.FileType.File]
     return system, sorted(path for path in paths if path == inner or fnmatch.fnmatch(path, inner))
 
 
-def chunks(spec: BuildSpec, source: str, columns: list[str], advance: Advance = lambda rows: None) -> Iterator[Chunk]:
-    """Yield these columns of all files of a source; `advance` is told of each chunk's rows.
+def read_chunks(
+    spec: BuildSpec, source: str, columns: list[str], advance: Advance = lambda rows: None
+) -> Iterator[Chunk]:
+    """Read columns of all files of a source.
 
-    Of JSON lines the columns are values as text, null where there is none, and LINE holds each line whole. A source
-    with `synthetic_time` has that column too. Raises SourceError for columns that are not there, DataError for a file that
-    cannot be read.
+    Of JSON lines the columns contain strings (null where a line lacks the key), and `LINE` the complete line. A
+    source with `synthetic_time` has that column too.
+
+    Args:
+        spec: The build spec.
+        source: Name of the source.
+        columns: The raw columns to read.
+        advance: Called with the number of rows of each chunk, malformed lines included.
+
+    Yields:
+        The rows in file order.
+
+    Raises:
+        SourceError: A file lacks a column.
+        DataError: A file cannot be read.
     """
-    entry, made = spec.sources[source], spec.sources[source].synthetic_time
-    columns = [name for name in columns if made is None or name != made.column]
-    lists = source_schema(spec, source).list_columns
+    entry, synthetic = spec.sources[source], spec.sources[source].synthetic_time
+    columns = [name for name in columns if synthetic is None or name != synthetic.column]
     for number, file in enumerate(source_files(spec, source)):
-        row = 0
+        rows_before = 0
         try:
             for chunk in _READERS[entry.file_format](entry, file, columns):
                 plain = chunk.frame.with_columns((selectors.binary() | selectors.categorical()).cast(pl.String))
                 chunk = Chunk(plain, chunk.malformed)
-                if made:
-                    chunk = _with_synthetic_time(chunk, made, made.of_file(number) + row, lists)
+                if synthetic:
+                    first_us = synthetic.of_file(number) + rows_before
+                    chunk = _with_synthetic_time(chunk, synthetic, first_us, source_schema(spec, source).list_columns)
                 yield chunk
-                row += chunk.frame.height
+                rows_before += chunk.frame.height
                 advance(chunk.frame.height + chunk.malformed)
         except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"{file.path} cannot be read: {error}") from None
+            raise DataError(f"cannot read {file.path}: {error}") from None
 
 
-def _with_synthetic_time(chunk: Chunk, made: SyntheticTime, first_us: int, lists: frozenset[str]) -> Chunk:
-    """Add the time made of each row's place among the rows of its file; lines of JSON that are no rows have none."""
+def _with_synthetic_time(chunk: Chunk, synthetic: SyntheticTime, first_us: int, lists: frozenset[str]) -> Chunk:
+    """Add the time generated from each row's number in its file; malformed JSON lines are dropped and not numbered."""
     frame = chunk.frame
     if LINE in frame.columns:
         frame = frame.filter(pl.Series([_json_row(line, lists) is not None for line in frame[LINE]], dtype=pl.Boolean))
     times = pl.int_range(first_us, first_us + frame.height, dtype=pl.Int64, eager=True)
-    synthetic_times = times.cast(pl.Datetime("us", "UTC")).alias(made.column)
+    synthetic_times = times.cast(pl.Datetime("us", "UTC")).alias(synthetic.column)
     return Chunk(frame.with_columns(synthetic_times), chunk.malformed + chunk.frame.height - frame.height)
 
 
@@ -125,10 +149,16 @@ def _frame(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:
 def _require(columns: list[str], available: list[str], file: File) -> None:
     missing = [name for name in columns if name not in available]
     if missing:
-        raise SourceError(f"source {file.source}: {file.path} has no column {missing}; its columns are {available}")
+        raise SourceError(
+            f"source {file.source}: {file.path} has no column {', '.join(map(repr, missing))}. "
+            f"Its columns are {', '.join(available)}."
+        )
 
 
-def _parquet(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
+# One reader for each file format; each yields at least one chunk, so that an empty file has its columns and types
+
+
+def _read_parquet(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
     with file.system.open_input_file(file.path) as opened:
         reader = pq.ParquetFile(opened)
         _require(columns, reader.schema_arrow.names, file)
@@ -137,12 +167,12 @@ def _parquet(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
             yield Chunk(_frame(batch))
 
 
-def _arrow(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
+def _read_arrow(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
     with file.system.open_input_file(file.path) as opened:
-        names = pa.ipc.open_file(opened).schema.names
+        names = ipc.open_file(opened).schema.names
         _require(columns, names, file)
-        options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
-        reader = pa.ipc.open_file(opened, options=options)
+        options = ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
+        reader = ipc.open_file(opened, options=options)
         yield Chunk(_frame(reader.schema.empty_table()).select(columns))
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
@@ -150,10 +180,10 @@ def _arrow(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
                 yield Chunk(_frame(batch.slice(start, CHUNK_ROWS)).select(columns))
 
 
-def _csv(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
-    malformed: list[Any] = []
+def _read_csv(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
+    malformed: list[int | None] = []
 
-    def skip(row: Any) -> str:
+    def skip(row: csv.InvalidRow) -> Literal["skip"]:
         malformed.append(row.number)
         return "skip"
 
@@ -174,7 +204,8 @@ def _csv(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
     with file.system.open_input_stream(file.path, compression="detect") as opened:
         try:
             read = csv.ReadOptions(block_size=CHUNK_BYTES, column_names=names or None)
-            for batch in csv.open_csv(opened, read, parse, convert):
+            # The stubs of open_csv lack Arrow's own files.
+            for batch in csv.open_csv(cast(IO[bytes], opened), read, parse, convert):
                 yield Chunk(_frame(batch), len(malformed))
                 malformed.clear()
         except pa.ArrowKeyError as error:
@@ -185,25 +216,25 @@ def _csv(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
     yield Chunk(pl.DataFrame(schema=dict.fromkeys(columns, pl.String)), len(malformed))
 
 
-def _json(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
+def _read_json_lines(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
     with file.system.open_input_stream(file.path, compression="detect") as opened:
-        rest = b""
+        unfinished = b""  # the last line of a block, continued in the next
         while data := opened.read(CHUNK_BYTES):
-            whole, newline, rest = (rest + data).rpartition(b"\n")
-            yield _json_chunk(whole + newline, columns)
-        yield _json_chunk(rest, columns)
+            lines, newline, unfinished = (unfinished + data).rpartition(b"\n")
+            yield _json_chunk(lines + newline, columns)
+        yield _json_chunk(unfinished, columns)
 
 
 def _json_chunk(block: bytes, columns: list[str]) -> Chunk:
-    """Find the columns in lines of JSON; a line that is no UTF-8 is malformed."""
+    """Extract the columns from JSON lines; a line that is not UTF-8 is malformed."""
     lines = [line for line in block.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
-    texts = [text for text in map(_text, lines) if text is not None]
-    frame = pl.DataFrame({LINE: texts}, schema={LINE: pl.String})
+    decoded = [line for line in map(_decode_or_none, lines) if line is not None]
+    frame = pl.DataFrame({LINE: decoded}, schema={LINE: pl.String})
     values = [pl.col(LINE).str.json_path_match(f"$[{json.dumps(name)}]").alias(name) for name in columns]
-    return Chunk(frame.with_columns(values), len(lines) - len(texts))
+    return Chunk(frame.with_columns(values), len(lines) - len(decoded))
 
 
-def _text(line: bytes) -> str | None:
+def _decode_or_none(line: bytes) -> str | None:
     try:
         return line.decode()
     except UnicodeDecodeError:
@@ -211,15 +242,27 @@ def _text(line: bytes) -> str | None:
 
 
 _READERS: dict[str, Callable[[Source, File, list[str]], Iterator[Chunk]]] = {
-    "parquet": _parquet,
-    "arrow": _arrow,
-    "csv": _csv,
-    "jsonl": _json,
+    "parquet": _read_parquet,
+    "arrow": _read_arrow,
+    "csv": _read_csv,
+    "jsonl": _read_json_lines,
 }
 
 
-def parse_lines(lines: pl.Series, columns: list[str], lists: frozenset[str]) -> Chunk:
-    """Read JSON lines one by one: rows of texts, numbers as they are written; what is no row is counted."""
+# JSON lines, one by one
+
+
+def parse_json_lines(lines: pl.Series, columns: list[str], lists: frozenset[str]) -> Chunk:
+    """Parse JSON lines with Python's parser.
+
+    Args:
+        lines: The lines.
+        columns: The keys to return.
+        lists: Those of them that must be lists or null.
+
+    Returns:
+        A row of strings for each line, numbers as they are written in it; and how many lines are not such a row.
+    """
     rows = [row for row in (_json_row(line, lists) for line in lines) if row is not None]
     schema = {name: pl.List(pl.String) if name in lists else pl.String() for name in columns}
     frame = pl.DataFrame([[row.get(name) for name in columns] for row in rows], schema=schema, orient="row")
@@ -227,24 +270,28 @@ def parse_lines(lines: pl.Series, columns: list[str], lists: frozenset[str]) -> 
 
 
 def _json_row(line: str, lists: frozenset[str]) -> Row | None:
+    """Return one line as strings, None if it is malformed."""
     try:
-        row = json.loads(line, parse_int=str, parse_float=_finite, parse_constant=_refuse)
+        row = json.loads(line, parse_int=str, parse_float=_check_finite, parse_constant=_refuse_number)
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or not all(isinstance(row.get(name), list | None) for name in lists):
         return None
-    return {name: _json_text(value) for name, value in row.items()}
+    return {name: _json_string(value) for name, value in row.items()}
 
 
-def _finite(number: str) -> str:
-    return number if abs(float(number)) != float("inf") else _refuse(number)
+def _check_finite(number: str) -> str:
+    return number if abs(float(number)) != float("inf") else _refuse_number(number)
 
 
-def _refuse(number: str) -> str:
-    raise ValueError(f"{number} is no number of JSON")
+def _refuse_number(number: str) -> str:
+    raise ValueError(f"{number} is not a number in JSON")
 
 
-def _json_text(value: Any) -> Any:
+def _json_string(value: Any) -> Any:
+    """Return a JSON value as a string, a list as a list of strings; null stays null."""
     if isinstance(value, list):
-        return [_json_text(element) for element in value]
-    return value if value is None else json.dumps(value) if isinstance(value, dict) else as_string(value)
+        return [_json_string(element) for element in value]
+    if value is None:
+        return None
+    return json.dumps(value) if isinstance(value, dict) else as_string(value)

@@ -56,7 +56,7 @@ def test_a_spec_with_other_paths_and_one_of_another_meaning(tmp_path: Path) -> N
     spec.write_text(SPEC.replace("history_length = 2", "history_length = 3"))
     other = validate(dataset, "--against", spec)
     assert isinstance(other.exception, SpecError)
-    assert "the spec is not the one" in str(other.exception)
+    assert "the spec differs from the one" in str(other.exception)
     spec.write_text(SPEC)
     gone = validate(dataset, "--against", spec)
     assert isinstance(gone.exception, SourceError)

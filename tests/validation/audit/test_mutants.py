@@ -163,11 +163,11 @@ def mutant(kind: str, finding: str, spec: str = SPEC, of_some: str | None = None
 
 breaks, rewrites, damages = (partial(mutant, kind) for kind in ("break", "rewrite", "damage"))
 ONE = r"user \d+, request \d+: "
-OTHER_EVENT = ONE + r"event \d+ of its history is \(.*\), the raw log gives \("
-LONGER = ONE + r"its history has 5 events, the raw log gives 4"
-SHORTER = ONE + r"its history has 7 events, the raw log gives 8"
+OTHER_EVENT = ONE + r"event \d+ of its history is \(.*\), but \(.*\) according to the raw log"
+LONGER = ONE + r"its history has 5 events, but 4 according to the raw log"
+SHORTER = ONE + r"its history has 7 events, but 8 according to the raw log"
 LOST, FOREIGN = ONE + "is in the raw log, but not in the dataset", ONE + "is in the dataset, but not in the raw log"
-OTHER_TARGETS = ONE + r"targets is \[.*\], the raw log gives \["
+OTHER_TARGETS = ONE + r"targets is \[.*\], but \[.*\] according to the raw log"
 
 
 # Broken cuts and timelines
@@ -200,7 +200,7 @@ def one_event_too_few_kept(patch: Patch) -> None:
     change_bucket(patch, lambda bucket: replace(bucket, history_end=np.minimum(bucket.history_end, 7)))
 
 
-@breaks(ONE + "its history has 6 events, the raw log gives 4")
+@breaks(ONE + "its history has 6 events, but 4 according to the raw log")
 def event_time_for_visible_time(patch: Patch) -> None:
     patch.setattr(kernel, "visible_time", lambda spec: pl.col("time#time(s,None,UTC)"))
 
@@ -218,7 +218,7 @@ def own_impressions_in_the_history(patch: Patch) -> None:
     patch.setattr(kernel, "_before_own_events", lambda spec, timelines, requests, end: end)
 
 
-@breaks(r"user \d+: event \d+ is out of order", spec=IN_ORDER)
+@breaks(r"user \d+: event \d+ of the block is out of order", spec=IN_ORDER)
 def an_unsorted_timeline(patch: Patch) -> None:
     change_bucket(patch, with_swapped_events)
 
@@ -247,12 +247,12 @@ def history_of_the_wrong_user(patch: Patch) -> None:
 # Broken rows and values
 
 
-@breaks(ONE + r"request_time is \d{13}, the raw log gives \d{16}")
+@breaks(ONE + r"request_time is \d{13}, but \d{16} according to the raw log")
 def seconds_read_as_milliseconds(patch: Patch) -> None:
     patch.setitem(parse.UNIT_US, "s", 1_000)
 
 
-@breaks(ONE + r"request_time is \d+2000000, the raw log gives \d+1000000")
+@breaks(ONE + r"request_time is \d+2000000, but \d+1000000 according to the raw log")
 def the_latest_row_of_a_request_for_the_earliest(patch: Patch) -> None:
     def latest(first_of_each: Callable[..., pl.DataFrame], targets: pl.DataFrame, starts: Any, columns: Any) -> Any:
         times = np.maximum.reduceat(targets["request_time"].to_numpy(), starts)
@@ -319,7 +319,7 @@ def an_open_window_not_held_back(patch: Patch) -> None:
     patch.setattr(kernel, "closed_requests", lambda spec, requests, log_end: np.ones(requests.height, dtype=np.bool_))
 
 
-@breaks("the snapshot says that the actions end at", LATER)
+@breaks(r"the snapshot lists \d+ us as the end of the actions, but it is \d+ us according to the raw log", LATER)
 def the_end_of_the_actions_off_by_a_microsecond(patch: Patch) -> None:
     wrap(patch, local, "type_chunk", with_a_later_end)
 
@@ -345,12 +345,12 @@ def one_target_duplicated(timelines: Rows, requests: Rows) -> None:
     requests[5]["targets"].append(requests[5]["targets"][-1])
 
 
-@rewrites(ONE + "out of order, or the same as the one before")
+@rewrites(ONE + "is out of order or a duplicate")
 def a_request_twice(timelines: Rows, requests: Rows) -> None:
     requests.insert(5, requests[5])
 
 
-@rewrites(ONE + "stands twice in the block")
+@rewrites(ONE + "is duplicated in the block")
 def a_request_again_at_another_time(timelines: Rows, requests: Rows) -> None:
     requests[5]["request_id"] = requests[4]["request_id"]
 
@@ -386,7 +386,7 @@ def a_stale_manifest(dataset: Path, sound: dict[str, Path]) -> None:
         shutil.copy(others, mine)
 
 
-@damages("all shards hold 30 users, the snapshot says 31")
+@damages("all shards together contain 30 users, but the snapshot lists 31")
 def a_manifest_that_miscounts(dataset: Path, sound: dict[str, Path]) -> None:
     (snapshot,) = dataset.glob("snapshots/*.json")
     snapshot.write_text(snapshot.read_text().replace('"users": 30', '"users": 31'))

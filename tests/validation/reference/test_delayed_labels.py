@@ -182,7 +182,7 @@ def test_whole_numbers_are_added_exactly() -> None:
 )
 def test_a_sum_that_is_not_of_the_labels_type_is_an_error(label: str, values: list[float], found: str) -> None:
     acts = [(1, 2, 3, time, value) for time, value in enumerate(values)]
-    message = rf"label watched_ms of user 1, request 2, item 3 is {found}, which is not of type \w+; declare a wider"
+    message = rf"label 'watched_ms' of user 1, request 2, item 3 is {found}, which does not fit its type \w+\. Declare a wider"
     with pytest.raises(DataError, match=message):
         build(spec_of(label, actions=LATER), [(1, 2, 3, 0)], acts)
     pending_label = build(spec_of(label, actions="until = 2023-11-14T22:13:20Z"), [(1, 2, 3, 0)], acts)
@@ -192,7 +192,9 @@ def test_a_sum_that_is_not_of_the_labels_type_is_an_error(label: str, values: li
 def test_a_count_that_is_not_of_the_labels_type_is_an_error() -> None:
     label = 'acts = { aggregate = "count", type = "int8", within = "1s" }'
     assert label_of(label, *range(127)) == 127
-    with pytest.raises(DataError, match="label acts of user 1, request 7, item 5 is 128, which is not of type int8"):
+    with pytest.raises(
+        DataError, match="label 'acts' of user 1, request 7, item 5 is 128, which does not fit its type int8"
+    ):
         label_of(label, *range(128))
 
 
