@@ -37,7 +37,7 @@ user_id = "user_id"
 item_id = "item_id"
 event_time = { column = "time_s", unit = "s" }
 request_id = "request_id"
-features = { kind = "id", score = "float32" }
+features = { action = "id", score = "float32" }
 [requests]
 source = "log"
 where = "shown"
@@ -62,7 +62,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "time_s": 1_700_000_000 + 3 * (i // 2),
             "request_id": 1000 * user + i // 2,
             "shown": user != 4 and i % 5 != 1,
-            "kind": ["view", "buy", None][i % 3],
+            "action": ["view", "buy", None][i % 3],
             "score": None if i % 4 == 0 else i / 4,
             "page": i % 2,
             "click": i % 2,
@@ -115,8 +115,8 @@ def test_pyarrow_polars_and_sql_read_the_compact_encoding(compact: Path) -> None
     ]
     times = [[int(e["event_time"].timestamp()) * 1_000_000 for e in row["events"]] for row in wanted]
     assert read["times_by_numpy"] == times
-    kinds = [(row["user_id"], row["segment"], e["kind"]) for row in wanted for e in row["events"]]
-    assert read["kinds_by_polars"].drop_nulls().rows() == [row for row in kinds if row[2] is not None]
+    actions = [(row["user_id"], row["segment"], e["action"]) for row in wanted for e in row["events"]]
+    assert read["actions_by_polars"].drop_nulls().rows() == [row for row in actions if row[2] is not None]
     (query,) = blocks("sql", COMPACT)
     with duckdb.connect() as connection:
         connection.register("timelines", pl.read_ipc(read["timeline_files"][0]))
@@ -222,5 +222,5 @@ def test_the_vocabulary_gives_the_text_back(dataset: Path) -> None:
     files = [Path(dataset, entry["path"]) for entry in read["snapshot"]["vocabulary"]]
     texts = pl.concat([pl.read_ipc(file) for file in files])
     assert sorted(texts["text"]) == ["buy", "view"]
-    events = read["timelines"]["events"].combine_chunks().flatten().field("kind")
+    events = read["timelines"]["events"].combine_chunks().flatten().field("action")
     assert set(events.drop_null().to_pylist()) == set(texts["id"])
