@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from longbatch.jobs.engines.worker_pool import WorkerPool
-from longbatch.pipelines.content_hash import Samples
+from longbatch.pipelines.content_hash import SampleDigest
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
 from longbatch.schemas.format.shard import disk_message
@@ -61,8 +61,8 @@ class Expansion:
     files: int
     bytes: int
     seconds: float | None = None
-    expected: Samples | None = None
-    actual: Samples | None = None
+    expected: SampleDigest | None = None
+    actual: SampleDigest | None = None
 
     @property
     def equal(self) -> bool:
@@ -164,12 +164,12 @@ def compare(
     return Expansion(str(out), length, actual.rows, actual.events, len(paths), size, expected=expected, actual=actual)
 
 
-def _both_sides(expander: Expander, paths: list[Path]) -> tuple[Samples, Samples]:
+def _both_sides(expander: Expander, paths: list[Path]) -> tuple[SampleDigest, SampleDigest]:
     """What the dataset expands to, and what the files contain."""
     parts = plan_parts(expander.dataset, expander.history_length)
     expected = expander.pool.each([partial(samples_of_part, expander, part) for part in parts])
     actual = expander.pool.each([partial(samples_of_file, expander, path) for path in paths])
-    return sum(expected, Samples()), sum(actual, Samples())
+    return sum(expected, SampleDigest()), sum(actual, SampleDigest())
 
 
 def _check_output(root: Path, overwrite: bool, dataset: Dataset) -> None:

@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.jobs.savings.layouts import read_blocks
 from longbatch.jobs.savings.parquet_settings import ParquetSettings, choose_settings, parquet_options
-from longbatch.pipelines.content_hash import Samples, samples_of_block, samples_of_rows
-from longbatch.pipelines.expansion import Cuts, cut_requests, sample_level, sample_schema
+from longbatch.pipelines.content_hash import SampleDigest, digest_block, digest_rows
+from longbatch.pipelines.expansion import HistorySlices, sample_level, sample_schema, slice_histories
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import Dataset
+from longbatch.schemas.ragged import owners_of
 from longbatch.schemas.tables import event_type
 
 GROUP_BYTES = 64_000_000  # of a row group, in memory
@@ -120,7 +121,7 @@ def row_groups(dataset: Dataset, blocks: Blocks, history_length: int) -> Iterato
     waiting: list[pa.Table] = []
     size = 0
     for block in read_blocks(dataset, blocks):
-        for table in _expand_block(cut_requests(block, history_length)):
+        for table in _expand_block(slice_histories(block, history_length)):
             waiting.append(table)
             size += table.nbytes
             if size >= GROUP_BYTES:
@@ -130,9 +131,9 @@ def row_groups(dataset: Dataset, blocks: Blocks, history_length: int) -> Iterato
         yield pa.concat_tables(waiting)
 
 
-def _expand_block(requests: Cuts) -> Iterator[pa.Table]:
+def _expand_block(requests: HistorySlices) -> Iterator[pa.Table]:
     """Sample-level rows of a block, in tables of about a quarter of a row group."""
-    owners = np.repeat(np.arange(requests.own.num_rows), requests.target_counts)
+    owners = owners_of(requests.target_offsets)
     for run in _runs(requests.copy_bytes[owners] + requests.target_bytes, GROUP_BYTES // 4):
         yield sample_level(requests, owners[run], np.arange(run.start, run.stop))
 
@@ -176,17 +177,17 @@ def write_part(expander: Expander, settings: ParquetSettings, path: Path, blocks
     return rows, events, path.stat().st_size
 
 
-def samples_of_part(expander: Expander, blocks: Blocks) -> Samples:
+def samples_of_part(expander: Expander, blocks: Blocks) -> SampleDigest:
     """Hash what some blocks, as (shard, block), expand to, without expanding them."""
-    samples = Samples()
+    samples = SampleDigest()
     for block in read_blocks(expander.dataset, blocks):
-        part = samples_of_block(block, expander.history_length)
+        part = digest_block(block, expander.history_length)
         expander.pool.tell("hash dataset", part.rows, expander.dataset.counts.targets)
         samples += part
     return samples
 
 
-def samples_of_file(expander: Expander, path: Path) -> Samples:
+def samples_of_file(expander: Expander, path: Path) -> SampleDigest:
     """Hash what a file contains.
 
     Args:
@@ -197,12 +198,12 @@ def samples_of_file(expander: Expander, path: Path) -> Samples:
         DatasetError: The file is not part of an expansion of such a dataset.
         SpecError: The file was written at another history length.
     """
-    schema, dataset, samples = expander.schema, expander.dataset, Samples()
+    schema, dataset, samples = expander.schema, expander.dataset, SampleDigest()
     try:
         with pq.ParquetFile(path) as file:
             _check_origin(path, file.schema_arrow, schema)
             for batch in _batches(file):
-                samples += samples_of_rows(batch.cast(schema), dataset.spec)
+                samples += digest_rows(batch.cast(schema), dataset.spec)
                 expander.pool.tell("hash files", batch.num_rows, dataset.counts.targets)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}. Expand the dataset again.") from None

@@ -20,7 +20,7 @@ from longbatch.schemas.spec.source import Explode
 from longbatch.schemas.time import to_microseconds
 from longbatch.validation.rules import CONFLICTING_REQUEST
 
-from .incremental import Window
+from .incremental import IncrementWindow
 from .parse import Reading, read_column
 from .row_filters import Readings, select_rows, where_columns
 
@@ -49,7 +49,7 @@ class Canonical:
 
 
 @dataclass(frozen=True)
-class Facts:
+class LogFacts:
     """What the kernel must know of all users' rows before it builds any user.
 
     conflicts: request ids that several users share. log_end: up to when the actions are complete, in microseconds.
@@ -64,7 +64,7 @@ def canonicalize(
     spec: BuildSpec,
     source: str,
     conflicts: pl.Series | None = None,
-    window: Window | None = None,
+    window: IncrementWindow | None = None,
 ) -> Canonical:
     """Type, filter and check one chunk of a source's raw rows.
 
@@ -113,12 +113,12 @@ def canonicalize(
 
 
 def _within(
-    typed: pl.DataFrame, spec: BuildSpec, readings: Readings, selected: dict[str, pl.Series], window: Window
+    typed: pl.DataFrame, spec: BuildSpec, readings: Readings, selected: dict[str, pl.Series], window: IncrementWindow
 ) -> dict[str, pl.Series]:
     """What the roles select of the rows whose time in the role is within the window."""
     moments = {role: _moment(spec, role, columns) for role, columns in readings.items()}
     return {
-        role: typed.select((pl.lit(selected[role]) & window.holds(moment)).alias(role)).to_series()
+        role: typed.select((pl.lit(selected[role]) & window.contains(moment)).alias(role)).to_series()
         for role, moment in moments.items()
     }
 
@@ -293,15 +293,15 @@ def conflicting_requests(owners: pl.DataFrame) -> pl.Series:
     return users.filter(pl.col("len") > 1)["request_id"].sort()
 
 
-def known_facts(
+def gather_log_facts(
     spec: BuildSpec,
     latest_actions: Iterable[int | None],
     conflicts: pl.Series | None,
-    window: Window | None = None,
-) -> Facts:
+    window: IncrementWindow | None = None,
+) -> LogFacts:
     """Gather the facts: conflicting requests, and the end of the log of actions: of the window, declared, or seen."""
     until = spec.actions.until if spec.actions else None
     if window and spec.actions:
-        return Facts(conflicts, window.until if until is None else min(window.until, to_microseconds(until)))
+        return LogFacts(conflicts, window.until if until is None else min(window.until, to_microseconds(until)))
     latest = max((time for time in latest_actions if time is not None), default=None)
-    return Facts(conflicts, latest if until is None else to_microseconds(until))
+    return LogFacts(conflicts, latest if until is None else to_microseconds(until))

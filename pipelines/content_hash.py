@@ -4,7 +4,7 @@ It does not see how the content is stored: order, buckets, blocks, segments, cod
 whole history; hashes are added up. A history's hash takes no pass over the history: with event hashes e_i and an odd
 base B, prefix sums P_k = sum of e_i B^i (mod 2^64) give the slice [a, b) as (P_b - P_a) B^-a.
 
-The same of the sample level (`Samples`): the rows that a dataset expands to are hashed without copying a history, and
+The same of the sample level (`SampleDigest`): the rows that a dataset expands to are hashed without copying a history, and
 compared with those that are in a table.
 """
 
@@ -21,11 +21,12 @@ import pyarrow as pa
 from longbatch.pipelines.arrays.hashing import UInt64Array, cached_parts, hash_string, mix
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.shard import Block
+from longbatch.schemas.ragged import list_offsets
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, target_type
 from longbatch.schemas.types import Int64Array
 
-from .expansion import cut_requests, list_offsets
+from .expansion import slice_histories
 
 BASES = (0xD1342543DE82EF95, 0xAF251AF3B0F025B5)
 _NULL = np.uint64(0x6A09E667F3BCC909)
@@ -36,17 +37,20 @@ def content_hash(blocks: Iterable[Block], history_length: int) -> str:
     """Hash of all requests with their histories and targets, 32 hex digits; one pass, one block in memory."""
     totals = np.zeros(len(BASES), dtype=np.uint64)
     for block in blocks:
-        cuts = cut_requests(block, history_length)
+        cuts = slice_histories(block, history_length)
         offsets, targets = cuts.target_offsets, _row_hashes(cuts.targets.flatten())
         asked = _slices_within(
-            _row_hashes(cuts.own.columns), _row_hashes(cuts.events.flatten()), cuts.history_start, cuts.history_end
+            _row_hashes(cuts.request_columns.columns),
+            _row_hashes(cuts.events.flatten()),
+            cuts.history_start,
+            cuts.history_end,
         )
         totals += _slices_within(asked, targets, offsets[:-1], offsets[1:]).sum(axis=1, dtype=np.uint64)
     return _hex(totals)
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleDigest:
     """A multiset of sample-level rows: how many, the events in their histories, and what tells it from others.
 
     hash: the sum of the hashes of all rows (history, request and target together), 32 hex digits.
@@ -56,25 +60,28 @@ class Samples:
     events: int = 0
     hash: str = "0" * 32
 
-    def __add__(self, other: Samples) -> Samples:
+    def __add__(self, other: SampleDigest) -> SampleDigest:
         """Return the rows of both."""
         sums = [np.frombuffer(bytes.fromhex(samples.hash), ">u8") for samples in (self, other)]
-        return Samples(self.rows + other.rows, self.events + other.events, _hex(sums[0] + sums[1]))
+        return SampleDigest(self.rows + other.rows, self.events + other.events, _hex(sums[0] + sums[1]))
 
 
-def samples_of_block(block: Block, history_length: int) -> Samples:
+def digest_block(block: Block, history_length: int) -> SampleDigest:
     """The rows that a block expands to; no history is copied."""
-    cuts = cut_requests(block, history_length)
+    cuts = slice_histories(block, history_length)
     asked = _slices_within(
-        _row_hashes(cuts.own.columns), _row_hashes(cuts.events.flatten()), cuts.history_start, cuts.history_end
+        _row_hashes(cuts.request_columns.columns),
+        _row_hashes(cuts.events.flatten()),
+        cuts.history_start,
+        cuts.history_end,
     )
-    owners = np.repeat(np.arange(cuts.own.num_rows), cuts.target_counts)
+    owners = np.repeat(np.arange(cuts.request_columns.num_rows), cuts.target_counts)
     hashed = mix(asked[:, owners] ^ _row_hashes(cuts.targets.flatten()))
     events = int((cuts.history_sizes * cuts.target_counts).sum())
-    return Samples(len(owners), events, _hex(hashed.sum(axis=1, dtype=np.uint64)))
+    return SampleDigest(len(owners), events, _hex(hashed.sum(axis=1, dtype=np.uint64)))
 
 
-def samples_of_rows(rows: pa.RecordBatch, spec: BuildSpec) -> Samples:
+def digest_rows(rows: pa.RecordBatch, spec: BuildSpec) -> SampleDigest:
     """The rows of a batch of the sample level, whose columns are those of `sample_schema`.
 
     Raises DatasetError if a history is null, or its columns differ in length.
@@ -88,7 +95,7 @@ def samples_of_rows(rows: pa.RecordBatch, spec: BuildSpec) -> Samples:
     events = _row_hashes([lists.flatten() for lists in histories])
     asked = _slices_within(_row_hashes(rows.columns[:own]), events, offsets[:-1], offsets[1:])
     hashed = mix(asked ^ _row_hashes(rows.columns[-targets:]))
-    return Samples(rows.num_rows, len(events), _hex(hashed.sum(axis=1, dtype=np.uint64)))
+    return SampleDigest(rows.num_rows, len(events), _hex(hashed.sum(axis=1, dtype=np.uint64)))
 
 
 def _hex(sums: UInt64Array) -> str:

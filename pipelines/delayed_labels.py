@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longbatch.pipelines.arrays.ragged import offsets_of
 from longbatch.pipelines.arrays.sorting import paired_keys, sort_rows
 from longbatch.schemas.errors import DataError
+from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Label
 from longbatch.schemas.types import BoolArray, Int64Array

@@ -1,8 +1,12 @@
-"""What one append must know of the days before: the newest events of each user, requests that wait for labels, and
-how many segments each user has. All of it is kept by user bucket, so an append rereads nothing else.
+"""The state that lets an append continue a dataset without reading earlier logs again.
 
-A *window* [start, until) cuts the log by when things are known: events by visible time, requests by request time,
-actions by event time. So what is appended only ever adds at the end of a timeline.
+Kept per user bucket: the newest events of each user, the requests whose label windows are still open with the actions
+they need, and the number of segments per user. Increments are split by arrival time, not by event time: events by
+visible time, requests by request time, actions by event time. So an append only adds to the end of a timeline.
+
+Every event has a status, which only grows from increment to increment: AFTER_LAST_REQUEST (no request has followed it
+yet), BEYOND_HISTORY (only older than the newest L events of every request), STORED (part of a stored timeline). An
+event of the current increment is NEW until then.
 """
 
 from __future__ import annotations
@@ -13,90 +17,139 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longbatch.pipelines.arrays.ragged import changes
+from longbatch.pipelines.arrays.runs import starts_run
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import Int64Array
 
-REACH = "reach"
+STATUS = "status"
 NEW, AFTER_LAST_REQUEST, BEYOND_HISTORY, STORED = -1, 0, 1, 2
-Reaches = npt.NDArray[np.int8]
+EventStatus = npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True)
-class Window:
-    """Microseconds [start, until) of what is known; `start` is None from the beginning."""
+class IncrementWindow:
+    """The interval [start, until) of arrival times of an increment.
+
+    Attributes:
+        start: Microseconds since 1970 UTC, or None for no lower bound (the first increment).
+        until: Microseconds since 1970 UTC.
+    """
 
     start: int | None
     until: int
 
-    def holds(self, moment: pl.Expr) -> pl.Expr:
-        """Whether a moment is inside; a row without one stays, to be rejected."""
-        inside = moment < self.until
-        inside = inside if self.start is None else inside & (moment >= self.start)
+    def contains(self, time: pl.Expr) -> pl.Expr:
+        """Return an expression for whether a time is inside; true for a null, so that the row is rejected later.
+
+        Args:
+            time: Expression of times in microseconds.
+
+        Returns:
+            A boolean expression without nulls.
+        """
+        inside = time < self.until
+        inside = inside if self.start is None else inside & (time >= self.start)
         return inside.fill_null(True)
 
 
 @dataclass(frozen=True)
-class Carried:
-    """The state of one bucket, in the column names of the roles; tables that are empty may be left out.
+class IncrementalState:
+    """What one user bucket keeps for later increments.
 
-    events: the newest of each user, in timeline order, with how far requests reached them so far (REACH). targets, actions: of requests whose windows were not over.
-    users: user_id, ascending, and how many segments each has.
+    Attributes:
+        tables: Tables by name, in the column names of the roles; a missing table is empty.
+            `events`: the events that later histories may include, in timeline order, with their STATUS.
+            `targets`, `actions`: rows of pending requests, and the actions that their labels may count.
+            `users`: user_id, ascending, and `segments`, how many segments the user has.
     """
 
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
 
-    def with_events(self, events: pl.DataFrame) -> tuple[pl.DataFrame, Reaches]:
-        """Put the new events, in timeline order, behind each user's carried ones; beside, the reach each had (N,)."""
-        fresh = np.full(events.height, NEW, dtype=np.int8)
-        if "events" not in self.tables:
-            return events, fresh
-        known = self.tables["events"]
-        both = pl.concat([known.select(events.columns).cast(events.schema), events], rechunk=True)
-        order = np.argsort(both["user_id"].to_numpy(), kind="stable")
-        return both[order], np.concatenate([known[REACH].to_numpy().astype(np.int8), fresh])[order]
+    def join_events(self, events: pl.DataFrame) -> tuple[pl.DataFrame, EventStatus]:
+        """Put new events behind the kept events of each user.
 
-    def with_rows(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
-        """Add the carried targets or actions to new ones."""
+        Args:
+            events: New events in timeline order.
+
+        Returns:
+            Kept and new events in timeline order, (N,), and the status of each, (N,).
+        """
+        new_status = np.full(events.height, NEW, dtype=np.int8)
+        if "events" not in self.tables:
+            return events, new_status
+        kept = self.tables["events"]
+        joined = pl.concat([kept.select(events.columns).cast(events.schema), events], rechunk=True)
+        # Kept events come first and are older, so a stable sort by user alone restores timeline order.
+        order = np.argsort(joined["user_id"].to_numpy(), kind="stable")
+        return joined[order], np.concatenate([kept[STATUS].to_numpy().astype(np.int8), new_status])[order]
+
+    def join_rows(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
+        """Put new targets or actions behind the kept ones.
+
+        Args:
+            table: "targets" or "actions".
+            rows: New rows.
+
+        Returns:
+            Kept rows, then new rows.
+        """
         if table not in self.tables:
             return rows
         return pl.concat([self.tables[table].select(rows.columns).cast(rows.schema), rows], rechunk=True)
 
-    def segments_of(self, users: Int64Array) -> Int64Array:
-        """How many segments each of these users, (N,), has already."""
+    def segment_counts(self, users: Int64Array) -> Int64Array:
+        """Return how many segments each of these users has, (N,) -> (N,); 0 for a new user."""
         known = self.tables.get("users")
         if known is None or not known.height:
             return np.zeros(len(users), dtype=np.int64)
         ids, counts = known["user_id"].to_numpy(), known["segments"].to_numpy()
-        place = np.minimum(np.searchsorted(ids, users), len(ids) - 1)
-        return np.where(ids[place] == users, counts[place], 0)
+        row = np.minimum(np.searchsorted(ids, users), len(ids) - 1)
+        return np.where(ids[row] == users, counts[row], 0)
 
-    def with_segments(self, users: Int64Array) -> pl.DataFrame:
-        """The table of users after segments of these users, one for each element, were added."""
+    def add_segments(self, users: Int64Array) -> pl.DataFrame:
+        """Return the table of users after new segments.
+
+        Args:
+            users: User of each new segment, (S,).
+
+        Returns:
+            Columns user_id (ascending) and segments.
+        """
         added = pl.DataFrame({"user_id": users}).group_by("user_id").agg(segments=pl.len().cast(pl.Int64))
         parts = [added, *([self.tables["users"]] if "users" in self.tables else [])]
         return pl.concat(parts).group_by("user_id").agg(pl.col("segments").sum()).sort("user_id")
 
 
-def kept_events(
-    spec: BuildSpec, events: pl.DataFrame, until: int, waiting_user: Int64Array, waiting_start: Int64Array
+def events_to_keep(
+    spec: BuildSpec, events: pl.DataFrame, until: int, pending_user: Int64Array, pending_start: Int64Array
 ) -> pl.DataFrame:
-    """The events (N,), ordered, that later requests can still reach: each user's newest L, and from further back
+    """Return the events that histories of later increments can include: a suffix of each user's timeline.
 
-    those of requests that wait (by user, and where in `events` their histories start), and those that carry the id of
-    a request yet to come, for they end its history.
+    With L = 2, users [7, 7, 7, 7, 9] and a pending request of user 7 whose history starts at row 1:
+    the newest 2 events of user 7 start at row 2, the pending history at row 1, so rows 1 to 3 are kept, and row 4.
+
+    Args:
+        spec: The build spec; L is its history_length.
+        events: All events of the bucket in timeline order, (N,).
+        until: End of the increment in microseconds.
+        pending_user: User of each pending request that has events, (P,).
+        pending_start: Row of `events` at which the history of each pending request starts, (P,).
+
+    Returns:
+        The kept rows of `events`, in order.
     """
     if not events.height:
         return events
     user = events["user_id"].to_numpy()
-    begins = np.flatnonzero(changes(user))
-    ends = np.append(begins[1:], len(user))
-    first = np.maximum(begins, ends - spec.history_length)
-    distinct = user[begins]
-    np.minimum.at(first, np.searchsorted(distinct, waiting_user), waiting_start)
+    starts = np.flatnonzero(starts_run(user))
+    ends = np.append(starts[1:], len(user))
+    first = np.maximum(starts, ends - spec.history_length)
+    distinct = user[starts]
+    np.minimum.at(first, np.searchsorted(distinct, pending_user), pending_start)
     if "request_id" in events.columns and "request_time" in events.columns:
-        coming = (pl.col("request_time") >= until) & (pl.col("visible_time") < pl.col("request_time"))
-        early = events.select(coming.fill_null(False)).to_series().arg_true().to_numpy().astype(np.int64)
-        np.minimum.at(first, np.searchsorted(distinct, user[early]), early)
-    first = np.maximum(first, begins)
-    return events.filter(pl.Series(np.arange(len(user)) >= np.repeat(first, ends - begins)))
+        # An event that is visible before its own request, which is yet to come, will end that request's history.
+        early = (pl.col("request_time") >= until) & (pl.col("visible_time") < pl.col("request_time"))
+        rows = events.select(early.fill_null(False)).to_series().arg_true().to_numpy().astype(np.int64)
+        np.minimum.at(first, np.searchsorted(distinct, user[rows]), rows)
+    first = np.maximum(first, starts)
+    return events.filter(pl.Series(np.arange(len(user)) >= np.repeat(first, ends - starts)))

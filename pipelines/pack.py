@@ -1,12 +1,12 @@
-"""Ordered timelines and cut requests -> record batches of both tables, bounded in size.
+"""Ordered timelines and grouped requests -> record batches of both tables, bounded in size.
 
-Numbers first: segments (whose timeline is cut, and where), then blocks (which segments go together), then one
-gather of the events that some request can reach.
+First come plans, as arrays of numbers: segments (slices of timelines to store), then blocks (segments that are stored
+together). Then one gather copies the events that some request's history includes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,25 +14,33 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.arrays.ragged import changes, offsets_of, places, ranges, running_within
+from longbatch.pipelines.arrays.arrow import int32_array
+from longbatch.pipelines.arrays.runs import positions_in_run, starts_run, sums_before_in_run
 from longbatch.schemas.accounting import Counts
+from longbatch.schemas.ragged import concatenated_ranges, offsets_of
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, requests_schema, target_type, timelines_schema
-from longbatch.schemas.types import BoolArray, Int64Array
+from longbatch.schemas.types import ArrowArray, ArrowListArray, BoolArray, Int64Array
 
-from .incremental import AFTER_LAST_REQUEST, BEYOND_HISTORY, NEW, STORED, Reaches
+from .incremental import AFTER_LAST_REQUEST, BEYOND_HISTORY, NEW, STORED, EventStatus
 from .kernel import Bucket
 
+# A segment covers at least this many blocks' worth of events, and this many histories, so little is stored twice.
 SEGMENT_BLOCKS = 4
 
 
 @dataclass(frozen=True)
 class Segments:
-    """The timeline slices to store, S of them, by user then segment; and the requests they serve.
+    """The timeline slices to store, S of them by user then segment number, and the R requests that they serve.
 
-    user_id, segment: (S,). event_start, event_end: (S,) into the bucket's sorted events.
-    request_order: (R,) request rows by segment; request_start: (S + 1,) into it.
-    request_segment: (R,) row of the segment of each reordered request.
+    Attributes:
+        user_id: User of each segment, (S,).
+        segment: Number of each segment among those of its user, (S,).
+        event_start: First event, a row of the bucket's sorted events, (S,).
+        event_end: End of the events, exclusive, (S,).
+        request_order: Request rows ordered by segment, (R,).
+        request_start: Offsets of each segment's requests in `request_order`, (S + 1,).
+        request_segment: Segment of each request in `request_order`, (R,).
     """
 
     user_id: Int64Array
@@ -44,23 +52,31 @@ class Segments:
     request_segment: Int64Array
 
 
-def cut_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
-    """Cut each user's timeline into as few segments as bounds allow: one, but for heavy_users.
+def plan_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
+    """Split each user's timeline into as few segments as possible: one, except for heavy users.
 
-    Segment k of a user covers timeline places [k (S - L), k (S - L) + S): consecutive ones overlap by L, so the
-    smallest k whose end is not before a request's history_end holds that request's whole history.
-    A user with more than `block_targets` targets in a range is cut further, each part with the range's events.
+    Range k of a user covers the events [k (S - L), k (S - L) + S) of the timeline: consecutive ranges overlap by the
+    history length L, so the smallest k whose end is not before a request's history_end holds its whole history.
+    Example with S = 8, L = 2: history_end [3, 8, 9, 15] gives ranges [0, 0, 1, 2], so three segments.
+    A user with more than `block_targets` targets in a range gets several segments, each with the range's events.
+
+    Args:
+        bucket: The bucket to store.
+        spec: The build spec.
+
+    Returns:
+        The segments, each cut to the events that its requests' histories include.
     """
     length = spec.history_length
     span = max(SEGMENT_BLOCKS * spec.block_events, SEGMENT_BLOCKS * length)
     user_id = bucket.requests.requests["user_id"].to_numpy()
-    place = np.maximum(0, -(-(bucket.history_end - span) // (span - length)))
-    order = np.lexsort((place, user_id)) if place.any() else np.arange(len(place))
-    user_id, place = user_id[order], place[order]
+    # ceil((history_end - S) / (S - L)), not below 0
+    range_number = np.maximum(0, -(-(bucket.history_end - span) // (span - length)))
+    order = np.lexsort((range_number, user_id)) if range_number.any() else np.arange(len(range_number))
+    user_id, range_number = user_id[order], range_number[order]
     sizes = np.diff(bucket.requests.target_offsets)[order]
-    new_range = changes(user_id, place)
-    part = running_within(sizes, new_range) // spec.block_targets
-    starts = np.flatnonzero(changes(user_id, place, part))
+    part = sums_before_in_run(sizes, starts_run(user_id, range_number)) // spec.block_targets
+    starts = np.flatnonzero(starts_run(user_id, range_number, part))
     history_end = bucket.history_end[order]
     history_start = np.maximum(0, history_end - length)
     base = bucket.event_start[order]
@@ -68,7 +84,7 @@ def cut_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
     first_user = user_id[starts]
     return Segments(
         user_id=first_user,
-        segment=bucket.carried.segments_of(first_user) + places(changes(first_user)),
+        segment=bucket.previous_state.segment_counts(first_user) + positions_in_run(starts_run(first_user)),
         event_start=_reduce(np.minimum, base + history_start, starts),
         event_end=_reduce(np.maximum, base + history_end, starts),
         request_order=order,
@@ -81,10 +97,21 @@ def _reduce(ufunc: np.ufunc, values: Int64Array, starts: Int64Array) -> Int64Arr
     return np.asarray(ufunc.reduceat(values, starts)) if len(starts) else values[:0]
 
 
-def cut_blocks(segments: Segments, target_offsets: Int64Array, spec: BuildSpec) -> Int64Array:
-    """Bounds (B + 1,) of the blocks as segment rows: each under twice the budget of events and of targets.
+def plan_blocks(segments: Segments, target_offsets: Int64Array, spec: BuildSpec) -> Int64Array:
+    """Group consecutive segments into blocks.
 
-    A segment larger than the budget is a block of its own, or ends one.
+    A segment costs its share of a block's budget of events or of targets, whichever is larger.
+    Costs [0.5, 0.4, 0.3, 2.0, 0.1] begin at 0, 0.5, 0.9, 1.2 and 3.2; rounded down: blocks [0, 0, 0, 1, 3].
+    Result: bounds [0, 3, 4, 5].
+
+    Args:
+        segments: The segments to store.
+        target_offsets: Offsets of each request's targets, (R + 1,).
+        spec: The build spec, with the budgets block_events and block_targets.
+
+    Returns:
+        Bounds of the blocks as rows of `segments`, (B + 1,): each block is under twice the budget, unless one segment
+        alone is over it.
     """
     count = len(segments.user_id)
     if not count:
@@ -94,100 +121,107 @@ def cut_blocks(segments: Segments, target_offsets: Int64Array, spec: BuildSpec) 
     events = segments.event_end - segments.event_start
     cost = np.maximum(events / spec.block_events, per_segment / spec.block_targets)
     block = np.floor(np.cumsum(cost) - cost).astype(np.int64)
-    return np.append(np.flatnonzero(changes(block)), count)
+    return np.append(np.flatnonzero(starts_run(block)), count)
 
 
 def pack(bucket: Bucket, spec: BuildSpec) -> tuple[Iterator[tuple[pa.RecordBatch, pa.RecordBatch]], Counts]:
-    """Pack a bucket into pairs of record batches (timelines, requests), and count what is in them."""
-    segments = cut_segments(bucket, spec)
-    bounds = cut_blocks(segments, bucket.requests.target_offsets, spec)
-    return _blocks(bucket, spec, segments, bounds), _count(bucket, spec, segments)
+    """Pack a bucket into blocks.
+
+    Args:
+        bucket: The bucket to store.
+        spec: The build spec.
+
+    Returns:
+        The blocks, each a pair of record batches (timelines, requests), and the counts of what they hold.
+    """
+    segments = plan_segments(bucket, spec)
+    bounds = plan_blocks(segments, bucket.requests.target_offsets, spec)
+    return _blocks(bucket, spec, segments, bounds), _counts(bucket, spec, segments)
 
 
-def _count(bucket: Bucket, spec: BuildSpec, segments: Segments) -> Counts:
-    """What this bucket adds: an event that came from days before was counted there, and may only be reached further."""
+def _counts(bucket: Bucket, spec: BuildSpec, segments: Segments) -> Counts:
+    """Count what this bucket adds; an event of an earlier increment counts only for the change of its status."""
     lengths = segments.event_end - segments.event_start
-    before, after = bucket.reaches, reaches_of(bucket, segments)
-    gained = {
-        reach: int((after == reach).sum() - (before == reach).sum())
-        for reach in (STORED, BEYOND_HISTORY, AFTER_LAST_REQUEST)
+    before, after = bucket.previous_status, event_status(bucket, segments)
+    added = {
+        status: int((after == status).sum() - (before == status).sum())
+        for status in (STORED, BEYOND_HISTORY, AFTER_LAST_REQUEST)
     }
     users = bucket.requests.requests["user_id"].to_numpy()
-    users = users[changes(users)]
+    users = users[starts_run(users)]
     return bucket.counts + Counts(
-        users=int((bucket.carried.segments_of(users) == 0).sum()),
+        users=int((bucket.previous_state.segment_counts(users) == 0).sum()),
         segments=len(lengths),
         requests=bucket.requests.requests.height,
         targets=bucket.requests.targets.height,
         events=int((before == NEW).sum()),
-        stored=gained[STORED],
+        stored=added[STORED],
         stored_with_overlap=int(lengths.sum()),
-        beyond_history=gained[BEYOND_HISTORY],
-        after_last_request=gained[AFTER_LAST_REQUEST],
+        beyond_history=added[BEYOND_HISTORY],
+        after_last_request=added[AFTER_LAST_REQUEST],
         history_events=int(np.minimum(bucket.history_end, spec.history_length).sum()),
     )
 
 
-def reaches_of(bucket: Bucket, segments: Segments) -> Reaches:
-    """How far requests reach each event of the bucket, (N,), those of days before included."""
-    count = len(bucket.reaches)
+def event_status(bucket: Bucket, segments: Segments) -> EventStatus:
+    """Return the status of each event after this increment.
+
+    Args:
+        bucket: The bucket.
+        segments: Its segments.
+
+    Returns:
+        AFTER_LAST_REQUEST, BEYOND_HISTORY or STORED, (N,); never below the status before the increment.
+    """
+    count = len(bucket.previous_status)
     stored = _covered(count, segments.event_start, segments.event_end)
     users = bucket.requests.requests["user_id"].to_numpy()
-    begins = np.flatnonzero(changes(users))
-    furthest = _reduce(np.maximum, bucket.history_end, begins)
-    reached = _covered(count, bucket.event_start[begins], bucket.event_start[begins] + furthest)
-    now = np.where(stored, STORED, np.where(reached, BEYOND_HISTORY, AFTER_LAST_REQUEST)).astype(np.int8)
-    return np.maximum(now, bucket.reaches)
+    starts = np.flatnonzero(starts_run(users))
+    last_end = _reduce(np.maximum, bucket.history_end, starts)
+    visible = _covered(count, bucket.event_start[starts], bucket.event_start[starts] + last_end)
+    status = np.where(stored, STORED, np.where(visible, BEYOND_HISTORY, AFTER_LAST_REQUEST)).astype(np.int8)
+    return np.maximum(status, bucket.previous_status)
 
 
 def _covered(count: int, starts: Int64Array, ends: Int64Array) -> BoolArray:
-    """Which of the places [0, count) lie in some of the ranges [start, end)."""
+    """Return which of the positions [0, count) some range [start, end) covers, by a difference array."""
     steps = np.bincount(starts, minlength=count + 1) - np.bincount(ends, minlength=count + 1)
     return np.asarray(np.cumsum(steps[:count]) > 0)
-
-
-def _struct(frame: pl.DataFrame, names: dict[str, str], kind: pa.StructType) -> pa.StructArray:
-    """Turn the columns of a frame (struct field -> column) into one struct array, cast to the schema's types."""
-    arrays = [frame[names[f.name]].rechunk().to_arrow().cast(f.type) for f in kind]
-    return pa.StructArray.from_arrays(arrays, fields=list(kind))
-
-
-def _list(values: pa.Array, offsets: Int64Array, kind: pa.ListType) -> pa.ListArray:
-    """List array over the values [offsets[0], offsets[-1]) of a shared array."""
-    inner = values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
-    return pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)), inner, type=kind)
 
 
 def _blocks(
     bucket: Bucket, spec: BuildSpec, segments: Segments, bounds: Int64Array
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-    """Gather events, requests and targets once, in storage order, then slice them into blocks."""
+    """Gather events, requests and targets once, in storage order, then slice them into blocks.
+
+    Bounds [0, 2, 3] give two blocks: segments 0 and 1, then segment 2. Within a block timeline_row counts from 0,
+    and history_end counts from the first event of the request's segment.
+    """
     lengths = segments.event_end - segments.event_start
-    events = bucket.timelines.events[ranges(segments.event_start, lengths)]
+    events = bucket.timelines.events[concatenated_ranges(segments.event_start, lengths)]
     offsets = offsets_of(lengths)
-    kind = event_type(spec)
-    names = {f.name: f.name if f.name in ("item_id", "event_time") else f"history.{f.name}" for f in kind}
-    values = _struct(events, names, kind)
+    type_of_event = event_type(spec)
+    names = {f.name: f.name if f.name in ("item_id", "event_time") else f"history.{f.name}" for f in type_of_event}
+    values = _struct(events, names, type_of_event)
     requests, target_offsets, targets = _requests_in_order(bucket, spec, segments)
-    local = bucket.history_end + bucket.event_start
-    local = local[segments.request_order] - segments.event_start[segments.request_segment]
+    end_in_segment = (bucket.history_end + bucket.event_start)[segments.request_order]
+    end_in_segment = end_in_segment - segments.event_start[segments.request_segment]
     for first, last in pairwise(bounds.tolist()):
         timelines = pa.RecordBatch.from_arrays(
             [
                 pa.array(segments.user_id[first:last]),
-                pa.array(segments.segment[first:last].astype(np.int32)),
-                _list(values, offsets[first : last + 1], pa.list_(kind)),
+                int32_array(segments.segment[first:last]),
+                _lists(values, offsets[first : last + 1]),
             ],
             schema=timelines_schema(spec),
         )
         begin, end = int(segments.request_start[first]), int(segments.request_start[last])
         owner = segments.request_segment[begin:end]
-        columns = {
-            **{f"request.{name}": None for name in spec.requests.features},
-            "segment": pa.array(segments.segment[owner].astype(np.int32)),
-            "timeline_row": pa.array((owner - first).astype(np.int32)),
-            "history_end": pa.array(local[begin:end].astype(np.int32)),
-            "targets": _list(targets, target_offsets[begin : end + 1], pa.list_(target_type(spec))),
+        columns: dict[str, ArrowArray] = {
+            "segment": int32_array(segments.segment[owner]),
+            "timeline_row": int32_array(owner - first),
+            "history_end": int32_array(end_in_segment[begin:end]),
+            "targets": _lists(targets, target_offsets[begin : end + 1]),
         }
         yield timelines, _request_batch(requests.slice(begin, end - begin), columns, requests_schema(spec))
 
@@ -195,21 +229,36 @@ def _blocks(
 def _requests_in_order(
     bucket: Bucket, spec: BuildSpec, segments: Segments
 ) -> tuple[pl.DataFrame, Int64Array, pa.StructArray]:
+    """Return the requests by segment, the offsets of their targets, and the targets."""
     order = segments.request_order
     sizes = np.diff(bucket.requests.target_offsets)[order]
-    offsets = offsets_of(sizes)
-    targets = bucket.requests.targets[ranges(bucket.requests.target_offsets[:-1][order], sizes)]
-    kind = target_type(spec)
+    targets = bucket.requests.targets[concatenated_ranges(bucket.requests.target_offsets[:-1][order], sizes)]
+    type_of_target = target_type(spec)
     labels = spec.requests.labels
-    names = {f.name: f"label.{f.name}" if f.name in labels else f"target.{f.name}" for f in kind}
-    return bucket.requests.requests[order], offsets, _struct(targets, {**names, "item_id": "item_id"}, kind)
+    names = {f.name: f"label.{f.name}" if f.name in labels else f"target.{f.name}" for f in type_of_target}
+    values = _struct(targets, {**names, "item_id": "item_id"}, type_of_target)
+    return bucket.requests.requests[order], offsets_of(sizes), values
 
 
-def _request_batch(requests: pl.DataFrame, columns: dict[str, pa.Array | None], schema: pa.Schema) -> pa.RecordBatch:
-    """Assemble the request columns of a block: those computed in `columns`, the others from the frame."""
-    arrays = []
+def _struct(frame: pl.DataFrame, names: Mapping[str, str], struct_type: pa.StructType) -> pa.StructArray:
+    """Turn the columns of a frame (struct field -> column) into one struct array, cast to the types of the struct."""
+    arrays = [frame[names[field.name]].rechunk().to_arrow().cast(field.type) for field in struct_type]
+    return pa.StructArray.from_arrays(arrays, fields=list(struct_type))
+
+
+def _lists(values: pa.StructArray, offsets: Int64Array) -> ArrowListArray:
+    """Build a list array over the values [offsets[0], offsets[-1]) of a shared array, without copying them."""
+    inner = values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
+    return pa.ListArray.from_arrays(int32_array(offsets - offsets[0]), inner, type=pa.list_(values.type))
+
+
+def _request_batch(requests: pl.DataFrame, computed: Mapping[str, ArrowArray], schema: pa.Schema) -> pa.RecordBatch:
+    """Assemble the request columns of a block: those in `computed`, the others from the frame."""
+    arrays: list[ArrowArray] = []
     for field in schema:
-        made = columns.get(field.name)
-        name = f"request.{field.name}" if f"request.{field.name}" in requests.columns else field.name
-        arrays.append(requests[name].rechunk().to_arrow().cast(field.type) if made is None else made)
+        if field.name in computed:
+            arrays.append(computed[field.name])
+        else:
+            name = f"request.{field.name}" if f"request.{field.name}" in requests.columns else field.name
+            arrays.append(requests[name].rechunk().to_arrow().cast(field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 
 from longbatch.pipelines.arrays.hashing import request_ids_of
-from longbatch.pipelines.arrays.ragged import changes, offsets_of, places
+from longbatch.pipelines.arrays.runs import positions_in_run, starts_run
 from longbatch.pipelines.arrays.sorting import sort_rows
+from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import Int64Array
 
@@ -73,16 +74,16 @@ def _with_request_ids(spec: BuildSpec, targets: pl.DataFrame) -> pl.DataFrame:
 
 def _window_starts(user: Int64Array, time: Int64Array, gap_us: int, most: int | None) -> Int64Array:
     """First rows of the windows of sessions, given rows (G,) sorted by user and time."""
-    begins = changes(user)
+    begins = starts_run(user)
     begins[1:] |= time[1:] - time[:-1] > gap_us
     if most is not None:
-        begins = places(begins) % most == 0
+        begins = positions_in_run(begins) % most == 0
     return np.flatnonzero(begins).astype(np.int64)
 
 
 def _window_ids(user: Int64Array, time: Int64Array) -> Int64Array:
     """Ids of windows (W,) from their users and first times, told apart by their place where both are the same."""
-    return request_ids_of(user, time, places(changes(user, time)))
+    return request_ids_of(user, time, positions_in_run(starts_run(user, time)))
 
 
 def _first_of_each(targets: pl.DataFrame, starts: Int64Array, columns: list[str]) -> pl.DataFrame:

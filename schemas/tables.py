@@ -21,13 +21,13 @@ FEATURE_TYPES: dict[FeatureType, pa.DataType] = {
 }
 
 
-def event_type(spec: BuildSpec) -> pa.DataType:
+def event_type(spec: BuildSpec) -> pa.StructType:
     """Arrow type of one event of a timeline."""
     features = {name: FEATURE_TYPES[feature.type] for name, feature in spec.history.features.items()}
     return pa.struct({"item_id": pa.int64(), "event_time": TIMESTAMP, **features})
 
 
-def target_type(spec: BuildSpec) -> pa.DataType:
+def target_type(spec: BuildSpec) -> pa.StructType:
     """Arrow type of one target of a request: item, target features, labels."""
     features = {name: FEATURE_TYPES[feature.type] for name, feature in spec.requests.target_features.items()}
     labels = {name: FEATURE_TYPES[label.type] for name, label in spec.requests.labels.items()}

@@ -19,7 +19,7 @@ import pyarrow as pa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from longbatch.pipelines.bucket_memory import Built, build_in_memory
+from longbatch.pipelines.in_memory import InMemoryDataset, build_in_memory
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.time import to_microseconds
 from longbatch.validation.reference.oracle import Reference, build_reference
@@ -97,7 +97,7 @@ def check(spec: BuildSpec, frames: Frames, buckets: int) -> None:
     check_segments(spec, blocks)
 
 
-def check_counts(spec: BuildSpec, built: Built, reference: Reference) -> None:
+def check_counts(spec: BuildSpec, built: InMemoryDataset, reference: Reference) -> None:
     assert built.row_accounting == reference.row_accounting
     events = built.events
     assert events.stored + events.beyond_history == reference.events.stored_or_beyond

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.bucket_memory import build_in_memory
+from longbatch.pipelines.in_memory import build_in_memory
 from longbatch.schemas.format.shard import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec

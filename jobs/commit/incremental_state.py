@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from longbatch.pipelines.incremental import Carried, Window
+from longbatch.pipelines.incremental import IncrementalState, IncrementWindow
 from longbatch.schemas.errors import DataError, MachineError, SpecError
 from longbatch.schemas.format.shard import check_file, disk_message, file_entry
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -45,9 +45,9 @@ class Increment:
         return cls(**{**read, "state": tuple(read["state"]), "vocabulary": tuple(read["vocabulary"])})
 
     @property
-    def window(self) -> Window:
+    def window(self) -> IncrementWindow:
         """The window of time that is appended."""
-        return Window(self.start, self.until)
+        return IncrementWindow(self.start, self.until)
 
     def entries(self, kind: str, bucket: int) -> list[Entry]:
         """The files of a kind of a bucket."""
@@ -69,11 +69,11 @@ def check_appendable(spec: BuildSpec) -> None:
         raise SpecError(f"this spec cannot be built day by day: {why}. Build without --until")
 
 
-def read_carried(root: Path, increment: Increment, bucket: int) -> Carried:
+def read_carried(root: Path, increment: Increment, bucket: int) -> IncrementalState:
     """Read the state of a user bucket."""
     kinds = {entry["kind"] for entry in increment.state} - {OWNERS}
     found = {kind: read_files(root, increment.entries(kind, bucket)) for kind in kinds}
-    return Carried({kind: frame for kind, frame in found.items() if frame is not None})
+    return IncrementalState({kind: frame for kind, frame in found.items() if frame is not None})
 
 
 def read_files(root: Path, entries: Sequence[Entry]) -> pl.DataFrame | None:
@@ -82,7 +82,7 @@ def read_files(root: Path, entries: Sequence[Entry]) -> pl.DataFrame | None:
     return pl.concat(frames, rechunk=True) if frames else None
 
 
-def write_carried(root: Path, bucket: int, attempt: str, carried: Carried) -> list[Entry]:
+def write_carried(root: Path, bucket: int, attempt: str, carried: IncrementalState) -> list[Entry]:
     """Write the state of a user bucket; tables without rows have no file."""
     return [write_table(root, kind, bucket, attempt, frame) for kind, frame in carried.tables.items() if frame.height]
 

@@ -22,7 +22,7 @@ import polars as pl
 from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.jobs.readers.chunks import Chunk, Piece
 from longbatch.jobs.readers.sources import plan_pieces, read_piece
-from longbatch.pipelines.canonicalize import Facts, known_facts
+from longbatch.pipelines.canonicalize import LogFacts, gather_log_facts
 from longbatch.pipelines.row_filters import TEXT_FORMATS
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -85,7 +85,7 @@ class LocalEngine:
         scanned += sum((built for _, built in found), Built())
         if conflicts is not None and len(conflicts):
             scanned += self._quarantine_conflicts(spec, pieces, conflicts, root, attempt, increment)
-        facts = known_facts(spec, [scanned.latest_action], conflicts, increment.window if increment else None)
+        facts = gather_log_facts(spec, [scanned.latest_action], conflicts, increment.window if increment else None)
         words = self._each(
             "vocabulary",
             [partial(_words, spec, partitions["vocabulary"], root, attempt, increment, b) for b in range(buckets)],
@@ -231,7 +231,7 @@ def _words(
 def _shard(
     spec: BuildSpec,
     partitions: dict[str, Partition],
-    facts: Facts,
+    facts: LogFacts,
     root: Path,
     bucket: int,
     buckets: int,

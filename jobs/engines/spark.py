@@ -27,7 +27,7 @@ import polars as pl
 from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.jobs.readers.chunks import Piece
 from longbatch.jobs.readers.sources import plan_pieces
-from longbatch.pipelines.canonicalize import known_facts, needed_columns
+from longbatch.pipelines.canonicalize import gather_log_facts, needed_columns
 from longbatch.schemas import errors
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -159,7 +159,7 @@ def _build(
     with _persisted(session, mapped, wanted=any(asked)):
         conflicts, owners = _find_conflicts(mapped, buckets, root, attempt, grown) if asked[0] else ([], Built())
         window = increment.window if increment else None
-        log_end = known_facts(spec, _latest_actions(mapped) if asked[1] else [], None, window).log_end
+        log_end = gather_log_facts(spec, _latest_actions(mapped) if asked[1] else [], None, window).log_end
         progress("shards", 1, 3)
         make = partial(reduce_buckets, spec.model_dump_json(), str(root), attempt, buckets, conflicts, log_end, grown)
         reduced = (

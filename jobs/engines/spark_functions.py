@@ -20,7 +20,7 @@ from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.jobs.readers.chunks import CHUNK_ROWS, Chunk, Piece, plain_types
 from longbatch.jobs.readers.sources import read_piece
 from longbatch.pipelines.arrays.narrow_ints import widen
-from longbatch.pipelines.canonicalize import Facts
+from longbatch.pipelines.canonicalize import LogFacts
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.format.shard import SHARDS_SCHEMA
 from longbatch.schemas.profile import TABLES, profile_of
@@ -178,7 +178,7 @@ def reduce_buckets(
     """Build every bucket of this partition; file names carry the task attempt, so a retry never meets its elder."""
     name = f"{attempt}-{_task_number()}"
     spec = BuildSpec.model_validate_json(spec_json)
-    facts = Facts(pl.Series("request_id", conflicts) if conflicts else None, log_end)
+    facts = LogFacts(pl.Series("request_id", conflicts) if conflicts else None, log_end)
     for bucket, parts in groupby(_rows(batches), key=lambda row: int(row["bucket"])):
         kinds = {kind: list(rows) for kind, rows in groupby(parts, key=lambda row: str(row["kind"]))}
         yield _pack_result(
@@ -193,7 +193,7 @@ def _reduce_bucket(
     bucket: int,
     buckets: int,
     kinds: dict[str, list[dict[str, Any]]],
-    facts: Facts,
+    facts: LogFacts,
     increment: Increment | None,
 ) -> Built:
     built = Built()

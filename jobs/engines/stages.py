@@ -19,10 +19,10 @@ from longbatch.jobs.commit.incremental_state import Increment, new_owners, read_
 from longbatch.jobs.readers.chunks import Chunk
 from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
 from longbatch.pipelines.arrays.narrow_ints import narrow, with_codes
-from longbatch.pipelines.canonicalize import Canonical, Facts, canonicalize, conflicting_requests
-from longbatch.pipelines.kernel import build_bucket, carry_on
-from longbatch.pipelines.pack import cut_segments, pack, reaches_of
-from longbatch.pipelines.profile import Samples, profile_bucket
+from longbatch.pipelines.canonicalize import Canonical, LogFacts, canonicalize, conflicting_requests
+from longbatch.pipelines.kernel import advance_state, build_bucket
+from longbatch.pipelines.pack import event_status, pack, plan_segments
+from longbatch.pipelines.profile import TableSamples, profile_bucket
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.format.shard import SHARD_TABLES, check_file, codec_of, disk_message, file_entry, write_shard
@@ -52,7 +52,7 @@ class Built:
     counts: Counts = field(default_factory=Counts)
     collisions: int = 0
     profile: Profile = field(default_factory=Profile)
-    samples: Samples = field(default_factory=dict)
+    samples: TableSamples = field(default_factory=dict)
     latest_action: int | None = None
     log_end: int | None = None
     state: list[dict[str, Any]] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Built:
         )
 
 
-def _both(samples: Samples, others: Samples) -> Samples:
+def _both(samples: TableSamples, others: TableSamples) -> TableSamples:
     found = {name: [part[name] for part in (samples, others) if name in part] for name in TABLES}
     return {name: pl.concat(parts) for name, parts in found.items() if parts}
 
@@ -140,7 +140,7 @@ def empty_rows(spec: BuildSpec, source: str) -> pl.DataFrame:
 def make_bucket(
     spec: BuildSpec,
     frames: Mapping[str, pl.DataFrame],
-    facts: Facts,
+    facts: LogFacts,
     root: Path,
     bucket: int,
     buckets: int,
@@ -154,8 +154,8 @@ def make_bucket(
     row = write_shard(root, bucket, attempt, spec, blocks)
     state = []
     if increment:
-        segments = cut_segments(made, spec)
-        carried = carry_on(spec, made, increment.until, segments.user_id, reaches_of(made, segments))
+        segments = plan_segments(made, spec)
+        carried = advance_state(spec, made, increment.until, segments.user_id, event_status(made, segments))
         state = write_carried(root, bucket, attempt, carried)
     return Built(
         [row] if row else [],
@@ -235,7 +235,7 @@ def quarantine_conflicts(
     return make_quarantine(hit, replace(chunk, malformed=()), root, name)
 
 
-def make_samples(samples: Samples, root: Path, attempt: str) -> list[dict[str, Any]]:
+def make_samples(samples: TableSamples, root: Path, attempt: str) -> list[dict[str, Any]]:
     """Write the samples of the build's tables as Parquet; return their file entries, with the table's name."""
     entries = []
     for table, rows in samples.items():

@@ -16,18 +16,17 @@ from operator import itemgetter
 import numpy as np
 import pyarrow as pa
 
-from longbatch.pipelines.arrays.ragged import ranges
 from longbatch.pipelines.expansion import (
     OFFSET_BYTES,
-    POINTERS,
-    Cuts,
-    cut_requests,
-    list_offsets,
+    POINTER_COLUMNS,
+    HistorySlices,
     request_level,
     sample_level,
+    slice_histories,
 )
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.shard import Block
+from longbatch.schemas.ragged import concatenated_ranges, list_offsets
 from longbatch.schemas.types import Int64Array
 
 SURVEY_RECORDS = 12_000_000  # events and targets held in memory: some 400 MB
@@ -38,7 +37,7 @@ TRIAL_BYTES = 16_000_000
 
 
 @dataclass(frozen=True)
-class Survey(Cuts):
+class Survey(HistorySlices):
     """Blocks of a dataset in memory, all of them or a random choice, as one timelines and one requests table.
 
     timelines: T rows, requests: R rows by timeline; timeline_row counts over all surveyed timelines.
@@ -84,7 +83,7 @@ def survey(dataset: Dataset, rng: np.random.Generator) -> Survey:
     history_events, stored = (_count(dataset, chosen, what) for what in ("history_events", "events"))
     rows = np.arange(block.timelines.num_rows + 1)
     return Survey(
-        **vars(cut_requests(block, dataset.spec.history_length)),
+        **vars(slice_histories(block, dataset.spec.history_length)),
         timelines=pa.Table.from_batches([block.timelines]),
         requests=pa.Table.from_batches([block.requests]),
         event_offsets=list_offsets(block.timelines["events"]),
@@ -216,7 +215,7 @@ def _shuffled_layout(survey: Survey, rng: np.random.Generator) -> Layout:
 
 def _user_layout(survey: Survey) -> Layout:
     """Timelines once, and their requests: the user level."""
-    pointers = OFFSET_BYTES * len(POINTERS)
+    pointers = OFFSET_BYTES * len(POINTER_COLUMNS)
     requests = np.diff(survey.request_offsets) * (survey.request_bytes + pointers)
     targets = np.diff(survey.target_offsets[survey.request_offsets]) * survey.target_bytes
     timelines = TIMELINE_BYTES + np.diff(survey.event_offsets) * survey.event_bytes
@@ -228,7 +227,7 @@ def _user_layout(survey: Survey) -> Layout:
 
 def _sample_level(survey: Survey, part: Slice) -> tuple[pa.Table, ...]:
     """One row per target: its request's columns and whole history copied into it."""
-    targets = ranges(survey.target_offsets[part.owners] + part.first, part.count)
+    targets = concatenated_ranges(survey.target_offsets[part.owners] + part.first, part.count)
     return (sample_level(survey, np.repeat(part.owners, part.count), targets),)
 
 

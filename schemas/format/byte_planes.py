@@ -120,14 +120,6 @@ def from_deltas(deltas: Deltas, offsets: Int64Array, kind: pa.DataType) -> pa.Ar
     return _from_buffer(times, kind, deltas.steps)
 
 
-def list_offsets(lists: pa.ListArray) -> Int64Array:
-    """Offsets into the flattened values of a list array, (N + 1,); a null list has none."""
-    if lists.null_count:
-        return np.concatenate([[0], np.cumsum(pc.list_value_length(lists).fill_null(0).to_numpy())]).astype(np.int64)
-    offsets = lists.offsets.to_numpy()[: len(lists) + 1]
-    return np.asarray(offsets - offsets[0], dtype=np.int64) if len(offsets) else np.zeros(1, dtype=np.int64)
-
-
 def make_lists(offsets: Int64Array, values: pa.Array, nulls_of: pa.Array) -> pa.ListArray:
     """Lists over values, null where another list array is."""
     mask = nulls_of.is_null() if nulls_of.null_count else None

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.ragged import list_offsets
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import TIMESTAMP, event_type, requests_schema, target_type
 from longbatch.schemas.types import Int64Array
@@ -20,7 +21,6 @@ from .byte_planes import (
     from_deltas,
     from_planes,
     has_planes,
-    list_offsets,
     make_lists,
 )
 from .dictionaries import Columns, TableName

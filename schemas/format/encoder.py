@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from longbatch.schemas.ragged import list_offsets
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import TIMESTAMP
 from longbatch.schemas.types import Int64Array
 
 from .back_references import REFERENCE, find_references, shared_fields
-from .byte_planes import has_planes, list_offsets, make_lists, to_deltas, to_planes
+from .byte_planes import has_planes, make_lists, to_deltas, to_planes
 from .dictionaries import Columns, TableName, build_dictionary, dictionaries_batch, dictionaries_of
 from .physical_schema import (
     Batches,

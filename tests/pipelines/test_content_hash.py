@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longbatch.pipelines.bucket_memory import build_in_memory
-from longbatch.pipelines.content_hash import Samples, content_hash, samples_of_block, samples_of_rows
-from longbatch.pipelines.expansion import cut_requests, sample_level
+from longbatch.pipelines.content_hash import SampleDigest, content_hash, digest_block, digest_rows
+from longbatch.pipelines.expansion import sample_level, slice_histories
+from longbatch.pipelines.in_memory import build_in_memory
 from longbatch.schemas.format.shard import Block
 from longbatch.schemas.spec.build_spec import BuildSpec
 
@@ -233,7 +233,7 @@ def test_any_log_hashes_alike_however_it_is_stored(
 
 
 def expanded(block: Block, length: int) -> pa.RecordBatch:
-    cuts = cut_requests(block, length)
+    cuts = slice_histories(block, length)
     owners = np.repeat(np.arange(block.requests.num_rows), cuts.target_counts)
     (batch,) = sample_level(cuts, owners, np.arange(len(owners))).to_batches()
     return batch
@@ -242,21 +242,21 @@ def expanded(block: Block, length: int) -> pa.RecordBatch:
 @pytest.mark.parametrize("length", [0, 1, 2, 4])
 def test_the_samples_of_a_dataset_are_those_of_the_rows_it_expands_to(length: int) -> None:
     (whole,) = blocks()
-    expected = samples_of_block(whole, length)
+    expected = digest_block(whole, length)
     rows = expanded(whole, length)
-    assert samples_of_rows(rows, SPEC) == expected
+    assert digest_rows(rows, SPEC) == expected
     assert expected.rows == 4
     assert expected.events == len(rows["history_item_id"].flatten())
     small = SPEC.model_copy(update={"block_events": 1, "block_targets": 1})
     parts = blocks(small, buckets=2)
     assert len(parts) > 1
-    assert sum((samples_of_block(part, length) for part in parts), Samples()) == expected
-    assert sum((samples_of_rows(rows[n : n + 1], SPEC) for n in (2, 0, 3, 1)), Samples()) == expected
+    assert sum((digest_block(part, length) for part in parts), SampleDigest()) == expected
+    assert sum((digest_rows(rows[n : n + 1], SPEC) for n in (2, 0, 3, 1)), SampleDigest()) == expected
 
 
 def test_samples_count_how_often_a_row_is_there() -> None:
     (block,) = blocks()
     rows = expanded(block, 4)
-    once, twice = samples_of_rows(rows[:1], SPEC), samples_of_rows(pa.concat_batches([rows[:1], rows[:1]]), SPEC)
+    once, twice = digest_rows(rows[:1], SPEC), digest_rows(pa.concat_batches([rows[:1], rows[:1]]), SPEC)
     assert twice == once + once
-    assert len({Samples().hash, once.hash, twice.hash}) == 3
+    assert len({SampleDigest().hash, once.hash, twice.hash}) == 3

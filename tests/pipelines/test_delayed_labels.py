@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from longbatch.pipelines.bucket_memory import Built, build_in_memory
+from longbatch.pipelines.in_memory import InMemoryDataset, build_in_memory
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec.build_spec import BuildSpec
 
@@ -16,7 +16,9 @@ MINUTE = 60_000_000
 END = (T + 10 * MINUTE, 99, None)  # an action that closes the windows of requests at T
 
 
-def build(actions: list[tuple[int, int, Any]], label: dict[str, Any], value: Any = pl.Int64, **section: Any) -> Built:
+def build(
+    actions: list[tuple[int, int, Any]], label: dict[str, Any], value: Any = pl.Int64, **section: Any
+) -> InMemoryDataset:
     """Build one request of items 1 and 2 at T, with actions of (time, item, value)."""
     time = {"column": "t", "unit": "us"}
     named = {"user_id": "user", "item_id": "item"}
@@ -39,7 +41,7 @@ def build(actions: list[tuple[int, int, Any]], label: dict[str, Any], value: Any
     return build_in_memory(spec, frames)
 
 
-def labels(built: Built) -> list[Any]:
+def labels(built: InMemoryDataset) -> list[Any]:
     return [target["x"] for _, batch in built.blocks for row in batch["targets"].to_pylist() for target in row]
 
 

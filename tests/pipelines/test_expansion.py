@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from longbatch.pipelines.expansion import cut_requests, request_level, sample_level, sample_schema
+from longbatch.pipelines.expansion import request_level, sample_level, sample_schema, slice_histories
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.shard import Block
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
@@ -54,7 +54,7 @@ def a_block(spec: BuildSpec) -> Block:
 
 def test_the_sample_level_has_a_row_for_each_target_in_any_order_asked_for() -> None:
     spec = parse_spec(SPEC)
-    cuts = cut_requests(a_block(spec), 1)
+    cuts = slice_histories(a_block(spec), 1)
     table = sample_level(cuts, np.array([2, 0, 0]), np.array([2, 1, 0]))
     table.validate(full=True)
     assert table.schema.equals(sample_schema(spec))
@@ -63,7 +63,7 @@ def test_the_sample_level_has_a_row_for_each_target_in_any_order_asked_for() -> 
 
 
 def test_the_request_level_has_a_row_for_each_request_its_targets_nested() -> None:
-    cuts = cut_requests(a_block(parse_spec(SPEC)), 3)
+    cuts = slice_histories(a_block(parse_spec(SPEC)), 3)
     table = request_level(cuts, np.array([1, 2, 0]))
     table.validate(full=True)
     assert table.column_names == [
@@ -87,7 +87,7 @@ def test_the_request_level_has_a_row_for_each_request_its_targets_nested() -> No
 
 def test_the_cuts_of_a_part_of_a_block_are_those_of_its_rows() -> None:
     whole = a_block(parse_spec(SPEC))
-    part = cut_requests(Block(whole.timelines, whole.requests.slice(1)), 3)
+    part = slice_histories(Block(whole.timelines, whole.requests.slice(1)), 3)
     assert part.history_start.tolist() == [1, 4]
     assert part.history_end.tolist() == [4, 4]
     assert part.target_counts.tolist() == [0, 1]

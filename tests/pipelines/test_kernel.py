@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from longbatch.pipelines.arrays.hashing import request_ids_of
-from longbatch.pipelines.canonicalize import Facts, canonicalize
+from longbatch.pipelines.canonicalize import LogFacts, canonicalize
 from longbatch.pipelines.kernel import Bucket, build_bucket
 from longbatch.schemas.spec.build_spec import BuildSpec
 
@@ -49,7 +49,7 @@ def kernel(spec: BuildSpec, plays: list[Row], shown: list[Row], conflicts: pl.Se
             filled = filled.with_columns(pl.col("request").cast(pl.Int64))
         timed = filled.with_columns(pl.col(name) + T for name in ("time", "arrival") if name in filled.columns)
         rows[source] = canonicalize(timed, spec, source).rows
-    return build_bucket(spec, rows, Facts(conflicts))
+    return build_bucket(spec, rows, LogFacts(conflicts))
 
 
 def history_ends(spec: BuildSpec, plays: list[Row], shown: list[Row]) -> dict[int, int]:

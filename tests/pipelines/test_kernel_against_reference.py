@@ -31,7 +31,7 @@ from random_logs import (
     wheres,
 )
 
-from longbatch.pipelines.bucket_memory import build_in_memory
+from longbatch.pipelines.in_memory import build_in_memory
 from longbatch.schemas.spec.build_spec import BuildSpec
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from longbatch.pipelines.canonicalize import canonicalize
 from longbatch.pipelines.kernel import Bucket, build_bucket
-from longbatch.pipelines.pack import SEGMENT_BLOCKS, cut_blocks, cut_segments, pack
+from longbatch.pipelines.pack import SEGMENT_BLOCKS, pack, plan_blocks, plan_segments
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.spec.build_spec import BuildSpec
 
@@ -86,7 +86,7 @@ def test_a_whale_is_cut_into_segments_that_overlap_by_the_history_length() -> No
     """60 events, a request before each, at most 3 visible: spans of max(4 x 2, 4 x 3) = 12 overlap by 3."""
     spec = spec_of(3, 2, 100)
     bucket = bucket_of(spec, [(1, second) for second in range(60)], [(1, second, 1) for second in range(61)])
-    segments = cut_segments(bucket, spec)
+    segments = plan_segments(bucket, spec)
     bounds = list(zip(segments.event_start.tolist(), segments.event_end.tolist(), strict=True))
     assert bounds[:3] == [(0, 12), (10, 21), (19, 30)]
     assert bounds[-1][1] == 60
@@ -121,8 +121,8 @@ def test_users_are_gathered_into_blocks_up_to_the_budget() -> None:
     spec = spec_of(3, 8, 100)
     plays = [(user, second) for user in range(10) for second in range(3)]
     bucket = bucket_of(spec, plays, [(user, 9, 1) for user in range(10)])
-    segments = cut_segments(bucket, spec)
-    bounds = cut_blocks(segments, bucket.requests.target_offsets, spec).tolist()
+    segments = plan_segments(bucket, spec)
+    bounds = plan_blocks(segments, bucket.requests.target_offsets, spec).tolist()
     assert bounds == [0, 3, 6, 8, 10]
 
 
@@ -161,7 +161,7 @@ def test_packing_any_log_keeps_its_laws(
 ) -> None:
     spec = spec_of(length, block_events, block_targets)
     bucket = bucket_of(spec, *log)
-    segments = cut_segments(bucket, spec)
+    segments = plan_segments(bucket, spec)
     starts = segments.event_start[segments.request_segment]
     ends = segments.event_end[segments.request_segment]
     end = (bucket.event_start + bucket.history_end)[segments.request_order]

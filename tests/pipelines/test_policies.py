@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from longbatch.pipelines.bucket_memory import Built, build_in_memory
+from longbatch.pipelines.in_memory import InMemoryDataset, build_in_memory
 from longbatch.pipelines.policies import (
     HEAVY_USER_CAP,
     KEPT,
     NO_ROLE,
     PENDING_LABEL,
     REJECTED_USER,
-    judge_users,
+    apply_user_policies,
     policy_counts,
 )
 from longbatch.schemas.profile import Large
@@ -23,14 +23,14 @@ TARGETS = np.array([3, 1, 9, 2], dtype=np.int64)
 
 
 def test_without_a_policy_everything_is_kept() -> None:
-    judged = judge_users(Users(), EVENTS, TARGETS)
+    judged = apply_user_policies(Users(), EVENTS, TARGETS)
     assert not judged.events.any()
     assert not judged.targets.any()
     assert judged.users == {}
 
 
 def test_a_whale_keeps_the_newest_events_and_all_targets() -> None:
-    judged = judge_users(Users(max_events=2), EVENTS, TARGETS)
+    judged = apply_user_policies(Users(max_events=2), EVENTS, TARGETS)
     assert judged.events.tolist() == [HEAVY_USER_CAP, KEPT, KEPT, KEPT, KEPT, KEPT]
     assert not judged.targets.any()
     assert (judged.counts.capped_users, judged.counts.capped_events) == (1, 1)
@@ -38,11 +38,11 @@ def test_a_whale_keeps_the_newest_events_and_all_targets() -> None:
 
 
 def test_a_user_with_exactly_the_most_events_is_no_whale() -> None:
-    assert not judge_users(Users(max_events=3), EVENTS, TARGETS).events.any()
+    assert not apply_user_policies(Users(max_events=3), EVENTS, TARGETS).events.any()
 
 
 def test_a_rejected_user_goes_with_events_and_targets() -> None:
-    judged = judge_users(Users(max_events=2, over_max_events="reject_user"), EVENTS, TARGETS)
+    judged = apply_user_policies(Users(max_events=2, over_max_events="reject_user"), EVENTS, TARGETS)
     assert judged.events.tolist() == [REJECTED_USER] * 3 + [KEPT] * 3
     assert judged.targets.tolist() == [KEPT, REJECTED_USER, KEPT, KEPT]
     counts = judged.counts
@@ -50,7 +50,7 @@ def test_a_rejected_user_goes_with_events_and_targets() -> None:
 
 
 def test_a_user_without_events_has_too_few() -> None:
-    judged = judge_users(Users(min_events=2), EVENTS, TARGETS)
+    judged = apply_user_policies(Users(min_events=2), EVENTS, TARGETS)
     assert judged.counts.short_users == 2
     assert (judged.counts.short_events, judged.counts.short_targets) == (1, 2)
     assert judged.users == {"short_history": (Large(1, "2"), Large(0, "9"))}
@@ -67,7 +67,7 @@ def test_a_row_that_is_an_action_too_stays_accepted() -> None:
     assert policy_counts(gone, gone, np.array([True, False])) == {"rejected_user": 1}
 
 
-def build(users: dict[str, object]) -> Built:
+def build(users: dict[str, object]) -> InMemoryDataset:
     spec = BuildSpec.model_validate(
         {
             "sources": {"log": {"path": "log.parquet"}},

@@ -10,7 +10,7 @@ import polars as pl
 from longbatch.pipelines.arrays.hashing import bucket_of
 from longbatch.pipelines.canonicalize import canonicalize
 from longbatch.pipelines.kernel import build_bucket
-from longbatch.pipelines.profile import Samples, profile_bucket
+from longbatch.pipelines.profile import TableSamples, profile_bucket
 from longbatch.schemas.profile import ColumnProfile, Large, Profile, profile_of
 from longbatch.schemas.spec.build_spec import BuildSpec
 
@@ -48,7 +48,7 @@ LOG = pl.DataFrame(
 )
 
 
-def profiled(log: pl.DataFrame, rows: int = 100, buckets: int = 1) -> tuple[Profile, list[Samples]]:
+def profiled(log: pl.DataFrame, rows: int = 100, buckets: int = 1) -> tuple[Profile, list[TableSamples]]:
     typed = canonicalize(log, SPEC, "log").rows
     place = pl.Series(bucket_of(typed["user#id(int64)"].to_numpy(), buckets))
     parts = [build_bucket(SPEC, {"log": typed.filter(place == n)}) for n in range(buckets)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.back_references import find_references, referred_places, shared_fields
-from longbatch.schemas.format.byte_planes import list_offsets
+from longbatch.schemas.ragged import list_offsets
 from longbatch.schemas.spec.build_spec import parse_spec
 
 SPEC = """

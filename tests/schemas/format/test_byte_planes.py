@@ -16,11 +16,11 @@ from longbatch.schemas.format.byte_planes import (
     from_deltas,
     from_planes,
     has_planes,
-    list_offsets,
     make_lists,
     to_deltas,
     to_planes,
 )
+from longbatch.schemas.ragged import list_offsets
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 WIDE = {

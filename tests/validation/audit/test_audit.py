@@ -10,7 +10,7 @@ import pytest
 from paths import SHARED_DATA
 from small_datasets import LOG, SPEC, Change, Rows, T, stored
 
-from longbatch.pipelines.bucket_memory import build_in_memory
+from longbatch.pipelines.in_memory import build_in_memory
 from longbatch.schemas.errors import DataError, DatasetError, SourceError, SpecError
 from longbatch.schemas.format.shard import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint

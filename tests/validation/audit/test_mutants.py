@@ -286,7 +286,7 @@ def a_session_ends_at_its_gap(patch: Patch) -> None:
 
 @breaks(OTHER_EVENT + "|" + ONE + "its history has", HEAVY_USERS)
 def a_heavy_user_not_capped(patch: Patch) -> None:
-    wrap(patch, kernel, "judge_users", lambda judge, users, events, targets: judge(Users(), events, targets))
+    wrap(patch, kernel, "apply_user_policies", lambda judge, users, events, targets: judge(Users(), events, targets))
 
 
 # Broken labels

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import polars as pl
 import pytest
 
-from longbatch.pipelines.canonicalize import canonicalize, known_facts
+from longbatch.pipelines.canonicalize import canonicalize, gather_log_facts
 from longbatch.pipelines.kernel import build_bucket
 from longbatch.pipelines.profile import profile_bucket
 from longbatch.schemas.accounting import RowAccounting
@@ -76,7 +76,7 @@ LOG = pl.DataFrame(
     orient="row",
 ).with_columns(pl.col("time") + T)
 
-Samples = dict[TableName, pl.DataFrame]
+TableSamples = dict[TableName, pl.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Inputs:
 
     spec: BuildSpec
     profile: Profile
-    samples: Samples
+    samples: TableSamples
     row_accounting: Mapping[str, RowAccounting]
 
     def run(self, out: Path) -> ExpectationResults:
@@ -96,7 +96,7 @@ def built(text: str, raw: Mapping[str, pl.DataFrame], sample_rows: int = 1000) -
     """Build in memory, in one bucket."""
     spec = parse_spec(text)
     typed = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
-    facts = known_facts(spec, [part.latest_action for part in typed.values()], None)
+    facts = gather_log_facts(spec, [part.latest_action for part in typed.values()], None)
     bucket = build_bucket(spec, {source: part.rows for source, part in typed.items()}, facts)
     row_accounting = {source: part.accounting + bucket.row_accounting[source] for source, part in typed.items()}
     profile, samples = profile_bucket(spec, bucket, sample_rows)

@@ -13,13 +13,13 @@ from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 
-from .canonicalize import canonicalize, conflicting_requests, known_facts
+from .canonicalize import canonicalize, conflicting_requests, gather_log_facts
 from .kernel import build_bucket
 from .pack import pack
 
 
 @dataclass(frozen=True)
-class Built:
+class InMemoryDataset:
     """A dataset in memory: paired record batches (timelines, requests), and the books."""
 
     blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]]
@@ -38,13 +38,13 @@ class Built:
         return self.counts.targets
 
 
-def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: int = 1) -> Built:
+def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: int = 1) -> InMemoryDataset:
     """Build from raw rows per source. The result does not depend on `buckets` but for the order of the blocks."""
     canonical = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
     row_accounting = {source: part.accounting for source, part in canonical.items()}
     owners = canonical[spec.requests.source].owners
     conflicts = None if owners is None else conflicting_requests(owners)
-    facts = known_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
+    facts = gather_log_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
     blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]] = []
     counts = Counts()
     for number in range(buckets):
@@ -62,4 +62,4 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
     for source, accounting in row_accounting.items():
         accounting.check(source)
     vocabulary = pl.concat([part.vocabulary for part in canonical.values()]).unique().sort("id", "text")
-    return Built(blocks, row_accounting, counts, vocabulary)
+    return InMemoryDataset(blocks, row_accounting, counts, vocabulary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from longbatch.pipelines.arrays.hashing import hash_string
-from longbatch.pipelines.bucket_memory import Built, build_in_memory
+from longbatch.pipelines.in_memory import InMemoryDataset, build_in_memory
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 
@@ -39,7 +39,7 @@ LOG = pl.DataFrame(
 )
 
 
-def requests(built: Built) -> list[tuple[int, int]]:
+def requests(built: InMemoryDataset) -> list[tuple[int, int]]:
     found = [(row["request_id"], row["history_end"]) for _, batch in built.blocks for row in batch.to_pylist()]
     return sorted(found)
 
