@@ -46,7 +46,7 @@ def describe_preset(name: str) -> tuple[str, str]:
 
 
 def load_preset(name: str, raw: str | os.PathLike[str]) -> BuildSpec:
-    """Return the build spec of a public dataset whose raw files are in the folder `raw`.
+    r"""Return the build spec of a public dataset whose raw files are in the folder `raw`.
 
     Args:
         name: The name of the preset, such as "movielens". `longbatch presets` lists them.
@@ -59,7 +59,7 @@ def load_preset(name: str, raw: str | os.PathLike[str]) -> BuildSpec:
     Example:
         >>> import longbatch as lb
         >>> from pathlib import Path
-        >>> _ = Path("ratings.csv").write_text("userId,movieId,rating,timestamp\\n1,10,4.5,964982703\\n")
+        >>> _ = Path("ratings.csv").write_text("userId,movieId,rating,timestamp\n1,10,4.5,964982703\n")
         >>> spec = lb.load_preset("movielens", ".")
         >>> lb.build(spec, "movielens").counts.requests
         1

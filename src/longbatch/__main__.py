@@ -1,4 +1,4 @@
-"""Runs the command line: `python -m longbatch ...`, or `spark-submit src/longbatch/__main__.py build spec.toml dataset`.
+"""Runs the command line: `python -m longbatch build ...`, or `spark-submit src/longbatch/__main__.py build ...`.
 
 `spark-submit` runs this file as a script, so Python searches this folder for modules instead of its parent. The parent
 takes its place: the package is then found in a checkout that is not installed, and its modules keep their full names.

@@ -36,8 +36,8 @@ def build(
     Args:
         spec: The build spec, as a TOML file or a `BuildSpec`.
         out: The folder to write the dataset to.
-        engine: "local", "spark" (on the active Spark session, or a new one), or an engine such as `LocalEngine(workers=4)`.
-        until: Build only what was known before this time, so that later days can be appended. UTC without an offset.
+        engine: "local"; "spark", on the active Spark session or a new one; or an engine, as `LocalEngine(workers=4)`.
+        until: Build only what was known before this time, so that later days can be appended. UTC if it has no offset.
         overwrite: Replace an existing dataset after the new one is complete.
         progress: Called with (stage, done, total).
 
@@ -85,7 +85,7 @@ def append(
     Args:
         spec: The spec of the dataset. Its sources may name only the files of the new days.
         dataset: A dataset that was built with `until`.
-        until: Append what was known before this time. UTC without an offset.
+        until: Append what was known before this time. UTC if it has no offset.
         engine: As for `build`.
         progress: Called with (stage, done, total).
 

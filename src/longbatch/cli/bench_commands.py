@@ -1,18 +1,18 @@
-"""`longbatch bench`: what the documentation claims, measured."""
+"""`longbatch bench`: measures what the documentation claims."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from .console import Json, progress_bars, show
+from .console import Json, examples, print_result, show_progress
 
 app = typer.Typer()
 
-# what is measured, by `bench_<name>` of `benchmarks/<name>.py`: the options it takes besides --quick
+# benchmark: the options it takes besides --quick; `benchmarks/NAME.py` defines it as `bench_NAME`
 OPTIONS: dict[str, tuple[str, ...]] = {
     "build": ("spark", "repeats"),
     "days": (),
@@ -27,31 +27,35 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "longbatch bench build --quick",
+        "longbatch bench quality",
+    )
+)
 def bench(
-    what: Annotated[
+    name: Annotated[
         Literal["build", "days", "faults", "loader", "quality", "skew", "storage", "studies", "trainer", "validate"],
-        typer.Argument(help="What to measure."),
+        typer.Argument(help="The benchmark to run."),
     ],
-    quick: Annotated[bool, typer.Option("--quick", help="A smaller run of the same checks.")] = False,
-    spark: Annotated[bool, typer.Option(help="Measure the spark engine too.")] = True,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each; medians are shown.")] = 3,
-    out: Annotated[Path, typer.Option(help="Of studies: where data, runs and plots are kept.")] = Path("studies"),
+    quick: Annotated[bool, typer.Option("--quick", help="Run the same checks on less data.")] = False,
+    spark: Annotated[bool, typer.Option(help="Also measure the Spark engine.")] = True,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each measurement; the median counts.")] = 3,
+    out: Annotated[Path, typer.Option(help="The folder for data, runs and plots of studies.")] = Path("studies"),
     as_json: Json = False,
 ) -> None:
-    """Measure what the documentation claims, each figure beside its floor in the same run, or beside what is true.
+    """Measure what the documentation claims: each figure next to a baseline of the same run, or to the true value.
 
-    \b
-    Examples:
-      longbatch bench build --quick
-      longbatch bench quality
+    The exit code is 0 if all checks hold, else 1.
     """
     from longbatch.benchmarks import checks
 
-    given: dict[str, Any] = {"spark": spark, "repeats": repeats, "out": out}
-    run = getattr(import_module(f"longbatch.benchmarks.{what}"), f"bench_{what}")
-    with progress_bars() as progress:
-        found, figures = run(quick=quick, progress=progress, **{name: given[name] for name in OPTIONS[what]})
-    show(checks.document(found, figures), as_json, lambda: checks.text(found, figures))
-    if not all(check.holds for check in found):
+    from .text_output import format_benchmark
+
+    given: dict[str, object] = {"spark": spark, "repeats": repeats, "out": out}
+    run = getattr(import_module(f"longbatch.benchmarks.{name}"), f"bench_{name}")
+    with show_progress() as progress:
+        results, figures = run(quick=quick, progress=progress, **{option: given[option] for option in OPTIONS[name]})
+    print_result(checks.document(results, figures), as_json, lambda: format_benchmark(results, figures))
+    if not all(check.holds for check in results):
         raise typer.Exit(1)

@@ -1,7 +1,8 @@
-"""The commands that make a dataset, and say what is in it."""
+"""The commands that write datasets: build, append, forget, vacuum; and the logs to try them on: simulate, presets."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +10,7 @@ import typer
 
 from longbatch.schemas.errors import SpecError
 
-from .console import Json, Overwrite, progress_bars, show
+from .console import Json, Overwrite, examples, print_result, show_progress
 
 if TYPE_CHECKING:
     from longbatch.jobs.build import Engine
@@ -17,12 +18,21 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+EngineName = Annotated[
+    Literal["local", "spark"] | None,
+    typer.Option("--engine", help="Where to run. Default: spark under spark-submit, else local.", show_default=False),
+]
+Master = Annotated[
+    str | None, typer.Option(help="The Spark master, such as local[4] or spark://host:7077. Needs --engine spark.")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads of the local engine. Default: one per core.")]
+
 BUILD_EXAMPLES = """\b
 Examples:
   longbatch build log/spec.toml dataset
   longbatch build spec.toml dataset --overwrite --engine spark --master 'local[4]'
   longbatch build preset:kuairand-1k KuaiRand-1K dataset   # `longbatch presets` lists the public datasets
-  spark-submit jobs/build.py spec.toml dataset
+  spark-submit src/longbatch/__main__.py build spec.toml dataset
 
 \b
 A spec for one log that feeds both history and targets:
@@ -48,7 +58,7 @@ A spec for one log that feeds both history and targets:
   labels = { click = "int8" }
 
 \b
-A spec for separate logs, string ids, requests known by user and time only:
+A spec for separate logs with string ids, where user and time identify a request:
   [sources.plays]
   path = "plays.tsv.gz"
   [sources.shown]
@@ -98,37 +108,41 @@ def build(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            metavar="[RAW] OUT", help="OUT: the dataset to write. RAW: only for a preset, the folder of its raw files."
+            metavar="[RAW] OUT",
+            help="OUT: the dataset to write. RAW: the folder of the raw files, for a preset only.",
         ),
     ],
-    engine: Annotated[Literal["local", "spark"], typer.Option(help="Where to run.")] = "local",
-    master: Annotated[str | None, typer.Option(help="Spark master, such as local[4] or spark://host:7077.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads of the local engine; default: cores.")] = None,
+    engine: EngineName = None,
+    master: Master = None,
+    workers: Workers = None,
     until: Annotated[
-        str | None, typer.Option(help="Build what was known before this time, so that days can be appended.")
+        str | None,
+        typer.Option(help="Build only what was known before this time (ISO), so that later days can be appended."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Build a dataset from raw logs: per-user timelines stored once, targets grouped per request."""
+    """Build a dataset from raw logs: per-user timelines stored once, targets grouped by request."""
     from longbatch.jobs.engines.allocator import keep_freed_memory
 
     keep_freed_memory()
-    from longbatch.jobs.build import build as run
-    from longbatch.pipelines.parse import parse_moment
+    from longbatch.api.data import build as run
 
-    from .text_output import build_text
+    from .text_output import format_build_summary
 
-    chosen = _engine(engine, master, workers)
-    meant, out = spec_and_out(spec, folders)
-    moment = parse_moment(until) if until else None
-    with progress_bars() as progress:
-        summary = run(meant, out, engine=chosen, overwrite=overwrite, until=moment, progress=progress)
-    show(summary.as_dict(), as_json, lambda: build_text(summary))
+    build_spec, out = parse_spec_and_out(spec, folders)
+    chosen_engine = choose_engine(engine, master, workers)
+    with show_progress() as progress:
+        summary = run(build_spec, out, engine=chosen_engine, overwrite=overwrite, until=until, progress=progress)
+    print_result(summary.as_dict(), as_json, lambda: format_build_summary(summary))
 
 
-def spec_and_out(spec: str, folders: list[Path]) -> tuple[BuildSpec, Path]:
-    """What to build, and where to: SPEC OUT, or preset:NAME RAW OUT."""
+def parse_spec_and_out(spec: str, folders: list[Path]) -> tuple[BuildSpec, Path]:
+    """Read the arguments of `build`: SPEC OUT, or preset:NAME RAW OUT.
+
+    Raises:
+        SpecError: There are too few or too many folders, or the spec is invalid.
+    """
     from longbatch.jobs.presets import PREFIX, load_preset
     from longbatch.schemas.spec.build_spec import load_spec
 
@@ -140,213 +154,152 @@ def spec_and_out(spec: str, folders: list[Path]) -> tuple[BuildSpec, Path]:
     return load_spec(spec), folders[0]
 
 
-@app.command()
-def presets(
-    name: Annotated[str | None, typer.Argument(help="Print the spec of this preset.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the public datasets that `longbatch build preset:NAME RAW OUT` knows, or print the spec of one.
+def choose_engine(engine: Literal["local", "spark"] | None, master: str | None, workers: int | None) -> Engine:
+    """Return the engine of the options. Under spark-submit, which sets PYSPARK_GATEWAY_PORT, the default is Spark.
 
-    \b
-    Examples:
-      longbatch presets
-      longbatch presets movielens > ml-32m/spec.toml      # to change it: its paths start at its own folder
-      longbatch build ml-32m/spec.toml dataset
+    Raises:
+        SpecError: `--master` was given for the local engine.
     """
-    from longbatch.jobs.presets import describe_preset, preset_names, preset_toml
+    from longbatch.api.arguments import make_engine
 
-    if name is not None:
-        text = preset_toml(name)
-        show({"name": name, "spec": text}, as_json, lambda: text.rstrip("\n"))
-        return
-    about = {known: describe_preset(known) for known in preset_names()}
-    lines = [f"{known:<14} {what}\n{'':<14} {raw}" for known, (what, raw) in about.items()]
-    show({"presets": about}, as_json, lambda: "\n".join(lines))
+    chosen = engine or ("spark" if "PYSPARK_GATEWAY_PORT" in os.environ else "local")
+    if master and chosen == "local":
+        raise SpecError("--master needs --engine spark")
+    return make_engine(chosen, workers=workers, master=master)
 
 
-@app.command()
-def inspect(
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
-    user: Annotated[str | None, typer.Option(help="Show one request of this user.")] = None,
-    request: Annotated[int, typer.Option(help="Which of the user's requests; -1 is the last.")] = -1,
-    content_hash: Annotated[bool, typer.Option("--content-hash", help="Also hash all content (reads it all).")] = False,
-    as_json: Json = False,
-) -> None:
-    """Show what is in a dataset, or one request of a user as people read it."""
-    from longbatch.jobs.inspect import describe, describe_user
-    from longbatch.schemas.format.dataset import open_dataset
-
-    from .text_output import dataset_text, user_text
-
-    opened = open_dataset(dataset)
-    if user is not None:
-        shown = describe_user(opened, user, request)
-        show(shown, as_json, lambda: user_text(shown))
-        return
-    described = describe(opened, hash_content=content_hash)
-    show(described, as_json, lambda: dataset_text(described))
-
-
-@app.command()
-def simulate(
-    out: Annotated[Path, typer.Argument(help="The folder to write: log, spec.toml, truth.")],
-    users: Annotated[int, typer.Option(min=1)] = 1_000,
-    events: Annotated[int, typer.Option(min=1, help="Rows of the log.")] = 4_000_000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    corrupt: Annotated[float, typer.Option(min=0, max=0.2, help="Broken rows to add, as a share.")] = 0.0,
-    format: Annotated[Literal["parquet", "csv"], typer.Option(help="Format of the log.")] = "parquet",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Write a raw log with a planted signal, the spec that builds it, and the truth beside it.
-
-    \b
-    Example:
-      longbatch simulate raw --users 1000 --events 4000000
-      longbatch build raw/spec.toml dataset
-    """
-    from longbatch.jobs.simulation.simulate import Simulation
-    from longbatch.jobs.simulation.simulate import simulate as run
-
-    from .text_output import simulation_text
-
-    parameters = Simulation(users=users, events=events, seed=seed, corrupt=corrupt, format=format)
-    with progress_bars() as progress:
-        report = run(out, parameters, progress, overwrite=overwrite)
-    document = vars(report)
-    show(document, as_json, lambda: simulation_text(report))
-
-
-@app.command()
-def validate(
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
-    against: Annotated[Path | None, typer.Option(help="A spec whose logs to compare with; default: its own.")] = None,
-    users: Annotated[int, typer.Option(min=0, help="Users to recompute from the raw log; 0: all.")] = 20,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    expectations: Annotated[bool, typer.Option(help="Run Great Expectations, and write its Data Docs.")] = True,
-    as_json: Json = False,
-) -> None:
-    """Audit a dataset: its structure, and sampled users recomputed from the raw log, event by event.
-
-    Then Great Expectations looks at the counters and samples of the build, and writes DATASET/reports/data_docs.
-    Ends with 0 if nothing is found, with 1 if something is. Where the raw log is gone, only the structure is checked.
-
-    \b
-    Examples:
-      longbatch validate dataset --users 50
-      longbatch validate dataset --against moved/spec.toml     # the same spec, with other paths
-      longbatch validate dataset --no-expectations
-    """
-    from longbatch.jobs.validate import validate as run
-    from longbatch.schemas.spec.build_spec import load_spec
-
-    from .text_output import validation_text
-
-    spec = load_spec(against) if against else None
-    with progress_bars() as progress:
-        found = run(
-            dataset,
-            spec,
-            users=users or None,
-            seed=seed,
-            expectations=expectations,
-            progress=lambda stage, done, total: progress(stage, done, total or 1),
-        )
-    show(found.as_dict(), as_json, lambda: validation_text(found))
-    if found.audit.not_compared:
-        typer.echo(f"nothing was compared with the raw log: {found.audit.not_compared}", err=True)
-    if not found.passed:
-        raise typer.Exit(1)
-
-
-@app.command()
+@app.command(
+    epilog=examples(
+        "longbatch build spec.toml dataset --until 2026-03-01",
+        "longbatch append spec.toml dataset --until 2026-03-02",
+    )
+)
 def append(
-    spec: Annotated[Path, typer.Argument(help="The spec; its sources may name the new day's files only.")],
+    spec: Annotated[Path, typer.Argument(help="The spec. Its sources may name only the files of the new days.")],
     dataset: Annotated[Path, typer.Argument(help="A dataset that was built with --until.")],
-    until: Annotated[str, typer.Option(help="Append what was known before this time (ISO, UTC without an offset).")],
-    engine: Annotated[Literal["local", "spark"], typer.Option(help="Where to run.")] = "local",
-    master: Annotated[str | None, typer.Option(help="Spark master, such as local[4] or spark://host:7077.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads of the local engine; default: cores.")] = None,
+    until: Annotated[str, typer.Option(help="Append what was known before this time (ISO; UTC if it has no offset).")],
+    engine: EngineName = None,
+    master: Master = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Append the days since a dataset's newest snapshot, without reading the past again.
+    """Append new days to a dataset without reading older logs again.
 
-    Rows of other times in the sources are not looked at. Appending a day twice changes nothing.
-
-    \b
-    Examples:
-      longbatch build spec.toml dataset --until 2026-03-01
-      longbatch append spec.toml dataset --until 2026-03-02
+    Rows from before the newest snapshot and from after --until are ignored. Appending a day twice changes nothing.
     """
     from longbatch.jobs.engines.allocator import keep_freed_memory
 
     keep_freed_memory()
-    from longbatch.jobs.append import append as run
-    from longbatch.pipelines.parse import parse_moment
-    from longbatch.schemas.spec.build_spec import load_spec
+    from longbatch.api.data import append as run
 
-    from .text_output import build_text
+    from .text_output import format_build_summary
 
-    with progress_bars() as progress:
-        summary = run(
-            load_spec(spec), dataset, parse_moment(until), engine=_engine(engine, master, workers), progress=progress
-        )
-    show(summary.as_dict(), as_json, lambda: build_text(summary))
+    chosen_engine = choose_engine(engine, master, workers)
+    with show_progress() as progress:
+        summary = run(spec, dataset, until=until, engine=chosen_engine, progress=progress)
+    print_result(summary.as_dict(), as_json, lambda: format_build_summary(summary))
 
 
-def _engine(engine: str, master: str | None, workers: int | None) -> Engine:
-    from longbatch.jobs.engines.local import LocalEngine
-    from longbatch.jobs.engines.spark import SparkEngine
-
-    if master and engine == "local":
-        raise SpecError("--master is for --engine spark")
-    return SparkEngine(master) if engine == "spark" else LocalEngine(workers)
-
-
-@app.command()
-def vacuum(
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
-    keep: Annotated[int, typer.Option(min=1, help="How many of the newest snapshots stay.")] = 1,
-    as_json: Json = False,
-) -> None:
-    """Remove older snapshots, and files that no snapshot lists and no running build writes.
-
-    \b
-    Example:
-      longbatch vacuum dataset --keep 3
-    """
-    from longbatch.jobs.vacuum import vacuum as run
-
-    done = run(dataset, keep)
-    show(
-        done.as_dict(),
-        as_json,
-        lambda: f"removed {len(done.snapshots)} snapshots and {done.files} files ({done.bytes:,} bytes)",
+@app.command(
+    epilog=examples(
+        "longbatch forget dataset --users users.txt && longbatch vacuum dataset",
     )
-
-
-@app.command()
+)
 def forget(
     dataset: Annotated[Path, typer.Argument(help="A dataset.")],
-    users: Annotated[Path, typer.Option(help="A file of users, one a line, as the log calls them.")],
+    users: Annotated[Path, typer.Option(help="A text file with one user a line, as the raw logs name them.")],
     as_json: Json = False,
 ) -> None:
-    """Remove users everywhere: shards, state, samples, quarantine, vocabulary. Then `vacuum` removes the old files.
+    """Remove users from a dataset: shards, incremental state, samples, quarantine and vocabulary.
 
-    \b
-    Example:
-      longbatch forget dataset --users users.txt && longbatch vacuum dataset
+    Files of older snapshots still contain the users until `longbatch vacuum` removes these files.
     """
-    from longbatch.jobs.forget import forget as run
+    from longbatch.api.data import forget as run
     from longbatch.jobs.forget import read_users
 
-    done = run(dataset, read_users(users))
-    show(
-        done.as_dict(),
-        as_json,
-        lambda: (
-            f"forgot {done.users:,} users ({done.users_with_requests:,} had requests): {done.rewritten_shards} of "
-            f"{done.shards} shards and {done.rewritten_files} other files written anew in snapshot {done.snapshot}; "
-            f"nothing of them is in it. Older files hold them until `longbatch vacuum {dataset}`"
-        ),
+    from .text_output import format_forget_summary
+
+    summary = run(dataset, read_users(users))
+    print_result(summary.as_dict(), as_json, lambda: format_forget_summary(summary))
+
+
+@app.command(
+    epilog=examples(
+        "longbatch vacuum dataset --keep 3",
     )
+)
+def vacuum(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest snapshots to keep.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Remove older snapshots, and files that no snapshot lists and no running build writes."""
+    from longbatch.api.data import vacuum as run
+
+    from .text_output import format_vacuum_summary
+
+    summary = run(dataset, keep=keep)
+    print_result(summary.as_dict(), as_json, lambda: format_vacuum_summary(summary))
+
+
+@app.command(
+    epilog=examples(
+        "longbatch presets",
+        "longbatch build preset:movielens ml-32m dataset",
+        "longbatch presets movielens > ml-32m/spec.toml      # to edit it; its paths are relative to its own folder",
+        "longbatch build ml-32m/spec.toml dataset",
+    )
+)
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print the spec of this preset.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the public datasets that `longbatch build preset:NAME RAW OUT` can build, or print the spec of one."""
+    from longbatch.jobs.presets import describe_preset, preset_names, preset_toml
+
+    from .text_output import format_presets
+
+    if name is not None:
+        toml = preset_toml(name)
+        print_result({"name": name, "spec": toml}, as_json, lambda: toml.rstrip("\n"))
+        return
+    descriptions = {known: describe_preset(known) for known in preset_names()}
+    print_result({"presets": descriptions}, as_json, lambda: format_presets(descriptions))
+
+
+@app.command(
+    epilog=examples(
+        "longbatch simulate raw --users 1000 --events 4000000",
+        "longbatch simulate raw --corrupt 0.02 --format csv --overwrite",
+        "longbatch build raw/spec.toml dataset",
+    )
+)
+def simulate(
+    out: Annotated[Path, typer.Argument(help="The folder to write: log, spec.toml and ground truth.")],
+    users: Annotated[int, typer.Option(min=1, help="Users of the log.")] = 1_000,
+    events: Annotated[int, typer.Option(min=1, help="Rows of the log, without corrupt ones.")] = 4_000_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same options and seed give the same log.")] = 0,
+    corrupt: Annotated[
+        float, typer.Option(min=0, max=0.2, metavar="SHARE", help="Corrupt rows to add, as a share of the rows.")
+    ] = 0.0,
+    format: Annotated[Literal["parquet", "csv"], typer.Option(help="The file format of the log.")] = "parquet",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a raw log with a planted signal, the spec that builds it, and its ground truth."""
+    from longbatch.api.storage import simulate as run
+
+    from .text_output import format_simulation
+
+    with show_progress() as progress:
+        report = run(
+            out,
+            users=users,
+            events=events,
+            seed=seed,
+            corrupt=corrupt,
+            format=format,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    print_result(vars(report), as_json, lambda: format_simulation(report))

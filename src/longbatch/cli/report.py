@@ -1,162 +1,152 @@
-"""The demo's page: what each stage did, the savings, the loss, and AUC by history length beside what is attainable."""
+"""The page of the demo: each stage, the savings, the loss, and AUC by history length next to the attainable AUC."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from longbatch.jobs.build import BuildSummary
-from longbatch.jobs.savings import charts as plots
+from longbatch.jobs.savings import charts
 from longbatch.jobs.savings.results import Savings
 from longbatch.jobs.simulation.simulate import SimulationReport
+from longbatch.trainer.predictions import Metrics
 from longbatch.trainer.train import TrainReport
 from longbatch.validation.audit.audit import Audit
 
-from .text_output import format_size, metrics_text
-
 
 @dataclass(frozen=True)
-class Outcome:
-    """The results of all stages of the demo; metrics: one per history length and label; seconds: by stage."""
+class DemoResults:
+    """The results of all stages of the demo.
+
+    Attributes:
+        simulated: The simulated log.
+        built: The dataset.
+        audited: The audit of the dataset.
+        savings: The measured storage layouts.
+        trained: The training run.
+        metrics: One record per history length and label.
+        seconds: Wall seconds by stage.
+    """
 
     simulated: SimulationReport
     built: BuildSummary
     audited: Audit
     savings: Savings
     trained: TrainReport
-    metrics: Sequence[Mapping[str, Any]]
+    metrics: Sequence[Metrics]
     seconds: Mapping[str, float]
 
     @property
     def label(self) -> str:
-        """The main label."""
+        """The label that the page is about: the first one."""
         return str(self.metrics[0]["label"])
 
     @property
     def auc(self) -> dict[int, float]:
-        """AUC of the main label by history length."""
+        """AUC of `label` by history length."""
         return {int(m["history_length"]): float(m["auc"]) for m in self.metrics if m["label"] == self.label}
 
     @property
     def attainable(self) -> dict[str, float | None]:
-        """AUC that the log makes attainable for the main label, by history length, and of the true probabilities."""
+        """Attainable AUC of `label`: by history length, and of the true probabilities."""
         return dict(self.simulated.attainable[self.label])
 
 
-def document(outcome: Outcome) -> dict[str, Any]:
-    """Everything the page shows, as plain values."""
+def make_document(results: DemoResults) -> dict[str, Any]:
+    """Return everything the page shows, as plain values for JSON."""
     return {
-        "simulated": {k: v for k, v in vars(outcome.simulated).items() if k != "out"},
-        "built": outcome.built.as_dict(),
-        "audited": vars(outcome.audited),
-        "savings": outcome.savings.headline,
+        "simulated": {k: v for k, v in vars(results.simulated).items() if k != "out"},
+        "built": results.built.as_dict(),
+        "audited": vars(results.audited),
+        "savings": results.savings.headline,
         "trained": {
-            "steps": outcome.trained.steps,
-            "targets": outcome.trained.targets,
-            "targets_per_second": outcome.trained.targets_per_second,
-            "losses": outcome.trained.losses,
+            "steps": results.trained.steps,
+            "targets": results.trained.targets,
+            "targets_per_second": results.trained.targets_per_second,
+            "losses": results.trained.losses,
         },
-        "metrics": [dict(m) for m in outcome.metrics],
-        "attainable": outcome.attainable,
-        "seconds": dict(outcome.seconds),
+        "metrics": [dict(m) for m in results.metrics],
+        "attainable": results.attainable,
+        "seconds": dict(results.seconds),
     }
 
 
-def text(outcome: Outcome, out: Path) -> str:
-    """The end of the demo in the terminal."""
-    headline, audited = outcome.savings.headline, outcome.audited
-    known = {k: v for k, v in outcome.attainable.items() if v is not None}
-    attainable = ", ".join(f"{name.replace('_', ' ')}: {auc:.3f}" for name, auc in known.items())
-    stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in outcome.seconds.items())
-    return "\n".join(
-        [
-            f"events {outcome.built.counts.events:,}, requests {outcome.built.counts.requests:,}, "
-            f"targets {outcome.built.counts.targets:,}, dataset {format_size(outcome.built.bytes)}",
-            f"audit: {audited.requests_checked:,} requests of {audited.users_checked} users recomputed from the raw "
-            f"log, {len(audited.findings)} findings",
-            f"savings: {headline['decoded']:.0f}x fewer bytes to decode than sample level; at rest (Parquet zstd) "
-            f"{headline['log_order']:.1f}x fewer than in log order, {headline['sorted_by_user']:.1f}x than sorted by user",
-            metrics_text([m for m in outcome.metrics if m["label"] == outcome.label]),
-            f"AUC of {outcome.label} attainable by counting topics in the newest events: {attainable}",
-            f"{stages}; in all {sum(outcome.seconds.values()):.0f} s",
-            f"open {out / 'report.html'}",
-        ]
-    )
-
-
-def page(outcome: Outcome) -> str:
-    """The self-contained report.html."""
-    counts = outcome.built.counts
-    lead = plots.paragraph(
-        f"A simulated log of {outcome.simulated.rows:,} impressions by {outcome.simulated.users:,} users (the busiest "
-        f"with {outcome.simulated.longest_user:,}) became a dataset of {counts.requests:,} requests with "
+def make_page(results: DemoResults) -> str:
+    """Return the HTML of the self-contained page."""
+    counts = results.built.counts
+    lead = charts.paragraph(
+        f"A simulated log of {results.simulated.rows:,} impressions by {results.simulated.users:,} users (the busiest "
+        f"with {results.simulated.longest_user:,}) became a dataset of {counts.requests:,} requests with "
         f"{counts.targets:,} targets. Every request sees at most its user's newest "
-        f"{outcome.savings.dataset['history_length']:,} events; every event is stored once. A small STCA model learnt from it."
+        f"{results.savings.dataset['history_length']:,} events; every event is stored once. "
+        "A small STCA model was trained on it."
     )
-    return plots.page(
+    return charts.page(
         "longbatch: the main job, end to end",
         [
-            ("", lead + plots.facts(_facts(outcome))),
-            ("Savings by layout", _savings(outcome.savings)),
-            ("Longer histories predict better", _auc(outcome)),
-            ("Training", _training(outcome.trained)),
-            ("Checked against the raw log", _audit(outcome)),
-            ("Time by stage", _stages(outcome)),
+            ("", lead + charts.facts(_facts(results))),
+            ("Savings by layout", _savings(results.savings)),
+            ("Longer histories predict better", _auc(results)),
+            ("Training", _training(results.trained)),
+            ("Checked against the raw log", _audit(results)),
+            ("Time by stage", _stages(results)),
         ],
     )
 
 
-def _facts(outcome: Outcome) -> list[tuple[str, str]]:
-    lengths = sorted(outcome.auc)
+def _facts(results: DemoResults) -> list[tuple[str, str]]:
+    lengths = sorted(results.auc)
     shortest, longest = lengths[0], lengths[-1]
-    rate = outcome.simulated.rows / outcome.built.seconds
+    rate = results.simulated.rows / results.built.seconds
     return [
-        (f"{outcome.savings.headline['decoded']:.0f}×", "fewer bytes to decode than with a history in every sample"),
-        (f"{plots.format_number(rate)}/s", "rows of the raw log built into the dataset"),
         (
-            f"{outcome.auc[shortest]:.3f} → {outcome.auc[longest]:.3f}",
-            f"test AUC of {outcome.label} from {shortest:,} to {longest:,} events of history",
+            f"{results.savings.headline['decoded']:.0f}×",
+            "fewer bytes to decode than with a copy of the history in every sample",
         ),
-        (str(len(outcome.audited.findings)), f"findings in {outcome.audited.requests_checked:,} requests recomputed"),
+        (f"{charts.format_number(rate)}/s", "rows of the raw log built into the dataset"),
+        (
+            f"{results.auc[shortest]:.3f} → {results.auc[longest]:.3f}",
+            f"test AUC of {results.label} from {shortest:,} to {longest:,} events of history",
+        ),
+        (str(len(results.audited.findings)), f"findings in {results.audited.requests_checked:,} requests recomputed"),
     ]
 
 
 def _savings(savings: Savings) -> str:
-    levels = list(savings.layouts)
-    titles = [layout.title for layout in levels]
-    stressed = [len(levels) - 1]
-    decoded = plots.bar_chart(
-        "Decoded bytes per target", titles, [layout.decoded_per_target for layout in levels], "B",
-        log=True, highlight=stressed,
+    layouts = list(savings.layouts)
+    titles = [layout.title for layout in layouts]
+    highlighted = [len(layouts) - 1]
+    decoded = charts.bar_chart(
+        "In-memory bytes per target", titles, [layout.decoded_per_target for layout in layouts], "B",
+        log=True, highlight=highlighted,
     )  # fmt: skip
     codec = savings.on_disk["codec"]
-    at_rest = plots.bar_chart(
-        "Bytes at rest: the other layouts as Parquet zstd, and the dataset as it is",
+    on_disk = charts.bar_chart(
+        "Bytes on disk: the other layouts as Parquet zstd, and the dataset as it is",
         [*titles[:-1], f"user level, as longbatch stores it (Arrow {codec})"],
-        [*(layout.file("Parquet zstd").bytes for layout in levels[:-1]), savings.on_disk["bytes"]],
+        [*(layout.file("Parquet zstd").bytes for layout in layouts[:-1]), savings.on_disk["bytes"]],
         "B",
         log=True,
-        highlight=stressed,
+        highlight=highlighted,
     )
-    words = plots.paragraph(
-        "Decoded bytes are what a reader works through, whatever the codec. At rest, a strong codec hides copies that lie "
-        "together, so the order of the rows matters as much as the layout: compare with the baseline that is yours. "
-        "savings/savings.html beside this page has every format and codec, read and write times, and the method."
+    text = charts.paragraph(
+        "A reader processes the in-memory bytes, whatever the codec. On disk, a strong codec compresses copies that "
+        "are close together, so the order of the rows matters as much as the layout: compare with the one you use. "
+        "savings/savings.html next to this page has every format and codec, read and write times, and the method."
     )
-    return words + decoded + at_rest
+    return text + decoded + on_disk
 
 
-def _auc(outcome: Outcome) -> str:
-    lengths = sorted(outcome.auc)
-    attainable = outcome.attainable
-    chart = plots.line_chart(
-        f"Test AUC of {outcome.label} by history length at inference",
+def _auc(results: DemoResults) -> str:
+    lengths = sorted(results.auc)
+    attainable = results.attainable
+    chart = charts.line_chart(
+        f"Test AUC of {results.label} by history length at inference",
         lengths,
         {
             "counting topics": [attainable.get(str(length)) for length in lengths],
-            "STCA": [outcome.auc[length] for length in lengths],
+            "STCA": [results.auc[length] for length in lengths],
         },
         "newest events visible",
         "AUC",
@@ -164,58 +154,56 @@ def _auc(outcome: Outcome) -> str:
         from_zero=False,
     )
     truth = attainable.get("true_probability")
-    words = plots.paragraph(
-        "The model was trained on short histories and evaluated, on later requests of the same users, at several lengths. Beside "
-        "it, what counting topics in as many events attains, known because the log is simulated; a model that also learns "
-        "its users from earlier requests can do better where the history is short. Chance is 0.5"
+    text = charts.paragraph(
+        "The model was trained on short histories and evaluated on later requests of the same users, at several "
+        "history lengths. The line 'counting topics' is the AUC that counting topics in the same events attains, which "
+        "is known because the log is simulated. A model that also learns its users from earlier requests can do better "
+        "if the history is short. A random prediction has an AUC of 0.5"
         + (f"; the true probabilities themselves reach {truth:.3f}." if truth else ".")
     )
     rows = [
         [
-            f"{int(m['history_length']):,}",
-            str(m["label"]),
-            f"{m['auc']:.4f}",
-            f"{m['gauc']:.4f}",
-            f"{m['log_loss']:.4f}",
-            f"{m['ne']:.4f}",
+            f"{int(row['history_length']):,}",
+            str(row["label"]),
+            *(f"{row[name]:.4f}" for name in ("auc", "gauc", "log_loss", "ne")),
         ]
-        for m in outcome.metrics
+        for row in results.metrics
     ]
-    return words + chart + plots.table(["history", "label", "AUC", "GAUC", "log loss", "NE"], rows)
+    return text + chart + charts.table(["history", "label", "AUC", "GAUC", "log loss", "NE"], rows)
 
 
 def _training(trained: TrainReport) -> str:
     steps = [step for step, _ in trained.losses]
-    kept = range(0, len(steps), max(1, len(steps) // 200))
-    chart = plots.line_chart(
+    plotted = range(0, len(steps), max(1, len(steps) // 200))
+    chart = charts.line_chart(
         "Training loss",
-        [steps[i] for i in kept],
-        {"loss per target": [trained.losses[i][1] for i in kept]},
+        [steps[i] for i in plotted],
+        {"loss per target": [trained.losses[i][1] for i in plotted]},
         "step",
         "binary cross entropy",
         from_zero=False,
     )
-    words = plots.paragraph(
+    text = charts.paragraph(
         f"{trained.steps:,} steps over {trained.targets:,} targets in {trained.seconds:.0f} s on this machine, "
-        f"{trained.targets_per_second:,.0f} targets a second; each request's history is encoded once for all its targets."
+        f"{trained.targets_per_second:,.0f} targets a second. Each request's history is encoded once for all targets."
     )
-    return words + chart
+    return text + chart
 
 
-def _audit(outcome: Outcome) -> str:
-    audited, row_accounting = outcome.audited, outcome.built.row_accounting
+def _audit(results: DemoResults) -> str:
+    audited, row_accounting = results.audited, results.built.row_accounting
     outcomes = [
-        [source, *(f"{n:,}" for n in (b.rows, b.accepted, b.filtered, b.duplicate, b.rejected))]
-        for source, b in row_accounting.items()
+        [source, *(f"{n:,}" for n in (rows.rows, rows.accepted, rows.filtered, rows.duplicate, rows.rejected))]
+        for source, rows in row_accounting.items()
     ]
-    words = plots.paragraph(
-        f"{audited.blocks_checked:,} blocks were checked for structure, and all {audited.requests_checked:,} requests of "
-        f"{audited.users_checked} sampled users were recomputed by plain Python straight from the raw log, "
-        f"{audited.events_checked:,} history events compared one by one: {len(audited.findings)} findings. "
+    text = charts.paragraph(
+        f"{audited.blocks_checked:,} blocks were checked for structure. All {audited.requests_checked:,} requests of "
+        f"{audited.users_checked} sampled users were recomputed in plain Python from the raw log, and "
+        f"{audited.events_checked:,} history events were compared one by one: {len(audited.findings)} findings. "
         "Every row of the log has exactly one outcome:"
     )
-    return words + plots.table(["source", "rows", "accepted", "filtered", "duplicate", "rejected"], outcomes)
+    return text + charts.table(["source", "rows", "accepted", "filtered", "duplicate", "rejected"], outcomes)
 
 
-def _stages(outcome: Outcome) -> str:
-    return plots.bar_chart("Seconds", list(outcome.seconds), list(outcome.seconds.values()), "s")
+def _stages(results: DemoResults) -> str:
+    return charts.bar_chart("Seconds", list(results.seconds), list(results.seconds.values()), "s")

@@ -1,22 +1,53 @@
-"""What commands tell people at their end, as text."""
+"""The results of commands as text for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from longbatch.jobs.build import BuildSummary
-from longbatch.jobs.expand import Expansion
-from longbatch.jobs.savings.results import Savings
-from longbatch.jobs.simulation.simulate import SimulationReport
-from longbatch.jobs.validate import Validation
-from longbatch.validation.audit.audit import Audit
+if TYPE_CHECKING:
+    from longbatch.benchmarks.checks import Check, Figure
+    from longbatch.jobs.build import BuildSummary
+    from longbatch.jobs.expand import Expansion
+    from longbatch.jobs.forget import Forgotten
+    from longbatch.jobs.savings.results import Savings
+    from longbatch.jobs.simulation.simulate import SimulationReport
+    from longbatch.jobs.vacuum import Vacuumed
+    from longbatch.jobs.validate import Validation
+    from longbatch.trainer.predictions import Metrics, Progress
+    from longbatch.trainer.train import TrainReport
+    from longbatch.validation.audit.audit import Audit
+
+    from .report import DemoResults
+
+Table = list[tuple[str, int | str]]
+"""Lines of a name and a value. Names may repeat, as those of several sources do."""
 
 UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
+MAX_LARGEST = 5  # how many of the largest users and requests `inspect` names
+BAR_WIDTH = 30
+POLICY_COUNTS = {
+    "capped_users": "users reduced to their newest events",
+    "capped_events": "their older events",
+    "rejected_users": "users rejected for too many events",
+    "rejected_events": "their events",
+    "rejected_targets": "their targets",
+    "short_users": "users rejected for too few events",
+    "short_events": "their events",
+    "short_targets": "their targets",
+    "pending_requests": "requests whose label window is still open",
+    "pending_targets": "their targets",
+}
 
 
 def format_size(size_bytes: float) -> str:
-    """Bytes as people read them, in powers of 1000."""
+    """Format bytes with a unit, in powers of 1000.
+
+    Example:
+        >>> format_size(1_234_567)
+        '1.2 MB'
+    """
     for unit in UNITS[:-1]:
         if abs(size_bytes) < 1000:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
@@ -24,163 +55,113 @@ def format_size(size_bytes: float) -> str:
     return f"{size_bytes:.1f} {UNITS[-1]}"
 
 
-Rows = list[tuple[str, Any]]
-
-
-def _lines(rows: Rows) -> str:
-    """Names and values in two columns; names may come twice, as those of several sources do."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(
-        f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}" for name, value in rows
-    )
-
-
-def _outcomes(row_accounting: Mapping[str, Mapping[str, Any]]) -> Rows:
-    rows: Rows = []
-    for source, accounting in row_accounting.items():
-        rows.append((f"rows in ({source})", accounting["rows"]))
-        rows += [(f"  {outcome}", accounting[outcome]) for outcome in ("accepted", "filtered", "duplicate", "rejected")]
-        rows += [(f"    {reason}", count) for reason, count in accounting["reasons"].items()]
-        rows += [(f"  {policy}", count) for policy, count in accounting["policies"].items()]
-        if accounting["empty_list"]:
-            rows.append(("  rows with empty lists", accounting["empty_list"]))
-    return rows
-
-
-def _counts(counts: Mapping[str, int]) -> Rows:
-    return [*_kept(counts).items(), *((f"  {text}", counts[name]) for name, text in LEFT_OUT.items() if counts[name])]
-
-
-LEFT_OUT = {
-    "capped_users": "users capped to their newest events",
-    "capped_events": "events older than those",
-    "rejected_users": "users with too many events, left out",
-    "rejected_events": "their events",
-    "rejected_targets": "their targets",
-    "short_users": "users with too few events, left out",
-    "short_events": "their events",
-    "short_targets": "their targets",
-    "pending_requests": "requests held back: a window not over",
-    "pending_targets": "their targets",
-}
-
-
-def _kept(counts: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "users": counts["users"],
-        "requests": counts["requests"],
-        "targets": counts["targets"],
-        "events": counts["events"],
-        "  stored": counts["stored"],
-        "  beyond every history": counts["beyond_history"],
-        "  after the last request": counts["after_last_request"],
-    }
-
-
-def build_text(summary: BuildSummary) -> str:
-    """The end of a build: rows in and their outcomes, users, requests, targets, events, bytes, seconds."""
-    plain = summary.as_dict()
-    rate = sum(accounting["rows"] for accounting in plain["row_accounting"].values()) / max(summary.seconds, 1e-9)
-    rows = [*_outcomes(plain["row_accounting"]), *_counts(plain["counts"])]
+def format_build_summary(summary: BuildSummary) -> str:
+    """Format what a build or an append did: rows by outcome, users, requests, targets, events, bytes, seconds."""
+    accounting = {source: rows.as_dict() for source, rows in summary.row_accounting.items()}
+    rows_per_second = sum(rows["rows"] for rows in accounting.values()) / max(summary.seconds, 1e-9)
+    table = [*_row_outcomes(accounting), *_counts(summary.counts.as_dict())]
     if summary.collisions:
-        rows.append(("id collisions", summary.collisions))
-    rows += [("shards", summary.shards), ("bytes", format_size(summary.bytes))]
-    rows.append(("seconds", f"{summary.seconds:.1f} ({rate:,.0f} rows/s)"))
-    return f"built {summary.path}, snapshot {summary.snapshot}\n{_lines(rows)}"
+        table.append(("id collisions", summary.collisions))
+    table += [("shards", summary.shards), ("bytes", format_size(summary.bytes))]
+    table.append(("seconds", f"{summary.seconds:.1f} ({rows_per_second:,.0f} rows/s)"))
+    return f"built {summary.path}, snapshot {summary.snapshot}\n{_format_table(table)}"
 
 
-def dataset_text(described: Mapping[str, Any]) -> str:
-    """What `inspect` says of a dataset."""
-    rows: Rows = [
-        ("name", described["name"]),
-        ("snapshot", described["snapshot"]),
-        ("fingerprint", described["fingerprint"][:16]),
-    ]
-    if "content_hash" in described:
-        rows.append(("content hash", described["content_hash"]))
-    rows += _counts(described["counts"])
-    rows += [
-        ("targets per request", f"{described['targets_per_request']:.2f}"),
-        ("mean history", f"{described['mean_history']:,.1f} events, at most {described['history_length']:,}"),
-        ("request times", f"{described['first_request_time']} to {described['last_request_time']}"),
-        ("files", f"{described['shards']} shards, {described['blocks']} blocks, {described['compression']}"),
-        ("timelines", f"{format_size(described['bytes']['timelines'])}, {described['bytes_per_event']:.2f} B/event"),
-        ("requests table", format_size(described["bytes"]["requests"])),
-    ]
-    rows += [*_outcomes(described["row_accounting"]), *_skew(described["skew"])]
-    columns = [f"  timelines.{name}: {kind}" for name, kind in described["timelines_schema"].items()]
-    columns += [f"  requests.{name}: {kind}" for name, kind in described["requests_schema"].items()]
-    return "\n".join([str(described["path"]), _lines(rows), "columns", *columns])
-
-
-def _skew(skew: Mapping[str, Any]) -> Rows:
-    """The largest users and requests, and how long histories are."""
-    largest = {"largest users, events": skew["users"], "largest requests, targets": skew["requests"]}
-    largest |= {f"{policy}, largest users": found for policy, found in skew["policy_users"].items()}
-    rows: Rows = [
-        (title, ", ".join(f"{large['name']} ({large['size']:,})" for large in found[:SHOWN]))
-        for title, found in largest.items()
-        if found
-    ]
-    lengths = {int(bits): count for bits, count in skew["history_lengths"].items()}
-    total, most = sum(lengths.values()), max(lengths.values(), default=0)
-    for bits, count in sorted(lengths.items()):
-        low, high = (1 << bits) >> 1, (1 << bits) - 1
-        title = f"history of {low:,} to {high:,}" if high > low else f"history of {high}"
-        rows.append((title, f"{count:>12,} requests {count / total:6.1%} {'#' * round(30 * count / most)}"))
-    return rows
-
-
-SHOWN = 5
-
-
-def user_text(shown: Mapping[str, Any]) -> str:
-    """One request of a user: what was visible, what was shown, what came of it."""
-    plain = {k: v for k, v in shown.items() if k not in ("newest_events", "targets")}
-    parts = [_lines([(name, str(value)) for name, value in plain.items()]), "newest events, oldest first:"]
-    parts += [f"  {_record(event)}" for event in shown["newest_events"]] or ["  (none was visible)"]
-    parts += ["targets:", *(f"  {_record(target)}" for target in shown["targets"])]
-    return "\n".join(parts)
-
-
-def _record(record: Mapping[str, Any]) -> str:
-    return "  ".join(f"{name}={value}" for name, value in record.items())
-
-
-def simulation_text(report: SimulationReport) -> str:
-    """What a simulation wrote, and how well a model could do on it."""
-    rows: dict[str, Any] = {
-        "rows": report.rows,
-        "users": report.users,
-        "longest user": report.longest_user,
-        "requests": report.requests,
-        "targets": report.targets,
-        "bytes": format_size(report.size_bytes),
-        "seconds": f"{report.seconds:.1f} ({report.events_per_second:,.0f} events/s)",
-    }
-    rows |= {f"planted {kind}": count for kind, count in report.planted.items()}
-    for label, by_length in report.attainable.items():
-        known = [f"{length}: {auc:.3f}" for length, auc in by_length.items() if auc is not None]
-        rows[f"attainable AUC, {label}"] = ", ".join(known)
-    return f"simulated {report.out}; build it with: longbatch build {report.out}/spec.toml DATASET\n{_lines(list(rows.items()))}"
-
-
-def audit_text(found: Audit) -> str:
-    """What an audit checked, and its findings."""
-    checked = (
-        f"{found.blocks_checked:,} blocks checked for structure; {found.users_checked:,} users, "
-        f"{found.requests_checked:,} requests and {found.events_checked:,} events of their histories "
-        "compared with the raw log"
+def format_forget_summary(summary: Forgotten) -> str:
+    """Format what `forget` rewrote."""
+    return (
+        f"forgot {summary.users:,} users ({summary.users_with_requests:,} had requests): rewrote "
+        f"{summary.rewritten_shards} of {summary.shards} shards and {summary.rewritten_files} other files. "
+        f"Snapshot {summary.snapshot} contains nothing of these users. Older files do until "
+        f"`longbatch vacuum {summary.path}` removes them."
     )
-    verdict = [f"finding: {finding}" for finding in found.findings] or ["no finding"]
-    return "\n".join([checked, *verdict])
 
 
-def validation_text(found: Validation) -> str:
-    """What the audit checked and found, and what became of the expectations."""
-    lines = [audit_text(found.audit)]
-    if found.expectations is not None:
-        results = found.expectations
+def format_vacuum_summary(summary: Vacuumed) -> str:
+    """Format what `vacuum` removed."""
+    return f"removed {len(summary.snapshots)} snapshots and {summary.files} files ({format_size(summary.bytes)})"
+
+
+def format_presets(descriptions: Mapping[str, tuple[str, str]]) -> str:
+    """Format the presets, two lines each: what the dataset is, and where to download it."""
+    return "\n".join(f"{name:<14} {about}\n{'':<14} {download}" for name, (about, download) in descriptions.items())
+
+
+def format_dataset(description: Mapping[str, Any]) -> str:
+    """Format the description of a dataset."""
+    sizes = description["bytes"]
+    table: Table = [
+        ("name", description["name"]),
+        ("snapshot", description["snapshot"]),
+        ("fingerprint", description["fingerprint"][:16]),
+    ]
+    if "content_hash" in description:
+        table.append(("content hash", description["content_hash"]))
+    table += _counts(description["counts"])
+    table += [
+        ("targets per request", f"{description['targets_per_request']:.2f}"),
+        ("mean history", f"{description['mean_history']:,.1f} events, at most {description['history_length']:,}"),
+        ("request times", f"{description['first_request_time']} to {description['last_request_time']}"),
+        ("files", f"{description['shards']} shards, {description['blocks']} blocks, {description['compression']}"),
+        ("timelines", f"{format_size(sizes['timelines'])}, {description['bytes_per_event']:.2f} B/event"),
+        ("requests table", format_size(sizes["requests"])),
+    ]
+    table += [*_row_outcomes(description["row_accounting"]), *_skew(description["skew"])]
+    columns = [f"  timelines.{name}: {dtype}" for name, dtype in description["timelines_schema"].items()]
+    columns += [f"  requests.{name}: {dtype}" for name, dtype in description["requests_schema"].items()]
+    return "\n".join([str(description["path"]), _format_table(table), "columns", *columns])
+
+
+def format_user_request(request: Mapping[str, Any]) -> str:
+    """Format one request of a user: its fields, the newest events of its history, and its targets with labels."""
+    fields = [(name, str(value)) for name, value in request.items() if name not in ("newest_events", "targets")]
+    events = [f"  {_format_record(event)}" for event in request["newest_events"]]
+    targets = [f"  {_format_record(target)}" for target in request["targets"]]
+    return "\n".join(
+        [
+            _format_table([*fields]),
+            "newest events, oldest first:",
+            *(events or ["  (the history is empty)"]),
+            "targets:",
+            *targets,
+        ]
+    )
+
+
+def format_simulation(report: SimulationReport) -> str:
+    """Format what a simulation wrote, and the AUC that each history length makes attainable."""
+    table: Table = [
+        ("rows", report.rows),
+        ("users", report.users),
+        ("events of the largest user", report.longest_user),
+        ("requests", report.requests),
+        ("targets", report.targets),
+        ("bytes", format_size(report.size_bytes)),
+        ("seconds", f"{report.seconds:.1f} ({report.events_per_second:,.0f} events/s)"),
+    ]
+    table += [(f"planted {corruption}", rows) for corruption, rows in report.planted.items()]
+    for label, auc_by_length in report.attainable.items():
+        known = [f"{length}: {auc:.3f}" for length, auc in auc_by_length.items() if auc is not None]
+        table.append((f"attainable AUC, {label}", ", ".join(known)))
+    command = f"longbatch build {report.out}/spec.toml DATASET"
+    return f"simulated {report.out}; build it with: {command}\n{_format_table(table)}"
+
+
+def format_audit(audit: Audit) -> str:
+    """Format what an audit checked, and its findings."""
+    checked = (
+        f"{audit.blocks_checked:,} blocks checked for structure; {audit.users_checked:,} users, "
+        f"{audit.requests_checked:,} requests and {audit.events_checked:,} history events compared with the raw logs"
+    )
+    findings = [f"finding: {finding}" for finding in audit.findings] or ["no findings"]
+    return "\n".join([checked, *findings])
+
+
+def format_validation(validation: Validation) -> str:
+    """Format what the audit checked and found, and the results of the expectations."""
+    lines = [format_audit(validation.audit)]
+    if validation.expectations is not None:
+        results = validation.expectations
         count = sum(suite.expectations for suite in results.suites)
         lines.append(f"{count} expectations in {len(results.suites)} suites, {len(results.failures)} not met")
         lines += [f"not met: {failure}" for failure in results.failures]
@@ -189,47 +170,65 @@ def validation_text(found: Validation) -> str:
     return "\n".join(lines)
 
 
-def metrics_text(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Metrics by history length and label, a row each, and by the events there are where they are told apart by them.
+def format_training(report: TrainReport) -> str:
+    """Format what a training run did, and the metrics of its evaluation."""
+    waiting = report.waiting_seconds / max(report.seconds, 1e-9)
+    return (
+        f"trained {report.steps:,} steps, {report.targets:,} targets in {report.seconds:.0f} s "
+        f"({report.targets_per_second:,.0f} targets/s, {waiting:.1%} of the time waiting for batches)\n"
+        f"{format_metrics(report.metrics)}"
+    )
 
-    Their rules are told below.
-    """
-    told = any("events" in m for m in metrics)
-    events = f"{'events':<12}" if told else ""
+
+def format_training_note(progress: Progress) -> str:
+    """Format loss and throughput of training so far; empty for evaluation."""
+    if progress.stage != "train" or not progress.seconds:
+        return ""
+    targets, events = progress.targets / progress.seconds, progress.events / progress.seconds
+    return f"loss {progress.loss:.4f}, {targets:,.0f} targets/s, {events:,.0f} events/s, waiting {progress.waiting:.1%}"
+
+
+def format_metrics(metrics: Sequence[Metrics]) -> str:
+    """Format metrics, a line per history length and label, and per range of events if there is one."""
+    by_events = any("events" in row for row in metrics)
+    events = f"{'events':<12}" if by_events else ""
     lines = [f"{'history':>8}  {events}{'label':<12}{'AUC':>8}{'GAUC':>8}{'log loss':>10}{'NE':>8}{'targets':>10}"]
-    lines += [
-        f"{m['history_length']:>8,}  {format(m['events'], '<12') if told else ''}{m['label']:<12}{m['auc']:>8.4f}"
-        f"{m['gauc']:>8.4f}{m['log_loss']:>10.4f}{m['ne']:>8.4f}{m['targets']:>10,}"
-        for m in metrics
-    ]
-    lines.append("AUC counts ties one half; GAUC: users' AUCs weighed by their targets, users of one class left out.")
-    lines.append("NE: log loss over that of the mean label, below 1 is better than knowing nothing but it.")
+    for row in metrics:
+        events = f"{row['events']:<12}" if by_events else ""
+        lines.append(
+            f"{row['history_length']:>8,}  {events}{row['label']:<12}{row['auc']:>8.4f}{row['gauc']:>8.4f}"
+            f"{row['log_loss']:>10.4f}{row['ne']:>8.4f}{row['targets']:>10,}"
+        )
+    lines.append("AUC counts ties as one half. GAUC is the mean AUC of users weighted by their targets, without users")
+    lines.append("whose labels are all equal. NE is the log loss divided by that of predicting the base rate: below 1,")
+    lines.append("the model beats the base rate.")
     return "\n".join(lines)
 
 
-def savings_text(savings: Savings, out: str) -> str:
-    """Bytes at rest and decoded of every layout, as a table, and how many times those of the dataset they are."""
-    lines = [f"{'layout':<32}{'format':<16}{'at rest':>12}{'per target':>12}{'decoded':>12}{'read':>10}{'write':>10}"]
-    targets = savings.dataset["targets"]
+def format_savings(savings: Savings, out: Path) -> str:
+    """Format bytes and seconds of every layout as a table, and how many times the dataset's bytes they are."""
+    targets, dataset, ratios = savings.dataset["targets"], savings.on_disk, savings.headline
+    lines = [
+        f"{'layout':<32}{'format':<16}{'on disk':>12}{'per target':>12}{'in memory':>12}{'read':>10}{'write':>10}",
+    ]
     lines += [
         f"{layout.title:<32}{file.title:<16}{format_size(file.bytes):>12}{format_size(file.bytes / targets):>12}"
         f"{format_size(layout.decoded_per_target):>12}{file.read_seconds:>9.2f}s{file.write_seconds:>9.2f}s"
         for layout in savings.layouts
         for file in layout.files
     ]
-    mine = savings.on_disk
-    lines.append(
-        f"{'this dataset':<32}{'Arrow ' + mine['codec']:<16}{format_size(mine['bytes']):>12}"
-        f"{format_size(mine['per_target']):>12}{format_size(mine['decoded_per_target']):>12}{mine['read_seconds']:>9.2f}s"
-    )
-    headline = savings.headline
-    lines.append(
-        f"times the bytes of this dataset: sample level shuffled {headline['shuffled']:.0f}, in log order "
-        f"{headline['log_order']:.1f}, sorted by user "
-        f"{headline['sorted_by_user']:.1f} (Parquet zstd); to decode {headline['decoded']:.0f}; the smallest other "
-        f"layout, {headline['smallest_title']}, {headline['smallest']:.2f}"
-    )
-    return "\n".join([*lines, f"open {out}/savings.html"])
+    lines += [
+        f"{'this dataset':<32}{'Arrow ' + dataset['codec']:<16}{format_size(dataset['bytes']):>12}"
+        f"{format_size(dataset['per_target']):>12}{format_size(dataset['decoded_per_target']):>12}"
+        f"{dataset['read_seconds']:>9.2f}s",
+        "how many times the bytes of this dataset the other layouts take:",
+        f"  on disk (Parquet zstd): sample level {ratios['shuffled']:.0f} shuffled, "
+        f"{ratios['log_order']:.1f} in log order, {ratios['sorted_by_user']:.1f} sorted by user",
+        f"  the smallest other layout, {ratios['smallest_title']}: {ratios['smallest']:.2f}",
+        f"  in memory: sample level {ratios['decoded']:.0f}",
+        f"open {out}/savings.html",
+    ]
+    return "\n".join(lines)
 
 
 def format_expansion(expansion: Expansion) -> str:
@@ -247,36 +246,132 @@ def format_expansion(expansion: Expansion) -> str:
     return "\n".join(lines)
 
 
-def plan_text(planned: Mapping[str, Any]) -> str:
-    """A plan as people read it: storage by layout, the build, and reading."""
-    volume, build, reading, sample = (planned[name] for name in ("volume", "build", "reading", "sample"))
-    targets = volume["targets"]
+def format_capacity_plan(plan: Mapping[str, Any]) -> str:
+    """Format a capacity plan: storage by layout, the build, and reading."""
+    volume, build, reading, sample = (plan[name] for name in ("volume", "build", "reading", "sample"))
+    targets, demand = volume["targets"], plan["demand"]
     lines = [
         f"{volume['users']:,.0f} users, {volume['requests']:,.0f} requests, {targets:,.0f} targets, "
         f"{volume['stored_events']:,.0f} stored events",
-        f"from a sample of {sample['users']:,.0f} users, {sample['history_events'] / sample['requests']:,.0f} events in a history (of "
-        f"{sample['history_length']:,.0f} at most), {sample['targets'] / sample['requests']:.3g} targets per request",
-        *(f"caution: {text}" for text in planned["cautions"]),
+        f"from a sample of {sample['users']:,.0f} users, {sample['history_events'] / sample['requests']:,.0f} events "
+        f"in a history (of {sample['history_length']:,.0f} at most), {sample['targets'] / sample['requests']:.3g} "
+        "targets per request",
+        *(f"caution: {caution}" for caution in plan["cautions"]),
         "",
-        f"{'storage':<46}{'at rest':>12}{'decoded':>12}{'at rest per target':>20}",
+        f"{'storage':<46}{'on disk':>12}{'in memory':>12}{'on disk per target':>20}",
     ]
     lines += [
         f"{layout['title']:<46}{format_size(layout['bytes']):>12}{format_size(layout['decoded_bytes']):>12}"
         f"{format_size(layout['bytes'] / targets):>20}"
-        for layout in planned["layouts"]
+        for layout in plan["layouts"]
     ]
-    rows = {
-        "build": "",
-        "  rows of the log": f"{build['log_rows']:,.0f}",
-        "  shuffled": format_size(build["shuffle_bytes"]),
-        "  a day more": f"{build['day_rows']:,.0f} rows, {format_size(build['day_shuffle_bytes'])} shuffled",
-        "  buckets": f"{build['buckets']:,.0f}, of {build['rows_per_bucket']:,.0f} rows",
-        "  memory per task": format_size(build["task_memory_bytes"]),
-        f"reading, {planned['demand']['trainers']:,} trainers": "",
-        "  requests": f"{reading['requests_per_second']:,.0f}/s; an epoch takes {reading['epoch_days']:.1f} days",
-        "  from storage": f"{format_size(reading['read_bytes_per_second'])}/s",
-        "  to trainers": f"{format_size(reading['batch_bytes_per_second'])}/s",
-        "  loader cores": f"{reading['cores']:,.0f}",
-        "  loader hosts": f"{reading['hosts']:,.0f}, of {planned['demand']['cores_per_host']} cores",
-    }
-    return "\n".join([*lines, "", _lines(list(rows.items()))])
+    table: Table = [
+        ("build", ""),
+        ("  rows of the log", f"{build['log_rows']:,.0f}"),
+        ("  shuffled", format_size(build["shuffle_bytes"])),
+        ("  each further day", f"{build['day_rows']:,.0f} rows, {format_size(build['day_shuffle_bytes'])} shuffled"),
+        ("  buckets", f"{build['buckets']:,.0f} of {build['rows_per_bucket']:,.0f} rows"),
+        ("  memory per task", format_size(build["task_memory_bytes"])),
+        (f"reading, {demand['trainers']:,} trainers", ""),
+        ("  requests", f"{reading['requests_per_second']:,.0f}/s; an epoch takes {reading['epoch_days']:.1f} days"),
+        ("  from storage", f"{format_size(reading['read_bytes_per_second'])}/s"),
+        ("  to trainers", f"{format_size(reading['batch_bytes_per_second'])}/s"),
+        ("  loader cores", f"{reading['cores']:,.0f}"),
+        ("  loader hosts", f"{reading['hosts']:,.0f} of {demand['cores_per_host']} cores"),
+    ]
+    return "\n".join([*lines, "", _format_table(table)])
+
+
+def format_benchmark(checks: Sequence[Check], figures: Sequence[Figure]) -> str:
+    """Format measured figures, and each check with its value, its limit and whether it holds."""
+    lines = [f"{figure.name:<58} {_format_number(figure.value):>12} {figure.unit}" for figure in figures]
+    lines += ["", f"{'check':<58} {'value':>12} {'limit':>12}  holds"]
+    lines += [
+        f"{check.name:<58} {_format_number(check.value):>12} {check.sense} {_format_number(check.limit):>9}  "
+        f"{'yes' if check.holds else 'NO'}"
+        for check in checks
+    ]
+    return "\n".join(lines)
+
+
+def format_demo(results: DemoResults, out: Path) -> str:
+    """Format the results of all stages of the demo in about ten lines."""
+    ratios, audited, counts = results.savings.headline, results.audited, results.built.counts
+    known = {name: auc for name, auc in results.attainable.items() if auc is not None}
+    attainable = ", ".join(f"{name.replace('_', ' ')}: {auc:.3f}" for name, auc in known.items())
+    stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in results.seconds.items())
+    return "\n".join(
+        [
+            f"events {counts.events:,}, requests {counts.requests:,}, targets {counts.targets:,}, "
+            f"dataset {format_size(results.built.bytes)}",
+            f"audit: {audited.requests_checked:,} requests of {audited.users_checked} users recomputed from the raw "
+            f"log, {len(audited.findings)} findings",
+            f"savings: {ratios['decoded']:.0f}x fewer bytes in memory than sample level; on disk (Parquet zstd) "
+            f"{ratios['log_order']:.1f}x fewer than in log order, {ratios['sorted_by_user']:.1f}x than sorted by user",
+            format_metrics([row for row in results.metrics if row["label"] == results.label]),
+            f"AUC of {results.label} attainable by counting topics in the newest events: {attainable}",
+            f"{stages}; {sum(results.seconds.values()):.0f} s in total",
+            f"open {out / 'report.html'}",
+        ]
+    )
+
+
+def _format_table(table: Table) -> str:
+    """Names and values in two columns."""
+    width = max(len(name) for name, _ in table)
+    return "\n".join(
+        f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}"
+        for name, value in table
+    )
+
+
+def _row_outcomes(accounting_by_source: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Rows of each source by outcome, with the reasons of rejected rows."""
+    table: Table = []
+    for source, accounting in accounting_by_source.items():
+        table.append((f"rows in ({source})", accounting["rows"]))
+        table += [(f"  {name}", accounting[name]) for name in ("accepted", "filtered", "duplicate", "rejected")]
+        table += [(f"    {reason}", rows) for reason, rows in accounting["reasons"].items()]
+        table += [(f"  {policy}", rows) for policy, rows in accounting["policies"].items()]
+        if accounting["empty_list"]:
+            table.append(("  rows with empty lists", accounting["empty_list"]))
+    return table
+
+
+def _counts(counts: Mapping[str, int]) -> Table:
+    """What a dataset holds, and what the policies over users left out."""
+    return [
+        *((name, counts[name]) for name in ("users", "requests", "targets", "events")),
+        ("  stored", counts["stored"]),
+        ("  beyond every history", counts["beyond_history"]),
+        ("  after the last request", counts["after_last_request"]),
+        *((f"  {text}", counts[name]) for name, text in POLICY_COUNTS.items() if counts[name]),
+    ]
+
+
+def _skew(skew: Mapping[str, Any]) -> Table:
+    """The largest users and requests, and a histogram of history lengths."""
+    largest_by_title = {"largest users, events": skew["users"], "largest requests, targets": skew["requests"]}
+    largest_by_title |= {f"{policy}, largest users": largest for policy, largest in skew["policy_users"].items()}
+    table: Table = [
+        (title, ", ".join(f"{entry['name']} ({entry['size']:,})" for entry in largest[:MAX_LARGEST]))
+        for title, largest in largest_by_title.items()
+        if largest
+    ]
+    # bucket b counts the histories of b binary digits: 0, 1, 2 to 3, 4 to 7, ...
+    requests_by_digits = {int(digits): count for digits, count in skew["history_lengths"].items()}
+    total, most = sum(requests_by_digits.values()), max(requests_by_digits.values(), default=0)
+    for digits, count in sorted(requests_by_digits.items()):
+        low, high = (1 << digits) >> 1, (1 << digits) - 1
+        title = f"history of {low:,} to {high:,}" if high > low else f"history of {high}"
+        bar = "#" * round(BAR_WIDTH * count / most)
+        table.append((title, f"{count:>12,} requests {count / total:6.1%} {bar}"))
+    return table
+
+
+def _format_record(record: Mapping[str, object]) -> str:
+    return "  ".join(f"{name}={value}" for name, value in record.items())
+
+
+def _format_number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"

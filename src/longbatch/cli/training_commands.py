@@ -1,103 +1,135 @@
-"""The commands of the reference trainer, and the demo of everything."""
+"""The commands of the reference trainer, and the demo of all stages."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longbatch.schemas.errors import SpecError
 
-from .console import Json, progress_bars, show
+from .console import Json, ProgressDisplay, examples, print_result, show_progress
+
+if TYPE_CHECKING:
+    from longbatch.trainer.predictions import Progress, ProgressCallback
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "longbatch train dataset run --seconds 120",
+        "longbatch train dataset run --config stca.toml --resume",
+        "torchrun --nproc-per-node 2 --no-python longbatch train dataset run",
+    )
+)
 def train(
     dataset: Annotated[Path, typer.Argument(help="A dataset.")],
-    run: Annotated[Path, typer.Argument(help="The folder to write the run to.")],
+    run: Annotated[Path, typer.Argument(help="The folder to write checkpoints and report.json to.")],
     config: Annotated[Path | None, typer.Option(help="TrainConfig as TOML; see docs/trainer.md.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so long.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
-    history_length: Annotated[int | None, typer.Option(min=1, help="History length to train at.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop training after this time.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop training after this many steps.")] = None,
+    history_length: Annotated[
+        int | None, typer.Option(min=1, help="The newest events that the model sees in training.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in RUN.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the reference model, STCA unless the config names another, on the older requests and evaluate it on the newer ones.
+    """Train a model on the older requests of a dataset, and evaluate it on the newer ones.
 
-    \b
-    Example:
-      longbatch train dataset run --seconds 120
-      torchrun --nproc-per-node 2 --no-python longbatch train dataset run
+    The model is STCA unless the config names another.
     """
-    from longbatch.trainer.train import train as run_training
+    from longbatch.api.arguments import read_train_config
+    from longbatch.api.training import train as run_training
 
-    from .demo import load_config, training_progress
-    from .text_output import metrics_text
+    from .text_output import format_training
 
-    chosen = load_config(config, max_seconds=seconds, max_steps=steps, history_length=history_length)
-    with progress_bars() as progress:
-        report = run_training(dataset, run, chosen, resume=resume, progress=training_progress(progress, chosen))
+    chosen = read_train_config(config, max_seconds=seconds, max_steps=steps, history_length=history_length)
+    with show_progress() as progress:
+        report = run_training(
+            dataset, run, config=chosen, resume=resume, progress=training_progress(progress, chosen.max_seconds)
+        )
     if os.environ.get("RANK", "0") != "0":
-        return  # the first rank tells
-    show(
-        {**vars(report), "targets_per_second": report.targets_per_second},
-        as_json,
-        lambda: (
-            f"trained {report.steps:,} steps, {report.targets:,} targets in {report.seconds:.0f} s "
-            f"({report.targets_per_second:,.0f} targets/s, {report.waiting_seconds / max(report.seconds, 1e-9):.1%} of the time "
-            f"waiting for batches)\n{metrics_text(report.metrics)}"
-        ),
+        return  # under torchrun only the first rank prints
+    document = {**vars(report), "targets_per_second": report.targets_per_second}
+    print_result(document, as_json, lambda: format_training(report))
+
+
+@app.command(
+    epilog=examples(
+        "longbatch evaluate run dataset --history-lengths 500,10000",
+        "longbatch evaluate run dataset --by-history",
     )
-
-
-@app.command()
+)
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run written by train.")],
+    run: Annotated[Path, typer.Argument(help="A folder written by train.")],
     dataset: Annotated[Path, typer.Argument(help="A dataset.")],
-    history_lengths: Annotated[str, typer.Option(help="Lengths, separated by commas.")] = "100,500,2000,10000",
+    history_lengths: Annotated[str, typer.Option(help="History lengths, separated by commas.")] = "100,500,2000,10000",
     by_history: Annotated[
-        bool, typer.Option("--by-history", help="Tell requests apart by how long their history is.")
+        bool, typer.Option("--by-history", help="Report metrics by the number of events in a request's history.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run on the requests after its training, at several history lengths.
+    """Evaluate a trained model on the requests after its training, at several history lengths."""
+    from longbatch.api.training import evaluate as run_evaluation
 
-    \b
-    Example:
-      longbatch evaluate run dataset --history-lengths 500,10000
+    from .text_output import format_metrics
+
+    lengths = parse_history_lengths(history_lengths)
+    with show_progress() as progress:
+        metrics = run_evaluation(
+            run, dataset, history_lengths=lengths, by_history=by_history, progress=training_progress(progress)
+        )
+    print_result({"metrics": metrics}, as_json, lambda: format_metrics(metrics))
+
+
+def parse_history_lengths(option: str) -> list[int]:
+    """Read the value of --history-lengths.
+
+    Raises:
+        SpecError: A part is not an integer of 0 or more.
     """
-    from longbatch.trainer.train import evaluate as run_evaluation
-
-    from .demo import training_progress
-    from .text_output import metrics_text
-
     try:
-        lengths = [int(length) for length in history_lengths.split(",")]
+        lengths = [int(length) for length in option.split(",")]
     except ValueError:
         lengths = [-1]
     if min(lengths) < 0:
-        raise SpecError(f"--history-lengths takes whole numbers from 0 on and commas, not {history_lengths!r}")
-    with progress_bars() as progress:
-        found = run_evaluation(
-            run, dataset, history_lengths=lengths, by_history=by_history, progress=training_progress(progress)
-        )
-    show({"metrics": found}, as_json, lambda: metrics_text(found))
+        raise SpecError(f"--history-lengths takes integers of 0 or more, separated by commas; found {option!r}")
+    return lengths
 
 
-@app.command()
+def training_progress(show: ProgressDisplay, max_seconds: float | None = None) -> ProgressCallback:
+    """Return a callback that shows the progress of training by time if that is its limit, else by steps."""
+    from .text_output import format_training_note
+
+    def callback(progress: Progress) -> None:
+        note = format_training_note(progress)
+        if progress.stage == "train" and max_seconds:
+            show(progress.stage, min(progress.seconds, max_seconds), max_seconds, note)
+        elif progress.total_steps:
+            show(progress.stage, progress.step, progress.total_steps, note)
+
+    return callback
+
+
+@app.command(
+    epilog=examples(
+        "longbatch demo demo --overwrite     # then open demo/report.html",
+    )
+)
 def demo(
     out: Annotated[Path, typer.Argument(help="The folder to write.")] = Path("demo"),
-    seconds: Annotated[float, typer.Option(min=1, help="Training time.")] = 110.0,
+    seconds: Annotated[float, typer.Option(min=1, help="The time to train for.")] = 110.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier demo first.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Do all of it on simulated data, in minutes: simulate, build, audit, measure, train, evaluate, report."""
-    from .demo import demo as run
+    """Run all stages on simulated data in minutes: simulate, build, audit, measure, train, evaluate, report."""
+    from .demo import run_demo
+    from .report import make_document
+    from .text_output import format_demo
 
-    with progress_bars() as progress:
-        result = run(out, train_seconds=seconds, overwrite=overwrite, progress=progress)
-    show(result.document, as_json, lambda: result.text)
+    with show_progress() as progress:
+        results = run_demo(out, train_seconds=seconds, overwrite=overwrite, progress=progress)
+    print_result(make_document(results), as_json, lambda: format_demo(results, out))

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from longbatch.cli.text_output import plan_text
+from longbatch.cli.text_output import format_capacity_plan
 from longbatch.jobs.build import build
 from longbatch.jobs.savings.capacity_plan import Demand, Volume, project, steady_volume
 from longbatch.jobs.savings.measure import measure
@@ -101,7 +101,7 @@ def test_a_plan_far_from_its_sample_says_so(savings: dict[str, Any]) -> None:
     volume = measured_volume(savings)
     assert project(savings, volume, Demand())["cautions"] == ["the sample has 40 users; rates of fewer than 1,000 vary"]
     far = replace(volume, history_events=9 * volume.history_events, targets=2 * volume.targets, stored_events=1e13)
-    told = plan_text(project(savings, far, Demand()))
+    told = format_capacity_plan(project(savings, far, Demand()))
     assert "caution: history events per request: " in told
     assert "caution: targets per request: 4, the sample has 2; " in told
     assert "caution: 8,192 buckets is the most there are, so tasks are large: build day by day" in told
@@ -127,7 +127,7 @@ def test_reading_is_requests_times_what_each_takes(savings: dict[str, Any]) -> N
 
 
 def test_a_plan_is_told_in_words(savings: dict[str, Any]) -> None:
-    text = plan_text(project(savings, measured_volume(savings), Demand()))
+    text = format_capacity_plan(project(savings, measured_volume(savings), Demand()))
     assert text.startswith("40 users, 1,200 requests, 2,400 targets, ")
     for word in (
         "sample level, shuffled, Parquet zstd",
