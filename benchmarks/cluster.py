@@ -18,12 +18,13 @@ from pathlib import Path
 
 import pyspark
 
-from longbatch.jobs import build
+import longbatch
 from longbatch.jobs.engines.java import provide_java
 
 from .checks import kept_bytecode
 
 HOME = Path(pyspark.__file__).parent
+MAIN = Path(longbatch.__file__).parent / "__main__.py"
 WORKERS = 2
 
 
@@ -53,11 +54,11 @@ class Cluster:
         return [submit, "--master", self.url, *configured, *options, str(script), *arguments]
 
     def build_command(self, *arguments: str, options: Sequence[str] = ()) -> list[str]:
-        """`spark-submit OPTIONS jobs/build.py ARGUMENTS`."""
-        return self.command(Path(build.__file__), *arguments, options=options)
+        """`spark-submit OPTIONS src/longbatch/__main__.py build ARGUMENTS`."""
+        return self.command(MAIN, "build", *arguments, options=options)
 
     def submit(self, *arguments: str, options: Sequence[str] = ()) -> subprocess.Popen[str]:
-        """Start `jobs/build.py ARGUMENTS` on it, in a process group of its own."""
+        """Start `longbatch build ARGUMENTS` on it with spark-submit, in a process group of its own."""
         return subprocess.Popen(
             self.build_command(*arguments, options=options),
             env=self.environment,

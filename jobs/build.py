@@ -1,47 +1,54 @@
-"""`longbatch build`, and the script for `spark-submit`: raw log -> dataset, committed at the very end.
+"""`longbatch build`: a raw log becomes a dataset, which is committed at the very end.
 
-spark-submit jobs/build.py SPEC OUT [--overwrite] [--until TIME]
+The way of a row, on every engine:
+
+    read -> canonicalize -> split by bucket -> kernel -> pack -> write -> commit
+
+`run_stages` is that sentence as code. `longbatch.jobs.engines.stages` has the tasks of each stage.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from longbatch.jobs.commit.build_result import BuildResult, Entry
 from longbatch.jobs.commit.incremental_state import Increment, check_appendable
-from longbatch.jobs.commit.quality_gates import check_built
-from longbatch.jobs.commit.write_lock import attempt, is_ours
+from longbatch.jobs.commit.quality_gates import check_result
+from longbatch.jobs.commit.write_lock import DATASET_FOLDERS, attempt, is_dataset_entry
+from longbatch.jobs.engines.engine import Engine
 from longbatch.jobs.engines.local import LocalEngine
-from longbatch.jobs.engines.stages import FOLDERS, Built, make_samples
-from longbatch.pipelines.parse import parse_moment
+from longbatch.jobs.engines.stages import write_samples
+from longbatch.pipelines.canonicalize import gather_log_facts
 from longbatch.schemas.accounting import Counts, RowAccounting
-from longbatch.schemas.errors import DatasetError, LongbatchError, SpecError
+from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
-from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.time import to_microseconds
 from longbatch.schemas.types import ProgressCallback, no_progress
 from longbatch.validation.rules import check_threshold_names
 
 
-class Engine(Protocol):
-    """Anything that can turn a spec into the files of a dataset."""
-
-    def build(
-        self, spec: BuildSpec, root: Path, attempt: str, progress: ProgressCallback, increment: Increment | None = None
-    ) -> Built:
-        """Write all files, of an increment its own, under `root`, named with `attempt`, and return what to commit."""
-
-
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build did. bytes: all files the snapshot lists; quarantined rows are in the row_accounting."""
+    """What a build did.
+
+    Attributes:
+        path: The dataset's folder.
+        snapshot: Number of the committed snapshot.
+        fingerprint: Identifies the spec and the bytes of all shards.
+        counts: What the dataset contains.
+        row_accounting: The outcome of every row, by source.
+        collisions: Number of strings that share a hashed id with another string.
+        shards: Number of shards.
+        bytes: Size of all files that the snapshot lists.
+        seconds: Duration.
+    """
 
     path: str
     snapshot: int
@@ -54,7 +61,7 @@ class BuildSummary:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Convert to plain values for JSON."""
         plain = dict(self.__dict__)
         plain["counts"] = self.counts.as_dict()
         plain["row_accounting"] = {source: accounting.as_dict() for source, accounting in self.row_accounting.items()}
@@ -70,11 +77,31 @@ def build(
     until: datetime | None = None,
     progress: ProgressCallback = no_progress,
 ) -> BuildSummary:
-    """Build the dataset a spec describes into `out` and commit it; on any error nothing is visible and nothing left.
+    """Build the dataset that a spec describes and commit it. After an error nothing is visible and no file is left.
 
-    `overwrite` replaces an existing dataset, after success only. With `until` it holds what was known before that time,
-    and later days can be appended (`longbatch.jobs.append`). Raises SpecError, SourceError, DataError
-    (the data failed a check), DatasetError (`out` exists), MachineError (disk full).
+    Args:
+        spec: The build spec.
+        out: The dataset's folder.
+        engine: Where to run; default: threads of this machine.
+        overwrite: Replace an existing dataset, after success only.
+        until: Build what was known before this time, so that later increments can be appended (`longbatch append`).
+        progress: Receives the progress of the stages.
+
+    Returns:
+        What was committed.
+
+    Raises:
+        SpecError: The spec does not fit the log, or does not allow `until`.
+        SourceError: A file or a column is missing.
+        DataError: The data failed a check.
+        DatasetError: `out` exists, or another build committed first.
+        MachineError: The disk is full.
+
+    Example:
+        >>> from longbatch.schemas.spec.build_spec import load_spec
+        >>> summary = build(load_spec("spec.toml"), "dataset")  # doctest: +SKIP
+        >>> summary.counts.requests  # doctest: +SKIP
+        118364
     """
     check_threshold_names(spec)
     _check_suites(spec)
@@ -84,20 +111,64 @@ def build(
     existing = _check_output(root, overwrite)
     increment = Increment(None, to_microseconds(until)) if until else None
     with attempt(root) as name:
-        built = (engine or LocalEngine()).build(spec, root, name, progress, increment)
-        check_built(spec, built, root)
-        samples = make_samples(built.samples, root, name)
-        snapshot = _snapshot(spec, built, samples, (existing[-1] if existing else 0) + 1, increment)
-        replaced = _unlisted(root, snapshot) if existing else []
+        result = run_stages(engine or LocalEngine(), spec, root, name, increment, progress)
+        check_result(spec, result, root)
+        samples = write_samples(result.samples, root, name)
+        snapshot = _snapshot(spec, result, samples, (existing[-1] if existing else 0) + 1, increment)
+        replaced = _unlisted_files(root, snapshot) if existing else []
         commit(root, snapshot, name)
     for path in replaced:
         path.unlink(missing_ok=True)
-    shutil.rmtree(root / "reports", ignore_errors=True)  # of the snapshot that this one replaced
+    shutil.rmtree(root / "reports", ignore_errors=True)  # they describe the snapshot that this one replaced
     return summary_of(root, snapshot, started)
 
 
+def run_stages(
+    engine: Engine,
+    spec: BuildSpec,
+    root: Path,
+    attempt: str,
+    increment: Increment | None,
+    progress: ProgressCallback,
+) -> BuildResult:
+    """Run the stages of a build on an engine: everything but the commit.
+
+    Args:
+        engine: Where to run.
+        spec: The build spec.
+        root: The dataset's folder.
+        attempt: Name of the attempt, which every file name contains.
+        increment: Time window and state of an incremental build.
+        progress: Receives the progress of the stages.
+
+    Returns:
+        All files that were written, and what was counted.
+    """
+    with engine.start(spec, root, attempt, increment, progress) as stages:
+        # Per chunk, in parallel: read -> canonicalize -> split by bucket.
+        result = stages.read_canonicalize_split()
+        # Two facts need the rows of all users: request ids that users share, and where the log of actions ends.
+        conflicts, owners = stages.find_conflicts()
+        result += owners
+        facts = gather_log_facts(spec, [result.latest_action], conflicts, stages.context.window)
+        if conflicts is not None:
+            result += stages.quarantine_conflicts(conflicts)
+        # Per user bucket, in parallel: kernel -> pack -> write.
+        result += stages.build_shards(facts)
+        return result + BuildResult(log_end=facts.log_end, buckets=stages.context.buckets)
+
+
 def summary_of(root: Path, snapshot: Snapshot, started: float) -> BuildSummary:
-    """Say what a snapshot holds, and how long it took since `started` (of the monotonic clock)."""
+    """Summarize a snapshot.
+
+    Args:
+        root: The dataset's folder.
+        snapshot: The snapshot.
+        started: Start of the build on the monotonic clock.
+
+    Returns:
+        The summary, whose duration ends now.
+    """
     return BuildSummary(
         path=str(root),
         snapshot=snapshot.number,
@@ -112,84 +183,63 @@ def summary_of(root: Path, snapshot: Snapshot, started: float) -> BuildSummary:
 
 
 def _check_suites(spec: BuildSpec) -> None:
-    """Raise SpecError for a suite that is not there now rather than after the build."""
+    """Raise SpecError for a missing suite of expectations now rather than after the build."""
     for table, path in spec.expectations.suites.items():
         if path and not Path(path).is_file():
-            raise SpecError(f"expectations.{table} names {path}, which is no file; mend the path or take the key away")
+            raise SpecError(f"file not found: {path!r} (expectations.{table}). Fix the path or remove the key.")
 
 
 def _check_output(root: Path, overwrite: bool) -> list[int]:
+    """Numbers of the existing snapshots; raise DatasetError if the folder must not be written."""
     existing = snapshot_numbers(root)
     if existing and not overwrite:
-        raise DatasetError(f"{root} already holds a dataset; pass --overwrite to replace it after a successful build")
-    if not existing and root.exists() and (not root.is_dir() or not all(map(is_ours, root.iterdir()))):
-        raise DatasetError(f"{root} exists and is not a dataset; choose another output, or remove it yourself")
+        raise DatasetError(
+            f"{root} already contains a dataset. Pass --overwrite to replace it after a successful build."
+        )
+    if not existing and root.exists() and (not root.is_dir() or not all(map(is_dataset_entry, root.iterdir()))):
+        raise DatasetError(f"{root} exists and is not a dataset. Choose another output folder, or remove it yourself.")
     return existing
 
 
 def _snapshot(
-    spec: BuildSpec, built: Built, samples: list[dict[str, Any]], number: int, increment: Increment | None
+    spec: BuildSpec, result: BuildResult, samples: tuple[Entry, ...], number: int, increment: Increment | None
 ) -> Snapshot:
-    shards = tuple(sorted(built.shards, key=lambda row: (row["bucket"], row["timelines"]["path"])))
+    shards = tuple(sorted(result.shards, key=lambda row: (row["bucket"], row["timelines"]["path"])))
     return Snapshot(
         number=number,
         spec=spec,
-        counts=built.counts,
-        row_accounting=dict(built.row_accounting),
-        collisions=built.collisions,
+        counts=result.counts,
+        row_accounting=dict(result.row_accounting),
+        collisions=result.collisions,
         shards=shards,
-        vocabulary=tuple(sorted(built.vocabulary, key=lambda entry: str(entry["path"]))),
-        quarantine=tuple(sorted(built.quarantine, key=lambda entry: str(entry["path"]))),
-        samples=tuple(samples),
-        profile=built.profile,
-        log_end=built.log_end,
+        vocabulary=sorted_entries(result.vocabulary),
+        quarantine=sorted_entries(result.quarantine),
+        samples=samples,
+        profile=result.profile,
+        log_end=result.log_end,
         fingerprint=fingerprint(spec, shards),
-        buckets=built.buckets,
+        buckets=result.buckets,
         until=increment.until if increment else None,
-        state=tuple(built.state),
-        shuffled_bytes=built.shuffled_bytes,
+        state=sorted_entries(result.state),
+        shuffled_bytes=result.shuffled_bytes,
     )
 
 
-def _unlisted(root: Path, snapshot: Snapshot) -> list[Path]:
-    """Return the files to remove once `snapshot` is committed: older snapshots, and data that it does not list.
+def sorted_entries(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """Sort file entries by path, so that a snapshot does not depend on the order in which tasks finish.
 
-    Asked before the commit: a build that starts after it must find its own files untouched (those that were
-    writing already cannot commit any more, for this one takes their number).
+    Args:
+        entries: File entries.
+    """
+    return tuple(sorted(entries, key=lambda entry: str(entry["path"])))
+
+
+def _unlisted_files(root: Path, snapshot: Snapshot) -> list[Path]:
+    """Files to remove once `snapshot` is committed: older snapshots, and data that it does not list.
+
+    They are looked up before the commit, so that the files of a build that starts after it are never among them. A
+    build that was writing already can no longer commit, because this one takes its snapshot number.
     """
     listed = {entry["path"] for entry in snapshot.files}
-    paths = [path for folder in FOLDERS for path in (root / folder).iterdir()]
+    paths = [path for folder in DATASET_FOLDERS for path in (root / folder).iterdir()]
     return [path for path in paths if path.relative_to(root).as_posix() not in listed]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `spark-submit jobs/build.py`: the spark engine on the session that spark-submit set up."""
-    from longbatch.jobs.engines.spark import SparkEngine
-
-    parser = argparse.ArgumentParser(prog="build.py", description="Build a longbatch dataset on Spark.")
-    parser.add_argument("spec", help="the build spec (TOML)")
-    parser.add_argument("out", help="the dataset's folder, reachable by all workers")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset after success")
-    parser.add_argument("--until", help="hold what was known before this time (ISO); later days can be appended")
-    given = parser.parse_args(arguments)
-
-    def run() -> BuildSummary:
-        until = parse_moment(given.until) if given.until else None
-        return build(load_spec(given.spec), given.out, engine=SparkEngine(), overwrite=given.overwrite, until=until)
-
-    return submitted(run)
-
-
-def submitted(run: Callable[[], BuildSummary]) -> int:
-    """Run a job that spark-submit started, tell what came of it, and return its exit code."""
-    try:
-        summary = run()
-    except LongbatchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"{summary.path}: {summary.counts.requests:,} requests, {summary.counts.targets:,} targets")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

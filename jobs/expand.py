@@ -117,7 +117,7 @@ def expand(
         settings = settings_for(expander, parts)
         paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
         tasks = zip(paths, parts, strict=True)
-        written = expander.pool.each([partial(write_part, expander, settings, *task) for task in tasks])
+        written = expander.pool.run_all([partial(write_part, expander, settings, *task) for task in tasks])
         rows, events, size = (sum(column) for column in zip(*written, strict=True))
         expansion = Expansion(str(out), length, rows, events, len(parts), size, time.monotonic() - started)
         if check:
@@ -167,8 +167,8 @@ def compare(
 def _both_sides(expander: Expander, paths: list[Path]) -> tuple[SampleDigest, SampleDigest]:
     """What the dataset expands to, and what the files contain."""
     parts = plan_parts(expander.dataset, expander.history_length)
-    expected = expander.pool.each([partial(samples_of_part, expander, part) for part in parts])
-    actual = expander.pool.each([partial(samples_of_file, expander, path) for path in paths])
+    expected = expander.pool.run_all([partial(samples_of_part, expander, part) for part in parts])
+    actual = expander.pool.run_all([partial(samples_of_file, expander, path) for path in paths])
     return sum(expected, SampleDigest()), sum(actual, SampleDigest())
 
 

@@ -171,7 +171,7 @@ def write_part(expander: Expander, settings: ParquetSettings, path: Path, blocks
                 writer.write_table(table, row_group_size=table.num_rows)
                 rows += table.num_rows
                 events += pc.sum(pc.list_value_length(table["history_item_id"])).as_py()
-                expander.pool.tell("expand", table.num_rows, dataset.counts.targets)
+                expander.pool.advance("expand", table.num_rows, dataset.counts.targets)
         file.flush()
         os.fsync(file.fileno())
     return rows, events, path.stat().st_size
@@ -182,7 +182,7 @@ def samples_of_part(expander: Expander, blocks: Blocks) -> SampleDigest:
     samples = SampleDigest()
     for block in read_blocks(expander.dataset, blocks):
         part = digest_block(block, expander.history_length)
-        expander.pool.tell("hash dataset", part.rows, expander.dataset.counts.targets)
+        expander.pool.advance("hash dataset", part.rows, expander.dataset.counts.targets)
         samples += part
     return samples
 
@@ -204,7 +204,7 @@ def samples_of_file(expander: Expander, path: Path) -> SampleDigest:
             _check_origin(path, file.schema_arrow, schema)
             for batch in _batches(file):
                 samples += digest_rows(batch.cast(schema), dataset.spec)
-                expander.pool.tell("hash files", batch.num_rows, dataset.counts.targets)
+                expander.pool.advance("hash files", batch.num_rows, dataset.counts.targets)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}. Expand the dataset again.") from None
     except (pa.ArrowException, OSError) as error:

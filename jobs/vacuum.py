@@ -1,21 +1,27 @@
-"""`longbatch vacuum`: remove snapshots that are out of date, and files that no snapshot lists."""
+"""`longbatch vacuum`: remove old snapshots, and files that no snapshot lists."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from longbatch.jobs.commit.write_lock import WORK, running_attempts
-from longbatch.jobs.engines.stages import FOLDERS
+from longbatch.jobs.commit.write_lock import DATASET_FOLDERS, WORK_PREFIX, running_attempts
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers
 
 
 @dataclass(frozen=True)
 class Vacuumed:
-    """What was removed: snapshots by number, files and their bytes; and attempts that were running, left alone."""
+    """What a vacuum removed.
+
+    Attributes:
+        snapshots: Numbers of the removed snapshots.
+        files: Number of other removed files.
+        bytes: Size of all removed files.
+        running: Names of running attempts, whose files stay.
+    """
 
     snapshots: list[int]
     files: int
@@ -23,37 +29,48 @@ class Vacuumed:
     running: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dict(self.__dict__)
+        """Convert to plain values for JSON."""
+        return asdict(self)
 
 
 def vacuum(root: Path, keep: int = 1) -> Vacuumed:
-    """Keep the newest `keep` snapshots and what they list; remove all else that builds wrote here and that none writes now.
+    """Remove what builds wrote to a dataset but no kept snapshot lists and no running build writes.
 
-    Files are looked for before the locks of running attempts, and those before the snapshots: a file found belongs to
-    an attempt that holds its lock, or that is over, committed or not. Raises DatasetError if a snapshot cannot be read.
+    Args:
+        root: The dataset's folder.
+        keep: Number of the newest snapshots to keep.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        SpecError: `keep` is less than 1.
+        DatasetError: The folder is not a dataset, or a snapshot cannot be read.
     """
     if keep < 1:
-        raise SpecError(f"keep is {keep}; at least the newest snapshot stays")
+        raise SpecError(f"keep is {keep}, but at least the newest snapshot must be kept. Use 1 or more.")
     if not snapshot_numbers(root):
-        raise DatasetError(f"{root} is not a dataset: it has no snapshots")
-    found = [path for folder in FOLDERS if (root / folder).is_dir() for path in (root / folder).iterdir()]
-    scratch = list(root.glob(f"{WORK}*"))
+        raise DatasetError(f"{root} is not a dataset: it has no snapshots.")
+    # The order matters: first list the files, then the locks of running attempts, then the snapshots. A listed file
+    # belongs to an attempt that holds its lock, or to one that has ended before its snapshots are listed.
+    files = [path for folder in DATASET_FOLDERS if (root / folder).is_dir() for path in (root / folder).iterdir()]
+    work_folders = list(root.glob(f"{WORK_PREFIX}*"))
     running = running_attempts(root)
     numbers = snapshot_numbers(root)
     old = numbers[:-keep]
-    listed = set().union(*(listed_paths(root, number) for number in numbers[-keep:]))
+    listed = set[str]().union(*(listed_paths(root, number) for number in numbers[-keep:]))
     dropped = [root / "snapshots" / f"{number:08d}.json" for number in old]
-    dead = [path for path in found if path not in dropped and not _lives(root, path, listed, running)]
+    unused = [path for path in files if path not in dropped and not _is_used(root, path, listed, running)]
     removed = 0
-    for path in [*dropped, *dead]:  # snapshots first: a kill in between leaves no snapshot without its files
+    # Snapshots first, so that a kill in between leaves no snapshot whose files are gone.
+    for path in [*dropped, *unused]:
         removed += path.stat().st_size if path.exists() else 0
         path.unlink(missing_ok=True)
-    for folder in scratch:
-        if folder.name.removeprefix(WORK) not in running:
+    for folder in work_folders:
+        if folder.name.removeprefix(WORK_PREFIX) not in running:
             shutil.rmtree(folder, ignore_errors=True)
-    return Vacuumed(old, len(dead), removed, sorted(running))
+    return Vacuumed(old, len(unused), removed, sorted(running))
 
 
-def _lives(root: Path, path: Path, listed: set[str], running: set[str]) -> bool:
+def _is_used(root: Path, path: Path, listed: set[str], running: set[str]) -> bool:
     return path.relative_to(root).as_posix() in listed or any(name in path.name for name in running)

@@ -24,18 +24,23 @@ DATA_DOCS = Path("reports") / "data_docs"
 
 @dataclass(frozen=True)
 class Validation:
-    """What the audit found, and what became of the expectations; None where they were not asked for."""
+    """Results of a validation.
+
+    Attributes:
+        audit: Result of the audit.
+        expectations: Results of the expectations; None if they did not run.
+    """
 
     audit: Audit
     expectations: ExpectationResults | None
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was found, and every expectation met that is no warning."""
+        """Whether the audit has no findings and every expectation is met, warnings aside."""
         return not self.audit.findings and not (self.expectations and self.expectations.failures)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Convert to plain values for JSON."""
         expectations = self.expectations.as_dict() if self.expectations else None
         return {**vars(self.audit), "expectations": expectations, "passed": self.passed}
 
@@ -49,22 +54,37 @@ def validate(
     expectations: bool = True,
     progress: ProgressCallback = no_progress,
 ) -> Validation:
-    """Audit a dataset (see `audit`), and run its expectations; Data Docs go to `reports/data_docs` in the dataset.
+    """Audit a dataset and run its expectations, whose Data Docs go to `reports/data_docs` in the dataset.
 
-    Samples that the audit finds altered, or that are gone, have no expectations: the findings say so.
+    If a sample is missing or altered, the audit reports it and no expectation runs.
+
+    Args:
+        path: The dataset's folder.
+        spec: A spec whose logs to compare with; default: the dataset's own.
+        users: Number of users to recompute from the raw log; None: all.
+        seed: Seed of the choice of users.
+        expectations: Whether to run Great Expectations.
+        progress: Receives the progress of the stages.
+
+    Returns:
+        Results of both.
+
+    Raises:
+        DatasetError: The folder is not a dataset.
+        SpecError: A suite of expectations is missing or not valid.
     """
-    found = audit(path, spec, users, seed, progress)
+    audited = audit(path, spec, users, seed, progress)
     if not expectations:
-        return Validation(found, None)
+        return Validation(audited, None)
     from longbatch.validation.expectations.runner import run_expectations
 
     snapshot = read_snapshot(path)
     try:
         files = {entry["table"]: check_file(path, entry, checksum=True) for entry in snapshot.samples}
     except DatasetError:
-        return Validation(found, None)
+        return Validation(audited, None)
     samples = {table: pl.read_parquet(files[table]) for table in TABLES if table in files}
     results = run_expectations(
         spec or snapshot.spec, snapshot.profile, samples, snapshot.row_accounting, path / DATA_DOCS, progress
     )
-    return Validation(found, results)
+    return Validation(audited, results)

@@ -1,12 +1,11 @@
-"""The state of a dataset that grows day by day, on disk: Arrow IPC files by user bucket, listed in the snapshot.
+"""The incremental state of a dataset on disk: Arrow IPC files by bucket, listed in the snapshot.
 
-Entries are file entries with `kind` and `bucket`. Of the kinds in REPLACED each append writes its buckets anew; of
-OWNERS (the request ids that are in the dataset, by bucket of the id) it adds a file, so the past is not written again.
+Entries are file entries with `kind`, the table they belong to, and `bucket`. Each append replaces the files of all
+tables but OWNERS: to the request ids that are in the dataset it only adds a file, so old ids are not written again.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any
 import polars as pl
 
 from longbatch.pipelines.incremental import IncrementalState, IncrementWindow
-from longbatch.schemas.errors import DataError, MachineError, SpecError
-from longbatch.schemas.format.shard import check_file, disk_message, file_entry
+from longbatch.schemas.errors import DataError, SpecError
+from longbatch.schemas.format.shard import check_file, file_entry
 from longbatch.schemas.spec.build_spec import BuildSpec
+
+from .disk_errors import writing
 
 OWNERS = "owners"
 Entry = dict[str, Any]
@@ -25,9 +26,14 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Increment:
-    """What makes a build one of a series: its window, and the buckets, state and vocabulary of the snapshot before.
+    """Time window of an incremental build, and what it needs of the snapshot before.
 
-    All plain values, so that it travels to tasks. buckets is None for the first build.
+    Attributes:
+        start: Start of the window in microseconds, inclusive; None for the first build.
+        until: End of the window in microseconds, exclusive.
+        buckets: Number of user buckets; None for the first build.
+        state: Entries of the incremental state.
+        vocabulary: Entries of the vocabulary.
     """
 
     start: int | None
@@ -36,81 +42,133 @@ class Increment:
     state: tuple[Entry, ...] = ()
     vocabulary: tuple[Entry, ...] = ()
 
-    @classmethod
-    def of_json(cls, text: str | None) -> Increment | None:
-        """Read what `json.dumps(asdict(increment))` wrote; None of None."""
-        if text is None:
-            return None
-        read = json.loads(text)
-        return cls(**{**read, "state": tuple(read["state"]), "vocabulary": tuple(read["vocabulary"])})
-
     @property
     def window(self) -> IncrementWindow:
-        """The window of time that is appended."""
+        """The time window."""
         return IncrementWindow(self.start, self.until)
 
-    def entries(self, kind: str, bucket: int) -> list[Entry]:
-        """The files of a kind of a bucket."""
-        return [entry for entry in self.state if (entry["kind"], entry["bucket"]) == (kind, bucket)]
+    def state_entries(self, table: str, bucket: int) -> list[Entry]:
+        """Select the files of one table and bucket.
+
+        Args:
+            table: Name of the table.
+            bucket: Number of the bucket.
+        """
+        return [entry for entry in self.state if (entry["kind"], entry["bucket"]) == (table, bucket)]
 
 
 def check_appendable(spec: BuildSpec) -> None:
-    """Raise SpecError for what cannot be had day by day exactly as in one build, but by reading the past again."""
-    why = None
+    """Check that increments of this spec give exactly what one build of the whole log gives.
+
+    Args:
+        spec: The build spec.
+
+    Raises:
+        SpecError: An increment would have to read the past again.
+    """
+    reason = None
     if spec.users.max_events is not None or spec.users.min_events:
-        why = "[users] counts all events of a user, also those of days to come"
+        reason = "[users] counts all events of a user, including those of later increments"
     elif spec.requests.session_gap_us:
-        why = "a session may go on on the next day; log a request_id, or leave session_gap out"
+        reason = "a session can continue in the next increment; log a request_id, or remove session_gap"
     elif spec.history.request_id and not (spec.one_log and spec.history.request_id == spec.requests.request_id):
-        why = "history.request_id of another log may name a request long before it comes; leave it out"
+        reason = "history.request_id of another log can name a request long before the request arrives; remove it"
     elif any(source.synthetic_time for source in spec.sources.values()):
-        why = "synthetic_time gives every file times of its own place, which changes when files are added"
-    if why:
-        raise SpecError(f"this spec cannot be built day by day: {why}. Build without --until")
+        reason = "synthetic_time depends on the position of each file, which changes when files are added"
+    if reason:
+        raise SpecError(f"This spec does not allow incremental builds: {reason}. Build without --until.")
 
 
-def read_carried(root: Path, increment: Increment, bucket: int) -> IncrementalState:
-    """Read the state of a user bucket."""
-    kinds = {entry["kind"] for entry in increment.state} - {OWNERS}
-    found = {kind: read_files(root, increment.entries(kind, bucket)) for kind in kinds}
-    return IncrementalState({kind: frame for kind, frame in found.items() if frame is not None})
+def read_state(root: Path, increment: Increment, bucket: int) -> IncrementalState:
+    """Read the state of a user bucket.
+
+    Args:
+        root: The dataset's folder.
+        increment: Lists the files.
+        bucket: Number of the bucket.
+
+    Returns:
+        The tables that have rows.
+
+    Raises:
+        DatasetError: A file is missing or altered.
+    """
+    tables = {entry["kind"] for entry in increment.state} - {OWNERS}
+    frames = {table: read_files(root, increment.state_entries(table, bucket)) for table in tables}
+    return IncrementalState({table: frame for table, frame in frames.items() if frame is not None})
 
 
 def read_files(root: Path, entries: Sequence[Entry]) -> pl.DataFrame | None:
-    """All rows of some files of the state, or None if there are no files."""
+    """Read files of the state.
+
+    Args:
+        root: The dataset's folder.
+        entries: Files of one table.
+
+    Returns:
+        All their rows, or None if there are no files.
+
+    Raises:
+        DatasetError: A file is missing or altered.
+    """
     frames = [pl.read_ipc(check_file(root, entry, checksum=True)) for entry in entries]
     return pl.concat(frames, rechunk=True) if frames else None
 
 
-def write_carried(root: Path, bucket: int, attempt: str, carried: IncrementalState) -> list[Entry]:
-    """Write the state of a user bucket; tables without rows have no file."""
-    return [write_table(root, kind, bucket, attempt, frame) for kind, frame in carried.tables.items() if frame.height]
+def write_state(root: Path, bucket: int, attempt: str, state: IncrementalState) -> tuple[Entry, ...]:
+    """Write the state of a user bucket; tables without rows get no file.
 
+    Args:
+        root: The dataset's folder.
+        bucket: Number of the bucket.
+        attempt: Name of the attempt.
+        state: All tables of the bucket.
 
-def write_table(root: Path, kind: str, bucket: int, attempt: str, frame: pl.DataFrame) -> Entry:
-    """Write one table of the state, synced to disk; return its entry."""
-    path = root / "state" / f"{kind}-{bucket:05d}-{attempt}.arrow"
-    try:
-        frame.write_ipc(path, compression="zstd", compat_level=pl.CompatLevel.oldest())
-    except OSError as error:
-        raise MachineError(disk_message(error, path)) from None
-    return {"kind": kind, "bucket": bucket, **file_entry(root, path, frame.height)}
+    Returns:
+        Entries of the files.
 
-
-def new_owners(root: Path, increment: Increment, bucket: int, attempt: str, pairs: pl.DataFrame) -> list[Entry]:
-    """Add the distinct (request_id, user_id) of a bucket of ids to the known ones.
-
-    Raises DataError where an id is known already: its request is in the dataset, and cannot change any more.
+    Raises:
+        MachineError: The disk is full.
     """
-    pairs = pairs.unique().sort("request_id", "user_id")
-    known = read_files(root, increment.entries(OWNERS, bucket))
+    tables = {table: frame for table, frame in state.tables.items() if frame.height}
+    return tuple(_write_table(root, table, bucket, attempt, frame) for table, frame in tables.items())
+
+
+def _write_table(root: Path, table: str, bucket: int, attempt: str, frame: pl.DataFrame) -> Entry:
+    path = root / "state" / f"{table}-{bucket:05d}-{attempt}.arrow"
+    with writing(path):
+        frame.write_ipc(path, compression="zstd", compat_level=pl.CompatLevel.oldest())
+    return {"kind": table, "bucket": bucket, **file_entry(root, path, frame.height)}
+
+
+def append_owners(
+    root: Path, increment: Increment, bucket: int, attempt: str, owners: pl.DataFrame
+) -> tuple[Entry, ...]:
+    """Add the distinct (request_id, user_id) of a bucket of request ids to those of earlier increments.
+
+    Args:
+        root: The dataset's folder.
+        increment: Lists the files of earlier increments.
+        bucket: Number of the bucket of request ids.
+        attempt: Name of the attempt.
+        owners: New pairs, with repetitions.
+
+    Returns:
+        The entry of the new file, if there are pairs.
+
+    Raises:
+        DataError: A request id was already appended, so its request is in the dataset and cannot change.
+        MachineError: The disk is full.
+    """
+    owners = owners.unique().sort("request_id", "user_id")
+    known = read_files(root, increment.state_entries(OWNERS, bucket))
     if known is not None:
-        again = pairs.join(known, on="request_id", how="inner").sort("request_id")
-        if again.height:
-            request, user, before = again.row(0)
+        repeated = owners.join(known, on="request_id", how="inner").sort("request_id")
+        if repeated.height:
+            request, user, known_user = repeated.row(0)
             raise DataError(
-                f"request {request} of user {user} was in an earlier part of the log already (of user {before}), and "
-                f"{again.height - 1:,} more: a request that is appended cannot change. Build anew without append, or "
-                "give requests ids and times of their own; nothing was committed"
+                f"request {request} of user {user} was already appended in an earlier increment (for user {known_user}), "
+                f"and so were {repeated.height - 1:,} more: an appended request cannot change. Build the whole log "
+                "without append, or give later requests other ids. Nothing was committed."
             )
-    return [write_table(root, OWNERS, bucket, attempt, pairs)] if pairs.height else []
+    return (_write_table(root, OWNERS, bucket, attempt, owners),) if owners.height else ()

@@ -1,7 +1,7 @@
-"""One attempt to write to a dataset: its name is in every file it writes, and a lock says that it still runs.
+"""One attempt to write to a dataset: its name is part of every file it writes, and a lock shows that it is running.
 
-Whatever ends an attempt, the lock ends with it (the system holds it, not the file). So `vacuum` can tell files of a
-build that runs from those of one that was killed.
+The operating system holds the lock, not the file, so the lock ends with the process, whatever ends it. This is how
+`vacuum` distinguishes the files of a running build from those of one that was killed.
 """
 
 from __future__ import annotations
@@ -13,46 +13,67 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from longbatch.jobs.engines.stages import FOLDERS
-from longbatch.schemas.errors import MachineError
-from longbatch.schemas.format.shard import disk_message
+from longbatch.schemas.format.shard import SHARD_TABLES
 from longbatch.schemas.format.snapshot import snapshot_numbers
 
-LOCK, WORK = ".attempt-", ".work-"
+from .disk_errors import writing
+from .interrupts import sigterm_as_interrupt
+
+DATASET_FOLDERS = (*SHARD_TABLES, "vocabulary", "quarantine", "samples", "state", "snapshots")
+LOCK_PREFIX = ".attempt-"
+WORK_PREFIX = ".work-"
 
 
 @contextmanager
 def attempt(root: Path) -> Iterator[str]:
-    """Make the folders and yield the attempt's name; on any error remove its files, and what folders are then empty.
+    """Create the folders of a dataset and a lock for the block; on any error remove the files of this attempt.
 
-    Other attempts may be writing, or have committed, to the same root meanwhile: their files are left alone.
+    Other attempts may write or commit to the same root meanwhile: their files stay. SIGTERM ends the block like Ctrl-C.
+
+    Args:
+        root: The dataset's folder, which need not exist.
+
+    Yields:
+        The attempt's name, which every file it writes must contain.
+
+    Raises:
+        MachineError: The folder cannot be written.
     """
     name = uuid.uuid4().hex[:12]
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    lock = root / f"{LOCK}{name}"
+    created = [folder for folder in (root, *root.parents) if not folder.exists()]
+    lock = root / f"{LOCK_PREFIX}{name}"
     try:
-        for folder in FOLDERS:
-            (root / folder).mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield name
-        except BaseException:
-            _remove(root, name)
-            raise
-        finally:
-            lock.unlink(missing_ok=True)
-            os.close(handle)
-    except BaseException as error:
+        with writing(root), sigterm_as_interrupt():
+            for folder in DATASET_FOLDERS:
+                (root / folder).mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                yield name
+            except BaseException:
+                _remove_files(root, name)
+                raise
+            finally:
+                lock.unlink(missing_ok=True)
+                os.close(handle)
+    except BaseException:
         if not snapshot_numbers(root):
-            _remove_empty([*(root / folder for folder in FOLDERS), *made])
-        if isinstance(error, OSError):
-            raise MachineError(disk_message(error, root)) from None
+            _remove_empty([*(root / folder for folder in DATASET_FOLDERS), *created])
         raise
 
 
-def _remove(root: Path, name: str) -> None:
-    for folder in FOLDERS:
+def work_folder(root: Path, attempt: str) -> Path:
+    """Folder of an attempt's temporary files.
+
+    Args:
+        root: The dataset's folder.
+        attempt: Name of the attempt.
+    """
+    return root / f"{WORK_PREFIX}{attempt}"
+
+
+def _remove_files(root: Path, name: str) -> None:
+    for folder in DATASET_FOLDERS:
         for path in (root / folder).glob(f"*{name}*"):
             path.unlink(missing_ok=True)
 
@@ -63,22 +84,33 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def is_ours(path: Path) -> bool:
-    """Whether an entry of a dataset's root is one that attempts make, finished or killed."""
-    return path.name in FOLDERS or path.name.startswith((LOCK, WORK))
+def is_dataset_entry(path: Path) -> bool:
+    """Check whether an entry of a dataset's folder is one that attempts create, finished or killed.
+
+    Args:
+        path: The entry.
+    """
+    return path.name in DATASET_FOLDERS or path.name.startswith((LOCK_PREFIX, WORK_PREFIX))
 
 
 def running_attempts(root: Path) -> set[str]:
-    """Names of the attempts whose lock is held; locks that nobody holds are removed."""
+    """Find the attempts whose lock is held, and remove the lock files of killed ones.
+
+    Args:
+        root: The dataset's folder.
+
+    Returns:
+        Names of the running attempts.
+    """
     running = set()
-    for lock in root.glob(f"{LOCK}*"):
+    for lock in root.glob(f"{LOCK_PREFIX}*"):
         with suppress(FileNotFoundError):
             handle = os.open(lock, os.O_RDWR)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 lock.unlink(missing_ok=True)
             except BlockingIOError:
-                running.add(lock.name.removeprefix(LOCK))
+                running.add(lock.name.removeprefix(LOCK_PREFIX))
             finally:
                 os.close(handle)
     return running

@@ -1,245 +1,214 @@
-"""The local engine: Polars on one machine, partitioned to disk by user bucket, then the kernel per bucket.
+"""The local engine: Polars on one machine.
 
-Stage 1 types chunks of about a million rows and writes each as one file with a record batch per bucket; stage 2
-reads a bucket's batches from all those files and builds its shard. Peak memory is workers x a few copies of one
-chunk or bucket, whatever the input's size; one user is never split over buckets, so the largest user bounds it too.
-
-Workers are threads: Polars, Arrow and NumPy release the interpreter lock in everything that takes time here.
+The first stage writes each chunk, split by user bucket, to one temporary file; later stages read a bucket's rows from
+all those files. Peak memory is workers times a few copies of one chunk or bucket, whatever the size of the input. A
+user is never split over buckets, so the largest user bounds it too.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import polars as pl
 
+from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import Increment
+from longbatch.jobs.commit.write_lock import work_folder
 from longbatch.jobs.readers.chunks import Chunk, Piece
 from longbatch.jobs.readers.sources import plan_pieces, read_piece
-from longbatch.pipelines.canonicalize import LogFacts, gather_log_facts
+from longbatch.pipelines.canonicalize import LogFacts
 from longbatch.pipelines.row_filters import TEXT_FORMATS
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import ProgressCallback
 
+from .context import BuildContext
 from .spill import Partition
+from .stage_log import logged_stage
 from .stages import (
-    Built,
+    OWNERS,
+    VOCABULARY,
     bucket_count,
-    bucket_parts,
-    empty_rows,
+    build_shard,
+    canonicalize_chunk,
     find_conflicts,
-    make_bucket,
-    make_quarantine,
-    make_vocabulary,
     quarantine_conflicts,
+    rows_content,
     split_by_bucket,
-    type_chunk,
+    write_quarantine,
+    write_vocabulary,
 )
+from .worker_pool import WorkerPool
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
-    """Builds on this machine with `workers` threads (default: one per core)."""
+    """Builds on this machine.
+
+    Args:
+        workers: Number of threads; default: one per core.
+    """
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or os.cpu_count() or 1
 
-    def build(
-        self, spec: BuildSpec, root: Path, attempt: str, progress: ProgressCallback, increment: Increment | None = None
-    ) -> Built:
-        """Build all files of a dataset, or of an increment, under `root`, named with `attempt`; return what to commit."""
+    @contextmanager
+    def start(
+        self, spec: BuildSpec, root: Path, attempt: str, increment: Increment | None, progress: ProgressCallback
+    ) -> Iterator[LocalStages]:
+        """Plan a build; see `Engine.start`. Temporary files are removed at the end of the block.
+
+        Args:
+            spec: The build spec.
+            root: The dataset's folder.
+            attempt: Name of the attempt.
+            increment: Time window and state of an incremental build.
+            progress: Receives the progress of the stages.
+
+        Yields:
+            The stages of the build.
+        """
         pieces = [piece for source in spec.sources for piece in plan_pieces(spec, source)]
         buckets = (increment and increment.buckets) or bucket_count(sum(piece.rows for piece in pieces))
-        work = root / f".work-{attempt}"
+        work = work_folder(root, attempt)
         try:
-            return self._build(spec, pieces, buckets, root, work, attempt, progress, increment)
+            yield LocalStages(BuildContext(spec, root, attempt, buckets, increment), pieces, self.workers, progress)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
-    def _build(
-        self,
-        spec: BuildSpec,
-        pieces: list[Piece],
-        buckets: int,
-        root: Path,
-        work: Path,
-        attempt: str,
-        progress: ProgressCallback,
-        increment: Increment | None,
-    ) -> Built:
-        kinds = [*(f"rows:{source}" for source in spec.sources), "owners", "vocabulary"]
-        partitions = {kind: Partition(work / kind.replace(":", "-")) for kind in kinds}
-        scanned = self._scan(spec, pieces, buckets, partitions, root, attempt, progress, increment)
-        find = partial(_conflicts_of, partitions["owners"], root, attempt, increment)
-        found = self._each("request ids", [partial(find, b) for b in range(buckets)], progress)
-        known = [series for series, _ in found if series is not None and len(series)]
-        conflicts = pl.concat(known) if known else None
-        scanned += sum((built for _, built in found), Built())
-        if conflicts is not None and len(conflicts):
-            scanned += self._quarantine_conflicts(spec, pieces, conflicts, root, attempt, increment)
-        facts = gather_log_facts(spec, [scanned.latest_action], conflicts, increment.window if increment else None)
-        words = self._each(
-            "vocabulary",
-            [partial(_words, spec, partitions["vocabulary"], root, attempt, increment, b) for b in range(buckets)],
-            progress,
-        )
-        shards = self._each(
-            "shards",
-            [partial(_shard, spec, partitions, facts, root, b, buckets, attempt, increment) for b in range(buckets)],
-            progress,
-        )
-        return sum([*words, *shards], scanned + Built(log_end=facts.log_end, buckets=buckets))
 
-    def _scan(
-        self,
-        spec: BuildSpec,
-        pieces: list[Piece],
-        buckets: int,
-        partitions: dict[str, Partition],
-        root: Path,
-        attempt: str,
-        progress: ProgressCallback,
-        increment: Increment | None,
-    ) -> Built:
-        total = float(sum(piece.size for piece in pieces))
+class LocalStages:
+    """The stages of one build on threads; see `Stages`.
+
+    Args:
+        context: The build.
+        pieces: Pieces of all sources.
+        workers: Number of threads.
+        progress: Receives the progress of the stages.
+    """
+
+    def __init__(self, context: BuildContext, pieces: list[Piece], workers: int, progress: ProgressCallback) -> None:
+        self.context = context
+        self._pieces = pieces
+        self._pool = WorkerPool(workers, progress)
+        self._progress = progress
+        work = work_folder(context.root, context.attempt)
+        contents = [*(rows_content(source) for source in context.spec.sources), OWNERS, VOCABULARY]
+        self._partitions = {content: Partition(work / content.replace(":", "-")) for content in contents}
+
+    def read_canonicalize_split(self) -> BuildResult:
+        """Read all sources, canonicalize the rows and split them by user bucket."""
+        total = sum(piece.size for piece in self._pieces)
         done = 0.0
-        built = Built(row_accounting={source: RowAccounting() for source in spec.sources})
-        tasks = _scan_tasks(spec, pieces, buckets, partitions, root, attempt, increment)
-        for size, part in self._run(tasks):
-            done += size
-            progress("scan", done, total)
-            built += part
-        progress("scan", total, total)
-        return built
+        result = BuildResult(row_accounting={source: RowAccounting() for source in self.context.spec.sources})
+        with logged_stage(logger, "scan") as totals, closing(self._pool.run(self._scan_tasks())) as results:
+            for size, part in results:
+                done += size
+                self._progress("scan", done, total)
+                result += part
+            totals.rows, totals.size = result.rows, total
+        self._progress("scan", total, total)
+        return result
 
-    def _quarantine_conflicts(
-        self,
-        spec: BuildSpec,
-        pieces: list[Piece],
-        conflicts: pl.Series,
-        root: Path,
-        attempt: str,
-        increment: Increment | None,
-    ) -> Built:
-        """Read the requests' source once more, only to keep the rows of conflicting requests as they came."""
+    def _scan_tasks(self) -> Iterator[Callable[[], tuple[float, BuildResult]]]:
+        """One task a piece that can be read on its own, and one a chunk of CSV or JSON, which only streams."""
+        for number, piece in enumerate(self._pieces):
+            if self.context.spec.sources[piece.source].file_format in TEXT_FORMATS:
+                for part, chunk in enumerate(read_piece(self.context.spec, piece)):
+                    # The number of rows is an estimate, so the shares of a file may not add up to its size.
+                    share = piece.size * chunk.frame.height / max(piece.rows, chunk.first_row + chunk.frame.height)
+                    yield partial(self._scan, piece.source, [chunk], f"{number:06d}-{part:04d}", share)
+            else:
+                chunks = read_piece(self.context.spec, piece)
+                yield partial(self._scan, piece.source, chunks, f"{number:06d}", piece.size)
+
+    def _scan(self, source: str, chunks: Iterable[Chunk], name: str, size: float) -> tuple[float, BuildResult]:
+        """Canonicalize chunks and write their rows to the partitions; return the bytes of input they are."""
+        result = BuildResult()
+        for part, chunk in enumerate(chunks):
+            self._pool.raise_if_stopped()
+            canonical = canonicalize_chunk(self.context, source, chunk)
+            shuffled = 0
+            for content, batches in split_by_bucket(self.context, source, canonical):
+                self._partitions[content].write(f"{name}-{part:04d}", batches)
+                if content == rows_content(source):
+                    shuffled += sum(batch.nbytes for batch in batches)
+            file = f"{source}-{self.context.attempt}-{name}-{part:04d}"
+            result += write_quarantine(self.context, file, chunk, canonical.rejected)
+            result += BuildResult(
+                row_accounting={source: canonical.accounting},
+                latest_action=canonical.latest_action,
+                shuffled_bytes=shuffled,
+            )
+        return size, result
+
+    def find_conflicts(self) -> tuple[pl.Series | None, BuildResult]:
+        """Find the request ids that several users share."""
+        conflicts: list[pl.Series] = []
+
+        def find(bucket: int) -> BuildResult:
+            owners = self._partitions[OWNERS].read(bucket)
+            if owners is None:
+                return BuildResult()
+            ids, result = find_conflicts(self.context, bucket, owners)
+            conflicts.extend([ids] if len(ids) else [])
+            return result
+
+        result = self._per_bucket("request ids", find)
+        return (pl.concat(conflicts) if conflicts else None), result
+
+    def quarantine_conflicts(self, conflicts: pl.Series) -> BuildResult:
+        """Read the requests' source again and write the original rows of conflicting requests to the quarantine.
+
+        Args:
+            conflicts: The shared request ids.
+        """
+        source = self.context.spec.requests.source
+        chunks = (c for p in self._pieces if p.source == source for c in read_piece(self.context.spec, p))
+        prefix = f"conflicts-{self.context.attempt}"
         tasks = (
-            partial(quarantine_conflicts, spec, chunk, conflicts, root, f"conflicts-{attempt}-{number:06d}", increment)
-            for number, chunk in enumerate(_chunks(spec, [p for p in pieces if p.source == spec.requests.source]))
+            partial(quarantine_conflicts, self.context, f"{prefix}-{number:06d}", chunk, conflicts)
+            for number, chunk in enumerate(chunks)
         )
-        return sum(self._run(tasks), Built())
+        with logged_stage(logger, "quarantine") as totals, closing(self._pool.run(tasks)) as results:
+            result = sum(results, BuildResult())
+            totals.rows, totals.size = result.file_rows, result.file_bytes
+        return result
 
-    def _each(self, stage: str, tasks: list[Callable[[], T]], progress: ProgressCallback) -> list[T]:
-        results = []
-        for number, result in enumerate(self._run(tasks)):
-            progress(stage, number + 1, len(tasks))
-            results.append(result)
-        return results
+    def build_shards(self, facts: LogFacts) -> BuildResult:
+        """Write the vocabulary, then build every user bucket: kernel, pack, write the shard.
 
-    def _run(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-        """Run tasks on the workers, few ahead of what is consumed; the first error stops the rest."""
-        with ThreadPoolExecutor(self.workers) as pool:
-            waiting: set[Future[T]] = set()
-            try:
-                for task in tasks:
-                    waiting.add(pool.submit(task))
-                    if len(waiting) > self.workers:
-                        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                        for future in done:
-                            yield future.result()
-                while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield future.result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        Args:
+            facts: What the kernel must know about all users.
+        """
+        vocabulary = self._per_bucket("vocabulary", self._vocabulary_of_bucket)
+        return vocabulary + self._per_bucket("shards", partial(self._shard_of_bucket, facts))
 
+    def _vocabulary_of_bucket(self, bucket: int) -> BuildResult:
+        words = self._partitions[VOCABULARY].read(bucket)
+        return BuildResult() if words is None else write_vocabulary(self.context, bucket, words)
 
-def _scan_tasks(
-    spec: BuildSpec,
-    pieces: list[Piece],
-    buckets: int,
-    partitions: dict[str, Partition],
-    root: Path,
-    attempt: str,
-    increment: Increment | None,
-) -> Iterator[Callable[[], tuple[float, Built]]]:
-    """Tasks that type and partition: a Parquet or Arrow piece is read in its task, text is read here as it streams."""
-    for number, piece in enumerate(pieces):
-        scan = partial(_scan_chunks, spec, piece.source, buckets, partitions, root, attempt, increment)
-        if spec.sources[piece.source].file_format in TEXT_FORMATS:
-            for part, chunk in enumerate(read_piece(spec, piece)):
-                share = piece.size * chunk.frame.height / max(piece.rows, chunk.first_row + chunk.frame.height)
-                yield partial(scan, [chunk], f"{number:06d}-{part:04d}", share)
-        else:
-            yield partial(scan, read_piece(spec, piece), f"{number:06d}", piece.size)
+    def _shard_of_bucket(self, facts: LogFacts, bucket: int) -> BuildResult:
+        self._pool.raise_if_stopped()
+        sources = self.context.spec.sources
+        rows = {source: self._partitions[rows_content(source)].read(bucket) for source in sources}
+        return build_shard(self.context, bucket, rows, facts)
 
-
-def _scan_chunks(
-    spec: BuildSpec,
-    source: str,
-    buckets: int,
-    partitions: dict[str, Partition],
-    root: Path,
-    attempt: str,
-    increment: Increment | None,
-    chunks: Iterable[Chunk],
-    name: str,
-    size: float,
-) -> tuple[float, Built]:
-    built = Built()
-    for part, chunk in enumerate(chunks):
-        typed = type_chunk(spec, source, chunk, increment)
-        for kind, (frame, bucket) in bucket_parts(spec, source, typed, buckets).items():
-            if frame.height:
-                batches = split_by_bucket(frame, bucket, buckets)
-                partitions[kind].write(f"{name}-{part:04d}", batches)
-                if kind.startswith("rows:"):
-                    built += Built(shuffled_bytes=sum(batch.nbytes for batch in batches))
-        built += make_quarantine(typed.rejected, chunk, root, f"{source}-{attempt}-{name}-{part:04d}")
-        built += Built(row_accounting={source: typed.accounting}, latest_action=typed.latest_action)
-    return size, built
-
-
-def _chunks(spec: BuildSpec, pieces: list[Piece]) -> Iterator[Chunk]:
-    for piece in pieces:
-        yield from read_piece(spec, piece)
-
-
-def _conflicts_of(
-    owners: Partition, root: Path, attempt: str, increment: Increment | None, bucket: int
-) -> tuple[pl.Series | None, Built]:
-    pairs = owners.read(bucket)
-    return (None, Built()) if pairs is None else find_conflicts(pairs, root, bucket, attempt, increment)
-
-
-def _words(
-    spec: BuildSpec, vocabulary: Partition, root: Path, attempt: str, increment: Increment | None, bucket: int
-) -> Built:
-    words = vocabulary.read(bucket)
-    return Built() if words is None else make_vocabulary(words, spec, root, bucket, attempt, increment)
-
-
-def _shard(
-    spec: BuildSpec,
-    partitions: dict[str, Partition],
-    facts: LogFacts,
-    root: Path,
-    bucket: int,
-    buckets: int,
-    attempt: str,
-    increment: Increment | None,
-) -> Built:
-    frames = {}
-    for source in spec.sources:
-        rows = partitions[f"rows:{source}"].read(bucket)
-        frames[source] = empty_rows(spec, source) if rows is None else rows
-    return make_bucket(spec, frames, facts, root, bucket, buckets, attempt, increment)
+    def _per_bucket(self, stage: str, task: Callable[[int], BuildResult]) -> BuildResult:
+        """Run one task for each bucket, report and log the stage, and add up the results."""
+        buckets = self.context.buckets
+        result = BuildResult()
+        tasks = (partial(task, bucket) for bucket in range(buckets))
+        with logged_stage(logger, stage) as totals, closing(self._pool.run(tasks)) as parts:
+            for done, part in enumerate(parts, start=1):
+                self._progress(stage, done, buckets)
+                result += part
+            totals.rows, totals.size = result.file_rows, result.file_bytes
+        return result

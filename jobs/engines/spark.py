@@ -1,211 +1,263 @@
-"""The Spark engine: the same tasks as the local one, moved by Spark.
+"""The Spark engine: the same tasks as the local engine, moved by Spark.
 
-Rows do not travel one by one. A map task types its piece of the input, splits it by user bucket, and emits one row
-per bucket and kind, whose `data` is an Arrow stream of all its rows for that bucket. Spark shuffles and sorts these
-few, large rows (and spills them); a reduce task gets all of a bucket, runs the kernel, writes the shard and returns
-its description. The driver commits.
+Rows do not travel one by one. A map task canonicalizes its piece of the input, splits it by user bucket, and emits one
+row per bucket and content, whose `data` is an Arrow stream of all rows for that bucket. Spark shuffles, sorts and
+spills these few, large rows. A reduce task gets all parts of a bucket, builds and writes the shard, and returns its
+description. The driver commits.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
+import logging
 import re
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
+from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import Increment
+from longbatch.jobs.commit.write_lock import work_folder
 from longbatch.jobs.readers.chunks import Piece
 from longbatch.jobs.readers.sources import plan_pieces
-from longbatch.pipelines.canonicalize import gather_log_facts, needed_columns
+from longbatch.pipelines.canonicalize import LogFacts, needed_columns
 from longbatch.schemas import errors
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import ProgressCallback
 
-from .java import provide_java
+from .context import BuildContext
 from .spark_functions import (
     BUCKET,
     LATEST_ACTION,
-    OWNERS,
     PARTS_DDL,
     RESULTS_DDL,
+    TaskSettings,
     conflicts_of,
-    frame_of,
     map_pieces,
     map_table,
     quarantine_rows,
     reduce_buckets,
     unpack_result,
 )
-from .stages import Built, bucket_count
+from .spark_session import open_session
+from .stage_log import logged_stage
+from .stages import OWNERS, bucket_count
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+logger = logging.getLogger(__name__)
+
+PIECES_DDL = "number int, piece string"
+BATCH_SIZE_KEY = "spark.sql.inMemoryColumnarStorage.batchSize"
+# Rows are parts of up to FLUSH_BYTES, so that Spark's default of 10,000 rows a cached batch would not fit in memory.
+ROWS_PER_CACHED_BATCH = "4"
+PROGRESS_STEPS = 3
+
 
 class SparkEngine:
-    """Builds on Spark: on the session that is there, else on a new one at `master` (default `local[*]`)."""
+    """Builds on Spark: in the active session if there is one, else in a new one.
+
+    Args:
+        master: Master of a new session; default: the one of spark-submit, else `local[*]`.
+    """
 
     def __init__(self, master: str | None = None) -> None:
         self.master = master
 
-    def build(
-        self, spec: BuildSpec, root: Path, attempt: str, progress: ProgressCallback, increment: Increment | None = None
-    ) -> Built:
-        """Build all files of a dataset, or of an increment, under `root`, which all executors reach by the same path."""
-        session, ours = None, False
+    @contextmanager
+    def start(
+        self, spec: BuildSpec, root: Path, attempt: str, increment: Increment | None, progress: ProgressCallback
+    ) -> Iterator[SparkStages]:
+        """Plan a build; see `Engine.start`. A session that was started here is stopped at the end of the block.
+
+        Args:
+            spec: The build spec.
+            root: The dataset's folder, which all executors must reach by the same path.
+            attempt: Name of the attempt.
+            increment: Time window and state of an incremental build.
+            progress: Receives the progress of the stages.
+
+        Yields:
+            The stages of the build.
+        """
+        root = root.absolute()
         try:
-            session, ours = self._session(root, attempt)
-            return _build(session, spec, root.absolute(), attempt, progress, increment)
+            with open_session(self.master, work_folder(root, attempt)) as session:
+                pieces = {s: plan_pieces(spec, s) for s, e in spec.sources.items() if e.file_format != "table"}
+                buckets = (increment and increment.buckets) or bucket_count(_row_count(session, spec, pieces))
+                context = BuildContext(spec, root, attempt, buckets, increment)
+                stages = SparkStages(context, session, pieces, progress)
+                try:
+                    yield stages
+                finally:
+                    stages.close()
         except Exception as error:
-            raise _own_error(error) from None
+            raise own_error(error) from None
         finally:
-            if session is not None and ours:
-                _stop(session)
-            shutil.rmtree(_scratch(root, attempt), ignore_errors=True)
-
-    def _session(self, root: Path, attempt: str) -> tuple[SparkSession, bool]:
-        try:
-            from pyspark.sql import SparkSession
-        except ImportError:
-            raise errors.MachineError('the spark engine needs pyspark: pip install "longbatch[spark]"') from None
-        active = SparkSession.getActiveSession()
-        if active is not None:
-            return active, False
-        if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has set up Java, master and all settings
-            return SparkSession.builder.appName("longbatch build").getOrCreate(), True
-        provide_java()
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        builder = SparkSession.builder.appName("longbatch build")
-        scratch = _scratch(root, attempt)
-        scratch.mkdir(parents=True, exist_ok=True)
-        if self.master:
-            builder = builder.master(self.master)
-        for key, value in _LOCAL_SETTINGS.items() if (self.master or "local").startswith("local") else ():
-            builder = builder.config(key, value.format(scratch=scratch, java=_java_folder()))
-        return builder.getOrCreate(), True
+            shutil.rmtree(work_folder(root, attempt), ignore_errors=True)
 
 
-def _stop(session: SparkSession) -> None:
-    """Stop a session of our own, and let Java forget its scratch folder: the next session has another."""
-    java: Any = session.sparkContext._jvm
-    session.stop()
-    getattr(getattr(java.org.apache.spark.util, "Utils$"), "MODULE$").clearLocalRootDirs()
+class SparkStages:
+    """The stages of one build as Spark jobs; see `Stages`.
 
+    Args:
+        context: The build.
+        session: The Spark session.
+        pieces: Pieces of each source that has files.
+        progress: Receives the progress of the stages.
+    """
 
-def _scratch(root: Path, attempt: str) -> Path:
-    return root.absolute() / f".work-{attempt}"
+    def __init__(
+        self,
+        context: BuildContext,
+        session: SparkSession,
+        pieces: dict[str, list[Piece]],
+        progress: ProgressCallback,
+    ) -> None:
+        self.context = context
+        self._session = session
+        self._pieces = pieces
+        self._progress = progress
+        self._settings = TaskSettings(context, logging.getLogger("longbatch").getEffectiveLevel())
+        self._mapped: DataFrame | None = None
+        self._cached_batch_size: str | None = None
 
+    def read_canonicalize_split(self) -> BuildResult:
+        """Plan how to read, canonicalize and split all sources. Spark runs it when a later stage needs the rows."""
+        spec = self.context.spec
+        self._progress("map", 0, PROGRESS_STEPS)
+        frames = [self._map_files(), *(self._map_table(s) for s in spec.sources if s not in self._pieces)]
+        if self.context.increment:
+            # A bucket without new rows may have pending requests whose label window closes in this increment.
+            buckets = [(bucket, BUCKET, "", b"") for bucket in range(self.context.buckets)]
+            frames.append(self._session.createDataFrame(buckets, PARTS_DDL))
+        for frame in frames:
+            if frame is not None:
+                self._mapped = frame if self._mapped is None else self._mapped.unionAll(frame)
+        # Sources without any files map to nothing; the commit then reports that there are no rows.
+        return BuildResult(row_accounting={source: RowAccounting() for source in spec.sources})
 
-@cache
-def _java_folder() -> str:
-    """A folder for the temporary files of Java, which outlives every session of this process."""
-    folder = tempfile.mkdtemp(prefix="longbatch-spark-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    def _map_files(self) -> DataFrame | None:
+        pieces = [piece for of_source in self._pieces.values() for piece in of_source]
+        if not pieces:
+            return None
+        return self._piece_rows(pieces).mapInArrow(partial(map_pieces, self._settings), PARTS_DDL)
 
+    def _piece_rows(self, pieces: list[Piece]) -> DataFrame:
+        """One row and one Spark partition for each piece."""
+        rows = [(number, json.dumps(asdict(piece))) for number, piece in enumerate(pieces)]
+        return self._session.createDataFrame(rows, PIECES_DDL).repartitionById(len(pieces), "number")
 
-# For a session of our own on this machine: quiet, no port opened but on loopback, no trace outside the output.
-_LOCAL_SETTINGS = {
-    "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
-    "spark.log.level": "ERROR",
-    "spark.driver.host": "127.0.0.1",
-    "spark.driver.bindAddress": "127.0.0.1",
-    "spark.driver.memory": "2g",
-    "spark.local.dir": "{scratch}",
-    "spark.sql.warehouse.dir": "{scratch}/warehouse",
-    "spark.driver.extraJavaOptions": '-XX:TieredStopAtLevel=1 -XX:-UsePerfData -Djava.io.tmpdir="{java}"',
-}
+    def _map_table(self, source: str) -> DataFrame:
+        """Rows of a Spark table; it has no files, so its rows are numbered within each task."""
+        return self._table_rows(source).mapInArrow(partial(map_table, self._settings, source), PARTS_DDL)
 
+    def _table_rows(self, source: str) -> DataFrame:
+        spec = self.context.spec
+        name, frame = spec.sources[source].path[0], _table(self._session, spec, source)
+        columns = needed_columns(spec, source)
+        missing = [column for column in columns if column not in frame.columns]
+        if missing:
+            raise errors.SourceError(
+                f"source {source}: table {name} has no column {', '.join(map(repr, missing))}. "
+                f"Its columns are {', '.join(frame.columns)}."
+            )
+        return frame.select(*columns)
 
-def _build(
-    session: SparkSession,
-    spec: BuildSpec,
-    root: Path,
-    attempt: str,
-    progress: ProgressCallback,
-    increment: Increment | None,
-) -> Built:
-    pieces = {s: plan_pieces(spec, s) for s, e in spec.sources.items() if e.file_format != "table"}
-    rows = sum(piece.rows for listed in pieces.values() for piece in listed)
-    tables = [source for source in spec.sources if source not in pieces]
-    rows += sum(_table(session, spec, source).count() for source in tables)
-    buckets = (increment and increment.buckets) or bucket_count(rows)
-    grown = json.dumps(asdict(increment)) if increment else None
-    progress("map", 0, 3)
-    mapped = _map_pieces(session, spec, [piece for listed in pieces.values() for piece in listed], buckets, grown)
-    for source in tables:
-        part = _map_table(session, spec, source, buckets, grown)
-        mapped = part if mapped is None else mapped.unionAll(part)
-    empty = Built(row_accounting={source: RowAccounting() for source in spec.sources})
-    if mapped is None:
-        return empty
-    if increment:  # buckets without a new row may hold requests that waited for labels until now
-        rows_of_buckets = [(bucket, BUCKET, "", b"") for bucket in range(buckets)]
-        mapped = mapped.unionAll(session.createDataFrame(rows_of_buckets, PARTS_DDL))
-    asked = spec.requests.request_id is not None, spec.actions is not None
-    with _persisted(session, mapped, wanted=any(asked)):
-        conflicts, owners = _find_conflicts(mapped, buckets, root, attempt, grown) if asked[0] else ([], Built())
-        window = increment.window if increment else None
-        log_end = gather_log_facts(spec, _latest_actions(mapped) if asked[1] else [], None, window).log_end
-        progress("shards", 1, 3)
-        make = partial(reduce_buckets, spec.model_dump_json(), str(root), attempt, buckets, conflicts, log_end, grown)
+    def find_conflicts(self) -> tuple[pl.Series | None, BuildResult]:
+        """Find the request ids that several users share, and the time of the latest action."""
+        spec = self.context.spec
+        if self._mapped is None:
+            return None, BuildResult()
+        if spec.requests.request_id is None and spec.actions is None:
+            return None, BuildResult()
+        # This stage and the next one read the mapped rows, so keep them on the executors' disks.
+        self._persist(self._mapped)
+        result, ids = BuildResult(latest_action=self._latest_action()), list[pl.Series]()
+        if spec.requests.request_id is not None:
+            # All owners of a request id meet in one bucket.
+            owners = self._mapped.filter(f"content = '{OWNERS}'").repartitionById(self.context.buckets, "bucket")
+            found = owners.sortWithinPartitions("bucket").mapInArrow(partial(conflicts_of, self._settings), RESULTS_DDL)
+            with logged_stage(logger, "request ids") as totals:
+                for row in found.collect():
+                    conflicts, part = unpack_result(row["result"])
+                    ids.extend([conflicts] if conflicts is not None and len(conflicts) else [])
+                    result += part
+                totals.rows, totals.size = result.file_rows, result.file_bytes
+        self._progress("map", 1, PROGRESS_STEPS)
+        return (pl.concat(ids) if ids else None), result
+
+    def _latest_action(self) -> int | None:
+        if self.context.spec.actions is None or self._mapped is None:
+            return None
+        with logged_stage(logger, "latest action"):
+            rows = self._mapped.filter(f"content = '{LATEST_ACTION}'").select("name").collect()
+        return max((int(row["name"]) for row in rows), default=None)
+
+    def _persist(self, frame: DataFrame) -> None:
+        from pyspark import StorageLevel
+
+        self._cached_batch_size = self._session.conf.get(BATCH_SIZE_KEY)
+        self._session.conf.set(BATCH_SIZE_KEY, ROWS_PER_CACHED_BATCH)
+        frame.persist(StorageLevel.DISK_ONLY)
+
+    def quarantine_conflicts(self, conflicts: pl.Series) -> BuildResult:
+        """Read the requests' source again and write the original rows of conflicting requests to the quarantine.
+
+        Args:
+            conflicts: The shared request ids.
+        """
+        source = self.context.spec.requests.source
+        is_files = source in self._pieces
+        rows = self._piece_rows(self._pieces[source]) if is_files else self._table_rows(source)
+        task = partial(quarantine_rows, self._settings, is_files, conflicts)
+        return self._collect("quarantine", rows.mapInArrow(task, RESULTS_DDL))
+
+    def build_shards(self, facts: LogFacts) -> BuildResult:
+        """Build every user bucket: kernel, pack, write the shard; and write the vocabulary.
+
+        Args:
+            facts: What the kernel must know about all users.
+        """
+        if self._mapped is None:
+            return BuildResult()
+        self._progress("shards", 1, PROGRESS_STEPS)
         reduced = (
-            mapped.filter(f"kind not in ('{OWNERS}', '{LATEST_ACTION}')")
-            .repartitionById(buckets, mapped["bucket"])
-            .sortWithinPartitions("bucket", "kind", "name")
-            .mapInArrow(make, RESULTS_DDL)
-            .collect()
+            self._mapped.filter(f"content not in ('{OWNERS}', '{LATEST_ACTION}')")
+            .repartitionById(self.context.buckets, "bucket")
+            .sortWithinPartitions("bucket", "content", "name")
+            .mapInArrow(partial(reduce_buckets, self._settings, facts), RESULTS_DDL)
         )
-    progress("shards", 2, 3)
-    built = sum((unpack_result(row["shards"], row["books"]) for row in reduced), empty + owners) + Built(
-        log_end=log_end, buckets=buckets
-    )
-    if conflicts:
-        built += _quarantine_conflicts(session, spec, pieces, root, attempt, conflicts, grown)
-    progress("shards", 3, 3)
-    return built
+        result = self._collect("shards", reduced)
+        self._progress("shards", PROGRESS_STEPS, PROGRESS_STEPS)
+        return result
+
+    def _collect(self, stage: str, results: DataFrame) -> BuildResult:
+        """Run a job whose tasks return results, and log it."""
+        with logged_stage(logger, stage) as totals:
+            result = sum((unpack_result(row["result"])[1] for row in results.collect()), BuildResult())
+            totals.rows, totals.size = result.file_rows, result.file_bytes
+        return result
+
+    def close(self) -> None:
+        """Leave the session as it was."""
+        if self._cached_batch_size is not None and self._mapped is not None:
+            self._mapped.unpersist()
+            self._session.conf.set(BATCH_SIZE_KEY, self._cached_batch_size)
 
 
-@contextmanager
-def _persisted(session: SparkSession, frame: DataFrame, *, wanted: bool) -> Iterator[None]:
-    """Keep a frame that is read twice on the executors' disks, in small batches, for its rows are large."""
-    from pyspark import StorageLevel
-
-    if not wanted:
-        yield
-        return
-    size = "spark.sql.inMemoryColumnarStorage.batchSize"
-    before = session.conf.get(size)
-    session.conf.set(size, "4")
-    frame.persist(StorageLevel.DISK_ONLY)
-    try:
-        yield
-    finally:
-        frame.unpersist()
-        session.conf.set(size, before)
-
-
-def _map_pieces(
-    session: SparkSession, spec: BuildSpec, pieces: list[Piece], buckets: int, grown: str | None
-) -> DataFrame | None:
-    if not pieces:
-        return None
-    rows = [(number, json.dumps(asdict(piece))) for number, piece in enumerate(pieces)]
-    frame = session.createDataFrame(rows, "number int, piece string").repartitionById(len(pieces), "number")
-    return frame.mapInArrow(partial(map_pieces, spec.model_dump_json(), buckets, grown), PARTS_DDL)
+def _row_count(session: SparkSession, spec: BuildSpec, pieces: dict[str, list[Piece]]) -> int:
+    in_files = sum(piece.rows for of_source in pieces.values() for piece in of_source)
+    tables = [source for source in spec.sources if source not in pieces]
+    return in_files + sum(int(_table(session, spec, source).count()) for source in tables)
 
 
 def _table(session: SparkSession, spec: BuildSpec, source: str) -> DataFrame:
@@ -216,65 +268,22 @@ def _table(session: SparkSession, spec: BuildSpec, source: str) -> DataFrame:
         return session.table(name)
     except AnalysisException as error:
         reason = str(error).splitlines()[0]
-        raise errors.SourceError(f"source {source}: Spark knows no table {name}: {reason}") from None
+        raise errors.SourceError(f"source {source}: Spark has no table {name}: {reason}") from None
 
 
-def _map_table(session: SparkSession, spec: BuildSpec, source: str, buckets: int, grown: str | None) -> DataFrame:
-    """Type the rows of a table that Spark knows by name; it has no files, so rows are numbered per task."""
-    name, frame = spec.sources[source].path[0], _table(session, spec, source)
-    missing = [column for column in needed_columns(spec, source) if column not in frame.columns]
-    if missing:
-        raise errors.SourceError(
-            f"source {source}: table {name} has no column {', '.join(map(repr, missing))}; "
-            f"its columns are {', '.join(frame.columns)}"
-        )
-    selected = frame.select(*needed_columns(spec, source))
-    return selected.mapInArrow(partial(map_table, spec.model_dump_json(), source, name, buckets, grown), PARTS_DDL)
+def own_error(error: Exception) -> Exception:
+    """Unwrap the longbatch error that a Spark task raised.
 
+    Args:
+        error: What Spark raised on the driver.
 
-def _latest_actions(mapped: DataFrame) -> list[int]:
-    return [int(row["name"]) for row in mapped.filter(f"kind = '{LATEST_ACTION}'").select("name").collect()]
-
-
-def _find_conflicts(
-    mapped: DataFrame, buckets: int, root: Path, attempt: str, grown: str | None
-) -> tuple[list[Any], Built]:
-    """Request ids that several users share: each id's owners meet in one bucket; and the ids that an increment keeps."""
-    owners = mapped.filter(f"kind = '{OWNERS}'").repartitionById(buckets, mapped["bucket"])
-    find = partial(conflicts_of, str(root), attempt, grown)
-    found = owners.sortWithinPartitions("bucket").mapInArrow(find, "ids binary, state string").collect()
-    frames = [frame_of([row["ids"]]) for row in found]
-    state = [entry for row in found for entry in json.loads(row["state"])]
-    return pl.concat(frames)["request_id"].to_list() if frames else [], Built(state=state)
-
-
-def _quarantine_conflicts(
-    session: SparkSession,
-    spec: BuildSpec,
-    pieces: dict[str, list[Piece]],
-    root: Path,
-    attempt: str,
-    conflicts: list[Any],
-    grown: str | None,
-) -> Built:
-    """Read the requests' source once more, only to keep the rows of conflicting requests as they came."""
-    source = spec.requests.source
-    if source in pieces:
-        rows = [(number, json.dumps(asdict(piece))) for number, piece in enumerate(pieces[source])]
-        frame = session.createDataFrame(rows, "number int, piece string").repartitionById(len(rows), "number")
-    else:
-        frame = _table(session, spec, source).select(*needed_columns(spec, source))
-    function = partial(quarantine_rows, spec.model_dump_json(), source in pieces, str(root), attempt, conflicts, grown)
-    found = frame.mapInArrow(function, RESULTS_DDL).collect()
-    return sum((unpack_result(row["shards"], row["books"]) for row in found), Built())
-
-
-def _own_error(error: Exception) -> Exception:
-    """Give back the longbatch error that a task raised, without Spark's wrapping; any other error as it is."""
+    Returns:
+        The error of the task without Spark's stack traces; any other error as it is.
+    """
     if isinstance(error, errors.LongbatchError):
         return error
     if "JAVA_GATEWAY_EXITED" in str(error):
-        return errors.MachineError("Java did not start (it says why above); set JAVA_HOME to a Java 17 or newer")
+        return errors.MachineError("Java did not start; see its message above. Set JAVA_HOME to Java 17 or newer.")
     match = re.search(r"longbatch\.schemas\.errors\.(\w+): (.*)", str(error))
-    kind = getattr(errors, match[1], None) if match else None
-    return kind(match[2]) if match and isinstance(kind, type) else error
+    error_type = getattr(errors, match[1], None) if match else None
+    return error_type(match[2]) if match and isinstance(error_type, type) else error

@@ -1,160 +1,220 @@
-"""What runs inside Spark tasks: Arrow batches in, Arrow batches out, nothing of Spark but the task's number.
+"""What runs inside Spark tasks: Arrow batches in, Arrow batches out. Of Spark, only the task's number is used.
 
-Map: pieces or table rows to *parts*, one row per chunk, kind and bucket, whose `data` is an Arrow stream. Reduce: all
-parts of a bucket to its shard on disk and one *result* row that describes it.
+Map tasks turn pieces or table rows into *parts*: one row per chunk, content and bucket, whose `data` is an Arrow stream
+or JSON. Reduce tasks turn all parts of a bucket into its shard on disk and one *result* row that describes it.
 """
 
 from __future__ import annotations
 
 import json
-from base64 import b64decode, b64encode
+import logging
+import pickle
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import polars as pl
 import pyarrow as pa
 
-from longbatch.jobs.commit.incremental_state import Increment
-from longbatch.jobs.readers.chunks import CHUNK_ROWS, Chunk, Piece, plain_types
+from longbatch.jobs.commit.build_result import BuildResult
+from longbatch.jobs.readers import chunks as readers
+from longbatch.jobs.readers.chunks import Chunk, Piece, plain_types
 from longbatch.jobs.readers.sources import read_piece
 from longbatch.pipelines.arrays.narrow_ints import widen
 from longbatch.pipelines.canonicalize import LogFacts
-from longbatch.schemas.accounting import Counts, RowAccounting
-from longbatch.schemas.format.shard import SHARDS_SCHEMA
-from longbatch.schemas.profile import TABLES, profile_of
-from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.accounting import RowAccounting
+from longbatch.schemas.types import ArrowField
 
+from .context import BuildContext
 from .stages import (
-    Built,
-    bucket_parts,
-    empty_rows,
+    VOCABULARY,
+    build_shard,
+    canonicalize_chunk,
     find_conflicts,
-    make_bucket,
-    make_quarantine,
-    make_vocabulary,
     one_batch,
     quarantine_conflicts,
+    rows_content,
     split_by_bucket,
-    type_chunk,
+    write_quarantine,
+    write_vocabulary,
 )
 
-PARTS = pa.schema({"bucket": pa.int32(), "kind": pa.string(), "name": pa.string(), "data": pa.binary()})
-PARTS_DDL = "bucket int, kind string, name string, data binary"
-RESULTS_DDL = "shards binary, books string"
-OWNERS, LATEST_ACTION = "owners", "latest_action"  # kinds of parts that the driver asks for before the reduce
-BUCKET = "bucket"  # a part that only says that there is the bucket
+PARTS_FIELDS: list[ArrowField] = [
+    pa.field("bucket", pa.int32()),
+    pa.field("content", pa.string()),
+    pa.field("name", pa.string()),
+    pa.field("data", pa.binary()),
+]
+PARTS_SCHEMA = pa.schema(PARTS_FIELDS)
+PARTS_DDL = "bucket int, content string, name string, data binary"
+RESULTS_SCHEMA = pa.schema([pa.field("result", pa.binary())])
+RESULTS_DDL = "result binary"
+LATEST_ACTION = "latest_action"  # the driver reads these parts before the reduce
+BUCKET = "bucket"  # a part without data, so that a bucket without rows is built nevertheless
 FLUSH_BYTES = 32 << 20
 
 
-def map_pieces(
-    spec_json: str, buckets: int, grown: str | None, batches: Iterable[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    spec = BuildSpec.model_validate_json(spec_json)
-    for source, chunk in _piece_chunks(spec, batches):
-        yield from _map_chunk(spec, source, chunk, buckets, Increment.of_json(grown))
+@dataclass(frozen=True)
+class TaskSettings:
+    """What the driver sends to every task.
+
+    Attributes:
+        context: The build.
+        log_level: Level of the driver's log, which executors use for their own.
+    """
+
+    context: BuildContext
+    log_level: int
+
+    def on_executor(self) -> BuildContext:
+        """Set up the log of the executor's Python process, and return the context of the running task attempt."""
+        package = logging.getLogger("longbatch")
+        package.setLevel(self.log_level)
+        if not package.hasHandlers():
+            # Spark shows the stderr of its Python workers in the executor's log.
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+            package.addHandler(handler)
+        return self.context.for_task(_task_number())
 
 
-def _piece_chunks(spec: BuildSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, Chunk]]:
+class Part(NamedTuple):
+    """Rows of one content for one bucket, or another message to its reduce task.
+
+    Attributes:
+        bucket: Number of the bucket.
+        content: What `data` contains.
+        name: Chunk that the part comes from, which decides the order of rows.
+        data: Arrow stream or JSON.
+    """
+
+    bucket: int
+    content: str
+    name: str
+    data: bytes
+
+
+def map_pieces(settings: TaskSettings, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Map task: read, canonicalize and split pieces of files.
+
+    Args:
+        settings: What the driver sends.
+        batches: Rows whose column `piece` is the JSON of a `Piece`.
+
+    Yields:
+        Parts.
+    """
+    context = settings.on_executor()
+    for source, chunk in _piece_chunks(context, batches):
+        yield from _map_chunk(context, source, chunk)
+
+
+def map_table(settings: TaskSettings, source: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Map task: canonicalize and split rows of a Spark table.
+
+    Args:
+        settings: What the driver sends.
+        source: Name of the source.
+        batches: Raw rows.
+
+    Yields:
+        Parts.
+    """
+    context = settings.on_executor()
+    for chunk in _table_chunks(context, source, batches):
+        yield from _map_chunk(context, source, chunk)
+
+
+def _piece_chunks(context: BuildContext, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, Chunk]]:
     """Source and chunk of every piece that the rows name."""
     for batch in batches:
-        for text in batch["piece"].to_pylist():
-            piece = Piece(**json.loads(text))
-            for chunk in read_piece(spec, piece):
+        for document in batch["piece"].to_pylist():
+            piece = Piece(**json.loads(str(document)))
+            for chunk in read_piece(context.spec, piece):
                 yield piece.source, chunk
 
 
-def map_table(
-    spec_json: str, source: str, name: str, buckets: int, grown: str | None, batches: Iterable[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    spec = BuildSpec.model_validate_json(spec_json)
-    for chunk in _table_chunks(name, batches):
-        yield from _map_chunk(spec, source, chunk, buckets, Increment.of_json(grown))
-
-
-def _table_chunks(name: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Chunk]:
-    """Chunks of about CHUNK_ROWS from the small batches that Spark sends."""
-    first, held, rows = 0, [], 0
+def _table_chunks(context: BuildContext, source: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Chunk]:
+    """Combine the small batches that Spark sends into chunks of about CHUNK_ROWS rows."""
+    name = context.spec.sources[source].path[0]
+    first_row, rows = 0, 0
+    waiting: list[pa.RecordBatch] = []
     for batch in batches:
-        held.append(batch)
+        waiting.append(batch)
         rows += batch.num_rows
-        if rows >= CHUNK_ROWS:
-            yield _table_chunk(name, first, held)
-            first, held, rows = first + rows, [], 0
-    if held:
-        yield _table_chunk(name, first, held)
+        if rows >= readers.CHUNK_ROWS:
+            yield _table_chunk(name, first_row, waiting)
+            first_row, waiting, rows = first_row + rows, [], 0
+    if waiting:
+        yield _table_chunk(name, first_row, waiting)
 
 
-def _table_chunk(name: str, first: int, batches: list[pa.RecordBatch]) -> Chunk:
-    return Chunk(name, first, plain_types(pl.DataFrame(pl.from_arrow(pa.Table.from_batches(batches)))))
+def _table_chunk(name: str, first_row: int, batches: list[pa.RecordBatch]) -> Chunk:
+    return Chunk(name, first_row, plain_types(pl.DataFrame(pl.from_arrow(pa.Table.from_batches(batches)))))
 
 
-def _map_chunk(
-    spec: BuildSpec, source: str, chunk: Chunk, buckets: int, increment: Increment | None
-) -> Iterator[pa.RecordBatch]:
+def _map_chunk(context: BuildContext, source: str, chunk: Chunk) -> Iterator[pa.RecordBatch]:
     """Parts of one chunk, in record batches of about FLUSH_BYTES."""
-    typed = type_chunk(spec, source, chunk, increment)
+    parts, size = [], 0
+    for part in _parts_of_chunk(context, source, chunk):
+        parts.append(part)
+        size += len(part.data)
+        if size >= FLUSH_BYTES:
+            yield _parts_batch(parts)
+            parts, size = [], 0
+    if parts:
+        yield _parts_batch(parts)
+
+
+def _parts_of_chunk(context: BuildContext, source: str, chunk: Chunk) -> Iterator[Part]:
+    canonical = canonicalize_chunk(context, source, chunk)
     name = f"{chunk.path}#{chunk.first_row}"
-    home = sum(name.encode()) % buckets
-    rows: list[dict[str, Any]] = [
-        _part(home, f"accounting:{source}", name, json.dumps(typed.accounting.as_dict()).encode())
-    ]
-    if typed.latest_action is not None:
-        rows.append(_part(home, LATEST_ACTION, str(typed.latest_action), b""))
-    if typed.rejected.height or chunk.malformed:
-        rows.append(_part(home, f"rejected:{source}", _origin(chunk), _stream(one_batch(typed.rejected))))
-    for kind, (frame, bucket) in bucket_parts(spec, source, typed, buckets).items():
-        for number, batch in enumerate(split_by_bucket(frame, bucket, buckets)):
+    # Accounting and rejected rows belong to no bucket. Spread them over all, by a hash that every process computes alike.
+    any_bucket = sum(name.encode()) % context.buckets
+    accounting = json.dumps(canonical.accounting.as_dict()).encode()
+    yield Part(any_bucket, f"accounting:{source}", name, accounting)
+    if canonical.latest_action is not None:
+        yield Part(any_bucket, LATEST_ACTION, str(canonical.latest_action), b"")
+    if canonical.rejected.height or chunk.malformed:
+        yield Part(any_bucket, f"rejected:{source}", _origin(chunk), _to_stream(canonical.rejected))
+    for content, batches in split_by_bucket(context, source, canonical):
+        for bucket, batch in enumerate(batches):
             if batch.num_rows:
-                rows.append(_part(number, kind, name, _stream(batch)))
-            if sum(len(row["data"]) for row in rows) >= FLUSH_BYTES:
-                yield pa.RecordBatch.from_pylist(rows, schema=PARTS)
-                rows = []
-    if rows:
-        yield pa.RecordBatch.from_pylist(rows, schema=PARTS)
+                yield Part(bucket, content, name, _batch_to_stream(batch))
 
 
-def _part(bucket: int, kind: str, name: str, data: bytes) -> dict[str, Any]:
-    return {"bucket": bucket, "kind": kind, "name": name, "data": data}
+def _parts_batch(parts: list[Part]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([part._asdict() for part in parts], schema=PARTS_SCHEMA)
 
 
 def _origin(chunk: Chunk) -> str:
+    """A chunk without its frame, as JSON."""
     lines = {"malformed": chunk.malformed, "malformed_rows": chunk.malformed_rows}
     return json.dumps({"path": chunk.path, "first_row": chunk.first_row, **lines})
 
 
-def _stream(batch: pa.RecordBatch) -> bytes:
+def _to_stream(frame: pl.DataFrame) -> bytes:
+    return _batch_to_stream(one_batch(frame))
+
+
+def _batch_to_stream(batch: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return bytes(sink.getvalue())
+    return sink.getvalue().to_pybytes()
 
 
-def frame_of(parts: list[bytes]) -> pl.DataFrame:
+def _to_frame(parts: Iterable[Part]) -> pl.DataFrame:
     """The rows of all parts, in one frame."""
-    return widen([pa.ipc.open_stream(part).read_next_batch() for part in parts])
+    return widen([pa.ipc.open_stream(part.data).read_next_batch() for part in parts])
 
 
-def conflicts_of(
-    root: str, attempt: str, grown: str | None, batches: Iterable[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    name, increment = f"{attempt}-{_task_number()}", Increment.of_json(grown)
-    for bucket, parts in groupby(_rows(batches), key=lambda row: int(row["bucket"])):
-        pairs = frame_of([row["data"] for row in parts])
-        conflicts, built = find_conflicts(pairs, Path(root), bucket, name, increment)
-        if len(conflicts) or built.state:
-            row = {"ids": [_stream(one_batch(conflicts.to_frame()))], "state": [json.dumps(built.state)]}
-            yield pa.RecordBatch.from_pydict(row, schema=_IDS)
-
-
-_IDS = pa.schema({"ids": pa.binary(), "state": pa.string()})
-
-
-def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
-    """One dict per part: few and large, never one per row of the data."""
-    for batch in batches:
-        yield from batch.to_pylist()
+def _by_bucket(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, Iterator[Part]]]:
+    """Parts by bucket, of batches sorted by bucket. Parts are few and large: never one per row of the log."""
+    parts = (Part(**row) for batch in batches for row in batch.to_pylist())
+    return groupby(parts, key=lambda part: part.bucket)
 
 
 def _task_number() -> int:
@@ -165,104 +225,98 @@ def _task_number() -> int:
     return context.taskAttemptId() if context else 0
 
 
+def conflicts_of(settings: TaskSettings, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Task: find the request ids that several users share.
+
+    Args:
+        settings: What the driver sends.
+        batches: Parts with request owners, sorted by bucket.
+
+    Yields:
+        Results with conflicting ids.
+    """
+    context = settings.on_executor()
+    for bucket, parts in _by_bucket(batches):
+        conflicts, result = find_conflicts(context, bucket, _to_frame(parts))
+        yield _pack_result(result, conflicts)
+
+
 def reduce_buckets(
-    spec_json: str,
-    root: str,
-    attempt: str,
-    buckets: int,
-    conflicts: list[Any],
-    log_end: int | None,
-    grown: str | None,
-    batches: Iterable[pa.RecordBatch],
+    settings: TaskSettings, facts: LogFacts, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    """Build every bucket of this partition; file names carry the task attempt, so a retry never meets its elder."""
-    name = f"{attempt}-{_task_number()}"
-    spec = BuildSpec.model_validate_json(spec_json)
-    facts = LogFacts(pl.Series("request_id", conflicts) if conflicts else None, log_end)
-    for bucket, parts in groupby(_rows(batches), key=lambda row: int(row["bucket"])):
-        kinds = {kind: list(rows) for kind, rows in groupby(parts, key=lambda row: str(row["kind"]))}
-        yield _pack_result(
-            _reduce_bucket(spec, Path(root), name, bucket, buckets, kinds, facts, Increment.of_json(grown))
-        )
+    """Reduce task: build every bucket of its partition.
+
+    Args:
+        settings: What the driver sends.
+        facts: What the kernel must know about all users.
+        batches: Parts, sorted by bucket, content and name.
+
+    Yields:
+        Results.
+    """
+    context = settings.on_executor()
+    for bucket, parts in _by_bucket(batches):
+        contents = {content: list(group) for content, group in groupby(parts, key=lambda part: part.content)}
+        yield _pack_result(_reduce_bucket(context, bucket, contents, facts))
 
 
-def _reduce_bucket(
-    spec: BuildSpec,
-    root: Path,
-    attempt: str,
-    bucket: int,
-    buckets: int,
-    kinds: dict[str, list[dict[str, Any]]],
-    facts: LogFacts,
-    increment: Increment | None,
-) -> Built:
-    built = Built()
-    frames = {}
-    for source in spec.sources:
-        for row in kinds.pop(f"accounting:{source}", []):
-            built += Built(row_accounting={source: RowAccounting(**json.loads(row["data"]))})
-        for number, row in enumerate(kinds.pop(f"rejected:{source}", [])):
-            origin = json.loads(row["name"])
-            chunk = Chunk(**origin, frame=pl.DataFrame())
-            file = f"{source}-{attempt}-{bucket:05d}-{number:04d}"
-            built += make_quarantine(frame_of([row["data"]]), chunk, root, file)
-        parts = kinds.pop(f"rows:{source}", [])
-        built += Built(shuffled_bytes=sum(len(row["data"]) for row in parts))
-        frames[source] = frame_of([row["data"] for row in parts]) if parts else empty_rows(spec, source)
-    words = kinds.pop("vocabulary", [])
+def _reduce_bucket(context: BuildContext, bucket: int, contents: dict[str, list[Part]], facts: LogFacts) -> BuildResult:
+    result = BuildResult()
+    rows: dict[str, pl.DataFrame | None] = {}
+    for source in context.spec.sources:
+        for part in contents.get(f"accounting:{source}", []):
+            result += BuildResult(row_accounting={source: RowAccounting(**json.loads(part.data))})
+        for number, part in enumerate(contents.get(f"rejected:{source}", [])):
+            chunk = Chunk(**json.loads(part.name), frame=pl.DataFrame())
+            file = f"{source}-{context.attempt}-{bucket:05d}-{number:04d}"
+            result += write_quarantine(context, file, chunk, _to_frame([part]))
+        parts = contents.pop(rows_content(source), [])
+        result += BuildResult(shuffled_bytes=sum(len(part.data) for part in parts))
+        rows[source] = _to_frame(parts) if parts else None
+        del parts  # free the streams before the kernel needs its memory
+    words = contents.pop(VOCABULARY, [])
     if words:
-        built += make_vocabulary(frame_of([row["data"] for row in words]), spec, root, bucket, attempt, increment)
-    return built + make_bucket(spec, frames, facts, root, bucket, buckets, attempt, increment)
-
-
-def _pack_result(built: Built) -> pa.RecordBatch:
-    shards = _stream(pa.RecordBatch.from_pylist(built.shards, schema=SHARDS_SCHEMA))
-    books = {
-        "vocabulary": built.vocabulary,
-        "quarantine": built.quarantine,
-        "row_accounting": {source: accounting.as_dict() for source, accounting in built.row_accounting.items()},
-        "counts": built.counts.as_dict(),
-        "collisions": built.collisions,
-        "state": built.state,
-        "shuffled_bytes": built.shuffled_bytes,
-        "profile": built.profile.as_dict(),
-        "samples": {name: b64encode(_stream(one_batch(rows))).decode() for name, rows in built.samples.items()},
-    }
-    schema = pa.schema({"shards": pa.binary(), "books": pa.string()})
-    return pa.RecordBatch.from_pydict({"shards": [shards], "books": [json.dumps(books)]}, schema=schema)
-
-
-def unpack_result(shards: bytes, text: str) -> Built:
-    """Read back what a task built."""
-    books = json.loads(text)
-    return Built(
-        shards=pa.ipc.open_stream(shards).read_all().to_pylist(),
-        vocabulary=books["vocabulary"],
-        quarantine=books["quarantine"],
-        row_accounting={source: RowAccounting(**accounting) for source, accounting in books["row_accounting"].items()},
-        counts=Counts(**books["counts"]),
-        collisions=books["collisions"],
-        state=books["state"],
-        shuffled_bytes=books["shuffled_bytes"],
-        profile=profile_of(books["profile"]),
-        samples={name: frame_of([b64decode(books["samples"][name])]) for name in TABLES if name in books["samples"]},
-    )
+        result += write_vocabulary(context, bucket, _to_frame(words))
+    return result + build_shard(context, bucket, rows, facts)
 
 
 def quarantine_rows(
-    spec_json: str,
-    from_files: bool,
-    root: str,
-    attempt: str,
-    conflicts: list[Any],
-    grown: str | None,
-    batches: Iterable[pa.RecordBatch],
+    settings: TaskSettings, is_files: bool, conflicts: pl.Series, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    task = _task_number()
-    spec = BuildSpec.model_validate_json(spec_json)
-    source, ids = spec.requests.source, pl.Series("request_id", conflicts)
-    table = spec.sources[source].path[0]
-    chunks = (chunk for _, chunk in _piece_chunks(spec, batches)) if from_files else _table_chunks(table, batches)
+    """Task: write the original rows of conflicting requests to the quarantine.
+
+    Args:
+        settings: What the driver sends.
+        is_files: Whether the batches are pieces of files, or rows of a Spark table.
+        conflicts: The shared request ids.
+        batches: Pieces or raw rows of the requests' source.
+
+    Yields:
+        Results.
+    """
+    context = settings.on_executor()
+    source = context.spec.requests.source
+    chunks: Iterator[Chunk]
+    if is_files:
+        chunks = (chunk for _, chunk in _piece_chunks(context, batches))
+    else:
+        chunks = _table_chunks(context, source, batches)
     for number, chunk in enumerate(chunks):
-        name = f"conflicts-{attempt}-{task}-{number:06d}"
-        yield _pack_result(quarantine_conflicts(spec, chunk, ids, Path(root), name, Increment.of_json(grown)))
+        yield _pack_result(quarantine_conflicts(context, f"conflicts-{context.attempt}-{number:06d}", chunk, conflicts))
+
+
+def _pack_result(result: BuildResult, conflicts: pl.Series | None = None) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([{"result": pickle.dumps((conflicts, result))}], schema=RESULTS_SCHEMA)
+
+
+def unpack_result(data: bytes) -> tuple[pl.Series | None, BuildResult]:
+    """Read a result row on the driver.
+
+    Args:
+        data: The row's `result`, pickled like everything else that Spark moves between Python processes.
+
+    Returns:
+        Conflicting request ids, if the task looked for them, and the result.
+    """
+    conflicts, result = pickle.loads(data)
+    return conflicts, result

@@ -1,21 +1,28 @@
-"""The work of both engines, cut into tasks: type a chunk, split it by bucket, build a bucket, write its files.
+"""The stages of a build as both engines run them, in the order in which a row passes them.
 
-Tasks are functions of their arguments; engines decide where they run and how rows move between them.
+    read -> canonicalize -> split by bucket -> kernel -> pack -> write
+
+Reading is in `longbatch.jobs.readers`. Each function here is one task and depends on its arguments only; the engines
+decide where tasks run and how rows move between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from longbatch.jobs.commit.incremental_state import Increment, new_owners, read_carried, write_carried
+from longbatch.jobs.commit.build_result import BuildResult, Entry
+from longbatch.jobs.commit.disk_errors import writing
+from longbatch.jobs.commit.incremental_state import append_owners, read_state, write_state
 from longbatch.jobs.readers.chunks import Chunk
 from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
 from longbatch.pipelines.arrays.narrow_ints import narrow, with_codes
@@ -23,143 +30,169 @@ from longbatch.pipelines.canonicalize import Canonical, LogFacts, canonicalize, 
 from longbatch.pipelines.kernel import advance_state, build_bucket
 from longbatch.pipelines.pack import event_status, pack, plan_segments
 from longbatch.pipelines.profile import TableSamples, profile_bucket
-from longbatch.schemas.accounting import Counts, RowAccounting
-from longbatch.schemas.errors import MachineError
-from longbatch.schemas.format.shard import SHARD_TABLES, check_file, codec_of, disk_message, file_entry, write_shard
-from longbatch.schemas.profile import TABLES, Profile
+from longbatch.schemas.accounting import RowAccounting
+from longbatch.schemas.format.shard import check_file, codec_of, file_entry, write_shard
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.types import ArrowField
 from longbatch.validation.rules import CONFLICTING_REQUEST, MALFORMED_ROW
+
+from .context import BuildContext
+
+logger = logging.getLogger(__name__)
 
 ROWS_PER_BUCKET = 1 << 20
 MAX_BUCKETS = 8192
-FOLDERS = (*SHARD_TABLES, "vocabulary", "quarantine", "samples", "state", "snapshots")
+OWNERS, VOCABULARY = "owners", "vocabulary"
+VOCABULARY_FIELDS: list[ArrowField] = [pa.field("id", pa.int64()), pa.field("text", pa.string())]
+
+BucketNumbers = npt.NDArray[np.unsignedinteger]
 
 
-@dataclass(frozen=True)
-class Built:
-    """What an engine returns for the commit: rows of the shards table, file entries, the books, and the profile.
+def rows_content(source: str) -> str:
+    """Name of the part that contains the canonical rows of a source.
 
-    latest_action: the latest time of an action; log_end: up to when actions are complete; microseconds, or None.
-    state: entries of the state that later appends need; buckets: into how many users were split. shuffled_bytes: of
-    the typed rows on their way to their buckets.
+    Args:
+        source: Name of the source.
     """
-
-    shards: list[dict[str, Any]] = field(default_factory=list)
-    vocabulary: list[dict[str, Any]] = field(default_factory=list)
-    quarantine: list[dict[str, Any]] = field(default_factory=list)
-    row_accounting: Mapping[str, RowAccounting] = field(default_factory=dict)
-    counts: Counts = field(default_factory=Counts)
-    collisions: int = 0
-    profile: Profile = field(default_factory=Profile)
-    samples: TableSamples = field(default_factory=dict)
-    latest_action: int | None = None
-    log_end: int | None = None
-    state: list[dict[str, Any]] = field(default_factory=list)
-    buckets: int = 0
-    shuffled_bytes: int = 0
-
-    def __add__(self, other: Built) -> Built:
-        """Return both parts together."""
-        sources = {**self.row_accounting, **other.row_accounting}
-        return Built(
-            self.shards + other.shards,
-            self.vocabulary + other.vocabulary,
-            self.quarantine + other.quarantine,
-            {
-                s: self.row_accounting.get(s, RowAccounting()) + other.row_accounting.get(s, RowAccounting())
-                for s in sources
-            },
-            self.counts + other.counts,
-            self.collisions + other.collisions,
-            self.profile + other.profile,
-            _both(self.samples, other.samples),
-            max((time for time in (self.latest_action, other.latest_action) if time is not None), default=None),
-            other.log_end if self.log_end is None else self.log_end,
-            self.state + other.state,
-            max(self.buckets, other.buckets),
-            self.shuffled_bytes + other.shuffled_bytes,
-        )
-
-
-def _both(samples: TableSamples, others: TableSamples) -> TableSamples:
-    found = {name: [part[name] for part in (samples, others) if name in part] for name in TABLES}
-    return {name: pl.concat(parts) for name, parts in found.items() if parts}
+    return f"rows:{source}"
 
 
 def bucket_count(rows: int) -> int:
-    """Return the number of user buckets for an input of so many rows: one per ROWS_PER_BUCKET, to bound memory."""
+    """Choose the number of user buckets, which bounds the memory of a task.
+
+    Args:
+        rows: Number of rows of all sources.
+
+    Returns:
+        One bucket for every ROWS_PER_BUCKET rows, at most MAX_BUCKETS.
+    """
     return max(1, min(MAX_BUCKETS, -(-rows // ROWS_PER_BUCKET)))
 
 
-def type_chunk(spec: BuildSpec, source: str, chunk: Chunk, increment: Increment | None = None) -> Canonical:
-    """Canonicalize a chunk, of an increment what is in its window, and count the lines of it that were no rows."""
-    typed = canonicalize(chunk.frame, spec, source, window=increment.window if increment else None)
-    lost = len(chunk.malformed)
-    if not lost:
-        return typed
-    accounting = typed.accounting + RowAccounting(rows=lost, rejected=lost, reasons={MALFORMED_ROW: lost})
-    return replace(typed, accounting=accounting)
+def canonicalize_chunk(
+    context: BuildContext, source: str, chunk: Chunk, conflicts: pl.Series | None = None
+) -> Canonical:
+    """Canonicalize a chunk, in an incremental build only what is in its window, and count malformed lines as rejected.
+
+    Args:
+        context: The build.
+        source: Name of the source.
+        chunk: Raw rows.
+        conflicts: Ids of requests whose target rows are rejected because several users share the id.
+
+    Returns:
+        Canonical rows, rejected rows and their accounting.
+
+    Raises:
+        SourceError: A column is missing or has an unsuitable type.
+    """
+    canonical = canonicalize(chunk.frame, context.spec, source, conflicts, context.window)
+    malformed = len(chunk.malformed)
+    logger.debug(
+        "canonicalized %s from row %d: %d rows, %d rejected, %d malformed lines",
+        chunk.path,
+        chunk.first_row,
+        canonical.rows.height,
+        canonical.accounting.rejected,
+        malformed,
+    )
+    if not malformed:
+        return canonical
+    lines = RowAccounting(rows=malformed, rejected=malformed, reasons={MALFORMED_ROW: malformed})
+    return replace(canonical, accounting=canonical.accounting + lines)
 
 
-def bucket_parts(spec: BuildSpec, source: str, typed: Canonical, buckets: int) -> dict[str, tuple[pl.DataFrame, Any]]:
-    """Kind of part -> (frame, bucket of each row): rows by user, owners by request, vocabulary by id."""
-    parts = {
-        f"rows:{source}": (typed.rows, bucket_of(typed.rows[source_schema(spec, source).user_id].to_numpy(), buckets))
-    }
-    if typed.owners is not None:
-        ids = typed.owners["request_id"]
-        ids = hash_string(ids) if ids.dtype == pl.String else ids
-        parts["owners"] = (typed.owners, bucket_of(ids.to_numpy(), buckets))
-    if typed.vocabulary.height:
-        parts["vocabulary"] = (typed.vocabulary, bucket_of(typed.vocabulary["id"].to_numpy(), buckets))
-    return parts
+def split_by_bucket(
+    context: BuildContext, source: str, canonical: Canonical
+) -> Iterator[tuple[str, list[pa.RecordBatch]]]:
+    """Split what a chunk became: rows by user, request owners by request id, vocabulary by hashed id.
+
+    Args:
+        context: The build.
+        source: Name of the source.
+        canonical: The canonicalized chunk.
+
+    Yields:
+        Content of the part, and one record batch per bucket, possibly empty. Parts without rows are left out.
+    """
+    rows = canonical.rows
+    keys = [(rows_content(source), rows, rows[source_schema(context.spec, source).user_id])]
+    if canonical.owners is not None:
+        request_id = canonical.owners["request_id"]
+        hashed = hash_string(request_id) if request_id.dtype == pl.String else request_id
+        keys.append((OWNERS, canonical.owners, hashed))
+    keys.append((VOCABULARY, canonical.vocabulary, canonical.vocabulary["id"]))
+    for content, frame, key in keys:
+        if frame.height:
+            yield content, split_frame(frame, bucket_of(key.to_numpy(), context.buckets), context.buckets)
 
 
-def split_by_bucket(frame: pl.DataFrame, bucket: Any, buckets: int) -> list[pa.RecordBatch]:
-    """One record batch per bucket, possibly empty, its columns coded; within a bucket the rows keep their order."""
+def split_frame(frame: pl.DataFrame, bucket: BucketNumbers, buckets: int) -> list[pa.RecordBatch]:
+    """Split rows by bucket; within a bucket they keep their order.
+
+    rows a b c d e, bucket = [2, 0, 2, 0, 2], buckets = 4
+    stable order by bucket:  b d | | a c e |   bounds = [0, 2, 2, 5, 5]
+    -> [b d], [], [a c e], []
+
+    Args:
+        frame: N rows.
+        bucket: Bucket of each row, (N,).
+        buckets: Number of buckets.
+
+    Returns:
+        One record batch per bucket, slices of one batch in narrowed types.
+    """
     order = np.argsort(bucket, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=buckets))])
     narrowed, codes = narrow(frame)
-    whole = with_codes(one_batch(narrowed[order]), codes)
-    return [whole.slice(int(a), int(b - a)) for a, b in pairwise(bounds)]
+    all_rows = with_codes(one_batch(narrowed[order]), codes)
+    return [all_rows.slice(int(start), int(end - start)) for start, end in pairwise(bounds)]
 
 
 def one_batch(frame: pl.DataFrame) -> pa.RecordBatch:
-    """Return a frame as one record batch, of no rows if it has none, in types that every Arrow reader knows."""
+    """Convert a frame to one record batch, of zero rows if it has none, in types that every Arrow reader knows.
+
+    Args:
+        frame: Any frame.
+    """
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
     batches = table.to_batches()
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
-def empty_rows(spec: BuildSpec, source: str) -> pl.DataFrame:
-    """Return no canonical rows, for a bucket that has none of a source."""
-    return pl.DataFrame(pl.from_arrow(source_schema(spec, source).arrow_schema.empty_table()))
+def build_shard(
+    context: BuildContext, bucket: int, rows: Mapping[str, pl.DataFrame | None], facts: LogFacts
+) -> BuildResult:
+    """Build one user bucket: kernel, pack, write the shard, and in an incremental build write the new state.
 
+    Args:
+        context: The build.
+        bucket: Number of the bucket.
+        rows: Canonical rows of the bucket by source; None if it has none.
+        facts: What the kernel must know about all users.
 
-def make_bucket(
-    spec: BuildSpec,
-    frames: Mapping[str, pl.DataFrame],
-    facts: LogFacts,
-    root: Path,
-    bucket: int,
-    buckets: int,
-    attempt: str,
-    increment: Increment | None = None,
-) -> Built:
-    """Run the kernel on one of the user buckets and write its shard, and of an increment its state."""
-    made = build_bucket(spec, frames, facts, read_carried(root, increment, bucket) if increment else None)
-    profile, samples = profile_bucket(spec, made, -(-spec.expectations.sample_rows // buckets))
-    blocks, counts = pack(made, spec)
-    row = write_shard(root, bucket, attempt, spec, blocks)
-    state = []
+    Returns:
+        The shard's entry and everything that is counted in the bucket.
+
+    Raises:
+        MachineError: The disk is full.
+    """
+    spec, increment = context.spec, context.increment
+    frames = {source: _or_empty(rows.get(source), spec, source) for source in spec.sources}
+    kernel = build_bucket(spec, frames, facts, read_state(context.root, increment, bucket) if increment else None)
+    profile, samples = profile_bucket(spec, kernel, -(-spec.expectations.sample_rows // context.buckets))
+    blocks, counts = pack(kernel, spec)
+    shard = write_shard(context.root, bucket, context.attempt, spec, blocks)
+    state: tuple[Entry, ...] = ()
     if increment:
-        segments = plan_segments(made, spec)
-        carried = advance_state(spec, made, increment.until, segments.user_id, event_status(made, segments))
-        state = write_carried(root, bucket, attempt, carried)
-    return Built(
-        [row] if row else [],
-        row_accounting=made.row_accounting,
+        segments = plan_segments(kernel, spec)
+        later = advance_state(spec, kernel, increment.until, segments.user_id, event_status(kernel, segments))
+        state = write_state(context.root, bucket, context.attempt, later)
+    logger.debug("built bucket %d: %d requests, %d targets", bucket, counts.requests, counts.targets)
+    return BuildResult(
+        shards=(shard,) if shard else (),
+        row_accounting=kernel.row_accounting,
         counts=counts,
         profile=profile,
         samples=samples,
@@ -167,82 +200,140 @@ def make_bucket(
     )
 
 
-def find_conflicts(
-    pairs: pl.DataFrame, root: Path, bucket: int, attempt: str, increment: Increment | None = None
-) -> tuple[pl.Series, Built]:
-    """Ids of one bucket that several users share, given all (request_id, user_id); an increment keeps all ids."""
-    entries = new_owners(root, increment, bucket, attempt, pairs) if increment else []
-    return conflicting_requests(pairs), Built(state=entries)
+def _or_empty(rows: pl.DataFrame | None, spec: BuildSpec, source: str) -> pl.DataFrame:
+    """Canonical rows of a bucket, or a frame of zero rows in the same columns."""
+    if rows is not None:
+        return rows
+    return cast(pl.DataFrame, pl.from_arrow(source_schema(spec, source).arrow_schema.empty_table()))
 
 
-def make_vocabulary(
-    words: pl.DataFrame, spec: BuildSpec, root: Path, bucket: int, attempt: str, increment: Increment | None = None
-) -> Built:
-    """Write the distinct (id, text) of one bucket of ids, those that are new; count texts that share an id with another."""
+def find_conflicts(context: BuildContext, bucket: int, owners: pl.DataFrame) -> tuple[pl.Series, BuildResult]:
+    """Find the request ids of one bucket that several users share; an incremental build also keeps all ids.
+
+    Args:
+        context: The build.
+        bucket: Number of a bucket of request ids.
+        owners: All pairs (request_id, user_id) of these ids.
+
+    Returns:
+        The conflicting ids, and the file of all ids.
+
+    Raises:
+        DataError: An id was already appended before.
+    """
+    state: tuple[Entry, ...] = ()
+    if context.increment:
+        state = append_owners(context.root, context.increment, bucket, context.attempt, owners)
+    return conflicting_requests(owners), BuildResult(state=state)
+
+
+def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) -> BuildResult:
+    """Write the new distinct (id, text) of one bucket of hashed ids, and count ids that belong to several strings.
+
+    Args:
+        context: The build.
+        bucket: Number of the bucket.
+        words: All pairs (id, text) of the bucket, with repetitions.
+
+    Returns:
+        The vocabulary file, unless every pair is known already, and the number of collisions.
+
+    Raises:
+        MachineError: The disk is full.
+    """
     words = words.unique().sort("id", "text")
-    known = [entry for entry in increment.vocabulary if entry.get("bucket") == bucket] if increment else []
+    known = context.increment.vocabulary if context.increment else ()
+    known = tuple(entry for entry in known if entry.get("bucket") == bucket)
     collisions = words.height - words["id"].n_unique()
     if known:
-        before = pl.concat([pl.read_ipc(check_file(root, entry)) for entry in known])
+        before = pl.concat([pl.read_ipc(check_file(context.root, entry)) for entry in known])
         words = words.join(before, on=["id", "text"], how="anti").sort("id", "text")
         ids = pl.concat([before["id"], words["id"]])
+        # Collisions within `before` were counted by the increments that wrote it.
         collisions = len(ids) - ids.n_unique() - (before.height - before["id"].n_unique())
     if not words.height:
-        return Built()
-    path = root / "vocabulary" / f"{bucket:05d}-{attempt}.arrow"
-    options = pa.ipc.IpcWriteOptions(compression=codec_of(spec.compression))
-    table = words.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(
-        pa.schema({"id": pa.int64(), "text": pa.string()})
-    )
-    try:
-        with pa.ipc.new_file(str(path), table.schema, options=options) as writer:
-            writer.write_table(table)
-    except OSError as error:
-        raise MachineError(disk_message(error, path)) from None
-    return Built(vocabulary=[{"bucket": bucket, **file_entry(root, path, words.height)}], collisions=collisions)
+        return BuildResult()
+    path = context.root / "vocabulary" / f"{bucket:05d}-{context.attempt}.arrow"
+    options = pa.ipc.IpcWriteOptions(compression=codec_of(context.spec.compression))
+    table = words.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.schema(VOCABULARY_FIELDS))
+    with writing(path), pa.ipc.new_file(str(path), table.schema, options=options) as writer:
+        writer.write_table(table)
+    entry = {"bucket": bucket, **file_entry(context.root, path, words.height)}
+    return BuildResult(vocabulary=(entry,), collisions=collisions)
 
 
-def make_quarantine(rejected: pl.DataFrame, chunk: Chunk, root: Path, name: str) -> Built:
-    """Write the rejected rows of one chunk: original columns, `_reasons`, `_source_file`, `_source_row`."""
+def write_quarantine(context: BuildContext, name: str, chunk: Chunk, rejected: pl.DataFrame) -> BuildResult:
+    """Write the rejected rows and malformed lines of one chunk with their reasons, file and row number.
+
+    Args:
+        context: The build.
+        name: Name of the file, without its suffix.
+        chunk: The chunk; its frame is not used.
+        rejected: Original columns of the rejected rows, with `_reasons` and `_row`.
+
+    Returns:
+        The quarantine file, unless the chunk has no rejected row.
+
+    Raises:
+        MachineError: The disk is full.
+    """
     rows = rejected.rename({"_row": "_source_row"})
     rows = rows.with_columns(chunk.source_rows(rows["_source_row"]))
     if chunk.malformed:
-        places = chunk.malformed_rows or [None] * len(chunk.malformed)
-        lines = pl.DataFrame({"_text": chunk.malformed, "_source_row": pl.Series(places, dtype=pl.Int64)})
+        row_numbers = chunk.malformed_rows or [None] * len(chunk.malformed)
+        lines = pl.DataFrame({"_text": chunk.malformed, "_source_row": pl.Series(row_numbers, dtype=pl.Int64)})
         lines = lines.with_columns(_reasons=pl.lit([MALFORMED_ROW], dtype=pl.List(pl.String)))
         rows = pl.concat([rows, lines], how="diagonal")
     if not rows.height:
-        return Built()
-    path = root / "quarantine" / f"{name}.parquet"
-    try:
+        return BuildResult()
+    path = context.root / "quarantine" / f"{name}.parquet"
+    with writing(path):
         rows.with_columns(_source_file=pl.lit(chunk.path)).write_parquet(path, compression="zstd")
-    except OSError as error:
-        raise MachineError(disk_message(error, path)) from None
-    return Built(quarantine=[file_entry(root, path, rows.height)])
+    return BuildResult(quarantine=(file_entry(context.root, path, rows.height),))
 
 
-def quarantine_conflicts(
-    spec: BuildSpec,
-    chunk: Chunk,
-    conflicts: pl.Series,
-    root: Path,
-    name: str,
-    increment: Increment | None = None,
-) -> Built:
-    """Write those rows of a chunk, as they came, that have no other fault than a conflicting request."""
-    typed = canonicalize(chunk.frame, spec, spec.requests.source, conflicts, increment.window if increment else None)
-    hit = typed.rejected.filter(pl.col("_reasons") == [CONFLICTING_REQUEST])
-    return make_quarantine(hit, replace(chunk, malformed=()), root, name)
+def quarantine_conflicts(context: BuildContext, name: str, chunk: Chunk, conflicts: pl.Series) -> BuildResult:
+    """Write the original rows of a chunk that are rejected only because several users share their request id.
+
+    The other rejected rows were written when the chunk was canonicalized for the first time.
+
+    Args:
+        context: The build.
+        name: Name of the file, without its suffix.
+        chunk: Raw rows of the requests' source.
+        conflicts: The shared request ids.
+
+    Returns:
+        The quarantine file, unless the chunk has no such row.
+
+    Raises:
+        MachineError: The disk is full.
+    """
+    parsed = replace(chunk, malformed=())
+    rejected = canonicalize_chunk(context, context.spec.requests.source, parsed, conflicts).rejected
+    only_conflicts = rejected.filter(pl.col("_reasons") == [CONFLICTING_REQUEST])
+    # Row numbers of the file still count the malformed lines, which are left out here.
+    return write_quarantine(context, name, parsed, only_conflicts)
 
 
-def make_samples(samples: TableSamples, root: Path, attempt: str) -> list[dict[str, Any]]:
-    """Write the samples of the build's tables as Parquet; return their file entries, with the table's name."""
+def write_samples(samples: TableSamples, root: Path, attempt: str) -> tuple[Entry, ...]:
+    """Write the sampled rows of the tables as Parquet files.
+
+    Args:
+        samples: Sampled rows by table.
+        root: The dataset's folder.
+        attempt: Name of the attempt.
+
+    Returns:
+        Their file entries, with the table's name.
+
+    Raises:
+        MachineError: The disk is full.
+    """
     entries = []
     for table, rows in samples.items():
         path = root / "samples" / f"{table}-{attempt}.parquet"
-        try:
+        with writing(path):
             rows.write_parquet(path, compression="zstd")
-        except OSError as error:
-            raise MachineError(disk_message(error, path)) from None
         entries.append({"table": table, **file_entry(root, path, rows.height)})
-    return entries
+    return tuple(entries)

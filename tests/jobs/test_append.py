@@ -8,11 +8,9 @@ import polars as pl
 import pytest
 from days import DAY, DAYS_SPEC, T, a_log, content, end_of, write
 
-from longbatch.jobs import append as append_script
-from longbatch.jobs import build as build_script
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
-from longbatch.jobs.engines import stages as tasks
+from longbatch.jobs.engines import stages
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.forget import forget
 from longbatch.jobs.vacuum import vacuum
@@ -35,7 +33,7 @@ def test_day_by_day_gives_what_one_build_gives(
 ) -> None:
     log, actions = a_log(seed, days=4)
     write(spec_file.parent, log, actions)
-    monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", -(-(log.height + actions.height) // buckets))
+    monkeypatch.setattr(stages, "ROWS_PER_BUCKET", -(-(log.height + actions.height) // buckets))
     spec, grown = load_spec(spec_file), spec_file.parent / "grown"
     assert build(spec, grown, until=end_of(1), engine=LocalEngine(1)).counts.pending_requests > 0
     for day in range(2, 6):
@@ -101,14 +99,14 @@ def test_a_request_that_goes_on_after_the_day_is_an_error(spec_file: Path) -> No
     build(spec, grown, until=end_of(1))
     old = log.filter(pl.col("shown") & (pl.col("asked") < T + DAY)).head(1)
     write(spec_file.parent, pl.concat([log, old.with_columns(asked=pl.lit(T + DAY + 1, dtype=pl.Int64))]), actions)
-    with pytest.raises(DataError, match=r"request \d+ of user \d+ was in an earlier part of the log already"):
+    with pytest.raises(DataError, match=r"request \d+ of user \d+ was already appended in an earlier increment"):
         append(spec, grown, end_of(2))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("[actions]", "[users]\nmin_events = 2\n[actions]", r"day by day: \[users\] counts all events"),
+        ("[actions]", "[users]\nmin_events = 2\n[actions]", r"incremental builds: \[users\] counts all events"),
         ('request_id = "request"\n', "", "wrong"),
     ],
 )
@@ -119,7 +117,7 @@ def test_what_cannot_be_had_day_by_day_is_refused(spec_file: Path, old: str, new
         text = text.replace('request_id = "request"\n', "").replace(
             'unit = "s" }\n[requests.labels]', 'unit = "s" }\nsession_gap = "5s"\n[requests.labels]'
         )
-        message = "a session may go on"
+        message = "a session can continue"
     else:
         text = text.replace(old, new)
     spec_file.write_text(text)
@@ -134,9 +132,9 @@ def test_append_needs_a_dataset_built_until_a_time_a_later_time_and_the_same_mea
     with pytest.raises(SpecError, match="was built without --until"):
         append(spec, root / "plain", end_of(1))
     build(spec, root / "out", until=end_of(2))
-    with pytest.raises(SpecError, match=r"holds the log until 2023-.* already, which is after 2023-"):
+    with pytest.raises(SpecError, match=r"already contains the log until 2023-.*, which is after 2023-"):
         append(spec, root / "out", end_of(1))
-    with pytest.raises(SpecError, match=r"differs from that of .* in history_length"):
+    with pytest.raises(SpecError, match=r"differs from the one of .* in history_length"):
         append(spec.model_copy(update={"history_length": 6}), root / "out", end_of(3))
 
 
@@ -151,18 +149,3 @@ def test_the_audit_finds_nothing_in_days_that_were_appended_and_what_was_lost_of
     assert found.requests_checked == open_dataset(grown).counts.requests
     forget(grown, ["u1"])
     assert any("is in the raw log, but not in the dataset" in finding for finding in audit(grown, users=None).findings)
-
-
-def test_the_spark_scripts_build_until_a_time_and_append_a_day(
-    spec_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("longbatch.jobs.engines.spark.SparkEngine", LocalEngine)
-    write(spec_file.parent, *a_log(0, days=4))
-    days, whole = (str(spec_file.parent / name) for name in ("days", "whole"))
-    first, second = (end_of(day).isoformat() for day in (1, 2))
-    assert build_script.main([str(spec_file), days, "--until", first]) == 0
-    assert append_script.main([str(spec_file), days, "--until", second]) == 0
-    assert build_script.main([str(spec_file), whole, "--until", second]) == 0
-    assert content(Path(days)) == content(Path(whole))
-    assert append_script.main([str(spec_file), days, "--until", "tomorrow"]) == 2
-    assert "error: --until 'tomorrow' is no ISO time" in capsys.readouterr().err

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from longbatch.jobs import build as module
 from longbatch.jobs.build import BuildSummary, build
 from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.jobs.engines import spill as partition
-from longbatch.jobs.engines import stages as tasks
+from longbatch.jobs.engines import stages
+from longbatch.jobs.engines.engine import Stages
 from longbatch.jobs.engines.local import LocalEngine
-from longbatch.jobs.engines.stages import Built
 from longbatch.schemas.errors import DataError, DatasetError, LongbatchError, MachineError, SourceError, SpecError
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.shard import HashingFile
@@ -167,14 +168,14 @@ FAILURES: list[tuple[Change, type[LongbatchError], str]] = [
         DataError,
         r"source log: 1 of 4 rows \(25\.00%\) were rejected, more than max_rejected = 1\.00%: .*\(missing_label:click 1\)\n"
         r"  missing_label:click: .*log1\.parquet, row 1: user = 1, time = 1700000001, item = 12, request = 2, click = None\n"
-        r"Mend the log or raise the threshold; nothing was committed",
+        r"Fix the log or raise the threshold\. Nothing was committed",
     ),
     (failing(log={"request": [1, 2, 2, 1]}), DataError, r"2 of 4 rows .*\(conflicting_request 2\)"),
     (failing(log={"user": [None, None, None, None]}), DataError, r"source log has no valid row: .*missing_user 4"),
     (
         failing(spec=('click = "int8" }', 'click = "int8" }\nwhere = "item > 99"')),
         DataError,
-        r"no request is left: no row became a target; check requests\.where",
+        r"The dataset would have no requests: not one row is a target\. Check requests\.where",
     ),
     (
         failing(spec=('"request"\n[requests]', '"request"\nwhere = "item > 99"\n[requests]\nwhere = "item > 99"')),
@@ -257,7 +258,7 @@ def test_an_output_that_holds_a_dataset_is_not_replaced_unasked(spec_file: Path,
     build(load_spec(spec_file), tmp_path / "out")
     before = files(tmp_path / "out")
     with pytest.raises(
-        DatasetError, match=r"out already holds a dataset; pass --overwrite to replace it after a success"
+        DatasetError, match=r"out already contains a dataset\. Pass --overwrite to replace it after a success"
     ):
         build(load_spec(spec_file), tmp_path / "out")
     assert files(tmp_path / "out") == before
@@ -270,7 +271,9 @@ def test_an_output_that_is_something_else_is_left_alone(spec_file: Path, tmp_pat
         out.mkdir()
     (out / "mine.txt" if kind == "folder" else out).write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(DatasetError, match=r"out exists and is not a dataset; choose another output, or remove it"):
+        with pytest.raises(
+            DatasetError, match=r"out exists and is not a dataset\. Choose another output folder, or remove it"
+        ):
             build(load_spec(spec_file), out, overwrite=overwrite)
     assert (out / "mine.txt" if kind == "folder" else out).read_text() == "mine"
 
@@ -339,11 +342,11 @@ def in_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks.pl.DataFrame, "write_parquet", full_disk)
+    monkeypatch.setattr(stages.pl.DataFrame, "write_parquet", full_disk)
 
 
 def in_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks.pa.ipc, "new_file", full_disk)
+    monkeypatch.setattr(stages.pa.ipc, "new_file", full_disk)
 
 
 @pytest.mark.parametrize("where", [in_partition, in_shard, in_folders, in_sync, in_quarantine, in_vocabulary])
@@ -383,18 +386,19 @@ def test_an_interrupted_build_leaves_nothing(spec_file: Path, tmp_path: Path, st
     assert not (tmp_path / "out").exists()
 
 
-class Meeting:
-    """The local engine, which waits for another one to be done before either commits."""
+class WaitingEngine:
+    """The local engine, which waits for another build to finish its stages before either commits."""
 
     def __init__(self, barrier: threading.Barrier) -> None:
         self.barrier = barrier
 
-    def build(
-        self, spec: BuildSpec, root: Path, attempt: str, progress: ProgressCallback, increment: Increment | None = None
-    ) -> Built:
-        built = LocalEngine(1).build(spec, root, attempt, progress, increment)
-        self.barrier.wait(30)
-        return built
+    @contextmanager
+    def start(
+        self, spec: BuildSpec, root: Path, attempt: str, increment: Increment | None, progress: ProgressCallback
+    ) -> Iterator[Stages]:
+        with LocalEngine(1).start(spec, root, attempt, increment, progress) as started:
+            yield started
+        self.barrier.wait(60)
 
 
 @pytest.mark.parametrize("existing", [False, True])
@@ -417,7 +421,7 @@ def test_of_two_builds_of_one_output_one_wins_and_the_other_says_so(
 
     def run() -> None:
         try:
-            results.append(build(spec, out, engine=Meeting(barrier), overwrite=existing))
+            results.append(build(spec, out, engine=WaitingEngine(barrier), overwrite=existing))
         except LongbatchError as error:
             results.append(error)
 
@@ -451,15 +455,3 @@ def test_collisions_of_ids_are_counted(spec_file: Path, tmp_path: Path, monkeypa
     alter(spec_file, 'user_id = "user"', 'user_id = { column = "user", type = "string" }')
     assert build(load_spec(spec_file), tmp_path / "out").collisions == 1
     assert open_dataset(tmp_path / "out").snapshot.collisions == 1
-
-
-def test_the_spark_script_prints_errors_and_returns_their_codes(
-    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("longbatch.jobs.engines.spark.SparkEngine", LocalEngine)
-    assert module.main([str(spec_file), str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 3 requests, 4 targets\n"
-    assert module.main([str(spec_file), str(tmp_path / "out")]) == 1
-    assert "error: " in capsys.readouterr().err
-    assert module.main([str(tmp_path / "none.toml"), str(tmp_path / "other")]) == 2
-    assert module.main([str(spec_file), str(tmp_path / "out"), "--overwrite"]) == 0

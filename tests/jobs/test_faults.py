@@ -71,6 +71,6 @@ def test_vacuum_keeps_as_many_snapshots_as_asked(corrupt_log: Path, tmp_path: Pa
     with pytest.raises(DatasetError, match="it has no snapshots"):
         vacuum(tmp_path / "none")
     build(load_spec(corrupt_log), tmp_path / "out")
-    with pytest.raises(SpecError, match="keep is 0; at least the newest snapshot stays"):
+    with pytest.raises(SpecError, match="keep is 0, but at least the newest snapshot must be kept"):
         vacuum(tmp_path / "out", keep=0)
     assert vacuum(tmp_path / "out", keep=5).snapshots == []

@@ -10,7 +10,7 @@ import pytest
 
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
-from longbatch.jobs.engines import stages as tasks
+from longbatch.jobs.engines import stages
 from longbatch.jobs.forget import forget, read_users
 from longbatch.jobs.vacuum import vacuum
 from longbatch.pipelines.arrays.hashing import hash_string
@@ -40,7 +40,7 @@ def everything(root: Path) -> bytes:
 def test_nothing_of_a_forgotten_user_is_left_after_vacuum(
     corrupt_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: datetime | None
 ) -> None:
-    monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", 60)
+    monkeypatch.setattr(stages, "ROWS_PER_BUCKET", 60)
     spec, out = load_spec(corrupt_log), tmp_path / "out"
     if until:  # rows of one request id on both days are an error of append
         for path in (corrupt_log.parent / "log").iterdir():

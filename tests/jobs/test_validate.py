@@ -93,7 +93,7 @@ def test_an_expectation_of_ones_own_that_is_not_met_fails(dataset: Path) -> None
 
 
 def test_a_suite_of_ones_own_that_is_not_there_is_named_before_the_build(dataset: Path) -> None:
-    with pytest.raises(SpecError, match=r"expectations\.events names .*gone\.json, which is no file; mend the path"):
+    with pytest.raises(SpecError, match=r"file not found: '.*gone\.json' \(expectations\.events\)\. Fix the path"):
         build_it(dataset, '[expectations]\nevents = "gone.json"\n')
     assert not dataset.exists()
 

@@ -46,7 +46,7 @@ def test_a_threshold_of_one_reason_stops_the_build_and_shows_rows(tmp_path: Path
         r"source log: 1 of 4 rows \(25\.00%\) were rejected for unknown:tab, more than max_rejected_for\.'unknown:tab' = 0\.00%: "
         r"4 rows, 0 filtered, 1 rejected \(unknown:tab 1\)\n"
         r"  unknown:tab: .*log\.parquet, row 2: user = 2, time = 1700000000, item = 3, tab = 7\n"
-        r"Mend the log or raise the threshold; nothing was committed"
+        r"Fix the log or raise the threshold\. Nothing was committed"
     )
     with pytest.raises(DataError, match=message):
         run(tmp_path, more='max_rejected_for = { "unknown:tab" = 0.0 }', tab=[0, 1, 7, 1])
@@ -59,7 +59,9 @@ def test_below_all_thresholds_the_build_commits(tmp_path: Path) -> None:
 
 
 def test_a_threshold_of_an_unknown_reason_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"max_rejected_for names 'unknown:tabs', .*did you mean 'unknown:tab'\?"):
+    with pytest.raises(
+        SpecError, match=r"max_rejected_for: 'unknown:tabs' is not a reason of this spec\. Did you mean 'unknown:tab'\?"
+    ):
         run(tmp_path, more='max_rejected_for = { "unknown:tabs" = 0.0 }')
 
 
@@ -72,7 +74,8 @@ def test_a_few_examples_of_each_reason_are_enough(tmp_path: Path) -> None:
 
 def test_policies_that_leave_nobody_are_named(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"no request is left: policies left out 4 targets; check \[users\]; nothing was"
+        DataError,
+        match=r"The dataset would have no requests: policies left out 4 targets\. Check \[users\]\. Nothing was",
     ):
         run(tmp_path, more="[users]\nmin_events = 3")
 
@@ -88,9 +91,7 @@ event_time = { column = "time", unit = "s" }
 
 
 def test_windows_that_never_close_are_named(tmp_path: Path) -> None:
-    message = (
-        r"no request is left: 4 requests were held back, for the window .*; set actions\.until, or shorten `within`"
-    )
+    message = r"The dataset would have no requests: 4 requests are pending because a label window .*\. Set actions\.until, or shorten `within`"
     with pytest.raises(DataError, match=message):
         run(tmp_path, section=LATER)
 

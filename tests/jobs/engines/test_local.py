@@ -13,9 +13,12 @@ import pyarrow as pa
 import pytest
 
 from longbatch.jobs.build import BuildSummary, build
-from longbatch.jobs.engines import stages as tasks
-from longbatch.jobs.engines.local import LocalEngine, Partition
-from longbatch.jobs.engines.stages import bucket_count, split_by_bucket
+from longbatch.jobs.commit.write_lock import DATASET_FOLDERS
+from longbatch.jobs.engines import stages
+from longbatch.jobs.engines.local import LocalEngine
+from longbatch.jobs.engines.spill import Partition
+from longbatch.jobs.engines.stages import bucket_count, split_frame
+from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.jobs.readers import chunks
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.format.dataset import open_dataset
@@ -58,7 +61,7 @@ def test_workers_buckets_and_chunks_change_nothing(
     chunk_rows: int,
 ) -> None:
     expected = built(corrupt_log, tmp_path / "expected", books)
-    monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", rows_per_bucket)
+    monkeypatch.setattr(stages, "ROWS_PER_BUCKET", rows_per_bucket)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", chunk_rows)
     assert built(corrupt_log, tmp_path / "out", books, workers) == expected
     shards = open_dataset(tmp_path / "out").shards
@@ -112,7 +115,7 @@ def test_malformed_lines_are_rejected_rows(corrupt_log: Path, tmp_path: Path) ->
 
 def test_nothing_of_the_work_is_left(corrupt_log: Path, tmp_path: Path) -> None:
     build(load_spec(corrupt_log), tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(tasks.FOLDERS)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(DATASET_FOLDERS)
 
 
 def test_the_first_error_of_a_task_stops_the_rest() -> None:
@@ -125,7 +128,7 @@ def test_the_first_error_of_a_task_stops_the_rest() -> None:
         return number
 
     with pytest.raises(DataError, match="three is broken"):
-        list(LocalEngine(1)._run(partial(work, number) for number in range(1000)))
+        list(WorkerPool(1).run(partial(work, number) for number in range(1000)))
     assert len(started) < 10
 
 
@@ -137,7 +140,7 @@ def test_tasks_are_taken_only_a_few_ahead_of_what_is_consumed() -> None:
             taken.append(number)
             yield lambda number=number: number  # type: ignore[misc]
 
-    results = LocalEngine(2)._run(make())
+    results = WorkerPool(2).run(make())
     next(results)
     assert len(taken) <= 4
     assert threading.active_count() < 10
@@ -157,9 +160,9 @@ def test_a_bucket_for_every_million_rows(rows: int, buckets: int) -> None:
 
 def test_rows_keep_their_order_within_a_bucket() -> None:
     frame = pl.DataFrame({"n": [0, 1, 2, 3, 4], "text": ["a", None, "c", "d", "e"]})
-    parts = split_by_bucket(frame, pl.Series([2, 0, 2, 0, 2]).cast(pl.UInt16).to_numpy(), 4)
+    parts = split_frame(frame, pl.Series([2, 0, 2, 0, 2]).cast(pl.UInt16).to_numpy(), 4)
     assert [part["n"].to_pylist() for part in parts] == [[1, 3], [], [0, 2, 4], []]
-    assert [part.num_rows for part in split_by_bucket(frame.head(0), frame["n"].head(0).to_numpy(), 2)] == [0, 0]
+    assert [part.num_rows for part in split_frame(frame.head(0), frame["n"].head(0).to_numpy(), 2)] == [0, 0]
 
 
 def test_a_partition_gives_back_a_bucket_of_every_chunk(tmp_path: Path) -> None:

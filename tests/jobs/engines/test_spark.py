@@ -13,10 +13,11 @@ from days import DAYS_SPEC, a_log, content, end_of, write
 
 from longbatch.jobs.append import append
 from longbatch.jobs.build import BuildSummary, build
-from longbatch.jobs.engines import spark
-from longbatch.jobs.engines import stages as tasks
+from longbatch.jobs.commit.write_lock import DATASET_FOLDERS
+from longbatch.jobs.engines import stages
 from longbatch.jobs.engines.local import LocalEngine
-from longbatch.jobs.engines.spark import SparkEngine
+from longbatch.jobs.engines.spark import SparkEngine, own_error
+from longbatch.jobs.engines.spark_session import open_session
 from longbatch.jobs.readers import chunks
 from longbatch.schemas.errors import DataError, LongbatchError, MachineError, SourceError
 from longbatch.schemas.format.dataset import open_dataset
@@ -33,15 +34,13 @@ Books = Callable[[Path, BuildSummary], dict[str, Any]]
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session that the engine itself makes, kept for all tests of this file; nothing is left where it ran."""
     here, cwd = Path.cwd(), tmp_path_factory.mktemp("cwd")
-    root = tmp_path_factory.mktemp("root")
+    scratch = tmp_path_factory.mktemp("root") / "scratch"
     os.chdir(cwd)
     try:
-        made, ours = SparkEngine("local[2]")._session(root, "tests")
-        assert ours
-        yield made
-        spark._stop(made)
+        with open_session("local[2]", scratch) as opened:
+            yield opened
         assert list(cwd.iterdir()) == []
-        assert [path.name for path in root.iterdir()] == [".work-tests"]
+        assert [path.name for path in scratch.parent.iterdir()] == ["scratch"]
     finally:
         os.chdir(here)
 
@@ -57,7 +56,7 @@ def test_both_engines_build_the_same(corrupt_log: Path, tmp_path: Path, books: B
     found = books(tmp_path / "spark", build(spec, tmp_path / "spark", engine=engine))
     assert expected["row_accounting"]["log"]["reasons"]["conflicting_request"] > 0
     assert found == expected
-    assert sorted(path.name for path in (tmp_path / "spark").iterdir()) == sorted(tasks.FOLDERS)
+    assert sorted(path.name for path in (tmp_path / "spark").iterdir()) == sorted(DATASET_FOLDERS)
 
 
 def test_buckets_pieces_and_files_change_nothing(
@@ -69,7 +68,7 @@ def test_buckets_pieces_and_files_change_nothing(
     for path in list(folder.iterdir()):
         path.unlink()
     rows.sample(fraction=1, shuffle=True, seed=3).write_parquet(folder / "one.parquet", row_group_size=40)
-    monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", 60)
+    monkeypatch.setattr(stages, "ROWS_PER_BUCKET", 60)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 80)
     found = books(tmp_path / "spark", build(load_spec(corrupt_log), tmp_path / "spark", engine=engine))
     assert found == expected
@@ -123,7 +122,7 @@ def test_a_table_without_a_column_is_refused(
 ) -> None:
     session.read.parquet(str(corrupt_log.parent / "log")).drop("city", "tab").createOrReplaceTempView("narrow")
     corrupt_log.write_text(corrupt_log.read_text().replace('"log/*.parquet"', '"narrow"\nformat = "table"'))
-    message = r"source log: table narrow has no column 'city', 'tab'; its columns are user, item, time, request, shown"
+    message = r"source log: table narrow has no column 'city', 'tab'\. Its columns are user, item, time, request, shown"
     with pytest.raises(SourceError, match=message):
         build(load_spec(corrupt_log), tmp_path / "out", engine=engine)
     assert not (tmp_path / "out").exists()
@@ -131,7 +130,7 @@ def test_a_table_without_a_column_is_refused(
 
 def test_a_table_that_nobody_knows_is_named(corrupt_log: Path, tmp_path: Path, engine: SparkEngine) -> None:
     corrupt_log.write_text(corrupt_log.read_text().replace('"log/*.parquet"', '"nobody"\nformat = "table"'))
-    with pytest.raises(SourceError, match=r"source log: Spark knows no table nobody"):
+    with pytest.raises(SourceError, match=r"source log: Spark has no table nobody"):
         build(load_spec(corrupt_log), tmp_path / "out", engine=engine)
     assert not (tmp_path / "out").exists()
 
@@ -199,10 +198,10 @@ def test_the_session_is_left_as_it_was(
 
 def test_only_errors_of_ours_are_unwrapped() -> None:
     told = "Traceback ...\nlongbatch.schemas.errors.DataError: a.csv, row 5: no number\n\tat java.lang.Thread"
-    assert repr(spark._own_error(RuntimeError(told))) == repr(DataError("a.csv, row 5: no number"))
+    assert repr(own_error(RuntimeError(told))) == repr(DataError("a.csv, row 5: no number"))
     for other in (RuntimeError("boom"), RuntimeError("longbatch.schemas.errors.Nonsense: x"), DataError("y")):
-        assert spark._own_error(other) is other
-    assert isinstance(spark._own_error(RuntimeError("[JAVA_GATEWAY_EXITED] ...")), MachineError)
+        assert own_error(other) is other
+    assert isinstance(own_error(RuntimeError("[JAVA_GATEWAY_EXITED] ...")), MachineError)
 
 
 def test_days_are_appended_by_spark_as_by_the_local_engine(tmp_path: Path, engine: SparkEngine) -> None:

@@ -11,18 +11,18 @@ def quiet(stage: str, done: float, total: float) -> None:
 
 
 def test_results_come_in_the_order_of_the_tasks() -> None:
-    assert WorkerPool(3, quiet).each([partial(pow, number, 2) for number in range(20)]) == [n * n for n in range(20)]
+    assert WorkerPool(3, quiet).run_all([partial(pow, number, 2) for number in range(20)]) == [n * n for n in range(20)]
 
 
 def test_no_task_has_no_result() -> None:
-    assert WorkerPool(None, quiet).each([]) == []
+    assert WorkerPool(None, quiet).run_all([]) == []
 
 
 def test_what_threads_did_is_added_up() -> None:
     told: list[tuple[str, float, float]] = []
     pool = WorkerPool(4, lambda *words: told.append(words))
-    pool.each([partial(pool.tell, "write", 5, 100) for _ in range(20)])
-    pool.tell("read", 1, 2)
+    pool.run_all([partial(pool.advance, "write", 5, 100) for _ in range(20)])
+    pool.advance("read", 1, 2)
     assert told == [*(("write", done, 100) for done in range(5, 101, 5)), ("read", 1, 2)]
 
 
@@ -37,8 +37,8 @@ def test_the_first_error_stops_the_tasks_that_run_and_those_that_wait() -> None:
         started.append(1)
         running.set()
         while True:
-            pool.tell("write", 1, 2)
+            pool.advance("write", 1, 2)
 
     with pytest.raises(ValueError, match="a bad block"):
-        pool.each([work, fail, *([work] * 50)])
+        pool.run_all([work, fail, *([work] * 50)])
     assert len(started) < 10

@@ -1,0 +1,42 @@
+"""What all tasks of one build share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from longbatch.jobs.commit.incremental_state import Increment
+from longbatch.pipelines.incremental import IncrementWindow
+from longbatch.schemas.spec.build_spec import BuildSpec
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """The parameters of a build. Spark pickles it with the functions that it sends to executors.
+
+    Attributes:
+        spec: The build spec.
+        root: The dataset's folder; with Spark an absolute path that all executors reach.
+        attempt: Name of the attempt, which every file name contains.
+        buckets: Number of user buckets.
+        increment: The time window and the state of an incremental build; None for a build of the whole log.
+    """
+
+    spec: BuildSpec
+    root: Path
+    attempt: str
+    buckets: int
+    increment: Increment | None = None
+
+    @property
+    def window(self) -> IncrementWindow | None:
+        """The time window of an incremental build."""
+        return self.increment.window if self.increment else None
+
+    def for_task(self, task: int) -> BuildContext:
+        """Copy the context with an attempt name of its own, so that a retried task never overwrites files.
+
+        Args:
+            task: Number of the task attempt.
+        """
+        return replace(self, attempt=f"{self.attempt}-{task}")

@@ -1,0 +1,62 @@
+"""The interface of an engine: the stages of one build, which `longbatch.jobs.build` calls in order."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import polars as pl
+
+from longbatch.jobs.commit.build_result import BuildResult
+from longbatch.jobs.commit.incremental_state import Increment
+from longbatch.pipelines.canonicalize import LogFacts
+from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.types import ProgressCallback
+
+from .context import BuildContext
+
+
+class Stages(Protocol):
+    """The stages of one running build. Every method but `close` returns what the commit needs to know about it."""
+
+    @property
+    def context(self) -> BuildContext:
+        """The parameters of the build."""
+
+    def read_canonicalize_split(self) -> BuildResult:
+        """Read all sources, canonicalize the rows and split them by user bucket."""
+
+    def find_conflicts(self) -> tuple[pl.Series | None, BuildResult]:
+        """Find the request ids that several users share."""
+
+    def quarantine_conflicts(self, conflicts: pl.Series) -> BuildResult:
+        """Read the requests' source again and write the original rows of conflicting requests to the quarantine.
+
+        Args:
+            conflicts: The shared request ids.
+        """
+
+    def build_shards(self, facts: LogFacts) -> BuildResult:
+        """Build every user bucket: kernel, pack, write the shard; and write the vocabulary.
+
+        Args:
+            facts: What the kernel must know about all users.
+        """
+
+
+class Engine(Protocol):
+    """Anything that can run the stages of a build."""
+
+    def start(
+        self, spec: BuildSpec, root: Path, attempt: str, increment: Increment | None, progress: ProgressCallback
+    ) -> AbstractContextManager[Stages]:
+        """Plan a build and start what it needs, which is stopped and removed at the end of the block.
+
+        Args:
+            spec: The build spec.
+            root: The dataset's folder.
+            attempt: Name of the attempt, which every file name must contain.
+            increment: Time window and state of an incremental build.
+            progress: Receives the progress of the stages.
+        """

@@ -1,0 +1,94 @@
+"""The Spark session of a build: the active one, the one that spark-submit prepared, or one of our own."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longbatch.schemas.errors import MachineError
+
+from .java import provide_java
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# Settings of a local session of our own: quiet, ports on loopback only, and all files in the scratch folder.
+LOCAL_SETTINGS = {
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.log.level": "ERROR",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.memory": "2g",
+    "spark.local.dir": "{scratch}",
+    "spark.sql.warehouse.dir": "{scratch}/warehouse",
+    "spark.driver.extraJavaOptions": '-XX:TieredStopAtLevel=1 -XX:-UsePerfData -Djava.io.tmpdir="{java}"',
+}
+
+
+@contextmanager
+def open_session(master: str | None, scratch: Path) -> Iterator[SparkSession]:
+    """Get a Spark session for the block. One that is active already is left running at the end.
+
+    Args:
+        master: Master of a new session; default: the one of spark-submit, else `local[*]`.
+        scratch: Folder for temporary files of a new local session.
+
+    Yields:
+        The session.
+
+    Raises:
+        MachineError: PySpark or Java is missing.
+    """
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError:
+        raise MachineError('The spark engine needs pyspark: pip install "longbatch[spark]".') from None
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        yield active
+        return
+    session = _new_session(master, scratch)
+    try:
+        yield session
+    finally:
+        _stop(session)
+
+
+def _new_session(master: str | None, scratch: Path) -> SparkSession:
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.appName("longbatch build")
+    if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has set up Java, the master and all settings
+        return builder.getOrCreate()
+    provide_java()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    scratch.mkdir(parents=True, exist_ok=True)
+    if master:
+        builder = builder.master(master)
+    for key, value in LOCAL_SETTINGS.items() if (master or "local").startswith("local") else ():
+        builder = builder.config(key, value.format(scratch=scratch, java=_java_folder()))
+    return builder.getOrCreate()
+
+
+def _stop(session: SparkSession) -> None:
+    """Stop a session, and make Java forget its scratch folder, because the next session has another one."""
+    java: Any = session.sparkContext._jvm
+    session.stop()
+    getattr(getattr(java.org.apache.spark.util, "Utils$"), "MODULE$").clearLocalRootDirs()
+
+
+@cache
+def _java_folder() -> str:
+    """A folder for the temporary files of Java, which outlives every session of this process."""
+    folder = tempfile.mkdtemp(prefix="longbatch-spark-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
