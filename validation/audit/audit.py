@@ -210,7 +210,9 @@ def _requests_before(reference: Reference, until: int | None) -> Reference:
 def _log_end_findings(dataset: Dataset, log_end: int | None) -> Iterator[str]:
     listed = dataset.snapshot.log_end
     if listed != log_end:
-        yield f"the snapshot lists {listed} us as the end of the actions, but it is {log_end} us according to the raw log"
+        yield (
+            f"the snapshot lists {listed} us as the end of the actions, but it is {log_end} us according to the raw log"
+        )
 
 
 def _reference_of(

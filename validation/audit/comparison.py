@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -180,7 +180,8 @@ def _history_findings(
         start = max(0, end - spec.history_length)
         expected_length = expected.history_end - expected.history_start
         if end - start != expected_length:
-            yield f"{_label(expected)}: its history has {end - start} events, but {expected_length} according to the raw log"
+            lengths = f"{end - start} events, but {expected_length} according to the raw log"
+            yield f"{_label(expected)}: its history has {lengths}"
         elif end > start:
             slices_by_shift[expected.history_end - end].append((start, end, expected))
     for shift, slices in slices_by_shift.items():
@@ -205,7 +206,7 @@ def _are_equal(events: list[Event], expected: list[Event]) -> bool:
     return events == expected or _comparable(events) == _comparable(expected)
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(value: object) -> object:
     """Return a value in which NaN equals NaN, at any depth."""
     if isinstance(value, dict):
         return {name: _comparable(part) for name, part in value.items()}

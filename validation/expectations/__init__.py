@@ -1,0 +1,1 @@
+"""Great Expectations on the profile and the samples of a build."""

@@ -1,23 +1,27 @@
-"""The pages of Data Docs: Great Expectations' own content in a page that needs no network and no script.
+"""The pages of Data Docs: Great Expectations' own content, in pages that need no network and no script.
 
-Its stock pages load their styles, icons and tables from six web servers; without them icons and the index are
-missing. This view keeps what its renderers say about suites and results, and puts it in a page of its own.
+Its stock pages load styles, icons and tables from six web servers, and lack icons and the index without them. The view
+here keeps the content that its renderers produce and puts it into a page of its own. This module imports Great
+Expectations, so it is itself imported on first use only.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from great_expectations import __version__ as version
 from great_expectations.render.view import DefaultJinjaPageView
 
+from .gx_import import GxContext, GxResult
+
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; max-width: 68rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; max-width: 68rem; }
+body { margin: 0 auto; padding: 1rem 1.5rem 4rem; }
 h1 { font-size: 1.6rem; margin: .6rem 0 .2rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .4rem; }
 h5, h6 { font-size: 1.02rem; margin: 1.6rem 0 .3rem; } p { margin: .2rem 0; } hr { display: none; }
 a { color: #1258a8; } nav { color: #5b6876; font-size: .9rem; }
@@ -32,7 +36,7 @@ i.fa-exclamation-triangle::before { content: "!"; }
 .passed, .text-success { color: #18794e; } .failed, .text-danger { color: #b42318; } .warned { color: #93600a; }
 .passed, .failed, .warned { font-weight: 600; } .collapse:not(:target) { display: none; }
 """
-# No script, no font and no picture is loaded, and none that stands in the data would be.
+# The policy forbids scripts, fonts and images, including any that values of the data might contain.
 HEAD = (
     '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
@@ -40,7 +44,7 @@ HEAD = (
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head>{{ head | safe }}<title>{{ title }}</title>
 <style>{{ style | safe }}</style></head><body>
-<nav><a href="{{ home }}">Data Docs</a> / {{ kind }}</nav>
+<nav><a href="{{ home }}">Data Docs</a> / {{ page_type }}</nav>
 <h1>{{ title }}</h1>
 {{ about | safe }}
 {% for section in sections %}{% set section_loop = loop %}{% include 'section.j2' %}{% endfor %}
@@ -48,8 +52,41 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-class PageView(DefaultJinjaPageView):  # type: ignore[misc]
-    """Renders the page of a suite or of a result; `about` maps a suite's name to lines of HTML for its pages."""
+@dataclass(frozen=True)
+class SuiteSummary:
+    """What the pages show of one suite.
+
+    Attributes:
+        name: Its name.
+        checked: What it ran on, in words.
+        expectations: Number of expectations.
+        verdict: The result in words.
+        css_class: Class of the verdict's color: "passed", "warned" or "failed".
+    """
+
+    name: str
+    checked: str
+    expectations: int
+    verdict: str
+    css_class: str
+
+
+@dataclass(frozen=True)
+class SuiteLinks:
+    """Links from the first page to the pages of a suite, relative and quoted."""
+
+    result: str
+    suite: str
+
+
+class PageView(DefaultJinjaPageView):  # type: ignore[misc]  # its base class is untyped
+    """Renders the page of a suite or of a result.
+
+    Args:
+        about: For each suite lines of HTML to put on its pages.
+        custom_styles_directory: Passed on; Great Expectations requires the parameter.
+        custom_views_directory: Passed on; Great Expectations requires the parameter.
+    """
 
     def __init__(
         self,
@@ -60,11 +97,16 @@ class PageView(DefaultJinjaPageView):  # type: ignore[misc]
         super().__init__(custom_styles_directory, custom_views_directory)
         self.about = about
 
-    def render(self, document: Any, template: str | None = None, **options: Any) -> str:
-        """Return the HTML of a document of Great Expectations' renderers.
+    def render(self, document: GxResult, template: str | None = None, **options: object) -> str:
+        """Return the HTML of a document.
 
-        Its overview is left out but for counts, notes and what it says of the whole table: the rest repeats the
-        title, or describes how the rows came into memory.
+        Of its overview only counts, notes and statements about the table are kept: the rest repeats the title or
+        describes how the rows came into memory.
+
+        Args:
+            document: A document from Great Expectations' renderers.
+            template: Ignored; the template is `PAGE`.
+            options: Ignored.
         """
         content = document.to_json_dict()
         name = content["expectation_suite_name"]
@@ -78,7 +120,7 @@ class PageView(DefaultJinjaPageView):  # type: ignore[misc]
         page: str = self.env.from_string(PAGE).render(
             content,
             title=name,
-            kind="results" if is_result else "suite",
+            page_type="results" if is_result else "suite",
             home="../../../../index.html" if is_result else "../index.html",
             style=STYLE,
             head=HEAD,
@@ -86,8 +128,8 @@ class PageView(DefaultJinjaPageView):  # type: ignore[misc]
         return page
 
 
-def _escape_cells(part: Any) -> None:
-    """Escape the text in the cells of all tables, where Great Expectations puts values of the data as they are."""
+def _escape_cells(part: object) -> None:
+    """Escape the cells of all tables, because Great Expectations inserts values of the data unchanged."""
     if isinstance(part, dict):
         for row in part.get("table") or []:
             row[:] = [escape(cell) if isinstance(cell, str) else cell for cell in row]
@@ -97,23 +139,31 @@ def _escape_cells(part: Any) -> None:
             _escape_cells(inner)
 
 
-def write_site(context: Any, folder: Path, about: Mapping[str, tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
-    """Write the pages of all suites and results of a context; return each suite's links: to its result, to itself.
+def write_site(context: GxContext, folder: Path, summaries: Sequence[SuiteSummary]) -> dict[str, SuiteLinks]:
+    """Write the pages of all suites and results of a context.
 
-    `about` says of each suite what was checked, what came of it, and the class of its color.
+    Args:
+        context: Great Expectations' context, after the suites ran.
+        folder: The folder to write to.
+        summaries: The suites.
+
+    Returns:
+        Links to the pages by the name of the suite.
     """
-    lines = {  # a dollar sign would be taken for a variable of a configuration
-        name: f'<p>Checked: {escape(checked)}</p><p class="{mark}">{verdict}</p>'.replace("$", "&#36;")
-        for name, (checked, verdict, mark) in about.items()
-    }
-    view = {"module_name": __name__, "class_name": "PageView", "about": lines}
+    about = {one.name: _about(one) for one in summaries}
+    view = {"module_name": __name__, "class_name": "PageView", "about": about}
     sections = {"expectations": {"view": view}, "validations": {"view": view}, "profiling": "None"}
     store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)}
     site = {"class_name": "SiteBuilder", "store_backend": store, "site_section_builders": sections}
     context.add_data_docs_site("longbatch", site)
     context.build_data_docs(site_names=["longbatch"], build_index=False)
-    shutil.rmtree(folder / "static", ignore_errors=True)
-    return {name: (_result_link(folder, name), quote(f"expectations/{name}.html")) for name in about}
+    shutil.rmtree(folder / "static", ignore_errors=True)  # styles and scripts that the pages do not use
+    return {name: SuiteLinks(_result_link(folder, name), quote(f"expectations/{name}.html")) for name in about}
+
+
+def _about(summary: SuiteSummary) -> str:
+    html = f'<p>Checked: {escape(summary.checked)}</p><p class="{summary.css_class}">{summary.verdict}</p>'
+    return html.replace("$", "&#36;")  # Great Expectations would replace $NAME by a configuration variable
 
 
 def _result_link(folder: Path, name: str) -> str:
@@ -123,16 +173,20 @@ def _result_link(folder: Path, name: str) -> str:
 
 def index_page(
     title: str,
-    rows: Sequence[tuple[str, str, str, str, str]],
-    links: Mapping[str, tuple[str, str]],
+    summaries: Sequence[SuiteSummary],
+    links: Mapping[str, SuiteLinks],
     lists: Mapping[str, Sequence[str]],
 ) -> str:
-    """Return the first page, in HTML: `lists` are headings with their sentences, `rows` the suites.
+    """Return the first page, in HTML.
 
-    A row is a suite's name, what was checked, how many expectations, what came of it, and the class of its color.
+    Args:
+        title: The heading.
+        summaries: The suites, one table row each.
+        links: The links of each suite, from `write_site`.
+        lists: Sentences to list below the table, by heading; an empty list is left out.
     """
     head = "".join(f"<th>{name}</th>" for name in ("Suite", "Checked", "Expectations", "Result"))
-    body = "".join(_row(row, *links[row[0]]) for row in rows)
+    body = "".join(_table_row(one, links[one.name]) for one in summaries)
     sections = "".join(_list(heading, sentences) for heading, sentences in lists.items() if sentences)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{HEAD}<title>{escape(title)}</title><style>{STYLE}</style></head>'
@@ -142,11 +196,11 @@ def index_page(
     )
 
 
-def _row(row: tuple[str, str, str, str, str], result_link: str, suite_link: str) -> str:
-    name, checked, expectations, verdict, mark = map(escape, row)
+def _table_row(summary: SuiteSummary, links: SuiteLinks) -> str:
     return (
-        f'<tr><td><a href="{result_link}">{name}</a></td><td>{checked}</td>'
-        f'<td><a href="{suite_link}">{expectations}</a></td><td class="{mark}">{verdict}</td></tr>'
+        f'<tr><td><a href="{links.result}">{escape(summary.name)}</a></td><td>{escape(summary.checked)}</td>'
+        f'<td><a href="{links.suite}">{summary.expectations}</a></td>'
+        f'<td class="{summary.css_class}">{escape(summary.verdict)}</td></tr>'
     )
 
 

@@ -1,14 +1,13 @@
-"""The frames that expectations run on: counters and books with a row per statistic, samples with their order made visible.
+"""The pandas frames that expectations run on: counters with one row per statistic, and samples.
 
-A frame of counters has the columns of the table it is about, so that Data Docs speaks of them by name. Frames are of
-pandas, which Great Expectations computes with.
+A frame of counters has the columns of the table that it is about, so that Data Docs shows them by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -32,48 +31,68 @@ from .generated_suites import (
     table_columns,
 )
 
+PandasFrame: TypeAlias = Any  # pandas has no types that mypy could read
 Statistics = dict[str, Number | datetime | None]
 _LATEST_US = to_microseconds(datetime.max.replace(tzinfo=UTC))
 _EARLIEST_US = to_microseconds(datetime.min.replace(tzinfo=UTC))
 _NULLABLE = {pl.Int8: "Int8", pl.Int16: "Int16", pl.Int32: "Int32", pl.Int64: "Int64", pl.Boolean: "boolean"}
 
 
-def profile_frame(spec: BuildSpec, table: TableName, profile: Profile) -> Any:
-    """Return the counters of a table: its columns, and `rows`; a row per statistic; times as times."""
-    found = profile.tables.get(table, TableProfile())
+def profile_frame(spec: BuildSpec, table: TableName, profile: Profile) -> PandasFrame:
+    """Return the counters of a table.
+
+    Args:
+        spec: The build spec.
+        table: The table.
+        profile: The profile of the build.
+
+    Returns:
+        A row per statistic; the columns are those of the table, and `rows`. Times are datetimes.
+    """
+    counters = profile.tables.get(table, TableProfile())
     times = {column.name for column in table_columns(spec)[table] if column.type == "time"}
-    statistics = {name: _statistics(counters, found.rows) for name, counters in found.columns.items()}
+    statistics = {name: _statistics(column, counters.rows) for name, column in counters.columns.items()}
     for name in times & set(statistics):
         for bound in (SMALLEST, LARGEST):
-            statistics[name][bound] = _moment(statistics[name][bound])
+            statistics[name][bound] = _datetime(counters.columns[name], bound)
     if "targets" in statistics:
         impressions = profile.tables.get("impressions", TableProfile()).rows
-        statistics["targets"][TOTAL_MINUS_IMPRESSIONS] = (found.columns["targets"].total or 0) - impressions
-    return _statistics_frame({"rows": {COUNT: found.rows}, **statistics})
+        statistics["targets"][TOTAL_MINUS_IMPRESSIONS] = (counters.columns["targets"].total or 0) - impressions
+    return _statistics_frame({"rows": {COUNT: counters.rows}, **statistics})
 
 
-def sources_frame(spec: BuildSpec, row_accounting: Mapping[str, RowAccounting]) -> Any:
-    """Return the books: a column per source; shares are of the rows that no `where` filtered out."""
-    books: dict[str, Statistics] = {}
-    for source, accounting in row_accounting.items():
-        outcomes = (
-            accounting.filtered
-            + accounting.rejected
-            + accounting.duplicate
-            + accounting.accepted
-            + sum(accounting.policies.values())
-        )
-        rejected = [accounting.rejected, *(accounting.reasons.get(reason, 0) for reason in spec.max_rejected_for)]
-        asked = max(1, accounting.rows - accounting.filtered)
-        shares = {f"{REJECTED} {number}": count / asked for number, count in enumerate(rejected)}
-        books[source] = {WITHOUT_OUTCOME: accounting.rows - outcomes, **shares}
-    return _statistics_frame(books)
+def sources_frame(spec: BuildSpec, row_accounting: Mapping[str, RowAccounting]) -> PandasFrame:
+    """Return the row accounting of a build.
+
+    Args:
+        spec: The build spec.
+        row_accounting: Row counts by source.
+
+    Returns:
+        A row per statistic and a column per source. Shares are of the rows that some `where` selects.
+    """
+    statistics: dict[str, Statistics] = {}
+    for source, counts in row_accounting.items():
+        policies = sum(counts.policies.values())
+        with_outcome = counts.filtered + counts.rejected + counts.duplicate + counts.accepted + policies
+        rejected = [counts.rejected, *(counts.reasons.get(reason, 0) for reason in spec.max_rejected_for)]
+        selected = max(1, counts.rows - counts.filtered)
+        shares = {f"{REJECTED} {number}": count / selected for number, count in enumerate(rejected)}
+        statistics[source] = {WITHOUT_OUTCOME: counts.rows - with_outcome, **shares}
+    return _statistics_frame(statistics)
 
 
-def sample_frame(table: TableName, sample: pl.DataFrame) -> Any:
-    """Return a sample with `step_us`, the time since the row before of the same user, and for events `lag_us`.
+def sample_frame(table: TableName, sample: pl.DataFrame) -> PandasFrame:
+    """Return a sample with columns that make its order visible to expectations.
 
-    Integers and booleans that are null somewhere keep their type, where pandas would make floats or objects of them.
+    Args:
+        table: The table.
+        sample: The sampled rows, those of a user in order.
+
+    Returns:
+        The sample with `step_us`, the time since the previous row of the same user, and for events `lag_us`, the time
+        from `event_time` to `visible_time`. Integers and booleans with nulls keep their type as nullable pandas types;
+        pandas would otherwise convert them to floats or objects.
     """
     time = "visible_time" if table == "events" else "request_time"
     sample = sample.with_columns(step_us=pl.col(time).diff().over("user_id").dt.total_microseconds())
@@ -88,25 +107,24 @@ def sample_frame(table: TableName, sample: pl.DataFrame) -> Any:
 
 
 def _statistics(column: ColumnProfile, rows: int) -> Statistics:
-    valued = rows - column.nulls
+    not_null = rows - column.nulls
     return {
         SHARE_OF_NULLS: column.nulls / rows if rows else 0,
         SMALLEST: column.min,
         LARGEST: column.max,
-        MEAN: None if column.total is None or not valued else column.total / valued,
+        MEAN: None if column.total is None or not not_null else column.total / not_null,
         SPREAD: None if column.min is None or column.max is None else column.max - column.min,
     }
 
 
-def _moment(time_us: Any) -> datetime | None:
-    """Return the time of a number of microseconds, the nearest there is if it is out of all calendars."""
-    if time_us is None:
-        return None
-    return from_microseconds(min(max(int(time_us), _EARLIEST_US), _LATEST_US))
+def _datetime(column: ColumnProfile, bound: str) -> datetime | None:
+    """Return the smallest or largest time of a column; one that datetime cannot represent becomes its limit."""
+    time_us = column.min if bound == SMALLEST else column.max
+    return None if time_us is None else from_microseconds(min(max(int(time_us), _EARLIEST_US), _LATEST_US))
 
 
-def _statistics_frame(columns: Mapping[str, Statistics]) -> Any:
-    """Return a row per statistic; values of one column differ in type, so that integers stay exact."""
+def _statistics_frame(columns: Mapping[str, Statistics]) -> PandasFrame:
+    """Return a row per statistic; columns have dtype object, so that integers stay exact beside floats."""
     names = list(dict.fromkeys(name for statistics in columns.values() for name in statistics))
     frame = pl.DataFrame({STATISTIC: names}).to_pandas()
     for column, statistics in columns.items():

@@ -1,8 +1,8 @@
-"""Expectation suites made from a build spec: what must hold of any dataset that the spec describes, as plain data.
+"""Expectation suites made from a build spec: what holds for every dataset of the spec, as plain data.
 
-Each table ("events", "impressions", "requests") has two suites: one on the counters of all its rows, exact, and one
-on a sample of its rows, which can also see types, order and combinations. One more is on the books of the sources.
-Nothing here imports Great Expectations; `expectations.py` runs these.
+Each table ("events", "impressions", "requests") has two suites: an exact one on the counters of all its rows, and one
+on a sample of its rows, which also sees types, order and combinations. One more suite checks the row accounting of
+the sources. Nothing here imports Great Expectations; `runner.py` runs the suites.
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Feature, FeatureType, Label
 from longbatch.validation.reference.values import string_id
 
-Kind = Literal["counters", "sample"]
+Basis = Literal["counters", "sample"]
 ColumnType = Literal["time"] | FeatureType
-# What Great Expectations calls the types of pandas columns (the ints and floats are called the same).
+# What Great Expectations calls the types of pandas columns; other types have the same name in both.
 PANDAS_TYPES: dict[ColumnType, str] = {"time": "Timestamp", "string": "str", "id": "int64"}
 SHARE_OF_NULLS, SMALLEST, LARGEST, MEAN, SPREAD = "share of nulls", "smallest", "largest", "mean", "spread"
 COUNT, TOTAL_MINUS_IMPRESSIONS = "count", "total minus impressions"
-REJECTED, WITHOUT_OUTCOME = "share rejected", "rows without a outcome"
-STATISTIC = "the statistic"  # no source can have this name
-ROUNDING = 1 + 1e-9  # a share is divided here, and multiplied where the build checks it
+REJECTED, WITHOUT_OUTCOME = "share rejected", "rows without an outcome"
+STATISTIC = "the statistic"  # the column that names the statistic of a row; no source can have this name
+ROUNDING = 1 + 1e-9  # a share is a quotient here, where the build compares products
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """One expectation: Great Expectations' type and arguments (as in JSON), and what it says in plain words.
+    """One expectation.
 
-    A warning is shown, but fails nothing: data can be sound and look like that.
+    Attributes:
+        type: Great Expectations' name of it, such as "expect_column_values_to_be_between".
+        kwargs: Its arguments, as in JSON.
+        says: What is expected, as a sentence without capital and full stop.
+        is_warning: Whether a dataset that does not meet it may still be valid, so that nothing fails.
     """
 
     type: str
@@ -45,7 +49,7 @@ class Expectation:
 
     @property
     def column(self) -> str | None:
-        """The column it is about, None if it is about several or about the table."""
+        """The column it is about, None if it is about several columns or the table."""
         return self.kwargs.get("column")
 
     @property
@@ -57,23 +61,35 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Suite:
-    """The expectations of one table, or of the sources, that run on its counters or on its sample."""
+    """Expectations that run together.
+
+    Attributes:
+        table: The table they are about, or "sources" for the row accounting.
+        basis: Whether they run on counters of all rows or on a sample of rows.
+        expectations: The expectations.
+    """
 
     table: TableName | Literal["sources"]
-    kind: Kind
+    basis: Basis
     expectations: tuple[Expectation, ...]
 
     @property
     def name(self) -> str:
-        """Its name for people, and of its page."""
-        return f"{self.table}, {self.kind}"
+        """The name in results and in Data Docs."""
+        return f"{self.table}, {self.basis}"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its type, whether it may be null, the range (both ends allowed) or set of its values.
+    """A column of a table, and what must hold for its values.
 
-    A label of which `is_rate` holds is 0 or 1, so that its mean is a rate.
+    Attributes:
+        name: Its name in the profile and the sample.
+        type: Its type.
+        nullable: Whether it may contain nulls.
+        low: The smallest allowed value.
+        high: The largest allowed value.
+        values: The allowed values.
     """
 
     name: str
@@ -90,12 +106,16 @@ class Column:
 
     @property
     def is_rate(self) -> bool:
-        """Whether it is a label that is 0 or 1."""
+        """Whether it is a label that is 0 or 1, so that its mean is a rate."""
         return self.is_label and (self.type == "bool" or set(self.values or (None,)) <= {0, 1})
 
 
 def generated_suites(spec: BuildSpec) -> tuple[Suite, ...]:
-    """Return all suites that follow from a spec."""
+    """Return all suites that follow from a spec.
+
+    Args:
+        spec: The build spec.
+    """
     columns = table_columns(spec)
     counters = [Suite(table, "counters", tuple(_counter_expectations(table, columns[table]))) for table in TABLES]
     samples = [Suite(table, "sample", tuple(_sample_expectations(spec, table, columns[table]))) for table in TABLES]
@@ -106,32 +126,37 @@ def generated_suites(spec: BuildSpec) -> tuple[Suite, ...]:
 
 
 def table_columns(spec: BuildSpec) -> dict[TableName, list[Column]]:
-    """Return the columns of the three tables that a build profiles and samples, and what must hold of them."""
-    requests, begin, end = spec.requests, *(moment.astimezone(UTC) for moment in spec.time_range)
+    """Return the columns of the three tables that a build profiles and samples.
+
+    Args:
+        spec: The build spec.
+    """
+    requests = spec.requests
+    earliest, latest = (moment.astimezone(UTC) for moment in spec.time_range)
     id_type: ColumnType = "string" if requests.request_id and requests.request_id.type == "string" else "int64"
-    context = [
+    request_keys = [
         Column("request_id", id_type),
         Column("user_id", "int64"),
-        Column("request_time", "time", low=begin, high=end),
+        Column("request_time", "time", low=earliest, high=latest),
     ]
     features = [_feature_column(f"request.{name}", feature) for name, feature in requests.features.items()]
     return {
         "events": [
             Column("user_id", "int64"),
             Column("item_id", "int64"),
-            Column("event_time", "time", low=begin, high=end),
-            Column("visible_time", "time", low=begin),
+            Column("event_time", "time", low=earliest, high=latest),
+            Column("visible_time", "time", low=earliest),
             *(_feature_column(f"history.{name}", feature) for name, feature in spec.history.features.items()),
         ],
         "impressions": [
-            *context,
+            *request_keys,
             Column("item_id", "int64"),
             *features,
             *(_feature_column(f"target.{name}", feature) for name, feature in requests.target_features.items()),
             *(_label_column(f"label.{name}", label) for name, label in requests.labels.items()),
         ],
         "requests": [
-            *context,
+            *request_keys,
             Column("targets", "int64", low=1, high=requests.max_targets),
             Column("history_length", "int64", low=0, high=spec.history_length),
             Column("newest_age_us", "int64", nullable=True, low=1),
@@ -142,11 +167,11 @@ def table_columns(spec: BuildSpec) -> dict[TableName, list[Column]]:
 
 def _feature_column(name: str, feature: Feature) -> Column:
     column = Column(name, feature.type, nullable=feature.default is None)
-    return _as_declared(column, feature, feature.default)
+    return _with_declared_values(column, feature, feature.default)
 
 
 def _label_column(name: str, label: Label) -> Column:
-    """Return a label's column. What it declares is of raw values: an aggregate may be something else."""
+    """Return a label's column; what is declared holds for raw values, and an aggregate of them may differ."""
     column = Column(name, label.type)
     if label.aggregate == "any" or label.contained_in:
         is_rate = label.type != "bool" and (label.default or 0) in (0, 1)
@@ -155,27 +180,28 @@ def _label_column(name: str, label: Label) -> Column:
         return replace(column, low=0)
     if label.aggregate == "sum":
         return column
-    return _as_declared(column, label, (label.default or 0) if label.aggregate == "max" else label.default)
+    return _with_declared_values(column, label, (label.default or 0) if label.aggregate == "max" else label.default)
 
 
-def _as_declared(column: Column, declared: Feature | Label, default: float | str | None) -> Column:
-    """Add the declared range or values, widened by the default, which need not be among them."""
+def _with_declared_values(column: Column, declared: Feature | Label, default: float | str | None) -> Column:
+    """Add the declared range or set, extended by the default, which need not be in it."""
     numbers = [] if default is None or isinstance(default, str) else [default]
     if not all(map(math.isfinite, numbers)):
         return column
     low = None if declared.min is None else min([declared.min, *numbers])
     high = None if declared.max is None else max([declared.max, *numbers])
-    if column.type == "float32":  # where 0.1 is a little more than 0.1
+    if column.type == "float32":  # the float32 nearest to 0.1 is a little more than 0.1
         low, high = (None if bound is None else float(np.float32(bound)) for bound in (low, high))
-    known = [] if default is None else [default]
-    values = None if declared.values is None else _stored([*declared.values, *known], column.type)
+    defaults = [] if default is None else [default]
+    values = None if declared.values is None else _stored_values([*declared.values, *defaults], column.type)
     return replace(column, low=low, high=high, values=values)
 
 
-def _stored(values: list[Any], type: ColumnType) -> tuple[int | str, ...]:
-    """Return values as they are stored. An id is a number, or the hash of a text; the log says which."""
-    if type == "id":
-        values = [v for v in values if not isinstance(v, str)] + [string_id(str(v)) for v in values]
+def _stored_values(values: list[Any], column_type: ColumnType) -> tuple[int | str, ...]:
+    """Return values as they are stored; an id is stored as a number, or as the hash of its string."""
+    if column_type == "id":
+        # A declared number may be a string in the log, so both forms are allowed.
+        values = [value for value in values if not isinstance(value, str)] + [string_id(str(value)) for value in values]
     return tuple(dict.fromkeys(values))
 
 
@@ -183,28 +209,28 @@ def _stored(values: list[Any], type: ColumnType) -> tuple[int | str, ...]:
 
 
 def _counter_expectations(table: TableName, columns: list[Column]) -> Iterator[Expectation]:
-    """What holds of the counters of all rows."""
+    """Yield what holds for the counters of all rows."""
     yield _at_least("rows", COUNT, 1, f"the number of {table} is at least 1", is_warning=table == "events")
     for column in columns:
         yield from _null_expectations(column)
         low, high = _range(column)
         if low is not None:
-            yield _at_least(column.name, SMALLEST, low, f"the smallest {column.name} is at least {_text(low)}")
+            yield _at_least(column.name, SMALLEST, low, f"the smallest {column.name} is at least {_format(low)}")
         if high is not None:
-            yield _at_most(column.name, LARGEST, high, f"the largest {column.name} is at most {_text(high)}")
+            yield _at_most(column.name, LARGEST, high, f"the largest {column.name} is at most {_format(high)}")
         if column.is_rate:
             says = f"the mean of {column.name}, a rate, is between 0 and 1"
             yield _at_least(column.name, MEAN, 0, says, max_value=1)
         if column.is_label:
-            says = f"the largest {column.name} less the smallest is above 0"
+            says = f"{column.name} has more than one value: the largest minus the smallest is above 0"
             yield _at_least(column.name, SPREAD, 0, says, is_warning=True, strict_min=True)
     if table == "requests":
-        says = "the targets of all requests less the impressions are 0"
+        says = "the number of targets of all requests minus the number of impressions is 0"
         yield _at_least("targets", TOTAL_MINUS_IMPRESSIONS, 0, says, max_value=0)
 
 
 def _null_expectations(column: Column) -> Iterator[Expectation]:
-    share = f"the share of nulls of {column.name} is"
+    share = f"the share of nulls in {column.name} is"
     if not column.nullable:
         yield _at_most(column.name, SHARE_OF_NULLS, 0, f"{share} 0")
     elif column.name != "newest_age_us":
@@ -212,41 +238,41 @@ def _null_expectations(column: Column) -> Iterator[Expectation]:
 
 
 def _range(column: Column) -> tuple[Number | datetime | None, Number | datetime | None]:
-    """Return the smallest and largest value that the column can have; of a set of numbers, its ends."""
+    """Return the smallest and largest allowed value; for a set of numbers, its extremes."""
     numbers = [value for value in column.values or () if not isinstance(value, str)]
     return (min(numbers), max(numbers)) if numbers and column.type != "id" else (column.low, column.high)
 
 
 def _source_expectations(spec: BuildSpec) -> Iterator[Expectation]:
-    """What holds of the books of every source; statistics of reasons are numbered, for a reason may be any text."""
+    """Yield what holds for the row accounting; statistics are numbered, because a reason may contain any string."""
     for source in spec.sources:
-        yield _at_least(
-            source, WITHOUT_OUTCOME, 0, f"the number of rows of {source} without a outcome is 0", max_value=0
-        )
+        says = f"the number of rows of {source} without an outcome is 0"
+        yield _at_least(source, WITHOUT_OUTCOME, 0, says, max_value=0)
         for number, (reason, share) in enumerate([("", spec.max_rejected), *spec.max_rejected_for.items()]):
-            says = f"the share of rows of {source} rejected{f' for {reason}' if reason else ''} is at most {share:g}"
+            rejected = f"rejected for {reason}" if reason else "rejected"
+            says = f"the share of rows of {source} {rejected} is at most {share:g}"
             yield _at_most(source, f"{REJECTED} {number}", share * ROUNDING, says)
 
 
 def _sample_expectations(spec: BuildSpec, table: TableName, columns: list[Column]) -> Iterator[Expectation]:
-    """What holds of rows: types, sets, ranges, order; `step_us` and `lag_us` are added to the sample."""
-    names = [column.name for column in columns]
+    """Yield what holds for rows: types, sets, ranges, order; `sample_frame` adds `step_us` and `lag_us`."""
     yield Expectation(
         "expect_table_columns_to_match_set",
-        {"column_set": names, "exact_match": False},
-        "all columns of the spec are there",
+        {"column_set": [column.name for column in columns], "exact_match": False},
+        "all columns of the spec are present",
     )
     for column in columns:
         says = f"{column.name} is of type {column.type}"
-        kwargs = {"column": column.name, "type_": PANDAS_TYPES.get(column.type, column.type)}
+        kwargs: dict[str, Any] = {"column": column.name, "type_": PANDAS_TYPES.get(column.type, column.type)}
         yield Expectation("expect_column_values_to_be_of_type", kwargs, says)
         if column.low is not None or column.high is not None:
             yield _between(column.name, column.low, column.high)
         if column.values is not None:
-            known = {"column": column.name, "value_set": list(column.values)}
-            yield Expectation("expect_column_values_to_be_in_set", known, f"{column.name} is {_one_of(column.values)}")
+            says = f"{column.name} is {_format_set(column.values)}"
+            kwargs = {"column": column.name, "value_set": list(column.values)}
+            yield Expectation("expect_column_values_to_be_in_set", kwargs, says)
     time = "visible_time" if table == "events" else "request_time"
-    yield replace(_between("step_us", 0, None), says=f"{time} never goes back within a user's rows")
+    yield replace(_between("step_us", 0, None), says=f"{time} never decreases within a user's rows")
     if table == "events":
         delay = spec.history.delay_us
         lag = _between("lag_us", delay, None if spec.history.arrival_time else delay)
@@ -259,55 +285,56 @@ def _request_expectations() -> Iterator[Expectation]:
     yield Expectation(
         "expect_compound_columns_to_be_unique",
         {"column_list": ["user_id", "request_id"]},
-        "a user's request is there once",
+        "each request of a user occurs once",
     )
     yield Expectation(
         "expect_column_values_to_not_be_null",
-        {"column": "newest_age_us", "row_condition": _where("history_length", ">", 0)},
-        "newest_age_us is there wherever history_length is not 0",
+        {"column": "newest_age_us", "row_condition": _row_condition("history_length", ">", 0)},
+        "newest_age_us is not null where history_length is above 0",
     )
 
 
 def _between(column: str, low: Number | datetime | None, high: Number | datetime | None) -> Expectation:
     if low is None or high is None:
-        says = f"at most {_text(high)}" if low is None else f"at least {_text(low)}"
+        says = f"at most {_format(high)}" if low is None else f"at least {_format(low)}"
     else:
-        says = f"between {_text(low)} and {_text(high)}" if low != high else f"always {_text(low)}"
-    kwargs = {"column": column, "min_value": _loose(low, -math.inf), "max_value": _loose(high, math.inf)}
+        says = f"between {_format(low)} and {_format(high)}" if low != high else f"always {_format(low)}"
+    kwargs = {"column": column, "min_value": _widened(low, -math.inf), "max_value": _widened(high, math.inf)}
     return Expectation("expect_column_values_to_be_between", kwargs, f"{column} is {says}")
 
 
 def _at_least(
-    column: str, statistic: str, low: Number | datetime, says: str, *, is_warning: bool = False, **kwargs: Any
+    column: str, statistic: str, low: Number | datetime, says: str, *, is_warning: bool = False, **kwargs: float
 ) -> Expectation:
-    kwargs |= {"min_value": _loose(low, -math.inf), "row_condition": _where(STATISTIC, "==", statistic)}
-    return Expectation("expect_column_min_to_be_between", {"column": column, **kwargs}, says, is_warning)
+    """Expect a statistic to be at least `low`; its row has one value, so the column's minimum is that value."""
+    bounds = {"min_value": _widened(low, -math.inf), "row_condition": _row_condition(STATISTIC, "==", statistic)}
+    return Expectation("expect_column_min_to_be_between", {"column": column, **kwargs, **bounds}, says, is_warning)
 
 
 def _at_most(
-    column: str, statistic: str, high: Number | datetime, says: str, *, is_warning: bool = False, **kwargs: Any
+    column: str, statistic: str, high: Number | datetime, says: str, *, is_warning: bool = False, **kwargs: float
 ) -> Expectation:
-    kwargs |= {"max_value": _loose(high, math.inf), "row_condition": _where(STATISTIC, "==", statistic)}
-    return Expectation("expect_column_max_to_be_between", {"column": column, **kwargs}, says, is_warning)
+    bounds = {"max_value": _widened(high, math.inf), "row_condition": _row_condition(STATISTIC, "==", statistic)}
+    return Expectation("expect_column_max_to_be_between", {"column": column, **kwargs, **bounds}, says, is_warning)
 
 
-def _loose(bound: Number | datetime | None, towards: float) -> Number | datetime | None:
-    """Move a bound that no float holds to the next one outwards: Great Expectations makes floats of them."""
+def _widened(bound: Number | datetime | None, towards: float) -> Number | datetime | None:
+    """Move a bound that is not a float to the next float outwards, because Great Expectations converts bounds."""
     if isinstance(bound, int) and abs(bound) > 2**53:
         return math.nextafter(bound, towards)
     return bound
 
 
-def _where(column: str, operator: str, value: str | int) -> dict[str, Any]:
+def _row_condition(column: str, operator: str, value: str | int) -> dict[str, Any]:
     """Return a row condition in Great Expectations' own form."""
     return {"type": "comparison", "column": {"name": column}, "operator": operator, "parameter": value}
 
 
-def _text(value: Number | datetime | None) -> str:
+def _format(value: Number | datetime | None) -> str:
     return f"{value:%Y-%m-%d %H:%M:%S} UTC" if isinstance(value, datetime) else f"{value:,}"
 
 
-def _one_of(values: tuple[int | str, ...]) -> str:
+def _format_set(values: tuple[int | str, ...]) -> str:
     if len(values) > 5:
-        return f"one of the {len(values)} values that are declared"
+        return f"one of the {len(values)} declared values"
     return " or ".join(str(value) if isinstance(value, int) else f"{value!r}" for value in values)

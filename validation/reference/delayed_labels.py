@@ -13,7 +13,6 @@ import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -21,9 +20,9 @@ from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Label
 
-from .values import Row, Unparsable, value_reader
+from .values import Row, UnparsableError, value_reader
 
-Actions = dict[tuple[Any, ...], list[Row]]
+Actions = dict[tuple[int | str | None, ...], list[Row]]
 
 
 def label_windows_are_closed(spec: BuildSpec, request_time: int, log_end: int | None) -> bool:
@@ -54,7 +53,7 @@ def actions_by_target(spec: BuildSpec, rows: Iterable[Row]) -> Actions:
     return actions
 
 
-def _target_key(spec: BuildSpec, item_id: int, request_id: int | str | None) -> tuple[Any, ...]:
+def _target_key(spec: BuildSpec, item_id: int, request_id: int | str | None) -> tuple[int | str | None, ...]:
     return (item_id, request_id) if spec.section("actions").request_id else (item_id,)
 
 
@@ -100,13 +99,13 @@ def _event_time(row: Row) -> int:
     return time_us
 
 
-def _sorted_values(rows: list[Row], name: str) -> list[Any]:
+def _sorted_values(rows: list[Row], name: str) -> list[float]:
     """Return the values of the actions in a window in the order (event_time, value), without null and NaN."""
     present = [row for row in rows if row[name] is not None and not math.isnan(row[name])]
     return [row[name] for row in sorted(present, key=lambda row: (row["event_time"], row[name]))]
 
 
-def _aggregate(label: Label, values: list[Any]) -> Any:
+def _aggregate(label: Label, values: list[float]) -> float:
     """Return a label from the values in its window; integers are exact, whatever their size."""
     if label.aggregate == "any":
         return int(bool(values))
@@ -122,10 +121,10 @@ def _float_sum(values: list[float]) -> float:
         return float(np.add.reduceat(np.array(values, np.float64), [0])[0])
 
 
-def _overflows(label: Label, result: float, values: list[Any]) -> bool:
+def _overflows(label: Label, result: float, values: list[float]) -> bool:
     """Return whether a result is out of its type's range, or infinite although all values are finite."""
     try:
         value_reader(label)(result)
-    except Unparsable:
+    except UnparsableError:
         return True
     return not math.isfinite(result) and all(map(math.isfinite, values))

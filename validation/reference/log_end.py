@@ -17,7 +17,7 @@ from .raw_files import Advance, read_chunks
 from .raw_rows import parse_chunk_rows, selection_columns
 from .row_outcomes import classify_rows
 from .user_counts import columns_of_exploded_rows
-from .values import Unparsable, value_reader
+from .values import UnparsableError, value_reader
 
 SLICE_ROWS = 500
 _SORT_COLUMN = "#time"
@@ -72,8 +72,9 @@ def _sortable(times: pl.Series, column: TimeColumn) -> pl.Series:
 
     def read_or_null(string: str) -> int | None:
         try:
-            return int(read(string))
-        except Unparsable:
+            time_us = read(string)
+        except UnparsableError:
             return None
+        return int(time_us) if isinstance(time_us, int | float) else None
 
     return pl.Series([None if string is None else read_or_null(string) for string in times])

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, Literal, cast
+from typing import IO, Literal, cast
 
 import polars as pl
 import pyarrow as pa
@@ -288,7 +288,7 @@ def _refuse_number(number: str) -> str:
     raise ValueError(f"{number} is not a number in JSON")
 
 
-def _json_string(value: Any) -> Any:
+def _json_string(value: object) -> object:
     """Return a JSON value as a string, a list as a list of strings; null stays null."""
     if isinstance(value, list):
         return [_json_string(element) for element in value]

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import polars as pl
 
@@ -33,7 +32,7 @@ from longbatch.schemas.spec.source import Explode
 
 from .values import Faults, Row, RowReader, row_reader, sort_key, value_or_null
 
-Key = tuple[Any, ...]
+Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -209,19 +208,22 @@ def _missing_reason(role: Role, name: str) -> str | None:
     return f"missing_label:{name.removeprefix('label.')}" if name.startswith("label.") else None
 
 
-def _conflicting_requests(plan: _Plan, rows: list[_CanonicalRow]) -> set[Any]:
+def _conflicting_requests(plan: _Plan, rows: list[_CanonicalRow]) -> set[int | str]:
     """Return the request ids for which rows without other faults have different users."""
-    users: dict[Any, set[int]] = defaultdict(set)
+    users: dict[int | str, set[int]] = defaultdict(set)
     user_column = plan.schema.user_id
     for row in rows:
-        if "requests" in row.roles and not row.reasons and _request_id(plan, row) is not None:
-            users[_request_id(plan, row)].add(row.values[user_column])
+        if "requests" in row.roles and not row.reasons:
+            request_id = _request_id(plan, row)
+            if request_id is not None:
+                users[request_id].add(row.values[user_column])
     return {request_id for request_id, request_users in users.items() if len(request_users) > 1}
 
 
-def _request_id(plan: _Plan, row: _CanonicalRow) -> Any:
+def _request_id(plan: _Plan, row: _CanonicalRow) -> int | str | None:
     """Return the request id of a target row, None where the spec maps no request id."""
-    return row.values.get(plan.schema.names["requests"].get("request_id", ""))
+    request_id: int | str | None = row.values.get(plan.schema.names["requests"].get("request_id", ""))
+    return request_id
 
 
 # Which rows a `where` selects

@@ -48,7 +48,7 @@ def count_user_rows(spec: BuildSpec, source: str, advance: Advance = lambda rows
         if sum(part.height for part in chunk_counts) > max(MERGE_ROWS, counts.height):
             counts, chunk_counts = _add_up([counts, *chunk_counts]), []
     counts = _add_up([counts, *chunk_counts])
-    return counts.with_columns(user_id=pl.Series(_user_ids(counts["raw_id"], user), dtype=pl.Int64))
+    return counts.with_columns(user_id=_user_ids(counts["raw_id"], user))
 
 
 def _add_up(parts: list[pl.DataFrame]) -> pl.DataFrame:
@@ -56,10 +56,11 @@ def _add_up(parts: list[pl.DataFrame]) -> pl.DataFrame:
     return counts.drop_nulls("raw_id").group_by("raw_id").sum()
 
 
-def _user_ids(raw_ids: pl.Series, column: IdColumn) -> list[int | None]:
+def _user_ids(raw_ids: pl.Series, column: IdColumn) -> pl.Series:
     if column.type == "string":
-        return [hash_utf8(raw_id) for raw_id in raw_ids]  # each occurs once, so the cache of `string_id` is no help
-    return [value_or_null(raw_id, column) for raw_id in raw_ids]
+        # Each string occurs once here, so the cache of `string_id` would only lose others.
+        return pl.Series([hash_utf8(raw_id) for raw_id in raw_ids], dtype=pl.Int64)
+    return pl.Series([value_or_null(raw_id, column) for raw_id in raw_ids], dtype=pl.Int64)
 
 
 def user_column(spec: BuildSpec, source: str) -> IdColumn:

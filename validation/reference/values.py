@@ -27,19 +27,20 @@ _INTEGER = re.compile(r"([+-]?[0-9]+)(\.0+)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 Row = dict[str, Any]  # a raw or a canonical row: its values by column name
-Reader = Callable[[Any], Any]
+Value = bool | int | float | str | None  # a canonical value; times are microseconds UTC
+Reader = Callable[[object], Value]
 Faults = tuple[str, ...]  # reasons to reject a row
-RowReader = Callable[[Row], tuple[Any, Faults]]
+RowReader = Callable[[Row], tuple[Value, Faults]]
 
 
-class Unparsable(Exception):
+class UnparsableError(Exception):
     """A value cannot be read as the declared type."""
 
 
 # Order and ids
 
 
-def sort_key(value: Any) -> tuple[Any, ...]:
+def sort_key(value: object) -> tuple[object, ...]:
     """Return a key that sorts values of one column as the semantics require.
 
     Args:
@@ -131,10 +132,10 @@ def row_reader(spec: BuildSpec, mapped: MappedColumn) -> RowReader:
     missing = value_reader(mapped)(getattr(mapped, "default", None))
     missing = string_id(missing) if is_hashed and isinstance(missing, str) else missing
 
-    def read_row(raw: Row) -> tuple[Any, Faults]:
+    def read_row(raw: Row) -> tuple[Value, Faults]:
         try:
             value = read(raw)
-        except Unparsable:
+        except UnparsableError:
             return missing, (f"unparsable:{_raw_name(mapped)}",)
         faults = () if value is None else find_faults(value)
         if value is None or (faults and isinstance(mapped, TimeColumn)):
@@ -149,7 +150,7 @@ def _raw_name(mapped: MappedColumn) -> str:
     return str(mapped.contained_in if isinstance(mapped, Label) and mapped.contained_in else mapped.column)
 
 
-def _column_reader(spec: BuildSpec, mapped: MappedColumn) -> Reader:
+def _column_reader(spec: BuildSpec, mapped: MappedColumn) -> Callable[[Row], Value]:
     """Return a function that reads the typed value from a raw row, null where it is missing."""
     column, read = _raw_name(mapped), value_reader(mapped)
     if isinstance(mapped, Label) and mapped.contained_in:
@@ -162,19 +163,26 @@ def _column_reader(spec: BuildSpec, mapped: MappedColumn) -> Reader:
     return lambda raw: read(raw[column])
 
 
-def _fault_finder(spec: BuildSpec, mapped: MappedColumn) -> Callable[[Any], Faults]:
+def _fault_finder(spec: BuildSpec, mapped: MappedColumn) -> Callable[[Value], Faults]:
     """Return a function that lists the faults of a typed value that is not null."""
     if isinstance(mapped, TimeColumn):
         earliest, latest = (to_microseconds(bound) for bound in spec.time_range)
-        return lambda time_us: () if earliest <= time_us <= latest else ("time_out_of_range",)
+
+        def find_time_faults(time_us: Value) -> Faults:
+            is_in_range = isinstance(time_us, int | float) and earliest <= time_us <= latest
+            return () if is_in_range else ("time_out_of_range",)
+
+        return find_time_faults
     if not isinstance(mapped, Declared) or (mapped.min, mapped.max, mapped.values) == (None, None, None):
         return lambda value: ()
     lowest, highest = _typed_bound(mapped.min, mapped.type), _typed_bound(mapped.max, mapped.type)
     allowed = None if mapped.values is None else {as_string(value) for value in mapped.values}
 
-    def find_faults(value: Any) -> Faults:
-        # Both comparisons are false for NaN, so NaN is out of any range.
-        is_inside = (lowest is None or value >= lowest) and (highest is None or value <= highest)
+    def find_faults(value: Value) -> Faults:
+        is_inside = True
+        if isinstance(value, int | float):
+            # Both comparisons are false for NaN, so NaN is out of any range.
+            is_inside = (lowest is None or value >= lowest) and (highest is None or value <= highest)
         faults = () if is_inside else (f"out_of_range:{_raw_name(mapped)}",)
         return faults if allowed is None or as_string(value) in allowed else (*faults, f"unknown:{_raw_name(mapped)}")
 
@@ -187,7 +195,7 @@ def _typed_bound(bound: float | None, type_name: FeatureType) -> float | None:
         return bound
     try:
         return _float32(bound)
-    except Unparsable:
+    except UnparsableError:
         return bound
 
 
@@ -198,7 +206,7 @@ def value_reader(mapped: MappedColumn) -> Reader:
         mapped: The mapped column.
 
     Returns:
-        A function that keeps null, converts times to microseconds UTC, and raises Unparsable. String ids of users
+        A function that keeps null, converts times to microseconds UTC, and raises UnparsableError. String ids of users
         and items are hashed; strings of an `id` feature are not hashed yet, because its `values` are compared first.
     """
     read = _reader_of_type(mapped)
@@ -221,7 +229,7 @@ def _reader_of_type(mapped: MappedColumn) -> Reader:
     return lambda value: _integer(value, bits)
 
 
-def value_or_null(value: Any, mapped: MappedColumn) -> Any:
+def value_or_null(value: object, mapped: MappedColumn) -> Value:
     """Read a raw value as a `where` sees it.
 
     Args:
@@ -238,7 +246,7 @@ def value_or_null(value: Any, mapped: MappedColumn) -> Any:
         if isinstance(mapped, Label) and mapped.at_least is not None:
             return _number(value)
         return value_reader(mapped)(value)
-    except Unparsable:
+    except UnparsableError:
         return None
 
 
@@ -250,7 +258,8 @@ def _is_contained(spec: BuildSpec, raw: Row, column: str) -> bool | None:
     item, members = raw[spec.requests.item_id.column], raw[column]
     if members is not None and not isinstance(members, list):
         raise DataError(
-            f"column {column!r} contains {members!r}, which is not a list. A label with `contained_in` needs a list column."
+            f"column {column!r} contains {members!r}, which is not a list. "
+            "A label with `contained_in` needs a list column."
         )
     return None if members is None else item is not None and item in members
 
@@ -259,14 +268,14 @@ def _integer(value: object, bits: int) -> int:
     if isinstance(value, str):
         match = _INTEGER.fullmatch(value)
         if match is None:
-            raise Unparsable
+            raise UnparsableError
         number = int(match[1])
     elif isinstance(value, int | float | Decimal) and math.isfinite(value) and value == int(value):
         number = int(value)
     else:
-        raise Unparsable
+        raise UnparsableError
     if not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
-        raise Unparsable
+        raise UnparsableError
     return number
 
 
@@ -275,14 +284,14 @@ def _float64(value: object) -> float:
         return float(value)
     if isinstance(value, int | float | Decimal):
         return float(value)
-    raise Unparsable
+    raise UnparsableError
 
 
 def _number(value: object) -> float:
     """Read a float that is not NaN."""
     number = _float64(value)
     if math.isnan(number):
-        raise Unparsable
+        raise UnparsableError
     return number
 
 
@@ -290,14 +299,14 @@ def _float32(value: object) -> float:
     try:
         return float(struct.unpack("<f", struct.pack("<f", _float64(value)))[0])
     except OverflowError:
-        raise Unparsable from None
+        raise UnparsableError from None
 
 
 def _boolean(value: object) -> bool:
     if isinstance(value, str):
         value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
     if not isinstance(value, int | float | Decimal) or value not in (0, 1):
-        raise Unparsable
+        raise UnparsableError
     return bool(value)
 
 
@@ -323,7 +332,7 @@ def _time_us(value: object, mapped: TimeColumn) -> float:
     try:
         parsed = datetime.strptime(value, mapped.format) if mapped.format else datetime.fromisoformat(value)
     except ValueError:
-        raise Unparsable from None
+        raise UnparsableError from None
     return utc_microseconds(parsed, mapped.timezone)
 
 
@@ -332,7 +341,7 @@ def _numeric_time_us(value: object, unit_us: int) -> float:
         match = _INTEGER.fullmatch(value)  # an integer stays exact, where a float would round it
         value = int(match[1]) if match else _float64(value)
     if not isinstance(value, int | float | Decimal) or math.isnan(value):
-        raise Unparsable
+        raise UnparsableError
     return float(value) if math.isinf(value) else round(value * unit_us)
 
 
@@ -345,10 +354,10 @@ def utc_microseconds(moment: datetime, timezone: str) -> int:
         timezone: IANA name of the time zone of naive datetimes.
 
     Raises:
-        Unparsable: The naive time does not exist, because clocks were set forward over it.
+        UnparsableError: The naive time does not exist, because clocks were set forward over it.
     """
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=ZoneInfo(timezone))
         if moment.astimezone(UTC).astimezone(moment.tzinfo).replace(tzinfo=None) != moment.replace(tzinfo=None):
-            raise Unparsable
+            raise UnparsableError
     return to_microseconds(moment)

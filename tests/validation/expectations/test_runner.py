@@ -1,4 +1,4 @@
-"""Great Expectations on small builds: sound ones, and ones with things wrong; and the pages that are written."""
+"""Great Expectations on small builds, valid ones and wrong ones, and the pages that are written."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ TableSamples = dict[TableName, pl.DataFrame]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a build hands to the expectations."""
+    """What a build passes to the expectations."""
 
     spec: BuildSpec
     profile: Profile
@@ -116,8 +116,8 @@ def with_counters(inputs: Inputs, table: TableName, **changes: Any) -> Inputs:
 
 def with_every_counter(inputs: Inputs, change: Callable[[TableProfile, ColumnProfile], ColumnProfile]) -> Inputs:
     tables = {
-        name: TableProfile(table.rows, {column: change(table, found) for column, found in table.columns.items()})
-        for name, table in inputs.profile.tables.items()
+        table_name: TableProfile(table.rows, {name: change(table, column) for name, column in table.columns.items()})
+        for table_name, table in inputs.profile.tables.items()
     }
     return replace(inputs, profile=replace(inputs.profile, tables=tables))
 
@@ -127,7 +127,7 @@ def with_sample(inputs: Inputs, table: TableName, change: Callable[[pl.DataFrame
 
 
 def on_row(row: int, column: str, value: Any) -> Callable[[pl.DataFrame], pl.DataFrame]:
-    """Return the change of one value of a sample."""
+    """Return a function that changes one value of a sample."""
 
     def change(frame: pl.DataFrame) -> pl.DataFrame:
         new = pl.lit(value).cast(frame[column].dtype)
@@ -137,20 +137,20 @@ def on_row(row: int, column: str, value: Any) -> Callable[[pl.DataFrame], pl.Dat
 
 
 @pytest.fixture(scope="module")
-def sound() -> Inputs:
+def valid() -> Inputs:
     return built(SPEC, {"log": LOG})
 
 
 @pytest.fixture(scope="module")
-def sound_run(sound: Inputs, tmp_path_factory: pytest.TempPathFactory) -> ExpectationResults:
-    return sound.run(tmp_path_factory.mktemp("sound") / "reports" / "data_docs")
+def valid_run(valid: Inputs, tmp_path_factory: pytest.TempPathFactory) -> ExpectationResults:
+    return valid.run(tmp_path_factory.mktemp("valid") / "reports" / "data_docs")
 
 
-def test_a_sound_dataset_meets_every_expectation_without_a_warning(sound_run: ExpectationResults) -> None:
-    assert sound_run.failures == []
-    assert sound_run.warnings == []
-    assert [(suite.name, suite.checked, suite.rows) for suite in sound_run.suites] == [
-        ("sources, counters", "the books of 7 rows", 7),
+def test_a_valid_dataset_meets_every_expectation_without_a_warning(valid_run: ExpectationResults) -> None:
+    assert valid_run.failures == []
+    assert valid_run.warnings == []
+    assert [(suite.name, suite.checked, suite.rows) for suite in valid_run.suites] == [
+        ("sources, counters", "row accounting of 7 rows", 7),
         ("events, counters", "counters of all 6 rows", 6),
         ("impressions, counters", "counters of all 5 rows", 5),
         ("requests, counters", "counters of all 4 rows", 4),
@@ -160,7 +160,7 @@ def test_a_sound_dataset_meets_every_expectation_without_a_warning(sound_run: Ex
     ]
 
 
-STRANGE = """
+UNUSUAL = """
 history_length = 5
 [sources.events]
 path = "events.parquet"
@@ -206,8 +206,8 @@ event_time = { column = "time", unit = "s" }
 """
 
 
-def strange_logs() -> dict[str, pl.DataFrame]:
-    """Sound rows that look odd: all null, NaN, infinite, defaults that are not declared, users without events."""
+def unusual_logs() -> dict[str, pl.DataFrame]:
+    """Return valid rows with unusual values: all null, NaN, infinite, defaults outside the declared set, no events."""
     events = pl.DataFrame(
         {
             "user": ["ann", "ann", "bob"],
@@ -245,28 +245,28 @@ def strange_logs() -> dict[str, pl.DataFrame]:
     return {"events": events, "shown": shown, "acts": acts}
 
 
-def test_what_is_odd_but_sound_meets_every_expectation(tmp_path: Path) -> None:
-    found = built(STRANGE, strange_logs()).run(tmp_path / "docs")
-    assert found.failures == []
-    assert [line for line in found.warnings if "never" not in line and "label.share" not in line] == []
-    assert any("history.never is below 1: observed 1.0" in line for line in found.warnings)
+def test_unusual_but_valid_values_meet_every_expectation(tmp_path: Path) -> None:
+    results = built(UNUSUAL, unusual_logs()).run(tmp_path / "docs")
+    assert results.failures == []
+    assert [line for line in results.warnings if "never" not in line and "label.share" not in line] == []
+    assert any("history.never is below 1: observed 1.0" in line for line in results.warnings)
 
 
-def test_a_dataset_without_events_only_warns(sound: Inputs, tmp_path: Path) -> None:
-    inputs = with_sample(sound, "events", lambda frame: frame.clear())
-    none = {column: ColumnProfile() for column in sound.profile.tables["events"].columns}
-    tables = {**sound.profile.tables, "events": TableProfile(0, none)}
-    found = replace(inputs, profile=replace(sound.profile, tables=tables)).run(tmp_path / "docs")
-    assert found.failures == []
-    assert found.warnings == [
+def test_a_dataset_without_events_is_only_a_warning(valid: Inputs, tmp_path: Path) -> None:
+    inputs = with_sample(valid, "events", lambda frame: frame.clear())
+    none = {column: ColumnProfile() for column in valid.profile.tables["events"].columns}
+    tables = {**valid.profile.tables, "events": TableProfile(0, none)}
+    results = replace(inputs, profile=replace(valid.profile, tables=tables)).run(tmp_path / "docs")
+    assert results.failures == []
+    assert results.warnings == [
         "events, counters: the number of events is at least 1: observed 0 (expect_column_min_to_be_between on rows)"
     ]
 
 
 @pytest.fixture(scope="module")
-def wrong_run(sound: Inputs, tmp_path_factory: pytest.TempPathFactory) -> ExpectationResults:
-    """Run on counters, rows and books with things wrong that have nothing to do with each other."""
-    wrong = with_counters(sound, "events", user_id__nulls=3, event_time__max=4_102_444_800_000_000)
+def wrong_run(valid: Inputs, tmp_path_factory: pytest.TempPathFactory) -> ExpectationResults:
+    """Run on counters, rows and row accounting with several independent errors."""
+    wrong = with_counters(valid, "events", user_id__nulls=3, event_time__max=4_102_444_800_000_000)
     wrong = with_counters(wrong, "impressions", label_dot_click__total=-1.0, request_dot_tab__min=-2)
     wrong = with_counters(wrong, "requests", newest_age_us__min=0, history_length__max=4, targets__total=6.0)
     wrong = with_sample(wrong, "events", on_row(1, "history.dwell_ms", -5))
@@ -277,20 +277,20 @@ def wrong_run(sound: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Expect
     wrong = with_sample(wrong, "requests", on_row(1, "newest_age_us", None))
     wrong = with_sample(wrong, "requests", lambda frame: pl.concat([frame, frame[-1:]]))
     wrong = replace(
-        wrong, row_accounting={"log": replace(sound.row_accounting["log"], rows=8, reasons={"missing_user": 2})}
+        wrong, row_accounting={"log": replace(valid.row_accounting["log"], rows=8, reasons={"missing_user": 2})}
     )
     return wrong.run(tmp_path_factory.mktemp("wrong") / "docs")
 
 
-def test_each_wrong_counter_and_row_fails_the_expectation_about_it_and_no_other(wrong_run: ExpectationResults) -> None:
+def test_each_wrong_counter_and_row_fails_its_own_expectation_only(wrong_run: ExpectationResults) -> None:
     assert wrong_run.warnings == []
     assert sorted(wrong_run.failures) == sorted(
         [
-            "sources, counters: the number of rows of log without a outcome is 0: observed 1 "
+            "sources, counters: the number of rows of log without an outcome is 0: observed 1 "
             "(expect_column_min_to_be_between on log)",
             "sources, counters: the share of rows of log rejected for missing_user is at most 0.2: observed 0.25 "
             "(expect_column_max_to_be_between on log)",
-            "events, counters: the share of nulls of user_id is 0: observed 0.5 "
+            "events, counters: the share of nulls in user_id is 0: observed 0.5 "
             "(expect_column_max_to_be_between on user_id)",
             "events, counters: the largest event_time is at most 2024-01-01 00:00:00 UTC: "
             "observed 2100-01-01 00:00:00+00:00 (expect_column_max_to_be_between on event_time)",
@@ -302,21 +302,21 @@ def test_each_wrong_counter_and_row_fails_the_expectation_about_it_and_no_other(
             "(expect_column_max_to_be_between on history_length)",
             "requests, counters: the smallest newest_age_us is at least 1: observed 0 "
             "(expect_column_min_to_be_between on newest_age_us)",
-            "requests, counters: the targets of all requests less the impressions are 0: observed 1.0 "
-            "(expect_column_min_to_be_between on targets)",
-            "events, sample: history.action is 'view' or 'buy': 1 of 6 are not, such as <script>alert(1)</script> "
+            "requests, counters: the number of targets of all requests minus the number of impressions is 0: "
+            "observed 1.0 (expect_column_min_to_be_between on targets)",
+            "events, sample: history.action is 'view' or 'buy': not so in 1 of 6 rows, for example <script>alert(1)</script> "
             "(expect_column_values_to_be_in_set on history.action)",
-            "events, sample: history.dwell_ms is between 0 and 60,000: 1 of 6 are not, such as -5 "
+            "events, sample: history.dwell_ms is between 0 and 60,000: not so in 1 of 6 rows, for example -5 "
             "(expect_column_values_to_be_between on history.dwell_ms)",
-            "events, sample: the time from event_time to visible_time is always 1,000,000 us: 1 of 6 are not, "
-            "such as 0 (expect_column_values_to_be_between on lag_us)",
+            "events, sample: the time from event_time to visible_time is always 1,000,000 us: not so in 1 of 6 rows, "
+            "for example 0 (expect_column_values_to_be_between on lag_us)",
             "impressions, sample: target.score is of type float32: observed float64 "
             "(expect_column_values_to_be_of_type on target.score)",
-            "impressions, sample: label.click is 0 or 1: 1 of 5 are not, such as 2 "
+            "impressions, sample: label.click is 0 or 1: not so in 1 of 5 rows, for example 2 "
             "(expect_column_values_to_be_in_set on label.click)",
-            "requests, sample: newest_age_us is there wherever history_length is not 0: 1 of 4 are not, such as null "
-            "(expect_column_values_to_not_be_null on newest_age_us)",
-            "requests, sample: a user's request is there once: 2 of 5 are not, such as "
+            "requests, sample: newest_age_us is not null where history_length is above 0: not so in 1 of 4 rows, "
+            "for example null (expect_column_values_to_not_be_null on newest_age_us)",
+            "requests, sample: each request of a user occurs once: not so in 2 of 5 rows, for example "
             "{'user_id': 2, 'request_id': 3512452115698523514} (expect_compound_columns_to_be_unique)",
         ]
     )
@@ -352,11 +352,11 @@ def wrong_types(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def test_every_generated_expectation_can_fail(sound: Inputs, tmp_path: Path) -> None:
+def test_every_generated_expectation_can_fail(valid: Inputs, tmp_path: Path) -> None:
     rejected = RowAccounting(rows=100, rejected=90, reasons={"missing_user": 90})
-    far = with_every_counter(sound, lambda table, column: ColumnProfile(1, -(10**18), 10**18, 1e18))
+    far = with_every_counter(valid, lambda table, column: ColumnProfile(1, -(10**18), 10**18, 1e18))
     far = replace(far, row_accounting={"log": rejected})
-    constant = with_every_counter(sound, lambda table, column: ColumnProfile(1, 1, 1))
+    constant = with_every_counter(valid, lambda table, column: ColumnProfile(1, 1, 1))
     constant = with_counters(constant, "events", history_dot_action__nulls=6, history_dot_dwell_ms__nulls=6)
     constant = with_counters(constant, "impressions", target_dot_score__nulls=5)
     for table in TABLES:
@@ -364,38 +364,38 @@ def test_every_generated_expectation_can_fail(sound: Inputs, tmp_path: Path) -> 
         constant = with_sample(constant, table, wrong_types)
     runs = [inputs.run(tmp_path / "docs") for inputs in (far, constant)]
     lines = [line for run in runs for line in [*run.failures, *run.warnings]]
-    for suite in generated_suites(sound.spec):
+    for suite in generated_suites(valid.spec):
         for expectation in suite.expectations:
             start = f"{suite.name}: {expectation.says}: "
             assert [line for line in lines if line.startswith(start)], f"nothing made this fail: {start}"
 
 
-# The user's own suites
+# User suites
 
 
-def test_the_users_own_suite_runs_on_the_sample_beside_the_generated_one(sound: Inputs, tmp_path: Path) -> None:
-    path = tmp_path / "$HOME" / "mine.json"
+def test_a_user_suite_runs_on_the_sample(valid: Inputs, tmp_path: Path) -> None:
+    path = tmp_path / "$HOME" / "suite.json"
     path.parent.mkdir()
     path.write_text(
-        """{"name": "mine", "expectations": [
+        """{"name": "suite", "expectations": [
         {"type": "expect_column_max_to_be_between", "kwargs": {"column": "history.dwell_ms", "max_value": 100}},
         {"type": "expect_column_mean_to_be_between", "kwargs": {"column": "lag_us", "min_value": 1}},
         {"type": "expect_column_values_to_be_in_set", "severity": "warning", "description": "all view",
          "kwargs": {"column": "history.action", "value_set": ["view"]}},
         {"type": "expect_column_values_to_be_between", "kwargs": {"column": "history.action", "min_value": 3}}]}"""
     )
-    own = sound.spec.expectations.model_copy(update={"events": str(path)})
-    found = replace(sound, spec=sound.spec.model_copy(update={"expectations": own})).run(tmp_path / "docs")
-    suite = found.suites[-1]
-    assert (suite.name, suite.expectations) == ("events, own suite", 4)
-    assert suite.checked == f"all 6 rows, by {path}"
-    assert found.warnings == [
-        "events, own suite: all view: 1 of 6 are not, such as buy (expect_column_values_to_be_in_set on history.action)"
+    own = valid.spec.expectations.model_copy(update={"events": str(path)})
+    results = replace(valid, spec=valid.spec.model_copy(update={"expectations": own})).run(tmp_path / "docs")
+    suite = results.suites[-1]
+    assert (suite.name, suite.expectations) == ("events, user suite", 4)
+    assert suite.checked == f"all 6 rows, suite from {path}"
+    assert results.warnings == [
+        "events, user suite: all view: not so in 1 of 6 rows, for example buy (expect_column_values_to_be_in_set on history.action)"
     ]
-    assert sorted(found.failures) == [
-        "events, own suite: column = 'history.action', min_value = 3.0: cannot be told, Column values, min_value, and "
+    assert sorted(results.failures) == [
+        "events, user suite: column = 'history.action', min_value = 3.0: failed with: Column values, min_value, and "
         "max_value must either be None or of the same type. (expect_column_values_to_be_between on history.action)",
-        "events, own suite: column = 'history.dwell_ms', max_value = 100.0: observed 60000 "
+        "events, user suite: column = 'history.dwell_ms', max_value = 100.0: observed 60000 "
         "(expect_column_max_to_be_between on history.dwell_ms)",
     ]
 
@@ -403,12 +403,12 @@ def test_the_users_own_suite_runs_on_the_sample_beside_the_generated_one(sound: 
 # Pages
 
 
-def pages_of(found: ExpectationResults) -> dict[str, str]:
-    folder = Path(found.data_docs).parent
+def pages_of(results: ExpectationResults) -> dict[str, str]:
+    folder = Path(results.data_docs).parent
     return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_data_docs_have_a_page_for_each_suite_and_each_result_and_an_index_of_them(
+def test_data_docs_have_a_page_for_each_suite_and_result_and_an_index(
     wrong_run: ExpectationResults,
 ) -> None:
     pages = pages_of(wrong_run)
@@ -425,42 +425,42 @@ def test_data_docs_have_a_page_for_each_suite_and_each_result_and_an_index_of_th
     assert "the largest history_length is at most 3" in result
 
 
-def test_pages_load_nothing_from_the_network_and_run_nothing(wrong_run: ExpectationResults) -> None:
+def test_pages_load_nothing_from_the_network_and_run_no_script(wrong_run: ExpectationResults) -> None:
     for name, page in pages_of(wrong_run).items():
         assert "default-src 'none'" in page, name
         assert not re.search(r"https?://|<script|<link|<img|@import|url\(", page), name
 
 
-def test_a_link_leads_from_a_result_to_its_suite(sound_run: ExpectationResults) -> None:
-    folder = Path(sound_run.data_docs).parent
+def test_result_pages_link_to_their_suite_and_the_index(valid_run: ExpectationResults) -> None:
+    folder = Path(valid_run.data_docs).parent
     for page in (folder / "validations").rglob("*.html"):
         home, suite = re.findall('href="(\\.\\.[^"]*)"', page.read_text())
         assert (page.parent / home).resolve() == (folder / "index.html").resolve()
         assert (page.parent / unquote(suite)).is_file()
 
 
-def test_a_later_run_leaves_no_page_of_an_earlier_one(sound: Inputs, tmp_path: Path) -> None:
+def test_a_run_replaces_all_pages_of_an_earlier_one(valid: Inputs, tmp_path: Path) -> None:
     out = tmp_path / "reports" / "data_docs"
     (out / "validations").mkdir(parents=True)
     (out / "validations" / "old.html").write_text("old")
-    found = sound.run(out)
-    assert "validations/old.html" not in pages_of(found)
+    results = valid.run(out)
+    assert "validations/old.html" not in pages_of(results)
     assert [path.name for path in out.parent.iterdir()] == ["data_docs"]
-    lost = sound.spec.expectations.model_copy(update={"requests": str(tmp_path / "lost.json")})
+    lost = valid.spec.expectations.model_copy(update={"requests": str(tmp_path / "lost.json")})
     with pytest.raises(SpecError, match=r"cannot read the expectation suite .*lost\.json: No such file"):
-        replace(sound, spec=sound.spec.model_copy(update={"expectations": lost})).run(out)
+        replace(valid, spec=valid.spec.model_copy(update={"expectations": lost})).run(out)
     assert [path.name for path in out.parent.iterdir()] == ["data_docs"]
-    assert Path(found.data_docs).is_file()
+    assert Path(results.data_docs).is_file()
 
 
-def test_nothing_else_is_written_and_nothing_is_sent(
-    sound: Inputs,
+def test_only_data_docs_are_written_and_nothing_is_sent(
+    valid: Inputs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def refuse(*arguments: Any) -> None:
+    def refuse(*arguments: object) -> None:
         raise AssertionError(f"a connection to {arguments[1:]}")
 
     elsewhere = {name: tmp_path / name for name in ("home", "work", "tmp")}
@@ -474,10 +474,10 @@ def test_nothing_else_is_written_and_nothing_is_sent(
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     stages: list[str] = []
     run_expectations(
-        sound.spec,
-        sound.profile,
-        sound.samples,
-        sound.row_accounting,
+        valid.spec,
+        valid.profile,
+        valid.samples,
+        valid.row_accounting,
         tmp_path / "docs",
         progress=lambda stage, done, total: stages.append(stage),
     )
@@ -488,15 +488,15 @@ def test_nothing_else_is_written_and_nothing_is_sent(
     assert list(dict.fromkeys(stages)) == ["expectations", "data docs"]
 
 
-def test_without_great_expectations_it_says_what_to_install(
-    sound: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_great_expectations_is_an_error_with_the_command_to_install_it(
+    valid: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "great_expectations", None)
     with pytest.raises(MachineError, match=r'pip install "longbatch\[validate\]"'):
-        sound.run(tmp_path / "docs")
+        valid.run(tmp_path / "docs")
 
 
-def test_a_folder_that_cannot_be_written_is_named(sound: Inputs, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(valid: Inputs, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match="file"):
-        sound.run(tmp_path / "file" / "docs")
+        valid.run(tmp_path / "file" / "docs")
