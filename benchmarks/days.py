@@ -83,7 +83,7 @@ def _one_day(root: Path, spec: BuildSpec, day: int, border: datetime) -> list[Fi
     else:
         append(spec, root / "grown", border)
     seconds = time.monotonic() - started
-    state = sum(entry["bytes"] for entry in read_snapshot(root / "grown").state) / 1e6
+    state = sum(entry.size_bytes for entry in read_snapshot(root / "grown").state) / 1e6
     rows = pl.scan_parquet(path).select(pl.len()).collect().item()
     return [
         Figure(f"day {day + 1}: rows", rows, ""),
@@ -111,7 +111,7 @@ def _forget(out: Path, figures: list[Figure]) -> list[Check]:
         Figure("buckets", before.buckets or 1, ""),
         Figure("shards", done.shards, ""),
     ]
-    theirs = sum(row["bucket"] in touched for row in before.shards)
+    theirs = sum(shard.bucket in touched for shard in before.shards)
     return [
         Check("shards written anew, those of the users' buckets at most", done.rewritten_shards, theirs),
         Check("rows of forgotten users in any file after vacuum", _rows_of(out, users.tolist()), 0, "=="),
@@ -120,7 +120,7 @@ def _forget(out: Path, figures: list[Figure]) -> list[Check]:
 
 def _neighbours(out: Path, snapshot: Snapshot) -> np.ndarray:
     """So many users, those of the first bucket first."""
-    shards = [pl.read_ipc(out / row["timelines"]["path"], columns=["user_id"]) for row in snapshot.shards]
+    shards = [pl.read_ipc(out / shard.timelines.path, columns=["user_id"]) for shard in snapshot.shards]
     users = pl.concat(shards)["user_id"].unique().sort().to_numpy()
     return np.asarray(users[np.argsort(bucket_of(users, snapshot.buckets or 1), kind="stable")][:FORGOTTEN])
 

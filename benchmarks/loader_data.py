@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from longbatch.schemas.accounting import Counts
-from longbatch.schemas.format.shard import write_shard
+from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema

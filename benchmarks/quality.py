@@ -101,7 +101,7 @@ def bought_targets(dataset: Dataset) -> int:
 
 def compare_quarantine(dataset: Dataset, planted: RowAccounting) -> dict[str, tuple[int, int]]:
     """What was found of the quarantined rows, and what is right: all there, labelled, and true to the log's files."""
-    parts = [pl.read_parquet(dataset.path / entry["path"]) for entry in dataset.snapshot.quarantine]
+    parts = [pl.read_parquet(dataset.path / entry.path) for entry in dataset.snapshot.quarantine]
     rows = pl.concat(parts, how="diagonal_relaxed")
     labelled = rows.filter(pl.col("_reasons").list.len() > 0).drop_nulls(["_source_file", "_source_row"])
     reasons = dict(labelled["_reasons"].explode().value_counts().rows())

@@ -26,7 +26,6 @@ from longbatch.jobs.savings.parquet_settings import choose_settings, parquet_opt
 from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.format.dataset import Dataset, open_dataset
-from longbatch.schemas.format.shard import shard_files
 from longbatch.schemas.spec.build_spec import Items, load_spec
 from longbatch.schemas.types import ProgressCallback
 
@@ -69,7 +68,7 @@ def _make(root: Path, name: str, users: int, events: int) -> Dataset:
 
 
 def _bytes(dataset: Dataset) -> int:
-    return sum(entry["bytes"] for row in dataset.shards for entry in shard_files(row))
+    return sum(entry.size_bytes for shard in dataset.shards for entry in shard.files)
 
 
 def _dataset(root: Path, events: int) -> tuple[list[Check], list[Figure]]:
@@ -205,7 +204,7 @@ def _steady(root: Path) -> list[Figure]:
 
 def _span_us(dataset: Dataset) -> tuple[int, int]:
     """The times of the first and the last request, in microseconds."""
-    times = [(row["first_request_time"], row["last_request_time"]) for row in dataset.shards]
+    times = [(shard.first_request_time, shard.last_request_time) for shard in dataset.shards]
     ends = min(first for first, _ in times), max(last for _, last in times)
     first, last = (int(end.timestamp() * 1e6) for end in ends)
     return first, last

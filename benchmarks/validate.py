@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from longbatch.schemas.format.dataset import open_dataset
-from longbatch.schemas.format.shard import check_file
+from longbatch.schemas.format.disk import check_file
 from longbatch.schemas.types import ProgressCallback
 
 from .checks import Check, Figure, Run, median_seconds, run_process
@@ -83,9 +83,9 @@ def _judge(runs: dict[str, list[Run]], sizes: dict[str, int]) -> tuple[list[Chec
 def main() -> None:
     """The floor, in a process of its own."""
     dataset = open_dataset(sys.argv[1])
-    for row in dataset.shards:
-        for table in ("timelines", "requests"):
-            check_file(dataset.path, row[table], checksum=True)
+    for shard in dataset.shards:
+        for entry in (shard.timelines, shard.requests):
+            check_file(dataset.path, entry, checksum=True)
     for _ in dataset.blocks():
         pass
 

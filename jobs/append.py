@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
-from longbatch.jobs.commit.build_result import BuildResult, Entry
+from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import OWNERS, Increment, check_appendable
 from longbatch.jobs.commit.quality_gates import check_accounting, check_rejects
 from longbatch.jobs.commit.write_lock import attempt
@@ -24,6 +24,7 @@ from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.stages import write_samples
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.format.manifest import FileEntry
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
 from longbatch.schemas.profile import TableName
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -105,11 +106,11 @@ def _semantics(spec: BuildSpec) -> dict[str, Any]:
 
 
 def _appended(
-    spec: BuildSpec, before: Snapshot, result: BuildResult, samples: tuple[Entry, ...], increment: Increment
+    spec: BuildSpec, before: Snapshot, result: BuildResult, samples: tuple[FileEntry, ...], increment: Increment
 ) -> Snapshot:
     """The snapshot before with what was built: files and counts of both, and the newest state."""
-    shards = tuple(sorted((*before.shards, *result.shards), key=lambda row: (row["bucket"], row["timelines"]["path"])))
-    owners = tuple(entry for entry in before.state if entry["kind"] == OWNERS)
+    shards = tuple(sorted((*before.shards, *result.shards), key=lambda shard: shard.sort_key))
+    owners = tuple(entry for entry in before.state if entry.table == OWNERS)
     # Requests that were pending are in the new counts again, as requests of the dataset or as pending ones.
     no_longer_pending = Counts(
         pending_requests=-before.counts.pending_requests, pending_targets=-before.counts.pending_targets
@@ -142,7 +143,7 @@ def _all_samples(root: Path, before: Snapshot, result: BuildResult, rows: int) -
     """The samples before together with the new ones, sampled again down to `rows` rows a table."""
     tables: dict[TableName, pl.DataFrame] = {}
     for entry in before.samples:
-        tables[entry["table"]] = pl.read_parquet(root / entry["path"])
+        tables[cast(TableName, entry.table)] = pl.read_parquet(root / entry.path)
     for table, sample in result.samples.items():
         tables[table] = pl.concat([tables[table], sample], how="diagonal") if table in tables else sample
     return {

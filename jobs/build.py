@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from longbatch.jobs.commit.build_result import BuildResult, Entry
+from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import Increment, check_appendable
 from longbatch.jobs.commit.quality_gates import check_result
 from longbatch.jobs.commit.write_lock import DATASET_FOLDERS, attempt, is_dataset_entry
@@ -27,6 +27,7 @@ from longbatch.jobs.engines.stages import write_samples
 from longbatch.pipelines.canonicalize import gather_log_facts
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, SpecError
+from longbatch.schemas.format.manifest import FileEntry
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.time import to_microseconds
@@ -177,7 +178,7 @@ def summary_of(root: Path, snapshot: Snapshot, started: float) -> BuildSummary:
         row_accounting=snapshot.row_accounting,
         collisions=snapshot.collisions,
         shards=len(snapshot.shards),
-        bytes=sum(entry["bytes"] for entry in snapshot.files),
+        bytes=sum(entry.size_bytes for entry in snapshot.files),
         seconds=time.monotonic() - started,
     )
 
@@ -202,9 +203,9 @@ def _check_output(root: Path, overwrite: bool) -> list[int]:
 
 
 def _snapshot(
-    spec: BuildSpec, result: BuildResult, samples: tuple[Entry, ...], number: int, increment: Increment | None
+    spec: BuildSpec, result: BuildResult, samples: tuple[FileEntry, ...], number: int, increment: Increment | None
 ) -> Snapshot:
-    shards = tuple(sorted(result.shards, key=lambda row: (row["bucket"], row["timelines"]["path"])))
+    shards = tuple(sorted(result.shards, key=lambda shard: shard.sort_key))
     return Snapshot(
         number=number,
         spec=spec,
@@ -225,13 +226,13 @@ def _snapshot(
     )
 
 
-def sorted_entries(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+def sorted_entries(entries: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
     """Sort file entries by path, so that a snapshot does not depend on the order in which tasks finish.
 
     Args:
         entries: File entries.
     """
-    return tuple(sorted(entries, key=lambda entry: str(entry["path"])))
+    return tuple(sorted(entries, key=lambda entry: entry.path))
 
 
 def _unlisted_files(root: Path, snapshot: Snapshot) -> list[Path]:
@@ -240,6 +241,6 @@ def _unlisted_files(root: Path, snapshot: Snapshot) -> list[Path]:
     They are looked up before the commit, so that the files of a build that starts after it are never among them. A
     build that was writing already can no longer commit, because this one takes its snapshot number.
     """
-    listed = {entry["path"] for entry in snapshot.files}
+    listed = {entry.path for entry in snapshot.files}
     paths = [path for folder in DATASET_FOLDERS for path in (root / folder).iterdir()]
     return [path for path in paths if path.relative_to(root).as_posix() not in listed]

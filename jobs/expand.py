@@ -22,7 +22,7 @@ from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.pipelines.content_hash import SampleDigest
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
-from longbatch.schemas.format.shard import disk_message
+from longbatch.schemas.format.disk import disk_message
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .expanded_files import (

@@ -75,10 +75,10 @@ def plan_parts(dataset: Dataset, history_length: int) -> list[Blocks]:
     Returns:
         For each file its blocks as (shard, block): about PART_BYTES in memory, at least one block.
     """
-    blocks = [(shard, block) for shard, row in enumerate(dataset.shards) for block in range(len(row["blocks"]))]
-    entries = [dataset.shards[shard]["blocks"][block] for shard, block in blocks]
+    blocks = [(shard, block) for shard, entry in enumerate(dataset.shards) for block in range(len(entry.blocks))]
+    entries = [dataset.shards[shard].blocks[block] for shard, block in blocks]
     targets, requests, events = (
-        np.array([entry[name] for entry in entries], dtype=np.float64)
+        np.array([entry.count(name) for entry in entries], dtype=np.float64)
         for name in ("targets", "requests", "history_events")
     )
     list_columns = event_type(dataset.spec).num_fields

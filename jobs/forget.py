@@ -23,13 +23,13 @@ from longbatch.jobs.commit.write_lock import attempt
 from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.schemas.format.shard import ShardReader, write_shard
+from longbatch.schemas.format.manifest import COUNT_NAMES, FileEntry, ShardEntry
+from longbatch.schemas.format.shard_reader import ShardReader
+from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
 from longbatch.schemas.profile import Profile
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import Int64Array
-
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ def forget(dataset: str | Path, users: list[str]) -> Forgotten:
         after = replace(after, vocabulary=files.each(before.vocabulary, lambda path, rows: keep_words(rows, in_use)))
         _prove(root, after, files)
         commit(root, after, name)
-    kept = {row["timelines"]["path"] for row in before.shards}
+    kept = {row.timelines.path for row in before.shards}
     return Forgotten(
         path=str(root),
         snapshot=after.number,
         users=len(ids),
         users_with_requests=removed.users,
-        rewritten_shards=len(before.shards) - sum(row["timelines"]["path"] in kept for row in shards),
+        rewritten_shards=len(before.shards) - sum(row.timelines.path in kept for row in shards),
         shards=len(before.shards),
         rewritten_files=files.rewritten,
         seconds=time.monotonic() - started,
@@ -117,7 +117,9 @@ class _Files:
         self.user_columns = {spec.section(role).user_id.column for role in spec.roles}
         self.rewritten = 0
 
-    def each(self, entries: tuple[Entry, ...], left: Callable[[Path, pl.DataFrame], pl.DataFrame]) -> tuple[Entry, ...]:
+    def each(
+        self, entries: tuple[FileEntry, ...], left: Callable[[Path, pl.DataFrame], pl.DataFrame]
+    ) -> tuple[FileEntry, ...]:
         """The entries with those rows that are left; files that lose nothing stay as they are."""
         found = []
         for entry in entries:
@@ -143,17 +145,15 @@ class _Files:
         return text.is_in(self.texts.implode()).fill_null(False)
 
 
-def _without_users(
-    root: Path, before: Snapshot, ids: Int64Array, name: str
-) -> tuple[tuple[dict[str, Any], ...], Counts]:
+def _without_users(root: Path, before: Snapshot, ids: Int64Array, name: str) -> tuple[tuple[ShardEntry, ...], Counts]:
     """The shards without the users, and what was in them; only shards of the users' buckets are looked at."""
     buckets = set(bucket_of(ids, before.buckets).tolist()) if before.buckets else None
     gone = pa.array(ids)
-    shards: list[dict[str, Any]] = []
+    shards: list[ShardEntry] = []
     removed = Counts()
     users: set[int] = set()
     for number, row in enumerate(before.shards):
-        if buckets is not None and row["bucket"] not in buckets:
+        if buckets is not None and row.bucket not in buckets:
             shards.append(row)
             continue
         found = [_users_of(block.timelines, gone) for block in _blocks(root, row, before.spec)]
@@ -162,15 +162,15 @@ def _without_users(
             continue
         users.update(*(hit.to_pylist() for hit in found))
         left = (_left(block, gone) for block in _blocks(root, row, before.spec))
-        rewritten = write_shard(root, row["bucket"], f"{name}-{number:05d}", before.spec, (b for b in left if b))
+        rewritten = write_shard(root, row.bucket, f"{name}-{number:05d}", before.spec, (b for b in left if b))
         shards += [rewritten] if rewritten else []
         removed += _lost(row, rewritten)
     return tuple(shards), removed + Counts(users=len(users))
 
 
-def _blocks(root: Path, row: dict[str, Any], spec: BuildSpec) -> Iterator[Any]:
+def _blocks(root: Path, row: ShardEntry, spec: BuildSpec) -> Iterator[Any]:
     reader = ShardReader(root, row, spec)
-    return (reader.block(number) for number in range(len(row["blocks"])))
+    return (reader.block(number) for number in range(len(row.blocks)))
 
 
 def _users_of(timelines: pa.RecordBatch, gone: pa.Array) -> pa.Array:
@@ -190,11 +190,8 @@ def _left(block: Any, gone: pa.Array) -> tuple[pa.RecordBatch, pa.RecordBatch] |
     return timelines, requests.set_column(requests.schema.get_field_index("timeline_row"), "timeline_row", rows)
 
 
-def _lost(row: dict[str, Any], rewritten: dict[str, Any] | None) -> Counts:
-    lost = {
-        name: row[f"total_{name}"] - (rewritten[f"total_{name}"] if rewritten else 0)
-        for name in ("segments", "requests", "targets", "events", "history_events")
-    }
+def _lost(row: ShardEntry, rewritten: ShardEntry | None) -> Counts:
+    lost = {name: row.total(name) - (rewritten.total(name) if rewritten else 0) for name in COUNT_NAMES}
     return Counts(
         segments=lost["segments"],
         requests=lost["requests"],
@@ -234,7 +231,7 @@ def _prove(root: Path, after: Snapshot, files: _Files) -> None:
     gone = pa.array(files.ids.to_numpy())
     for row in after.shards:
         if any(len(_users_of(block.timelines, gone)) for block in _blocks(root, row, after.spec)):
-            raise DatasetError(f"{root / row['timelines']['path']} still holds a user; please report this as a bug")
+            raise DatasetError(f"{root / row.timelines.path} still holds a user; please report this as a bug")
     rest = _Files(root, after.spec, files.texts.to_list(), files.ids.to_numpy(), "")
     for entries, left in (
         (after.quarantine, rest.quarantine),
@@ -243,4 +240,4 @@ def _prove(root: Path, after: Snapshot, files: _Files) -> None:
     ):
         for entry in entries:
             if without_rows(root, entry, None, left) is not entry:
-                raise DatasetError(f"{root / entry['path']} still holds a user; please report this as a bug")
+                raise DatasetError(f"{root / entry.path} still holds a user; please report this as a bug")

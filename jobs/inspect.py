@@ -13,7 +13,7 @@ from longbatch.pipelines.arrays.hashing import hash_string
 from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import Dataset, user_requests
-from longbatch.schemas.format.shard import SHARD_TABLES
+from longbatch.schemas.format.manifest import SHARD_TABLES
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.time import from_microseconds
 
@@ -23,7 +23,9 @@ NEWEST_SHOWN = 10
 def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
     """Plain values: counts, books, time range, schemas, files and bytes; with the content hash if asked."""
     counts, shards = dataset.counts, dataset.shards
-    sizes = {table: sum((row[table] or {"bytes": 0})["bytes"] for row in shards) for table in SHARD_TABLES}
+    sizes = {
+        table: sum(entry.size_bytes for shard in shards if (entry := getattr(shard, table))) for table in SHARD_TABLES
+    }
     described: dict[str, Any] = {
         "path": str(dataset.path),
         "name": dataset.spec.name,
@@ -35,10 +37,10 @@ def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
         "counts": counts.as_dict(),
         "targets_per_request": counts.targets / max(1, counts.requests),
         "mean_history": counts.history_events / max(1, counts.requests),
-        "first_request_time": _iso(min((row["first_request_time"] for row in shards), default=None)),
-        "last_request_time": _iso(max((row["last_request_time"] for row in shards), default=None)),
+        "first_request_time": _iso(min((shard.first_request_time for shard in shards), default=None)),
+        "last_request_time": _iso(max((shard.last_request_time for shard in shards), default=None)),
         "shards": len(shards),
-        "blocks": sum(len(row["blocks"]) for row in shards),
+        "blocks": sum(len(shard.blocks) for shard in shards),
         "bytes": sizes,
         "bytes_per_event": sum(sizes.values()) / max(1, counts.stored),
         "row_accounting": {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.format.shard import check_file
+from longbatch.schemas.format.disk import check_file
 from longbatch.schemas.format.snapshot import read_snapshot
 from longbatch.schemas.profile import TABLES
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -80,7 +80,7 @@ def validate(
 
     snapshot = read_snapshot(path)
     try:
-        files = {entry["table"]: check_file(path, entry, checksum=True) for entry in snapshot.samples}
+        files = {entry.table: check_file(path, entry, checksum=True) for entry in snapshot.samples}
     except DatasetError:
         return Validation(audited, None)
     samples = {table: pl.read_parquet(files[table]) for table in TABLES if table in files}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.physical_schema import Fields
-from longbatch.schemas.format.shard import Block
+from longbatch.schemas.format.shard_reader import Block
 
 from .rng import Ints
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.format.remote_cache import RemoteRoot
-from longbatch.schemas.format.shard import ShardReader
+from longbatch.schemas.format.shard_reader import ShardReader
 from longbatch.schemas.time import to_microseconds
 
 from .batch import Histories, RequestBatch

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
-from longbatch.schemas.format.shard import Block, ShardReader
+from longbatch.schemas.format.manifest import BlockEntry
+from longbatch.schemas.format.shard_reader import Block, ShardReader
 from longbatch.schemas.time import to_microseconds
 
 from .blocks import OpenBlock, Selection, open_block, within
@@ -63,8 +64,8 @@ def open_all(
 ) -> Opened:
     """Check the arguments against a dataset and count its requests; only blocks across an end of the time range are read."""
     check_history_length(dataset.spec, longest(history_length) if history_length is not None else None)
-    blocks = [(s, b, entry) for s, row in enumerate(dataset.shards) for b, entry in enumerate(row["blocks"])]
-    rows = _ints([entry["requests"] for _, _, entry in blocks])
+    blocks = [(s, b, entry) for s, shard in enumerate(dataset.shards) for b, entry in enumerate(shard.blocks)]
+    rows = _ints([entry.requests for _, _, entry in blocks])
     selection = _select(dataset, columns)
     opened = Opened(
         dataset=dataset,
@@ -75,7 +76,7 @@ def open_all(
         block_shard=_ints([shard for shard, _, _ in blocks]),
         block_in_shard=_ints([block for _, block, _ in blocks]),
         block_rows=rows,
-        block_events=_ints([entry["history_events"] for _, _, entry in blocks]),
+        block_events=_ints([entry.history_events for _, _, entry in blocks]),
         first_row=np.cumsum(rows) - rows,
         counts=rows,
     )
@@ -83,11 +84,11 @@ def open_all(
     return Opened(**{**vars(opened), "counts": counts})
 
 
-def _counts(opened: Opened, shards: Shards, entries: Sequence[dict[str, Any]]) -> Ints:
+def _counts(opened: Opened, shards: Shards, entries: Sequence[BlockEntry]) -> Ints:
     """Requests of each block inside the time range."""
     counts = opened.block_rows.copy()
     for number, entry in enumerate(entries):
-        ends = _ints([to_microseconds(entry["first_request_time"]), to_microseconds(entry["last_request_time"])])
+        ends = _ints([to_microseconds(entry.first_request_time), to_microseconds(entry.last_request_time)])
         inside = within(ends, opened.times_us)
         if not inside.all():
             counts[number] = int(within(request_times(opened, shards, number), opened.times_us).sum())

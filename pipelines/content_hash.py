@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from longbatch.pipelines.arrays.hashing import UInt64Array, cached_parts, hash_string, mix
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.format.shard import Block
+from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.ragged import list_offsets
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, target_type

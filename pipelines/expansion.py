@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from longbatch.pipelines.arrays.arrow import int32_array
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.format.shard import Block
+from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.ragged import list_offsets, offsets_of
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, requests_schema, target_type

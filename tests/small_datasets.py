@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from longbatch.pipelines.in_memory import build_in_memory
-from longbatch.schemas.format.shard import write_shard
+from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import requests_schema, timelines_schema

@@ -11,9 +11,8 @@ import polars as pl
 
 from longbatch.pipelines.profile import TableSamples
 from longbatch.schemas.accounting import Counts, RowAccounting
+from longbatch.schemas.format.manifest import FileEntry, ShardEntry
 from longbatch.schemas.profile import TABLES, Profile
-
-Entry = dict[str, Any]
 
 
 def _sum_accounting(
@@ -41,7 +40,7 @@ class BuildResult:
     """Files and counts of a build, or of one of its tasks; results add up field by field.
 
     Attributes:
-        shards: Rows of the shards table.
+        shards: Entries of the shards.
         vocabulary: Entries of the files of hashed strings.
         quarantine: Entries of the files of rejected rows.
         state: Entries of the files of incremental state, for later appends.
@@ -56,10 +55,10 @@ class BuildResult:
         shuffled_bytes: Bytes of the canonical rows on the way to their buckets.
     """
 
-    shards: tuple[Entry, ...] = field(default=(), metadata=_summed_by(operator.add))
-    vocabulary: tuple[Entry, ...] = field(default=(), metadata=_summed_by(operator.add))
-    quarantine: tuple[Entry, ...] = field(default=(), metadata=_summed_by(operator.add))
-    state: tuple[Entry, ...] = field(default=(), metadata=_summed_by(operator.add))
+    shards: tuple[ShardEntry, ...] = field(default=(), metadata=_summed_by(operator.add))
+    vocabulary: tuple[FileEntry, ...] = field(default=(), metadata=_summed_by(operator.add))
+    quarantine: tuple[FileEntry, ...] = field(default=(), metadata=_summed_by(operator.add))
+    state: tuple[FileEntry, ...] = field(default=(), metadata=_summed_by(operator.add))
     row_accounting: Mapping[str, RowAccounting] = field(default_factory=dict, metadata=_summed_by(_sum_accounting))
     counts: Counts = field(default_factory=Counts, metadata=_summed_by(operator.add))
     collisions: int = field(default=0, metadata=_summed_by(operator.add))
@@ -83,16 +82,14 @@ class BuildResult:
     @property
     def file_rows(self) -> int:
         """Number of rows in all files listed here; of shards, of their requests tables."""
-        return sum(int(row["total_requests"]) for row in self.shards) + sum(
-            int(entry["rows"]) for entry in self._small_files
-        )
+        return sum(shard.total_requests for shard in self.shards) + sum(entry.rows or 0 for entry in self._small_files)
 
     @property
     def file_bytes(self) -> int:
         """Bytes of all files listed here."""
-        shard_files = [row[table] for row in self.shards for table in ("timelines", "requests")]
-        return sum(int(entry["bytes"]) for entry in (*shard_files, *self._small_files))
+        shard_files = [entry for shard in self.shards for entry in shard.files]
+        return sum(entry.size_bytes for entry in (*shard_files, *self._small_files))
 
     @property
-    def _small_files(self) -> tuple[Entry, ...]:
+    def _small_files(self) -> tuple[FileEntry, ...]:
         return (*self.vocabulary, *self.quarantine, *self.state)

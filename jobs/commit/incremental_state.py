@@ -1,6 +1,6 @@
 """The incremental state of a dataset on disk: Arrow IPC files by bucket, listed in the snapshot.
 
-Entries are file entries with `kind`, the table they belong to, and `bucket`. Each append replaces the files of all
+Entries are file entries with `table` and `bucket`. Each append replaces the files of all
 tables but OWNERS: to the request ids that are in the dataset it only adds a file, so old ids are not written again.
 """
 
@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from longbatch.pipelines.incremental import IncrementalState, IncrementWindow
 from longbatch.schemas.errors import DataError, SpecError
-from longbatch.schemas.format.shard import check_file, file_entry
+from longbatch.schemas.format.disk import check_file, file_entry
+from longbatch.schemas.format.manifest import FileEntry
 from longbatch.schemas.spec.build_spec import BuildSpec
 
 from .disk_errors import writing
 
 OWNERS = "owners"
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,22 +38,22 @@ class Increment:
     start: int | None
     until: int
     buckets: int | None = None
-    state: tuple[Entry, ...] = ()
-    vocabulary: tuple[Entry, ...] = ()
+    state: tuple[FileEntry, ...] = ()
+    vocabulary: tuple[FileEntry, ...] = ()
 
     @property
     def window(self) -> IncrementWindow:
         """The time window."""
         return IncrementWindow(self.start, self.until)
 
-    def state_entries(self, table: str, bucket: int) -> list[Entry]:
+    def state_entries(self, table: str, bucket: int) -> list[FileEntry]:
         """Select the files of one table and bucket.
 
         Args:
             table: Name of the table.
             bucket: Number of the bucket.
         """
-        return [entry for entry in self.state if (entry["kind"], entry["bucket"]) == (table, bucket)]
+        return [entry for entry in self.state if (entry.table, entry.bucket) == (table, bucket)]
 
 
 def check_appendable(spec: BuildSpec) -> None:
@@ -93,12 +92,12 @@ def read_state(root: Path, increment: Increment, bucket: int) -> IncrementalStat
     Raises:
         DatasetError: A file is missing or altered.
     """
-    tables = {entry["kind"] for entry in increment.state} - {OWNERS}
+    tables = {entry.table for entry in increment.state if entry.table} - {OWNERS}
     frames = {table: read_files(root, increment.state_entries(table, bucket)) for table in tables}
     return IncrementalState({table: frame for table, frame in frames.items() if frame is not None})
 
 
-def read_files(root: Path, entries: Sequence[Entry]) -> pl.DataFrame | None:
+def read_files(root: Path, entries: Sequence[FileEntry]) -> pl.DataFrame | None:
     """Read files of the state.
 
     Args:
@@ -115,7 +114,7 @@ def read_files(root: Path, entries: Sequence[Entry]) -> pl.DataFrame | None:
     return pl.concat(frames, rechunk=True) if frames else None
 
 
-def write_state(root: Path, bucket: int, attempt: str, state: IncrementalState) -> tuple[Entry, ...]:
+def write_state(root: Path, bucket: int, attempt: str, state: IncrementalState) -> tuple[FileEntry, ...]:
     """Write the state of a user bucket; tables without rows get no file.
 
     Args:
@@ -134,16 +133,16 @@ def write_state(root: Path, bucket: int, attempt: str, state: IncrementalState) 
     return tuple(_write_table(root, table, bucket, attempt, frame) for table, frame in tables.items())
 
 
-def _write_table(root: Path, table: str, bucket: int, attempt: str, frame: pl.DataFrame) -> Entry:
+def _write_table(root: Path, table: str, bucket: int, attempt: str, frame: pl.DataFrame) -> FileEntry:
     path = root / "state" / f"{table}-{bucket:05d}-{attempt}.arrow"
     with writing(path):
         frame.write_ipc(path, compression="zstd", compat_level=pl.CompatLevel.oldest())
-    return {"kind": table, "bucket": bucket, **file_entry(root, path, frame.height)}
+    return file_entry(root, path, frame.height, table=table, bucket=bucket)
 
 
 def append_owners(
     root: Path, increment: Increment, bucket: int, attempt: str, owners: pl.DataFrame
-) -> tuple[Entry, ...]:
+) -> tuple[FileEntry, ...]:
     """Add the distinct (request_id, user_id) of a bucket of request ids to those of earlier increments.
 
     Args:

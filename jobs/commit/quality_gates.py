@@ -115,7 +115,7 @@ def _examples(result: BuildResult, root: Path, reasons: list[str]) -> Iterator[s
     for entry in result.quarantine[:EXAMPLE_FILES]:
         if not any(wanted.values()):
             return
-        rows = pl.read_parquet(root / entry["path"])
+        rows = pl.read_parquet(root / entry.path)
         for reason in [reason for reason, count in wanted.items() if count]:
             matches = rows.filter(pl.col("_reasons").list.contains(reason)).head(wanted[reason])
             wanted[reason] -= matches.height

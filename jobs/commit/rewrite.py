@@ -10,16 +10,16 @@ import polars as pl
 import pyarrow as pa
 
 from longbatch.schemas.errors import MachineError
-from longbatch.schemas.format.shard import ShardReader, check_file, disk_message, file_entry
+from longbatch.schemas.format.disk import check_file, disk_message, file_entry
+from longbatch.schemas.format.manifest import FileEntry
+from longbatch.schemas.format.shard_reader import ShardReader
 from longbatch.schemas.format.snapshot import Snapshot
 from longbatch.schemas.spec.build_spec import BuildSpec
 
-Entry = dict[str, Any]
-
 
 def without_rows(
-    root: Path, entry: Entry, attempt: str | None, left: Callable[[Path, pl.DataFrame], pl.DataFrame]
-) -> Entry | None:
+    root: Path, entry: FileEntry, attempt: str | None, left: Callable[[Path, pl.DataFrame], pl.DataFrame]
+) -> FileEntry | None:
     """The entry of the file with the rows that `left` leaves, written anew; the same entry if it leaves all.
 
     None if no row is left, or without an `attempt` to name a new file by.
@@ -40,7 +40,7 @@ def without_rows(
             kept.write_ipc(target, compression="zstd", compat_level=pl.CompatLevel.oldest())
     except OSError as error:
         raise MachineError(disk_message(error, target)) from None
-    return {**entry, **file_entry(root, target, kept.height)}
+    return file_entry(root, target, kept.height, table=entry.table, bucket=entry.bucket)
 
 
 def keep_words(words: pl.DataFrame, in_use: pl.Series) -> pl.DataFrame:
@@ -52,9 +52,9 @@ def hashed_ids_in_use(root: Path, snapshot: Snapshot) -> pl.Series:
     """All hashed ids, distinct, in the shards and the state of a snapshot."""
     spec = snapshot.spec
     parts = [pl.Series("id", [], dtype=pl.Int64)]
-    for row in snapshot.shards:
-        reader = ShardReader(root, row, spec)
-        for number in range(len(row["blocks"])):
+    for shard in snapshot.shards:
+        reader = ShardReader(root, shard, spec)
+        for number in range(len(shard.blocks)):
             block = reader.block(number)
             parts += [part.drop_nulls().unique() for part in _hashed_columns(spec, block.timelines, block.requests)]
         parts = [pl.concat(parts).unique()]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from longbatch.schemas.format.shard import SHARD_TABLES
+from longbatch.schemas.format.manifest import SHARD_TABLES
 from longbatch.schemas.format.snapshot import snapshot_numbers
 
 from .disk_errors import writing

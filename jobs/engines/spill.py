@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from longbatch.pipelines.arrays.narrow_ints import widen
 from longbatch.schemas.errors import MachineError
-from longbatch.schemas.format.shard import disk_message
+from longbatch.schemas.format.disk import disk_message
 
 
 class Partition:

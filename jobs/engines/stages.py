@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from longbatch.jobs.commit.build_result import BuildResult, Entry
+from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.disk_errors import writing
 from longbatch.jobs.commit.incremental_state import append_owners, read_state, write_state
 from longbatch.jobs.readers.chunks import Chunk
@@ -31,7 +31,9 @@ from longbatch.pipelines.kernel import advance_state, build_bucket
 from longbatch.pipelines.pack import event_status, pack, plan_segments
 from longbatch.pipelines.profile import TableSamples, profile_bucket
 from longbatch.schemas.accounting import RowAccounting
-from longbatch.schemas.format.shard import check_file, codec_of, file_entry, write_shard
+from longbatch.schemas.format.disk import check_file, file_entry
+from longbatch.schemas.format.manifest import FileEntry
+from longbatch.schemas.format.shard_writer import codec_of, write_shard
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import ArrowField
@@ -184,7 +186,7 @@ def build_shard(
     profile, samples = profile_bucket(spec, kernel, -(-spec.expectations.sample_rows // context.buckets))
     blocks, counts = pack(kernel, spec)
     shard = write_shard(context.root, bucket, context.attempt, spec, blocks)
-    state: tuple[Entry, ...] = ()
+    state: tuple[FileEntry, ...] = ()
     if increment:
         segments = plan_segments(kernel, spec)
         later = advance_state(spec, kernel, increment.until, segments.user_id, event_status(kernel, segments))
@@ -221,7 +223,7 @@ def find_conflicts(context: BuildContext, bucket: int, owners: pl.DataFrame) -> 
     Raises:
         DataError: An id was already appended before.
     """
-    state: tuple[Entry, ...] = ()
+    state: tuple[FileEntry, ...] = ()
     if context.increment:
         state = append_owners(context.root, context.increment, bucket, context.attempt, owners)
     return conflicting_requests(owners), BuildResult(state=state)
@@ -243,7 +245,7 @@ def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) ->
     """
     words = words.unique().sort("id", "text")
     known = context.increment.vocabulary if context.increment else ()
-    known = tuple(entry for entry in known if entry.get("bucket") == bucket)
+    known = tuple(entry for entry in known if entry.bucket == bucket)
     collisions = words.height - words["id"].n_unique()
     if known:
         before = pl.concat([pl.read_ipc(check_file(context.root, entry)) for entry in known])
@@ -258,7 +260,7 @@ def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) ->
     table = words.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.schema(VOCABULARY_FIELDS))
     with writing(path), pa.ipc.new_file(str(path), table.schema, options=options) as writer:
         writer.write_table(table)
-    entry = {"bucket": bucket, **file_entry(context.root, path, words.height)}
+    entry = file_entry(context.root, path, words.height, bucket=bucket)
     return BuildResult(vocabulary=(entry,), collisions=collisions)
 
 
@@ -316,7 +318,7 @@ def quarantine_conflicts(context: BuildContext, name: str, chunk: Chunk, conflic
     return write_quarantine(context, name, parsed, only_conflicts)
 
 
-def write_samples(samples: TableSamples, root: Path, attempt: str) -> tuple[Entry, ...]:
+def write_samples(samples: TableSamples, root: Path, attempt: str) -> tuple[FileEntry, ...]:
     """Write the sampled rows of the tables as Parquet files.
 
     Args:
@@ -335,5 +337,5 @@ def write_samples(samples: TableSamples, root: Path, attempt: str) -> tuple[Entr
         path = root / "samples" / f"{table}-{attempt}.parquet"
         with writing(path):
             rows.write_parquet(path, compression="zstd")
-        entries.append({"table": table, **file_entry(root, path, rows.height)})
+        entries.append(file_entry(root, path, rows.height, table=table))
     return tuple(entries)

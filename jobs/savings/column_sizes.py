@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.physical_schema import Batches
-from longbatch.schemas.format.shard import Block, codec_of
+from longbatch.schemas.format.shard_reader import Block
+from longbatch.schemas.format.shard_writer import codec_of
 
 from .parquet_settings import column_bytes
 
@@ -38,14 +39,14 @@ def sampled_blocks(dataset: Dataset, blocks: Sequence[tuple[int, int]]) -> list[
     taken, events = 0, 0
     while taken < len(blocks) and (not taken or events < SAMPLED_EVENTS):
         shard, block = blocks[taken]
-        events += dataset.shards[shard]["blocks"][block]["events"]
+        events += dataset.shards[shard].blocks[block].events
         taken += 1
     return list(blocks[:taken])
 
 
 def breakdown(dataset: Dataset, blocks: Sequence[tuple[int, int]]) -> list[ColumnBytes]:
     """Bytes of every column of the dataset, scaled up from these blocks."""
-    listed = [dataset.shards[shard]["blocks"][block] for shard, block in blocks]
+    listed = [dataset.shards[shard].blocks[block] for shard, block in blocks]
     stored, arrow = Counter[str](), Counter[str]()
     read: list[Block] = []
     for shard, block in blocks:
@@ -54,8 +55,8 @@ def breakdown(dataset: Dataset, blocks: Sequence[tuple[int, int]]) -> list[Colum
         read.append(reader.block(block))
         arrow.update(_plain_bytes(read[-1], dataset.spec.compression))
     parquet = _parquet_bytes(read)
-    size = sum(block["timelines_bytes"] + block["requests_bytes"] for block in listed)
-    whole = sum(row[table]["bytes"] for row in dataset.shards for table in ("timelines", "requests"))
+    size = sum(block.timelines_bytes + block.requests_bytes for block in listed)
+    whole = sum(entry.timelines.size_bytes + entry.requests.size_bytes for entry in dataset.shards)
     scale = whole / size
     names = dict.fromkeys([*arrow, *stored])
     rows = [
@@ -63,7 +64,7 @@ def breakdown(dataset: Dataset, blocks: Sequence[tuple[int, int]]) -> list[Colum
         for name in names
     ]
     headers = whole - sum(stored.values()) * scale
-    shared = sum(row["dictionaries"]["bytes"] for row in dataset.shards if row["dictionaries"])
+    shared = sum(entry.dictionaries.size_bytes for entry in dataset.shards if entry.dictionaries)
     return [
         *rows,
         *([ColumnBytes("dictionaries", float(shared), None, None)] if shared else []),

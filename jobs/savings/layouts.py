@@ -25,7 +25,8 @@ from longbatch.pipelines.expansion import (
     slice_histories,
 )
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.shard import Block
+from longbatch.schemas.format.manifest import CountName
+from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.ragged import concatenated_ranges, list_offsets
 from longbatch.schemas.types import Int64Array
 
@@ -56,15 +57,15 @@ class Survey(HistorySlices):
 
 def choose_blocks(dataset: Dataset, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Return (shard, block) of all blocks, or of a random choice of about SURVEY_RECORDS events and targets."""
-    blocks = [(shard, block) for shard, row in enumerate(dataset.shards) for block in range(len(row["blocks"]))]
+    blocks = [(shard, block) for shard, entry in enumerate(dataset.shards) for block in range(len(entry.blocks))]
     order = rng.permutation(len(blocks))
     records = [_count(dataset, [blocks[k]], "events") + _count(dataset, [blocks[k]], "targets") for k in order]
     kept = np.cumsum(records) - records < SURVEY_RECORDS
     return sorted(blocks[k] for k in order[kept])
 
 
-def _count(dataset: Dataset, blocks: list[tuple[int, int]], what: str) -> int:
-    return sum(int(dataset.shards[shard]["blocks"][block][what]) for shard, block in blocks)
+def _count(dataset: Dataset, blocks: list[tuple[int, int]], what: CountName) -> int:
+    return sum(dataset.shards[shard].blocks[block].count(what) for shard, block in blocks)
 
 
 def read_blocks(dataset: Dataset, blocks: list[tuple[int, int]]) -> Iterator[Block]:

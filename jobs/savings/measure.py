@@ -41,7 +41,7 @@ import pyarrow.compute as pc
 
 from longbatch.schemas.errors import MachineError, SpecError
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.shard import disk_message, shard_files
+from longbatch.schemas.format.disk import disk_message
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .column_sizes import breakdown, sampled_blocks
@@ -121,7 +121,7 @@ def _measure(
     on_disk = _on_disk(dataset, surveyed)
     sampled = sampled_blocks(dataset, surveyed.blocks)
     columns = breakdown(dataset, sampled)
-    blocks, found = sum(len(row["blocks"]) for row in dataset.shards), []
+    blocks, found = sum(len(shard.blocks) for shard in dataset.shards), []
     for layout in layouts(surveyed, rng):
         slices = cut_slices(layout, budget, rng)
         decoded, files, sample = measure_layout(layout, slices, folder, progress)
@@ -191,7 +191,7 @@ def _settings() -> dict[str, str]:
 
 def _on_disk(dataset: Dataset, surveyed: Survey) -> dict[str, Any]:
     """The dataset as it lies there: bytes from its books, decoded and read by reading the surveyed blocks again."""
-    size = float(sum(entry["bytes"] for row in dataset.shards for entry in shard_files(row)))
+    size = float(sum(entry.size_bytes for shard in dataset.shards for entry in shard.files))
     started, decoded = time.perf_counter(), 0
     for block in read_blocks(dataset, surveyed.blocks):
         decoded += block.timelines.nbytes + block.requests.nbytes

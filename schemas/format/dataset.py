@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,10 +14,12 @@ from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, requests_schema, timelines_schema
 
+from .disk import check_file
 from .local_files import Files, LocalFiles
+from .manifest import ShardEntry
 from .physical_schema import ALL_FIELDS, Fields
 from .remote_cache import RemoteFiles, RemoteRoot
-from .shard import Block, ShardReader, check_file, shard_files
+from .shard_reader import Block, ShardReader
 from .snapshot import Snapshot, read_snapshot
 
 
@@ -63,8 +64,8 @@ class Dataset:
         return pa.schema([*fields[:-1], pa.field("history", pa.list_view(event_type(self.spec))), fields[-1]])
 
     @property
-    def shards(self) -> tuple[dict[str, Any], ...]:
-        """Rows of the snapshot's shards table."""
+    def shards(self) -> tuple[ShardEntry, ...]:
+        """Shards of the snapshot, in order."""
         return self.snapshot.shards
 
     def shard(self, number: int, fields: Fields = ALL_FIELDS, files: Files | None = None) -> ShardReader:
@@ -79,9 +80,9 @@ class Dataset:
 
     def blocks(self) -> Iterator[Block]:
         """Read all blocks in order, one at a time."""
-        for number, row in enumerate(self.shards):
+        for number, shard in enumerate(self.shards):
             reader = self.shard(number)
-            for block in range(len(row["blocks"])):
+            for block in range(len(shard.blocks)):
                 yield reader.block(block)
 
     def scan(self, history_length: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -119,8 +120,8 @@ def open_dataset(path: str | Path | RemoteRoot, snapshot: int | None = None) -> 
         return Dataset(Path(path.uri), read_snapshot(path.mirror(), snapshot), path)
     root = Path(path)
     dataset = Dataset(root, read_snapshot(root, snapshot))
-    for row in dataset.shards:
-        for entry in shard_files(row):
+    for shard in dataset.shards:
+        for entry in shard.files:
             check_file(root, entry)
     return dataset
 

@@ -1,7 +1,8 @@
-"""Where a shard's bytes come from: ranges of files, checked against the snapshot before anything reads them.
+"""Read byte ranges of a shard's files; each is compared with its listed checksum before Arrow parses it.
 
-Arrow parses the metadata of a message and trusts what it says about the body. So a range is handed on only when its CRC-32 is the listed
-one; a range is checked once per process, for it is mapped memory that stays as it is.
+Arrow trusts the metadata of a message for the layout of its body, so that damaged bytes could make it read out of
+bounds. A range is therefore only returned when its CRC-32 is the listed one. A range of a local file is checked once
+per process, because it is mapped memory that stays the same.
 """
 
 from __future__ import annotations
@@ -9,139 +10,178 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import pyarrow as pa
 
 from longbatch.schemas.errors import DatasetError
 
-MAGIC_BYTES = 8  # "ARROW1" and two zeros, in front of the schema message
-OPEN_FILES = 128  # mappings a process keeps
+from .disk import compare_sha256
+from .manifest import ByteRange, FileEntry
 
-
-@dataclass(frozen=True)
-class Range:
-    """A listed byte range of a listed file, and the CRC-32 of its bytes."""
-
-    entry: dict[str, Any]
-    offset: int
-    size: int
-    crc32: int
-
-    @property
-    def path(self) -> str:
-        """The file, relative to the dataset."""
-        return str(self.entry["path"])
+MAGIC_BYTES = 8  # an Arrow file begins with "ARROW1" and two zeros, then the schema message
+OPEN_FILES = 128  # number of files that a process keeps mapped
 
 
 class Files(Protocol):
-    """Reads listed ranges; opened where it is used, never pickled."""
+    """Reads the files of a dataset. Open it in the process that reads; it cannot be pickled."""
 
-    def range(self, part: Range, where: str) -> pa.Buffer:
-        """The bytes of a range, checked. Raises DatasetError that begins with `where`."""
+    def read_range(self, path: str, byte_range: ByteRange, where: str) -> pa.Buffer:
+        """Read and check a listed range.
+
+        Args:
+            path: The file, relative to the dataset.
+            byte_range: Offset, length and checksum.
+            where: File and block, the beginning of error messages.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            DatasetError: The file is missing or too short, or the bytes were altered.
+        """
         ...
 
-    def whole(self, entry: dict[str, Any]) -> pa.Buffer:
-        """All bytes of a file, checked by its sha256. Raises DatasetError naming it."""
+    def read_file(self, entry: FileEntry) -> pa.Buffer:
+        """Read a file and compare it with its SHA-256.
+
+        Args:
+            entry: The file as the snapshot lists it.
+
+        Returns:
+            All bytes of the file.
+
+        Raises:
+            DatasetError: The file is missing or was altered; names it.
+        """
         ...
-
-
-def block_range(row: dict[str, Any], table: str, number: int) -> Range:
-    """The range of one block in a file of a shard."""
-    block = row["blocks"][number]
-    return Range(row[table], *(int(block[f"{table}_{what}"]) for what in ("offset", "bytes", "crc32")))
 
 
 class LocalFiles:
-    """Files under a folder, mapped into memory."""
+    """Reads files below a folder by mapping them into memory, without a copy.
+
+    Args:
+        root: Root of the dataset.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._checked: set[tuple[str, int]] = set()
         self._map = lru_cache(maxsize=OPEN_FILES)(self._mapped)
 
-    def range(self, part: Range, where: str) -> pa.Buffer:
-        """The bytes of a range, without a copy."""
-        buffer = self._map(part.path)
-        if part.offset < 0 or part.size < 0 or part.offset + part.size > buffer.size:
+    def read_range(self, path: str, byte_range: ByteRange, where: str) -> pa.Buffer:
+        """Return a range of a mapped file, checked the first time; see `Files`."""
+        buffer = self._map(path)
+        offset, size = byte_range.offset, byte_range.size_bytes
+        if offset < 0 or size < 0 or offset + size > buffer.size:
             raise DatasetError(
-                f"{where} lies at bytes {part.offset:,} to {part.offset + part.size:,} of a file of {buffer.size:,}; "
-                "it was cut, restore it or build again"
+                f"{where}: the snapshot lists bytes {offset:,} to {offset + size:,}, but the file has {buffer.size:,}. "
+                "It was truncated; restore it or build again."
             )
-        found = buffer.slice(part.offset, part.size)
-        if (part.path, part.offset) not in self._checked:
-            check_crc32(found, part.crc32, where)
-            self._checked.add((part.path, part.offset))
-        return found
+        data = buffer.slice(offset, size)
+        if (path, offset) not in self._checked:
+            check_crc32(data, byte_range.crc32, where)
+            self._checked.add((path, offset))
+        return data
 
-    def whole(self, entry: dict[str, Any]) -> pa.Buffer:
-        """The mapped file, read once to check it."""
-        buffer = self._map(str(entry["path"]))
-        check_sha256(buffer, entry, str(self._root / entry["path"]))
+    def read_file(self, entry: FileEntry) -> pa.Buffer:
+        """Return the mapped file, read once to check it; see `Files`."""
+        buffer = self._map(entry.path)
+        check_sha256(buffer, entry, str(self._root / entry.path))
         return buffer
 
     def _mapped(self, path: str) -> pa.Buffer:
         try:
             return pa.memory_map(str(self._root / path)).read_buffer()
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{self._root / path} cannot be read: {error}; restore it or build again") from None
+            raise DatasetError(f"{self._root / path} cannot be read: {error}. Restore it or build again.") from None
 
 
 def check_crc32(buffer: pa.Buffer, listed: int, where: str) -> None:
-    """Raise DatasetError unless the bytes have the listed CRC-32."""
-    found = zlib.crc32(buffer)
-    if found != listed:
+    """Compare bytes with their listed CRC-32.
+
+    Args:
+        buffer: The bytes.
+        listed: The CRC-32 in the snapshot.
+        where: File and block, the beginning of the error message.
+
+    Raises:
+        DatasetError: The bytes were altered.
+    """
+    crc32 = zlib.crc32(memoryview(buffer))
+    if crc32 != listed:
         raise DatasetError(
-            f"{where} was altered: crc32 {found:08x}, the snapshot lists {listed:08x}; restore it or build again"
+            f"{where} was altered: its crc32 is {crc32:08x}, but the snapshot lists {listed:08x}. "
+            "Restore it or build again."
         )
 
 
-def check_sha256(buffer: pa.Buffer, entry: dict[str, Any], name: str) -> None:
-    """Raise DatasetError unless the bytes of a file are those listed."""
-    found = hashlib.sha256(buffer).hexdigest()
-    if found != entry["sha256"]:
-        raise DatasetError(f"{name} was altered: sha256 {found[:12]}..., listed {str(entry['sha256'])[:12]}...")
+def check_sha256(buffer: pa.Buffer, entry: FileEntry, name: str) -> None:
+    """Compare the bytes of a file with its listed SHA-256.
+
+    Args:
+        buffer: All bytes of the file.
+        entry: The file as the snapshot lists it.
+        name: Path or URI of the file, for the error.
+
+    Raises:
+        DatasetError: The file was altered.
+    """
+    compare_sha256(hashlib.sha256(memoryview(buffer)).hexdigest(), entry, name)
 
 
 def read_record_batch(
     buffer: pa.Buffer, number: int, schema: pa.Schema, included: Sequence[int] | None, where: str
 ) -> pa.RecordBatch:
-    """The record batch of a checked range; included: columns to decode, None for all.
+    """Read the record batch of a checked range.
 
-    The range of block 0 begins with the file's magic bytes and schema message; the others are one message each. Without
-    `included` nothing is copied. Raises DatasetError that begins with `where`.
+    Block 0's range begins with the file's magic bytes and schema message; the ranges of all other blocks are one
+    message each. Without `included` nothing is copied but what is compressed.
+
+    Args:
+        buffer: Bytes of the range.
+        number: Index of the block in its shard.
+        schema: Stored columns of the file.
+        included: Indices of the columns to decode; None for all.
+        where: File and block, the beginning of error messages.
+
+    Returns:
+        The record batch, with the included columns.
+
+    Raises:
+        DatasetError: The bytes are not the Arrow message that was written.
     """
     try:
         if included is None:
             source = pa.BufferReader(buffer)
             if number == 0:
-                source.seek(MAGIC_BYTES)
-                _check_schema(pa.ipc.read_schema(source), schema, where)
+                source.seek(
+                    MAGIC_BYTES
+                )  # read_schema leaves the source at the next message; its stub only knows buffers
+                _check_schema(pa.ipc.read_schema(cast(pa.Buffer, source)), schema, where)
             batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema)
         else:
-            batch = _stream_of(buffer, number, schema, included, where).read_next_batch()
+            batch = _open_stream(buffer, number, schema, included, where).read_next_batch()
         batch.validate(full=True)
     except (pa.ArrowException, OSError, StopIteration) as error:
-        raise DatasetError(f"{where} cannot be read: {error}; build it again") from None
+        raise DatasetError(f"{where} cannot be read: {error}. Build it again.") from None
     return batch
 
 
-def _stream_of(
+def _open_stream(
     buffer: pa.Buffer, number: int, schema: pa.Schema, included: Sequence[int], where: str
 ) -> pa.RecordBatchStreamReader:
-    """An Arrow stream of the one batch: only a stream's reader can leave columns out before they are decompressed."""
+    """An Arrow stream of the one batch: only a stream reader can skip columns before they are decompressed."""
     options = pa.ipc.IpcReadOptions(included_fields=list(included), use_threads=False)
     if number == 0:
-        found = pa.ipc.read_schema(buffer.slice(MAGIC_BYTES))
-        _check_schema(found, schema, where)
+        _check_schema(pa.ipc.read_schema(buffer.slice(MAGIC_BYTES)), schema, where)
         return pa.ipc.open_stream(buffer.slice(MAGIC_BYTES), options=options)
     joined = b"".join((memoryview(schema.serialize()), memoryview(buffer)))
     return pa.ipc.open_stream(pa.py_buffer(joined), options=options)
 
 
-def _check_schema(found: pa.Schema, expected: pa.Schema, where: str) -> None:
-    if not found.equals(expected):
-        raise DatasetError(f"{where}: its columns are not those of the dataset's spec; build it again")
+def _check_schema(actual: pa.Schema, expected: pa.Schema, where: str) -> None:
+    if not actual.equals(expected):
+        raise DatasetError(f"{where}: its columns are not those of the dataset's spec. Build it again.")

@@ -25,7 +25,8 @@ from pyarrow import fs
 
 from longbatch.schemas.errors import DatasetError, MachineError
 
-from .local_files import OPEN_FILES, Range, check_crc32, check_sha256
+from .local_files import OPEN_FILES, check_crc32, check_sha256
+from .manifest import ByteRange, FileEntry
 
 T = TypeVar("T")
 ATTEMPTS = 5
@@ -80,18 +81,18 @@ class RemoteFiles:
         self._store: tuple[Any, str] | None = None
         self._mapped = lru_cache(maxsize=OPEN_FILES)(self._fetched)
 
-    def range(self, part: Range, where: str) -> pa.Buffer:
-        """The bytes of a range, from the cache or the store."""
-        return self._mapped(part.path, part.offset, part.size, part.crc32, where)
+    def read_range(self, path: str, byte_range: ByteRange, where: str) -> pa.Buffer:
+        """Return a range from the cache or the store; see `Files`."""
+        return self._mapped(path, byte_range, where)
 
-    def whole(self, entry: dict[str, Any]) -> pa.Buffer:
-        """All bytes of a file; not cached on disk, for a reader keeps what it makes of them."""
-        path = str(entry["path"])
-        data = self._read(path, 0, int(entry["bytes"]))
-        check_sha256(data, entry, f"{self._remote.uri}/{path}")
+    def read_file(self, entry: FileEntry) -> pa.Buffer:
+        """Fetch a file; it is not cached on disk, because a reader keeps what it decodes from it; see `Files`."""
+        data = self._read(entry.path, 0, entry.size_bytes)
+        check_sha256(data, entry, f"{self._remote.uri}/{entry.path}")
         return data
 
-    def _fetched(self, path: str, offset: int, size: int, crc32: int, where: str) -> pa.Buffer:
+    def _fetched(self, path: str, byte_range: ByteRange, where: str) -> pa.Buffer:
+        offset, size, crc32 = byte_range.offset, byte_range.size_bytes, byte_range.crc32
         name = hashlib.sha256(f"{path} {offset} {size} {crc32}".encode()).hexdigest()[:32]
         local = self._folder / name
         with suppress(OSError, DatasetError, pa.ArrowException):

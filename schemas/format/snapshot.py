@@ -10,7 +10,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.profile import Profile, profile_of
 from longbatch.schemas.spec.build_spec import BuildSpec
 
-from .shard import SHARDS_SCHEMA, check_file, disk_message, shard_files
+from .disk import check_file, disk_message, sync_folder, write_durably
+from .manifest import FileEntry, ShardEntry, read_shards_table, shards_table
 
 FORMAT_VERSION = 2
 SNAPSHOT_NAME = re.compile(r"^(\d{8})\.json$")
@@ -32,11 +33,23 @@ SNAPSHOT_NAME = re.compile(r"^(\d{8})\.json$")
 class Snapshot:
     """One committed version of a dataset.
 
-    shards: rows of SHARDS_SCHEMA, by bucket. vocabulary, quarantine, samples: file entries {path, bytes, sha256, rows},
-    of samples also {table}. profile: counters and skew. log_end: up to when the actions are complete, in microseconds;
-    None without labels from later events. buckets, until, state: of a dataset that can be appended to, into how many
-    buckets its users are split, up to when it holds the log (microseconds), and entries {kind, bucket, path, bytes,
-    sha256, rows} of what later appends need. shuffled_bytes: of the typed rows that builds moved to their buckets.
+    Attributes:
+        number: Snapshots are numbered from 1.
+        spec: Build spec, with the paths that were read.
+        counts: Users, requests, targets and events, and what policies left out.
+        row_accounting: Outcomes of the rows of each source.
+        collisions: Strings that have the same hash as another one.
+        shards: Shards by bucket, then by file name.
+        vocabulary: Files of (id, string) pairs of hashed strings, by bucket of the id.
+        quarantine: Files of rejected rows.
+        fingerprint: Hash of the content, see `fingerprint`.
+        samples: Files of sampled rows, by table.
+        profile: Counters of every column, and the skew.
+        log_end: Time up to which actions are complete, in microseconds; None without delayed labels.
+        buckets: Number of user buckets; None for a dataset that cannot be appended to.
+        until: Time up to which the log was built, in microseconds; None for a dataset that cannot be appended to.
+        state: Files that later appends need, by table and bucket.
+        shuffled_bytes: Bytes of typed rows that the builds moved to their buckets.
     """
 
     number: int
@@ -44,31 +57,39 @@ class Snapshot:
     counts: Counts
     row_accounting: Mapping[str, RowAccounting]
     collisions: int
-    shards: tuple[dict[str, Any], ...]
-    vocabulary: tuple[dict[str, Any], ...]
-    quarantine: tuple[dict[str, Any], ...]
+    shards: tuple[ShardEntry, ...]
+    vocabulary: tuple[FileEntry, ...]
+    quarantine: tuple[FileEntry, ...]
     fingerprint: str
-    samples: tuple[dict[str, Any], ...] = ()
+    samples: tuple[FileEntry, ...] = ()
     profile: Profile = field(default_factory=Profile)
     log_end: int | None = None
     buckets: int | None = None
     until: int | None = None
-    state: tuple[dict[str, Any], ...] = ()
+    state: tuple[FileEntry, ...] = ()
     shuffled_bytes: int = 0
 
     @property
-    def files(self) -> list[dict[str, Any]]:
-        """The entries of all files it lists."""
-        shards = [entry for row in self.shards for entry in shard_files(row)]
+    def files(self) -> list[FileEntry]:
+        """Entries of all files that the snapshot lists."""
+        shards = [entry for shard in self.shards for entry in shard.files]
         return [*shards, *self.vocabulary, *self.quarantine, *self.samples, *self.state]
 
 
-def fingerprint(spec: BuildSpec, shards: tuple[dict[str, Any], ...]) -> str:
-    """Hash of a dataset's content and not of its paths: format, columns, and each file's checksum in order."""
+def fingerprint(spec: BuildSpec, shards: Sequence[ShardEntry]) -> str:
+    """Compute the hash of a dataset's content: format, columns, and the checksums of the shards' files in order.
+
+    Args:
+        spec: Build spec; only what decides the columns counts.
+        shards: Shards of the snapshot, in order.
+
+    Returns:
+        SHA-256 in hexadecimal digits. It does not depend on the paths of the files.
+    """
     digest = hashlib.sha256(f"longbatch format {FORMAT_VERSION}\n".encode())
     digest.update(json.dumps(_columns(spec), sort_keys=True, separators=(",", ":")).encode())
-    for row in shards:
-        digest.update(f"\n{' '.join(entry['sha256'] for entry in shard_files(row))}".encode())
+    for shard in shards:
+        digest.update(f"\n{' '.join(entry.sha256 for entry in shard.files)}".encode())
     return digest.hexdigest()
 
 
@@ -95,32 +116,39 @@ def snapshot_numbers(root: Path) -> list[int]:
 
 
 def commit(root: Path, snapshot: Snapshot, attempt: str | None = None) -> None:
-    """Make a snapshot visible, atomically, by files named with `attempt` until then. Raises DatasetError if another build took its number meanwhile."""
+    """Make a snapshot visible, atomically.
+
+    Args:
+        root: Root of the dataset.
+        snapshot: The snapshot; all files that it lists are on disk.
+        attempt: Unique part of the names of temporary files; random if not given.
+
+    Raises:
+        DatasetError: Another build committed a snapshot with this number first.
+        MachineError: The disk is full or fails.
+    """
     folder = root / "snapshots"
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{snapshot.number:08d}"
-    shards = pa.Table.from_pylist(list(snapshot.shards), schema=SHARDS_SCHEMA)
-    mine = attempt or uuid.uuid4().hex[:12]  # a commit that loses must not touch the files of the one that won
-    staged, table_path = folder / f".{name}.{mine}.json", folder / f"{name}.shards-{mine}.arrow"
+    # Unique names, because a build that loses the race must not touch the files of the one that won.
+    unique = attempt or uuid.uuid4().hex[:12]
+    staged, table_path = folder / f".{name}.{unique}.json", folder / f"{name}.shards-{unique}.arrow"
     final = folder / f"{name}.json"
     try:
-        table_bytes = _ipc_bytes(shards)
-        _write_durably(table_path, table_bytes)
-        entry = {
-            "path": table_path.relative_to(root).as_posix(),
-            "bytes": len(table_bytes),
-            "sha256": hashlib.sha256(table_bytes).hexdigest(),
-        }
-        _write_durably(staged, json.dumps(_document(snapshot, entry), indent=1).encode())
-        os.link(staged, final)
-        _sync_folder(folder)
+        table_bytes = _ipc_bytes(shards_table(snapshot.shards))
+        write_durably(table_path, table_bytes)
+        checksum = hashlib.sha256(table_bytes).hexdigest()
+        table = FileEntry(table_path.relative_to(root).as_posix(), len(table_bytes), checksum)
+        write_durably(staged, json.dumps(_document(snapshot, table), indent=1).encode())
+        os.link(staged, final)  # unlike a rename, fails if the name exists: the first of two builds wins
+        sync_folder(folder)
     except BaseException as error:
         if staged.exists() and final.exists() and final.samefile(staged):
             final.unlink()
         table_path.unlink(missing_ok=True)
         if isinstance(error, FileExistsError):
             raise DatasetError(
-                f"{final}: another build committed first; nothing of this one is visible; run it again"
+                f"{final}: another build committed first. Nothing of this build is visible; run it again."
             ) from None
         if isinstance(error, OSError):
             raise MachineError(disk_message(error, folder)) from None
@@ -129,7 +157,7 @@ def commit(root: Path, snapshot: Snapshot, attempt: str | None = None) -> None:
         staged.unlink(missing_ok=True)
 
 
-def _document(snapshot: Snapshot, shards: dict[str, Any]) -> dict[str, Any]:
+def _document(snapshot: Snapshot, table: FileEntry) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "fingerprint": snapshot.fingerprint,
@@ -137,15 +165,15 @@ def _document(snapshot: Snapshot, shards: dict[str, Any]) -> dict[str, Any]:
         "counts": snapshot.counts.as_dict(),
         "row_accounting": {source: accounting.as_dict() for source, accounting in snapshot.row_accounting.items()},
         "collisions": snapshot.collisions,
-        "shards": shards,
-        "vocabulary": list(snapshot.vocabulary),
-        "quarantine": list(snapshot.quarantine),
-        "samples": list(snapshot.samples),
+        "shards": table.as_dict(),
+        "vocabulary": [entry.as_dict() for entry in snapshot.vocabulary],
+        "quarantine": [entry.as_dict() for entry in snapshot.quarantine],
+        "samples": [entry.as_dict() for entry in snapshot.samples],
         "profile": snapshot.profile.as_dict(),
         "log_end": snapshot.log_end,
         "buckets": snapshot.buckets,
         "until": snapshot.until,
-        "state": list(snapshot.state),
+        "state": [entry.as_dict() for entry in snapshot.state],
         "shuffled_bytes": snapshot.shuffled_bytes,
     }
 
@@ -157,36 +185,40 @@ def _ipc_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def listed_paths(root: Path, number: int) -> set[str]:
-    """Paths, relative to the root, of a snapshot's own two files and of all that it lists."""
+    """Return the paths of a snapshot's own two files and of all files that it lists.
+
+    Args:
+        root: Root of the dataset.
+        number: Number of the snapshot.
+
+    Returns:
+        Paths relative to the root.
+    """
     snapshot = read_snapshot(root, number)
     name = f"snapshots/{number:08d}.json"
     table = json.loads((root / name).read_bytes())["shards"]["path"]
-    return {name, table, *(entry["path"] for entry in snapshot.files)}
+    return {name, table, *(entry.path for entry in snapshot.files)}
 
 
 def read_snapshot(root: Path, number: int | None = None) -> Snapshot:
-    """Read a snapshot, the newest by default. Raises DatasetError if there is none, or it is not one we know."""
+    """Read a snapshot and check it.
+
+    Args:
+        root: Root of the dataset.
+        number: Number of the snapshot; by default the newest.
+
+    Returns:
+        The snapshot.
+
+    Raises:
+        DatasetError: There is no such snapshot, it was altered, or its format is unknown; names the file.
+    """
     numbers = snapshot_numbers(root)
     if not numbers:
-        raise DatasetError(f"{root} is not a dataset: it has no snapshots; build one with `longbatch build`")
+        raise DatasetError(f"{root} is not a dataset: it has no snapshots. Build one with `longbatch build`.")
     if number is not None and number not in numbers:
-        raise DatasetError(f"{root} has no snapshot {number}; it has {numbers}")
+        raise DatasetError(f"{root} has no snapshot {number}, only {numbers}.")
     number = numbers[-1] if number is None else number
     path = root / "snapshots" / f"{number:08d}.json"
     try:
@@ -194,24 +226,40 @@ def read_snapshot(root: Path, number: int | None = None) -> Snapshot:
         version = document["format_version"]
         if version != FORMAT_VERSION:
             raise DatasetError(
-                f"{path} is of format {version}; this longbatch reads format {FORMAT_VERSION}; install one that fits"
+                f"{path} has format {version}, but this longbatch reads format {FORMAT_VERSION}. "
+                "Install a version that reads it, or build the dataset again."
             )
-        return _parse(root, number, document)
+        _check_key_names(document, path)
+        return _parse(root, number, document, path)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise DatasetError(f"{path} is not a readable snapshot ({type(error).__name__}: {error})") from None
+        raise DatasetError(
+            f"{path} is not a readable snapshot ({type(error).__name__}: {error}). Restore it or build again."
+        ) from None
 
 
-def _parse(root: Path, number: int, document: dict[str, Any]) -> Snapshot:
-    path = check_file(root, document["shards"], checksum=True)
-    with pa.memory_map(str(path)) as file:
-        table = pa.ipc.open_file(file).read_all()
-    if not table.schema.equals(SHARDS_SCHEMA):
-        raise DatasetError(f"{path}: not the columns of a shards table of format {FORMAT_VERSION}")
+def _check_key_names(document: dict[str, Any], path: Path) -> None:
+    """Refuse a snapshot with keys that were renamed before the first release."""
+    sources = document["spec"]["sources"].values() if "spec" in document else ()
+    has_old_spec = any("made_time" in source or "text" in (source.get("explode") or {}) for source in sources)
+    if "ledgers" in document or has_old_spec:
+        raise DatasetError(f"{path} was built by an earlier development version. Build the dataset again.")
+
+
+def _parse(root: Path, number: int, document: dict[str, Any], path: Path) -> Snapshot:
+    table_path = check_file(root, FileEntry.from_dict(document["shards"], f"{path}, shards"), checksum=True)
+    with pa.memory_map(str(table_path)) as file:
+        shards = read_shards_table(pa.ipc.open_file(file).read_all(), str(table_path))
     spec = BuildSpec.model_validate(document["spec"])
-    shards = tuple(table.to_pylist())
-    found = fingerprint(spec, shards)
-    if found != document["fingerprint"]:
-        raise DatasetError(f"{path}: fingerprint {found[:12]}... is not the snapshot's; it was altered, build again")
+    computed = fingerprint(spec, shards)
+    if computed != document["fingerprint"]:
+        raise DatasetError(
+            f"{table_path}: its fingerprint {computed[:12]}... is not that of the snapshot. It was altered; "
+            "restore it or build again."
+        )
+
+    def entries(key: str) -> tuple[FileEntry, ...]:
+        return tuple(FileEntry.from_dict(entry, f"{path}, {key}") for entry in document[key])
+
     return Snapshot(
         number=number,
         spec=spec,
@@ -221,14 +269,14 @@ def _parse(root: Path, number: int, document: dict[str, Any]) -> Snapshot:
         },
         collisions=int(document["collisions"]),
         shards=shards,
-        vocabulary=tuple(document["vocabulary"]),
-        quarantine=tuple(document["quarantine"]),
-        samples=tuple(document["samples"]),
+        vocabulary=entries("vocabulary"),
+        quarantine=entries("quarantine"),
+        samples=entries("samples"),
         profile=profile_of(document["profile"]),
         log_end=document["log_end"],
-        buckets=document.get("buckets"),
-        until=document.get("until"),
-        state=tuple(document.get("state", ())),
-        shuffled_bytes=int(document.get("shuffled_bytes", 0)),
-        fingerprint=found,
+        buckets=document["buckets"],
+        until=document["until"],
+        state=entries("state"),
+        shuffled_bytes=int(document["shuffled_bytes"]),
+        fingerprint=computed,
     )

@@ -74,7 +74,7 @@ def books() -> Callable[[Path, BuildSummary], dict[str, Any]]:
 
     def read(out: Path, summary: BuildSummary) -> dict[str, Any]:
         opened = open_dataset(out)
-        quarantine = [pl.read_parquet(out / entry["path"]) for entry in opened.snapshot.quarantine]
+        quarantine = [pl.read_parquet(out / entry.path) for entry in opened.snapshot.quarantine]
         return {
             "content": content_hash(opened.blocks(), opened.spec.history_length),
             "row_accounting": {source: accounting.as_dict() for source, accounting in summary.row_accounting.items()},
@@ -82,7 +82,7 @@ def books() -> Callable[[Path, BuildSummary], dict[str, Any]]:
             "profile": opened.snapshot.profile,
             "log_end": opened.snapshot.log_end,
             "samples": {
-                entry["table"]: sorted(map(str, pl.read_parquet(out / entry["path"]).to_dicts()))
+                entry.table: sorted(map(str, pl.read_parquet(out / entry.path).to_dicts()))
                 for entry in opened.snapshot.samples
             },
             "vocabulary": sorted(opened.vocabulary().to_pylist(), key=str),

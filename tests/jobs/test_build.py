@@ -21,7 +21,7 @@ from longbatch.jobs.engines.engine import Stages
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.schemas.errors import DataError, DatasetError, LongbatchError, MachineError, SourceError, SpecError
 from longbatch.schemas.format.dataset import open_dataset
-from longbatch.schemas.format.shard import HashingFile
+from longbatch.schemas.format.disk import HashingFile
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
 from longbatch.schemas.types import ProgressCallback
 
@@ -101,8 +101,8 @@ def test_a_build_commits_a_dataset_and_says_what_is_in_it(spec_file: Path, tmp_p
     assert (summary.snapshot, summary.fingerprint, summary.shards) == (1, opened.fingerprint, 1)
     assert summary.counts == opened.counts
     assert (summary.counts.requests, summary.counts.targets, summary.counts.stored) == (3, 4, 1)
-    shards = sum(row[table]["bytes"] for row in opened.shards for table in ("timelines", "requests"))
-    assert summary.bytes == shards + sum(entry["bytes"] for entry in opened.snapshot.samples)
+    shards = sum(shard.timelines.size_bytes + shard.requests.size_bytes for shard in opened.shards)
+    assert summary.bytes == shards + sum(entry.size_bytes for entry in opened.snapshot.samples)
     assert summary.as_dict()["row_accounting"]["log"]["accepted"] == 4
     assert items(tmp_path / "out") == [[], [11], []]
 
@@ -223,7 +223,7 @@ def test_rejects_below_the_threshold_are_quarantined_with_their_columns(spec_fil
     relog(spec_file, LOG.with_columns(click=pl.Series([1, None, 1, 1])))
     summary = build(alter(spec_file, "history_length", "max_rejected = 0.5\nhistory_length"), tmp_path / "out")
     (entry,) = open_dataset(tmp_path / "out").snapshot.quarantine
-    (row,) = pl.read_parquet(tmp_path / "out" / entry["path"]).to_dicts()
+    (row,) = pl.read_parquet(tmp_path / "out" / entry.path).to_dicts()
     assert row == {
         "user": 1,
         "item": 12,
@@ -234,7 +234,7 @@ def test_rejects_below_the_threshold_are_quarantined_with_their_columns(spec_fil
         "_source_file": str(spec_file.parent / "log1.parquet"),
         "_source_row": 1,
     }
-    assert entry["rows"] == summary.row_accounting["log"].rejected == 1
+    assert entry.rows == summary.row_accounting["log"].rejected == 1
 
 
 def test_conflicting_requests_are_quarantined_with_their_columns(spec_file: Path, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_conflicting_requests_are_quarantined_with_their_columns(spec_file: Path
     relog(spec_file, LOG[:3])
     build(alter(spec_file, "history_length", "max_rejected = 0.5\nhistory_length"), tmp_path / "out")
     opened = open_dataset(tmp_path / "out")
-    rows = pl.concat([pl.read_parquet(tmp_path / "out" / entry["path"]) for entry in opened.snapshot.quarantine])
+    rows = pl.concat([pl.read_parquet(tmp_path / "out" / entry.path) for entry in opened.snapshot.quarantine])
     found = rows.select(
         "user", "item", "request", "_reasons", "_source_row", pl.col("_source_file").str.tail(12)
     ).rows()
@@ -369,7 +369,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     with monkeypatch.context() as patched:
         where(patched)
         with pytest.raises(
-            MachineError, match=r"cannot write .*: No space left on device; free space there and run again"
+            MachineError, match=r"cannot write .*: No space left on device. Free space there and run again"
         ):
             build(spec, out, overwrite=existing)
     assert (files(out) if existing else out.exists()) == (before if existing else False)
@@ -433,7 +433,7 @@ def test_of_two_builds_of_one_output_one_wins_and_the_other_says_so(
     (lost,) = [result for result in results if isinstance(result, LongbatchError)]
     (won,) = [result for result in results if isinstance(result, BuildSummary)]
     assert isinstance(lost, DatasetError | MachineError)
-    assert "another build committed first; nothing of this one is visible" in str(lost)
+    assert "another build committed first. Nothing of this build is visible" in str(lost)
     assert open_dataset(out).fingerprint == won.fingerprint
     assert items(out) == [[], [11], []]
     assert len([name for name in files(out) if name.endswith(".arrow")]) == 3, "two tables and the list of them"

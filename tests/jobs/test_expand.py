@@ -336,7 +336,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-    with pytest.raises(MachineError, match=r"cannot write .*out: No space left on device; free space"):
+    with pytest.raises(MachineError, match=r"cannot write .*out: No space left on device. Free space"):
         expand(small, tmp_path / "out", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert compare(small, tmp_path / "out").equal

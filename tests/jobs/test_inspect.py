@@ -83,7 +83,7 @@ def test_a_dataset_is_described_in_numbers(dataset: Dataset) -> None:
     assert found["first_request_time"] == "2023-11-14T22:13:23+00:00"
     assert found["last_request_time"] == "2023-11-14T22:14:20+00:00"
     assert found["row_accounting"]["plays"]["accepted"] == 12
-    assert found["bytes"]["timelines"] == dataset.shards[0]["timelines"]["bytes"]
+    assert found["bytes"]["timelines"] == dataset.shards[0].timelines.size_bytes
     assert found["timelines_schema"]["user_id"] == "int64"
     assert "content_hash" not in found
 

@@ -87,14 +87,14 @@ def test_damaged_blocks_are_skipped_and_counted_on_request(tmp_path, rows, shuff
     dataset = RequestDataset(path, batch_size=4, shuffle=shuffle, on_error="skip")
     file = sorted((path / "timelines").iterdir())[0]
     data = bytearray(file.read_bytes())
-    block = dataset.open().dataset.shards[0]["blocks"][1]
-    data[block["timelines_offset"] + 200] ^= 1
+    block = dataset.open().dataset.shards[0].blocks[1]
+    data[block.timelines_offset + 200] ^= 1
     replace(file, bytes(data))
     batches = list(dataset)
     found = {i for batch in batches for i in batch.request_id.tolist()}
-    assert sum(batch.skipped for batch in batches) == block["requests"] == len(wanted - found)
+    assert sum(batch.skipped for batch in batches) == block.requests == len(wanted - found)
     assert len(batches) == len(dataset)
     assert all(batch.num_requests + batch.skipped > 0 for batch in batches)
-    assert f"skipped {block['requests']} requests" in caplog.text
-    with pytest.raises(DatasetError, match="block 1 was altered: crc32"):
+    assert f"skipped {block.requests} requests" in caplog.text
+    with pytest.raises(DatasetError, match="block 1 was altered: its crc32"):
         list(RequestDataset(path, batch_size=4))

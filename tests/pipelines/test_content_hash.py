@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from longbatch.pipelines.content_hash import SampleDigest, content_hash, digest_block, digest_rows
 from longbatch.pipelines.expansion import sample_level, slice_histories
 from longbatch.pipelines.in_memory import build_in_memory
-from longbatch.schemas.format.shard import Block
+from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.spec.build_spec import BuildSpec
 
 T = 1_700_000_000

@@ -4,7 +4,7 @@ import pytest
 
 from longbatch.pipelines.expansion import request_level, sample_level, sample_schema, slice_histories
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.format.shard import Block
+from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
 

@@ -10,7 +10,7 @@ import pytest
 
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.format.dataset import Dataset, open_dataset
-from longbatch.schemas.format.shard import write_shard
+from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema

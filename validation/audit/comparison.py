@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.shard import Block
+from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import Int64Array
 from longbatch.validation.reference.oracle import Event, Reference, ReferenceRequest

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from longbatch.schemas.errors import DataError, DatasetError
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.shard import check_file
+from longbatch.schemas.format.disk import check_file
+from longbatch.schemas.format.manifest import BLOCK_TABLES, BlockTable
 from longbatch.schemas.source_schema import role_schema
 from longbatch.schemas.spec.build_spec import Role
 from longbatch.schemas.types import ProgressCallback
@@ -31,21 +32,21 @@ def file_findings(dataset: Dataset, progress: ProgressCallback) -> Iterator[str]
     Yields:
         Findings.
     """
-    tables = [(shard, table) for shard in range(len(dataset.shards)) for table in ("timelines", "requests")]
-    dictionaries = [entry["dictionaries"] for entry in dataset.shards if entry["dictionaries"]]
+    tables = [(shard, table) for shard in range(len(dataset.shards)) for table in BLOCK_TABLES]
+    dictionaries = [shard.dictionaries for shard in dataset.shards if shard.dictionaries]
     others = (*dictionaries, *dataset.snapshot.vocabulary, *dataset.snapshot.quarantine, *dataset.snapshot.samples)
-    entries = [*(dataset.shards[shard][table] for shard, table in tables), *others]
-    total, done = sum(entry["bytes"] for entry in entries), 0
+    entries = [*(dataset.shards[shard].file(table) for shard, table in tables), *others]
+    total, done = sum(entry.size_bytes for entry in entries), 0
     for index, entry in enumerate(entries):
         progress("checksums", done, total)
-        done += entry["bytes"]
+        done += entry.size_bytes
         try:
             path = check_file(dataset.path, entry)
             if index < len(tables):
                 yield from _byte_findings(dataset, path, *tables[index])
             check_file(dataset.path, entry, checksum=True)
-            if "rows" in entry and (rows := _row_count(path)) != entry["rows"]:
-                yield f"{path} contains {rows:,} rows, but the snapshot lists {entry['rows']:,}"
+            if entry.rows is not None and (rows := _row_count(path)) != entry.rows:
+                yield f"{path} contains {rows:,} rows, but the snapshot lists {entry.rows:,}"
         except DatasetError as error:
             yield str(error)
     progress("checksums", total, total)
@@ -58,20 +59,20 @@ def _row_count(path: Path) -> int:
     return sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
 
 
-def _byte_findings(dataset: Dataset, path: Path, shard: int, table: str) -> Iterator[str]:
+def _byte_findings(dataset: Dataset, path: Path, shard: int, table: BlockTable) -> Iterator[str]:
     """Check that blocks follow each other from byte 0, and that the bytes of each have its checksum."""
     end = 0
     with path.open("rb") as file:
-        for index, block in enumerate(dataset.shards[shard]["blocks"]):
+        for index, block in enumerate(dataset.shards[shard].blocks):
             label = block_label(dataset, shard, index, table)
-            offset, size = block[f"{table}_offset"], block[f"{table}_bytes"]
+            listed = block.byte_range(table)
+            offset, size = listed.offset, listed.size_bytes
             if offset != end:
                 yield f"{label}: starts at byte {offset:,}, but the bytes before it end at {end:,}"
             file.seek(offset)
             checksum = zlib.crc32(file.read(size))
-            if checksum != block[f"{table}_crc32"]:
-                listed = block[f"{table}_crc32"]
-                yield f"{label}: was altered: its crc32 is {checksum:08x}, but the snapshot lists {listed:08x}"
+            if checksum != listed.crc32:
+                yield f"{label}: was altered: its crc32 is {checksum:08x}, but the snapshot lists {listed.crc32:08x}"
             end = offset + size
 
 
@@ -86,7 +87,8 @@ def total_findings(dataset: Dataset, state: StructureState) -> Iterator[str]:
         Findings.
     """
     counts = dataset.counts
-    totals = state.totals | {"users": len(state.users().user_id), "stored_with_overlap": state.totals["events"]}
+    stored = state.totals["events"]
+    totals: dict[str, int] = {**state.totals, "users": len(state.users().user_id), "stored_with_overlap": stored}
     del totals["events"]
     for name, total in totals.items():
         listed = getattr(counts, name)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.shard import COUNTED, Block
+from longbatch.schemas.format.manifest import COUNT_NAMES, BlockEntry, CountName, ShardEntry
+from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.time import to_microseconds
 from longbatch.schemas.types import ArrowArray, Int64Array, ProgressCallback
@@ -39,7 +39,7 @@ class StructureState:
 
     Attributes:
         user_runs: For each block of N users a (3, N) array: user, shard, stored events.
-        totals: Sums over all blocks, by the names of `COUNTED`.
+        totals: Sums over all blocks, by the names of `COUNT_NAMES`.
         blocks: Number of blocks that were read.
         last_row: User and segment of the last timeline row of the shard being read.
         last_requests: The last user and its request ids so far, because a user may continue in the next block.
@@ -47,7 +47,7 @@ class StructureState:
     """
 
     user_runs: list[Int64Array] = field(default_factory=list)
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+    totals: dict[CountName, int] = field(default_factory=lambda: dict.fromkeys(COUNT_NAMES, 0))
     blocks: int = 0
     last_row: tuple[int, int] | None = None
     last_requests: tuple[int, list[ArrowArray]] | None = None
@@ -85,24 +85,28 @@ def structure_findings(dataset: Dataset, state: StructureState, progress: Progre
                 yield block
                 continue
             state.blocks += 1
-            for finding in _block_findings(dataset.spec, block, entry["blocks"][index], shard, state):
+            for finding in _block_findings(dataset.spec, block, entry.blocks[index], shard, state):
                 yield f"{block_label(dataset, shard, index)}: {finding}"
-        yield from _shard_findings(shard, entry, {name: state.totals[name] - totals_before[name] for name in COUNTED})
+        yield from _shard_findings(
+            shard, entry, {name: state.totals[name] - totals_before[name] for name in COUNT_NAMES}
+        )
     progress("structure", len(dataset.shards), len(dataset.shards))
-    home = [entry["bucket"] if state.is_appended else shard for shard, entry in enumerate(dataset.shards)]
+    home = [entry.bucket if state.is_appended else shard for shard, entry in enumerate(dataset.shards)]
     yield from _home_findings(state, np.array(home, dtype=np.int64))
 
 
-def _shard_findings(shard: int, entry: dict[str, Any], totals: dict[str, int]) -> Iterator[str]:
+def _shard_findings(shard: int, entry: ShardEntry, totals: dict[CountName, int]) -> Iterator[str]:
     """Compare a shard's listed totals and times with its blocks."""
     for name, total in totals.items():
-        listed = entry[f"total_{name}"]
+        listed = entry.total(name)
         if total != listed:
             yield f"shard {shard}: its blocks contain {total:,} {name}, but the snapshot lists {listed:,}"
-    for name, extreme in (("first_request_time", min), ("last_request_time", max)):
-        time = extreme(block[name] for block in entry["blocks"])
-        if time != entry[name]:
-            yield f"shard {shard}: {name} of its blocks is {time}, but the snapshot lists {entry[name]}"
+    first = min(block.first_request_time for block in entry.blocks)
+    last = max(block.last_request_time for block in entry.blocks)
+    if first != entry.first_request_time:
+        yield f"shard {shard}: first_request_time of its blocks is {first}, but the snapshot lists {entry.first_request_time}"
+    if last != entry.last_request_time:
+        yield f"shard {shard}: last_request_time of its blocks is {last}, but the snapshot lists {entry.last_request_time}"
 
 
 def _home_findings(state: StructureState, home: Int64Array) -> Iterator[str]:
@@ -121,7 +125,7 @@ def _home_findings(state: StructureState, home: Int64Array) -> Iterator[str]:
 
 
 def _block_findings(
-    spec: BuildSpec, block: Block, entry: dict[str, Any], shard: int, state: StructureState
+    spec: BuildSpec, block: Block, entry: BlockEntry, shard: int, state: StructureState
 ) -> Iterator[str]:
     yield from _count_findings(spec, block, entry, state)
     yield from _timeline_order_findings(block, shard, state)
@@ -132,23 +136,26 @@ def _block_findings(
     yield from _target_findings(spec, block)
 
 
-def _count_findings(spec: BuildSpec, block: Block, entry: dict[str, Any], state: StructureState) -> Iterator[str]:
+def _count_findings(spec: BuildSpec, block: Block, entry: BlockEntry, state: StructureState) -> Iterator[str]:
     """Compare what the block contains with what the snapshot lists."""
     lengths = np.minimum(as_int64(block.requests["history_end"]), spec.history_length)
-    counts = {
+    counts: dict[CountName, int] = {
         "segments": block.timelines.num_rows,
         "events": len(list_column(block.timelines, "events").flatten()),
         "requests": block.requests.num_rows,
         "targets": len(list_column(block.requests, "targets").flatten()),
         "history_events": int(lengths.sum()),
     }
-    for name in COUNTED:
-        state.totals[name] += counts[name]
+    for name, value in counts.items():
+        state.totals[name] += value
+        if value != entry.count(name):
+            yield f"{name} is {value}, but the snapshot lists {entry.count(name)}"
     times = pc.min_max(block.requests["request_time"])
-    times_listed = {"first_request_time": times["min"].as_py(), "last_request_time": times["max"].as_py()}
-    for name, value in {**counts, **times_listed}.items():
-        if value != entry[name]:
-            yield f"{name} is {value}, but the snapshot lists {entry[name]}"
+    first, last = times["min"].as_py(), times["max"].as_py()
+    if first != entry.first_request_time:
+        yield f"first_request_time is {first}, but the snapshot lists {entry.first_request_time}"
+    if last != entry.last_request_time:
+        yield f"last_request_time is {last}, but the snapshot lists {entry.last_request_time}"
 
 
 def _timeline_order_findings(block: Block, shard: int, state: StructureState) -> Iterator[str]:

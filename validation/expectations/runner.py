@@ -21,7 +21,7 @@ import polars as pl
 
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import MachineError
-from longbatch.schemas.format.shard import disk_message
+from longbatch.schemas.format.disk import disk_message
 from longbatch.schemas.profile import TABLES, Profile, TableName, TableProfile
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import ProgressCallback, no_progress

@@ -107,7 +107,7 @@ def test_malformed_lines_are_rejected_rows(corrupt_log: Path, tmp_path: Path) ->
     assert (accounting.rows, accounting.reasons["malformed_row"]) == (81, 1)
     opened = open_dataset(tmp_path / "out")
     rows = pl.concat(
-        [pl.read_parquet(tmp_path / "out" / e["path"]) for e in opened.snapshot.quarantine], how="diagonal_relaxed"
+        [pl.read_parquet(tmp_path / "out" / e.path) for e in opened.snapshot.quarantine], how="diagonal_relaxed"
     )
     assert rows.filter(pl.col("_reasons").list.contains("malformed_row"))["_text"].to_list() == ["only,two"]
     assert rows.height == accounting.rejected

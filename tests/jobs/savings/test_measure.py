@@ -308,7 +308,7 @@ def test_a_sample_is_drawn_by_its_seed_and_is_near_the_whole(
 def test_a_dataset_too_large_for_memory_is_surveyed_by_blocks(larger: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layouts_module, "SURVEY_RECORDS", 900)
     part = survey(larger, np.random.default_rng(0))
-    assert 0 < len(part.blocks) < sum(len(row["blocks"]) for row in larger.shards)
+    assert 0 < len(part.blocks) < sum(len(shard.blocks) for shard in larger.shards)
     assert int(part.history_sizes.sum()) * part.history_scale == pytest.approx(larger.counts.history_events)
     assert len(part.events) * part.event_scale == pytest.approx(larger.counts.stored_with_overlap)
     owner = part.timelines["user_id"].take(part.requests["timeline_row"])
@@ -360,7 +360,7 @@ def test_a_full_disk_is_named(tiny: Dataset, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("longbatch.jobs.savings.measure.write", full)
     threads = pa.cpu_count()
-    with pytest.raises(MachineError, match=r"cannot write .*: No space left on device; free space"):
+    with pytest.raises(MachineError, match=r"cannot write .*: No space left on device. Free space"):
         measure(tiny, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     assert pa.cpu_count() == threads

@@ -76,7 +76,7 @@ def test_quarantined_rows_that_name_another_row_of_their_file_are_found(log: Pat
     dataset, accounting = open_dataset(tmp_path / "out"), summary.row_accounting["log"]
     assert all(found == right for found, right in compare_quarantine(dataset, accounting).values())
     for entry in dataset.snapshot.quarantine:
-        path = dataset.path / entry["path"]
+        path = dataset.path / entry.path
         rows = pl.read_parquet(path)
         rows.with_columns(pl.col("_source_row").shift(1, fill_value=0)).write_parquet(path)
     found, right = compare_quarantine(dataset, accounting)["quarantine: rows true to file and row"]

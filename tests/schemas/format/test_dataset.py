@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.schemas.format import shard
+from longbatch.schemas.format import local_files
 from longbatch.schemas.format.dataset import Dataset, check_history_length, open_dataset, user_requests
+from longbatch.schemas.format.manifest import FileEntry
 
 Write = Callable[..., Dataset]
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]
@@ -72,7 +73,7 @@ def test_the_histories_of_a_scan_are_no_copies(
     block = [timeline(1, *range(2_000))], requests
     dataset = write_dataset(tmp_path / "x", [block], compression="none", history_length=1_000)
     maps: list[Any] = []
-    monkeypatch.setattr(shard.pa, "memory_map", lambda path: maps.append(real(path)) or maps[-1])
+    monkeypatch.setattr(local_files.pa, "memory_map", lambda path: maps.append(real(path)) or maps[-1])
     before = pa.total_allocated_bytes()
     (batch,) = dataset.scan()
     assert pa.total_allocated_bytes() - before < 64 * len(requests), "more than a few numbers for each request"
@@ -91,7 +92,7 @@ def test_a_dataset_can_be_pickled_and_moved(tmp_path: Path, dataset: Dataset) ->
 
 
 def test_opening_checks_that_all_files_are_there(dataset: Dataset) -> None:
-    (dataset.path / dataset.shards[0]["timelines"]["path"]).unlink()
+    (dataset.path / dataset.shards[0].timelines.path).unlink()
     with pytest.raises(DatasetError, match=r"timelines/00007-a1\.arrow is listed in the snapshot but missing"):
         open_dataset(dataset.path)
 
@@ -126,7 +127,7 @@ def test_without_text_ids_the_vocabulary_is_empty(dataset: Dataset) -> None:
 def test_the_words_of_a_vocabulary_that_is_not_arrow_are_refused(dataset: Dataset) -> None:
     path = dataset.path / "words.arrow"
     path.write_bytes(b"no arrow")
-    entry = {"path": "words.arrow", "bytes": 8, "sha256": "", "rows": 1}
+    entry = FileEntry("words.arrow", 8, "", 1)
     broken = Dataset(dataset.path, dataset.snapshot.__class__(**{**dataset.snapshot.__dict__, "vocabulary": (entry,)}))
     with pytest.raises(DatasetError, match=r"words\.arrow is not the Arrow file that was written"):
         broken.vocabulary()

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import pyarrow as pa
 import pytest
 
 from longbatch.schemas.errors import DatasetError, MachineError
-from longbatch.schemas.format import shard
+from longbatch.schemas.format import disk
 from longbatch.schemas.format.dataset import Dataset
+from longbatch.schemas.format.disk import HashingFile, check_file
+from longbatch.schemas.format.manifest import BLOCK_TABLES, COUNT_NAMES, FileEntry
 from longbatch.schemas.format.physical_schema import stored_timelines_schema
-from longbatch.schemas.format.shard import HashingFile, check_file, write_shard
+from longbatch.schemas.format.shard_reader import ShardReader
+from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.spec.build_spec import History
 from longbatch.schemas.tables import timelines_schema
 
@@ -30,7 +34,7 @@ Builders = tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, Any]]]
 
 
 def file_of(dataset: Dataset, table: str) -> Path:
-    return dataset.path / dataset.shards[0][table]["path"]
+    return dataset.path / getattr(dataset.shards[0], table).path
 
 
 def same_length(path: Path, old: bytes, new: bytes) -> None:
@@ -59,24 +63,25 @@ def test_every_compression_is_read_back(
 
 def test_the_row_of_a_shard_describes_its_files_and_blocks(dataset: Dataset) -> None:
     row = dataset.shards[0]
-    assert row["bucket"] == 7
-    assert row["timelines"]["path"] == "timelines/00007-a1.arrow"
-    totals = {name.removeprefix("total_"): value for name, value in row.items() if name.startswith("total_")}
+    assert row.bucket == 7
+    assert row.timelines.path == "timelines/00007-a1.arrow"
+    totals = {name: row.total(name) for name in COUNT_NAMES}
     assert totals == {"segments": 3, "events": 10, "requests": 6, "targets": 7, "history_events": 12}
-    assert [block["history_events"] for block in row["blocks"]] == [7, 5]
-    assert (row["first_request_time"].second, row["last_request_time"].second) == (0, 9)
+    assert [block.history_events for block in row.blocks] == [7, 5]
+    assert (row.first_request_time.second, row.last_request_time.second) == (0, 9)
 
 
 def test_files_and_blocks_have_the_checksums_that_are_listed(dataset: Dataset) -> None:
     row = dataset.shards[0]
-    for table in ("timelines", "requests"):
+    for table in BLOCK_TABLES:
         data = file_of(dataset, table).read_bytes()
-        assert len(data) == row[table]["bytes"]
-        assert hashlib.sha256(data).hexdigest() == row[table]["sha256"]
-        for block in row["blocks"]:
-            part = data[block[f"{table}_offset"] :][: block[f"{table}_bytes"]]
-            assert zlib.crc32(part) == block[f"{table}_crc32"]
-        check_file(dataset.path, row[table], checksum=True)
+        assert len(data) == row.file(table).size_bytes
+        assert hashlib.sha256(data).hexdigest() == row.file(table).sha256
+        for block in row.blocks:
+            place = block.byte_range(table)
+            part = data[place.offset :][: place.size_bytes]
+            assert zlib.crc32(part) == place.crc32
+        check_file(dataset.path, row.file(table), checksum=True)
 
 
 def test_other_readers_can_open_the_files(dataset: Dataset) -> None:
@@ -92,7 +97,7 @@ def test_no_blocks_make_no_files(tmp_path: Path, dataset: Dataset) -> None:
 def test_a_missing_file_is_named(dataset: Dataset) -> None:
     file_of(dataset, "requests").unlink()
     with pytest.raises(
-        DatasetError, match=r"requests/00007-a1\.arrow is listed in the snapshot but missing; restore it"
+        DatasetError, match=r"requests/00007-a1\.arrow is listed in the snapshot but missing. Restore it"
     ):
         dataset.shard(0)
 
@@ -101,15 +106,15 @@ def test_a_short_file_is_named(dataset: Dataset) -> None:
     path = file_of(dataset, "timelines")
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-10])
-    message = rf"timelines/00007-a1\.arrow has {size - 10:,} bytes, the snapshot lists {size:,}; build it again"
+    message = rf"timelines/00007-a1\.arrow has {size - 10:,} bytes, but the snapshot lists {size:,}. Restore it"
     with pytest.raises(DatasetError, match=message):
         dataset.shard(0)
 
 
 def test_an_altered_file_fails_its_checksum(dataset: Dataset) -> None:
     same_length(file_of(dataset, "timelines"), b"item_id", b"item_ID")
-    with pytest.raises(DatasetError, match=r"00007-a1\.arrow was altered: sha256 [0-9a-f]{12}\.\.\., listed"):
-        check_file(dataset.path, dataset.shards[0]["timelines"], checksum=True)
+    with pytest.raises(DatasetError, match=r"00007-a1\.arrow was altered: its sha256 is [0-9a-f]{12}\.\.\., but"):
+        check_file(dataset.path, dataset.shards[0].timelines, checksum=True)
 
 
 def test_a_file_with_other_columns_is_refused(dataset: Dataset) -> None:
@@ -122,39 +127,39 @@ def test_a_file_that_is_not_arrow_is_refused(dataset: Dataset) -> None:
     path = file_of(dataset, "timelines")
     path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(
-        DatasetError, match=r"00007-a1\.arrow is not the Arrow file that was written: .*; build it again"
+        DatasetError, match=r"00007-a1\.arrow is not the Arrow file that was written: .*. Build it again"
     ):
         dataset.shard(0)
 
 
 def test_a_block_that_cannot_be_decoded_is_named(dataset: Dataset) -> None:
-    path, block = file_of(dataset, "requests"), dataset.shards[0]["blocks"][1]
+    path, block = file_of(dataset, "requests"), dataset.shards[0].blocks[1]
     data = bytearray(path.read_bytes())
-    start = block["requests_offset"] + 16
+    start = block.requests_offset + 16
     data[start : start + 64] = b"\xff" * 64
     path.write_bytes(data)
     reader = dataset.shard(0)
     reader.block(0)
     with pytest.raises(
         DatasetError,
-        match=r"requests/00007-a1\.arrow, block 1 was altered: crc32 [0-9a-f]{8}, the snapshot lists [0-9a-f]{8}; restore it",
+        match=r"requests/00007-a1\.arrow, block 1 was altered: its crc32 is [0-9a-f]{8}, but the snapshot lists [0-9a-f]{8}. Restore it",
     ):
         reader.block(1)
 
 
 def test_another_number_of_blocks_than_listed_is_refused(dataset: Dataset) -> None:
     row = dataset.shards[0]
-    fewer = {**row, "blocks": row["blocks"][:1]}
-    with pytest.raises(DatasetError, match=r"00007-a1\.arrow holds 2 blocks, the snapshot lists 1; build it again"):
-        shard.ShardReader(dataset.path, fewer, dataset.spec)
+    fewer = replace(row, blocks=row.blocks[:1])
+    with pytest.raises(DatasetError, match=r"00007-a1\.arrow has 2 blocks, but the snapshot lists 1. Build it again"):
+        ShardReader(dataset.path, fewer, dataset.spec)
 
 
 def test_another_number_of_rows_than_listed_is_refused(dataset: Dataset) -> None:
     row = dataset.shards[0]
-    first = {**row["blocks"][0], "requests": 3}
-    reader = shard.ShardReader(dataset.path, {**row, "blocks": [first, row["blocks"][1]]}, dataset.spec)
+    first = replace(row.blocks[0], requests=3)
+    reader = ShardReader(dataset.path, replace(row, blocks=(first, row.blocks[1])), dataset.spec)
     with pytest.raises(
-        DatasetError, match=r"requests/00007-a1\.arrow, block 0 holds 4 rows, the snapshot lists 3; build it again"
+        DatasetError, match=r"requests/00007-a1\.arrow, block 0 has 4 rows, but the snapshot lists 3. Build it again"
     ):
         reader.block(0)
 
@@ -162,14 +167,20 @@ def test_another_number_of_rows_than_listed_is_refused(dataset: Dataset) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"timeline_row": 2}, r"block 0: timeline_row points outside the 2 timelines beside it"),
-        ({"timeline_row": -1}, r"block 0: timeline_row points outside the 2 timelines beside it"),
-        ({"timeline_row": None}, r"block 0: timeline_row points outside the 2 timelines beside it"),
-        ({"history_end": 6}, r"block 0: request row 1 has history_end 6, but its timeline holds 5 events"),
-        ({"history_end": -1}, r"block 0: request row 1 has history_end -1, but its timeline holds 5 events"),
-        ({"history_end": None}, r"block 0: request row 1 has history_end None, but its timeline holds 5 events"),
-        ({"user_id": 2}, r"block 0: request row 1 is of user 2 \(segment 0\), its timeline of user 1 \(segment 0\)"),
-        ({"segment": 1}, r"block 0: request row 1 is of user 1 \(segment 1\), its timeline of user 1 \(segment 0\)"),
+        ({"timeline_row": 2}, r"block 0: timeline_row is outside the 2 timelines of the block"),
+        ({"timeline_row": -1}, r"block 0: timeline_row is outside the 2 timelines of the block"),
+        ({"timeline_row": None}, r"block 0: timeline_row is outside the 2 timelines of the block"),
+        ({"history_end": 6}, r"block 0: request row 1 has history_end 6, but its timeline has 5 events"),
+        ({"history_end": -1}, r"block 0: request row 1 has history_end -1, but its timeline has 5 events"),
+        ({"history_end": None}, r"block 0: request row 1 has history_end None, but its timeline has 5 events"),
+        (
+            {"user_id": 2},
+            r"block 0: request row 1 is of user 2 \(segment 0\), but its timeline is of user 1 \(segment 0\)",
+        ),
+        (
+            {"segment": 1},
+            r"block 0: request row 1 is of user 1 \(segment 1\), but its timeline is of user 1 \(segment 0\)",
+        ),
     ],
 )
 def test_a_request_that_points_outside_its_timeline_is_refused(
@@ -187,7 +198,7 @@ def test_a_request_that_points_outside_its_timeline_is_refused(
 @pytest.mark.parametrize(
     ("where", "column", "message"),
     [
-        ("request", "request_id", r"requests/.* request_id has 1 nulls, and must have none; build it again"),
+        ("request", "request_id", r"requests/.* request_id has 1 nulls but must have none. Build it again"),
         ("request", "request_time", r"requests/.* request_time has 1 nulls"),
         ("request", "targets", r"requests/.* targets has 1 nulls"),
         ("target", "item_id", r"requests/.* targets.item_id has 1 nulls"),
@@ -246,13 +257,13 @@ def test_dictionaries_that_no_encoder_wrote_are_refused_before_anything_follows_
             writer.write_batch(each)
     path.write_bytes(sink.getvalue())
     row = dataset.shards[0]
-    entry = {
-        **row["dictionaries"],
-        "bytes": path.stat().st_size,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
-    with pytest.raises(DatasetError, match=r"dictionaries/00007-a1\.arrow cannot be read: .*; build it again"):
-        shard.ShardReader(dataset.path, {**row, "dictionaries": entry}, dataset.spec)
+    entry = FileEntry(
+        path.relative_to(dataset.path).as_posix(),
+        path.stat().st_size,
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    with pytest.raises(DatasetError, match=r"dictionaries/00007-a1\.arrow cannot be read: .*. Build it again"):
+        ShardReader(dataset.path, replace(row, dictionaries=entry), dataset.spec)
 
 
 @pytest.mark.parametrize("table", ["timelines", "requests"])
@@ -306,7 +317,7 @@ def test_a_full_disk_is_said_and_leaves_no_file(
 
     real = HashingFile.__init__
     monkeypatch.setattr(HashingFile, "__init__", on_a_full_disk)
-    message = r"cannot write .*-b2\.arrow: No space left on device; free space there and run again; nothing was"
+    message = r"cannot write .*-b2\.arrow: No space left on device. Free space there and run again. Nothing was"
     with pytest.raises(MachineError, match=message):
         write_shard(dataset.path, 9, "b2", dataset.spec, [as_batches(dataset.spec, rows) for rows in blocks])
     assert not list(dataset.path.rglob("*-b2.*"))
@@ -316,7 +327,7 @@ def test_a_disk_that_fails_when_flushed_is_said(tmp_path: Path, monkeypatch: pyt
     def no_sync(handle: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(shard.os, "fsync", no_sync)
+    monkeypatch.setattr(disk.os, "fsync", no_sync)
     file = HashingFile(tmp_path / "x")
     file.write(b"abc")
     with pytest.raises(MachineError, match=r"cannot write .*x: Input/output error"):

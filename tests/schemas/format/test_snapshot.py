@@ -15,6 +15,7 @@ import pytest
 
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import DatasetError, MachineError
+from longbatch.schemas.format import manifest
 from longbatch.schemas.format import snapshot as module
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.format.snapshot import commit, fingerprint, read_snapshot, snapshot_numbers
@@ -51,12 +52,12 @@ def test_the_newest_snapshot_is_read_unless_one_is_asked_for(dataset: Dataset) -
 
 
 def test_a_snapshot_that_is_not_there_is_named(dataset: Dataset) -> None:
-    with pytest.raises(DatasetError, match=r"dataset has no snapshot 7; it has \[1\]"):
+    with pytest.raises(DatasetError, match=r"dataset has no snapshot 7, only \[1\]"):
         open_dataset(dataset.path, snapshot=7)
 
 
 def test_a_folder_without_snapshots_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"is not a dataset: it has no snapshots; build one with `longbatch build`"):
+    with pytest.raises(DatasetError, match=r"is not a dataset: it has no snapshots. Build one with `longbatch build`"):
         open_dataset(tmp_path)
     with pytest.raises(DatasetError, match="none is not a dataset"):
         open_dataset(tmp_path / "none")
@@ -70,7 +71,7 @@ def test_what_is_staged_is_no_snapshot(dataset: Dataset) -> None:
 
 def test_a_number_is_committed_once_and_the_first_stays(dataset: Dataset) -> None:
     before = files(dataset.path)
-    with pytest.raises(DatasetError, match=r"00000001\.json: another build committed first; nothing of this one is"):
+    with pytest.raises(DatasetError, match=r"00000001\.json: another build committed first. Nothing of this build is"):
         commit(dataset.path, replace(dataset.snapshot, collisions=5))
     assert files(dataset.path) == before
     assert open_dataset(dataset.path).snapshot == dataset.snapshot
@@ -85,7 +86,7 @@ def test_a_commit_that_fails_at_the_very_end_leaves_nothing_visible(
         raise error
 
     before = files(dataset.path)
-    monkeypatch.setattr(module, "_sync_folder", fail)
+    monkeypatch.setattr(module, "sync_folder", fail)
     with pytest.raises(
         (KeyboardInterrupt, MachineError), match=r"^$|cannot write .*snapshots: No space left on device"
     ):
@@ -95,22 +96,22 @@ def test_a_commit_that_fails_at_the_very_end_leaves_nothing_visible(
 
 def test_an_unknown_version_of_the_format_is_refused(dataset: Dataset) -> None:
     alter(dataset, format_version=1)
-    with pytest.raises(
-        DatasetError, match=r"00000001\.json is of format 1; this longbatch reads format 2; install one"
-    ):
+    with pytest.raises(DatasetError, match=r"00000001\.json has format 1, but this longbatch reads format 2. Install"):
         open_dataset(dataset.path)
 
 
 def test_an_altered_fingerprint_is_refused(dataset: Dataset) -> None:
     alter(dataset, fingerprint="0" * 64)
-    with pytest.raises(DatasetError, match=r"fingerprint [0-9a-f]{12}\.\.\. is not the snapshot's; it was altered"):
+    with pytest.raises(
+        DatasetError, match=r"fingerprint [0-9a-f]{12}\.\.\. is not that of the snapshot. It was altered"
+    ):
         open_dataset(dataset.path)
 
 
 def test_an_altered_spec_is_refused(dataset: Dataset) -> None:
     held = document(dataset)[1]["spec"]
     alter(dataset, spec={**held, "history_length": 4})
-    with pytest.raises(DatasetError, match=r"fingerprint .* is not the snapshot's"):
+    with pytest.raises(DatasetError, match=r"fingerprint .* is not that of the snapshot"):
         open_dataset(dataset.path)
 
 
@@ -119,7 +120,7 @@ def test_an_altered_shards_table_is_refused(dataset: Dataset) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(DatasetError, match=r"shards-\w+\.arrow was altered: sha256"):
+    with pytest.raises(DatasetError, match=r"shards-\w+\.arrow was altered: its sha256"):
         open_dataset(dataset.path)
 
 
@@ -130,8 +131,8 @@ def test_a_missing_shards_table_is_named(dataset: Dataset) -> None:
 
 
 def test_a_shards_table_of_other_columns_is_refused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARDS_SCHEMA", pa.schema({"bucket": pa.int32()}))
-    with pytest.raises(DatasetError, match=r"not the columns of a shards table of format 2"):
+    monkeypatch.setattr(manifest, "SHARDS_SCHEMA", pa.schema({"bucket": pa.int32()}))
+    with pytest.raises(DatasetError, match=r"shards-\w+\.arrow: its columns are not those of a shards table"):
         open_dataset(dataset.path)
 
 
@@ -142,7 +143,7 @@ def test_a_shards_table_of_other_columns_is_refused(dataset: Dataset, monkeypatc
         (b"[1]", "TypeError"),
         (b"{}", "KeyError: 'format_version'"),
         (b"\xff", "UnicodeDecodeError"),
-        (b'{"format_version": 2, "shards": 5}', "TypeError"),
+        (b'{"format_version": 2, "spec": 5, "shards": 5}', "TypeError"),
     ],
 )
 def test_a_snapshot_that_is_no_snapshot_is_refused(dataset: Dataset, text: bytes, message: str) -> None:

@@ -12,7 +12,7 @@ from small_datasets import LOG, SPEC, Change, Rows, T, stored
 
 from longbatch.pipelines.in_memory import build_in_memory
 from longbatch.schemas.errors import DataError, DatasetError, SourceError, SpecError
-from longbatch.schemas.format.shard import write_shard
+from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
 from longbatch.validation.audit import user_sampling as sample
@@ -153,7 +153,7 @@ WRONG: dict[Change, str] = {
     swapped_events: "user 1: event 1 of the block is out of order",
     extra_event: "user 1: a segment stores events that are in no history",
     ancient_event: r"user 1: an event at \d+ us is outside of time_range",
-    null_item: "events.item_id has 1 nulls, and must have none",
+    null_item: "events.item_id has 1 nulls but must have none",
     flipped_label: "user 1, request 13: targets is",
     null_label: "user 1, request 13: label 'click' is null",
     other_feature: "user 1, request 11: tab is 9, but 1 according to the raw log",
@@ -164,7 +164,7 @@ WRONG: dict[Change, str] = {
     foreign_request: "user 1, request 9: is in the dataset, but not in the raw log",
     repeated_request: ORDINARY + "is duplicated in the dataset",
     late_request_first: ORDINARY + "is out of order or a duplicate",
-    request_of_another_user: r"request row 2 is of user 1 \(segment 0\), its timeline of user 2",
+    request_of_another_user: r"request row 2 is of user 1 \(segment 0\), but its timeline is of user 2",
     users_swapped: "user 1: segment 0 does not follow the row before it",
     history_end_outside: "request row 1 has history_end 99",
 }

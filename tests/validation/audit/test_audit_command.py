@@ -67,4 +67,4 @@ def test_a_spec_with_other_paths_and_one_of_another_meaning(tmp_path: Path) -> N
 def test_no_dataset_is_an_error_that_says_what_to_do(tmp_path: Path, name: str) -> None:
     found = validate(tmp_path / name)
     assert isinstance(found.exception, DatasetError)
-    assert "is not a dataset: it has no snapshots; build one with `longbatch build`" in str(found.exception)
+    assert "is not a dataset: it has no snapshots. Build one with `longbatch build`" in str(found.exception)

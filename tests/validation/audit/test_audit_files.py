@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ from small_datasets import LOG, SPEC, stored
 from longbatch.jobs.build import build
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.dataset import open_dataset
-from longbatch.schemas.format.shard import write_shard
+from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
 from longbatch.validation.audit.audit import audit
@@ -39,7 +40,7 @@ def test_altered_short_and_missing_files_are_findings(dataset: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
     path.write_bytes(data)
-    assert any(f"{path} was altered: sha256" in finding for finding in audit(dataset).findings)
+    assert any(f"{path} was altered: its sha256" in finding for finding in audit(dataset).findings)
     path.write_bytes(data[:-1])
     assert any(f"has {len(data) - 1:,} bytes" in finding for finding in audit(dataset).findings)
     path.unlink()
@@ -59,15 +60,15 @@ def test_an_altered_block_is_named(dataset: Path) -> None:
 
 def test_bytes_that_are_not_where_the_snapshot_says_are_findings(dataset: Path) -> None:
     (row,) = open_dataset(dataset).shards
-    block = {**row["blocks"][0], "requests_offset": 8, "requests_bytes": row["blocks"][0]["requests_bytes"] - 8}
-    recommit(dataset, shards=({**row, "blocks": [block]},))
+    block = replace(row.blocks[0], requests_offset=8, requests_bytes=row.blocks[0].requests_bytes - 8)
+    recommit(dataset, shards=(replace(row, blocks=(block,)),))
     found = audit(dataset).findings
     assert "shard 0 (requests/00000-test.arrow), block 0: starts at byte 8, but the bytes before it end at 0" in found
 
 
 def test_times_of_a_shard_that_are_not_those_of_its_blocks_are_findings(dataset: Path) -> None:
     (row,) = open_dataset(dataset).shards
-    recommit(dataset, shards=({**row, "first_request_time": row["last_request_time"]},))
+    recommit(dataset, shards=(replace(row, first_request_time=row.last_request_time),))
     (finding,) = audit(dataset).findings
     assert finding.startswith(
         "shard 0: first_request_time of its blocks is 2023-11-14 22:13:21+00:00, but the snapshot lists 2023"
@@ -77,7 +78,8 @@ def test_times_of_a_shard_that_are_not_those_of_its_blocks_are_findings(dataset:
 def test_a_user_in_two_shards_is_a_finding(dataset: Path) -> None:
     opened = open_dataset(dataset)
     blocks = [(block.timelines, block.requests) for block in opened.blocks()]
-    again = write_shard(dataset, 1, "again", opened.spec, blocks) or {}
+    again = write_shard(dataset, 1, "again", opened.spec, blocks)
+    assert again is not None
     recommit(dataset, shards=(*opened.shards, again))
     found = audit(dataset).findings
     assert "user 1: is in shard 0 and in shard 1, but may be in one only (and 1 more like it)" in found
@@ -109,7 +111,7 @@ def test_rows_of_the_vocabulary_and_the_quarantine_are_counted(tmp_path: Path) -
     snapshot = open_dataset(tmp_path / "dataset").snapshot
     for listed in ("vocabulary", "quarantine"):
         (entry,) = getattr(snapshot, listed)
-        recommit(tmp_path / "dataset", **{listed: ({**entry, "rows": 99},)})
+        recommit(tmp_path / "dataset", **{listed: (replace(entry, rows=99),)})
     found = audit(tmp_path / "dataset").findings
     assert [finding.partition(" contains ")[2] for finding in found] == [
         "5 rows, but the snapshot lists 99",
@@ -135,5 +137,5 @@ def test_a_shards_table_of_another_build_is_refused(dataset: Path) -> None:
     document = json.loads(name.read_text())
     with pa.ipc.new_file(str(dataset / document["shards"]["path"]), pa.schema({"bucket": pa.int32()})):
         pass
-    with pytest.raises(DatasetError, match="bytes, the snapshot lists"):
+    with pytest.raises(DatasetError, match="bytes, but the snapshot lists"):
         audit(dataset)

@@ -31,7 +31,8 @@ from longbatch.pipelines import request_grouping as grouping
 from longbatch.pipelines.content_hash import content_hash
 from longbatch.pipelines.kernel import Bucket
 from longbatch.schemas.format.dataset import open_dataset
-from longbatch.schemas.format.shard import write_shard
+from longbatch.schemas.format.manifest import CountName
+from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec, Users, load_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
@@ -378,7 +379,7 @@ def a_missing_shard(dataset: Path, sound: dict[str, Path]) -> None:
     path.unlink()
 
 
-@damages("timelines/.*(was altered|has .* bytes, the snapshot lists)")
+@damages("timelines/.*(was altered|has .* bytes, but the snapshot lists)")
 def a_stale_manifest(dataset: Path, sound: dict[str, Path]) -> None:
     """The snapshot of one build, with the files of another in the place of its own."""
     for table in ("timelines", "requests"):
@@ -406,16 +407,17 @@ def rewritten(sound: Path, out: Path, change: Callable[[Rows, Rows], None]) -> P
             change(timelines, requests)
         schemas = timelines_schema(dataset.spec), requests_schema(dataset.spec)
         blocks.append(tuple(map(pa.RecordBatch.from_pylist, (timelines, requests), schemas)))
-    shard = write_shard(out, 0, "changed", dataset.spec, blocks) or {}
-    names = ("segments", "requests", "targets", "history_events")
-    stored = shard["total_events"]
+    shard = write_shard(out, 0, "changed", dataset.spec, blocks)
+    assert shard is not None
+    names: tuple[CountName, ...] = ("segments", "requests", "targets", "history_events")
+    stored = shard.total_events
     counts = replace(
         dataset.counts,
-        users=shard["total_segments"],
+        users=shard.total_segments,
         stored=stored,
         stored_with_overlap=stored,
         beyond_history=dataset.counts.events - dataset.counts.after_last_request - stored,
-        **{name: shard[f"total_{name}"] for name in names},
+        **{name: shard.total(name) for name in names},
     )
     print_of = fingerprint(dataset.spec, (shard,))
     commit(out, replace(dataset.snapshot, number=2, shards=(shard,), counts=counts, fingerprint=print_of))
