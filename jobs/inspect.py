@@ -115,7 +115,7 @@ def _texts(dataset: Dataset, ids: set[int]) -> dict[int, str]:
     if not words.num_rows:
         return {}
     hits = words.filter(pc.is_in(words["id"], value_set=pl.Series(sorted(ids), dtype=pl.Int64).to_arrow()))
-    return dict(zip(hits["id"].to_pylist(), hits["text"].to_pylist(), strict=True))
+    return dict(zip(hits["id"].to_pylist(), hits["string"].to_pylist(), strict=True))
 
 
 def _readable(value: Any, texts: dict[int, str], is_hash: bool, hashed: set[str]) -> Any:

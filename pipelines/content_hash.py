@@ -1,18 +1,22 @@
-"""The content hash: equal for two datasets iff they hold the same requests, histories and targets.
+"""Content hash: equal for two datasets if and only if they have the same requests, histories and targets.
 
-It does not see how the content is stored: order, buckets, blocks, segments, codecs. Each request is hashed with its
-whole history; hashes are added up. A history's hash takes no pass over the history: with event hashes e_i and an odd
-base B, prefix sums P_k = sum of e_i B^i (mod 2^64) give the slice [a, b) as (P_b - P_a) B^-a.
+It does not depend on storage: order, buckets, blocks, segments, codecs. Each request is hashed with its whole history,
+and the hashes are added up modulo 2^64.
 
-The same of the sample level (`SampleDigest`): the rows that a dataset expands to are hashed without copying a history, and
-compared with those that are in a table.
+The hash of a history takes no pass over the history. It is a polynomial hash (Karp and Rabin 1987): with event hashes
+e_i and an odd base B, the prefix sums P_k = sum of e_i B^i for i < k give the hash of the slice [a, b) as
+(P_b - P_a) B^-a. Two bases give 128 bits.
+
+`SampleDigest` does the same for the sample level: the rows that a dataset expands to are hashed without copying a
+history, and compared with the rows of a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -21,39 +25,46 @@ import pyarrow as pa
 from longbatch.pipelines.arrays.hashing import UInt64Array, cached_parts, hash_string, mix
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.shard_reader import Block
-from longbatch.schemas.ragged import list_offsets
+from longbatch.schemas.ragged import list_offsets, owners_of
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, target_type
-from longbatch.schemas.types import Int64Array
+from longbatch.schemas.types import ArrowArray, ArrowListArray, Int64Array
 
-from .expansion import slice_histories
+from .expansion import HistorySlices, slice_histories
 
 BASES = (0xD1342543DE82EF95, 0xAF251AF3B0F025B5)
 _NULL = np.uint64(0x6A09E667F3BCC909)
-LEAST_POWERS = (1 << 18) - 1  # so that most calls share their tables of powers
+# Tables of powers are at least this long, so that most calls share them.
+MIN_POWERS = (1 << 18) - 1
 
 
 def content_hash(blocks: Iterable[Block], history_length: int) -> str:
-    """Hash of all requests with their histories and targets, 32 hex digits; one pass, one block in memory."""
+    """Hash all requests with their histories and targets, in one pass with one block in memory.
+
+    Args:
+        blocks: All blocks of a dataset, in any order.
+        history_length: The newest events of each history to include.
+
+    Returns:
+        32 hex digits.
+    """
     totals = np.zeros(len(BASES), dtype=np.uint64)
     for block in blocks:
-        cuts = slice_histories(block, history_length)
-        offsets, targets = cuts.target_offsets, _row_hashes(cuts.targets.flatten())
-        asked = _slices_within(
-            _row_hashes(cuts.request_columns.columns),
-            _row_hashes(cuts.events.flatten()),
-            cuts.history_start,
-            cuts.history_end,
-        )
-        totals += _slices_within(asked, targets, offsets[:-1], offsets[1:]).sum(axis=1, dtype=np.uint64)
+        slices = slice_histories(block, history_length)
+        offsets, targets = slices.target_offsets, _row_hashes(slices.targets.flatten())
+        hashed = _with_slices(_requests_with_histories(slices), targets, offsets[:-1], offsets[1:])
+        totals += hashed.sum(axis=1, dtype=np.uint64)
     return _hex(totals)
 
 
 @dataclass(frozen=True)
 class SampleDigest:
-    """A multiset of sample-level rows: how many, the events in their histories, and what tells it from others.
+    """Digest of a multiset of sample-level rows; digests of parts add up.
 
-    hash: the sum of the hashes of all rows (history, request and target together), 32 hex digits.
+    Attributes:
+        rows: Number of rows.
+        events: Number of events in the histories of all rows.
+        hash: Sum of the hashes of all rows (history, request and target together), 32 hex digits.
     """
 
     rows: int = 0
@@ -61,59 +72,74 @@ class SampleDigest:
     hash: str = "0" * 32
 
     def __add__(self, other: SampleDigest) -> SampleDigest:
-        """Return the rows of both."""
-        sums = [np.frombuffer(bytes.fromhex(samples.hash), ">u8") for samples in (self, other)]
+        """Return the digest of the rows of both."""
+        sums = [np.frombuffer(bytes.fromhex(digest.hash), ">u8") for digest in (self, other)]
         return SampleDigest(self.rows + other.rows, self.events + other.events, _hex(sums[0] + sums[1]))
 
 
 def digest_block(block: Block, history_length: int) -> SampleDigest:
-    """The rows that a block expands to; no history is copied."""
-    cuts = slice_histories(block, history_length)
-    asked = _slices_within(
-        _row_hashes(cuts.request_columns.columns),
-        _row_hashes(cuts.events.flatten()),
-        cuts.history_start,
-        cuts.history_end,
-    )
-    owners = np.repeat(np.arange(cuts.request_columns.num_rows), cuts.target_counts)
-    hashed = mix(asked[:, owners] ^ _row_hashes(cuts.targets.flatten()))
-    events = int((cuts.history_sizes * cuts.target_counts).sum())
+    """Digest the rows that a block expands to, without copying a history.
+
+    Args:
+        block: Timelines and requests.
+        history_length: The newest events of each history to include.
+
+    Returns:
+        The digest, one row per target.
+    """
+    slices = slice_histories(block, history_length)
+    owners = owners_of(slices.target_offsets)
+    hashed = mix(_requests_with_histories(slices)[:, owners] ^ _row_hashes(slices.targets.flatten()))
+    events = int((slices.history_sizes * slices.target_counts).sum())
     return SampleDigest(len(owners), events, _hex(hashed.sum(axis=1, dtype=np.uint64)))
 
 
 def digest_rows(rows: pa.RecordBatch, spec: BuildSpec) -> SampleDigest:
-    """The rows of a batch of the sample level, whose columns are those of `sample_schema`.
+    """Digest sample-level rows.
 
-    Raises DatasetError if a history is null, or its columns differ in length.
+    Args:
+        rows: N rows with the columns of `expansion.sample_schema`.
+        spec: The spec of the dataset.
+
+    Returns:
+        The digest.
+
+    Raises:
+        DatasetError: A history is null, or the lists of a row differ in length.
     """
-    targets = target_type(spec).num_fields
-    own = rows.num_columns - targets - event_type(spec).num_fields
-    histories = rows.columns[own:-targets]
+    target_columns = target_type(spec).num_fields
+    request_columns = rows.num_columns - target_columns - event_type(spec).num_fields
+    histories = [cast("ArrowListArray", column) for column in rows.columns[request_columns:-target_columns]]
     offsets = list_offsets(histories[0])
     if any(lists.null_count or not np.array_equal(list_offsets(lists), offsets) for lists in histories):
-        raise DatasetError("there are histories that are null, or whose columns differ in length")
+        raise DatasetError("some histories are null, or their columns differ in length")
     events = _row_hashes([lists.flatten() for lists in histories])
-    asked = _slices_within(_row_hashes(rows.columns[:own]), events, offsets[:-1], offsets[1:])
-    hashed = mix(asked ^ _row_hashes(rows.columns[-targets:]))
+    requests = _with_slices(_row_hashes(rows.columns[:request_columns]), events, offsets[:-1], offsets[1:])
+    hashed = mix(requests ^ _row_hashes(rows.columns[-target_columns:]))
     return SampleDigest(rows.num_rows, len(events), _hex(hashed.sum(axis=1, dtype=np.uint64)))
 
 
 def _hex(sums: UInt64Array) -> str:
-    """Both sums, one for each base, as text."""
     return "".join(f"{total:016x}" for total in sums.tolist())
 
 
-def _slices_within(rows: UInt64Array, values: UInt64Array, starts: Int64Array, ends: Int64Array) -> UInt64Array:
-    """Hash rows, (N,) or (2, N), together with the slice of values [start, end) of each: (2, N), one for each base."""
+def _requests_with_histories(slices: HistorySlices) -> UInt64Array:
+    """Hash requests together with their histories: (2, R)."""
+    requests, events = _row_hashes(slices.request_columns.columns), _row_hashes(slices.events.flatten())
+    return _with_slices(requests, events, slices.history_start, slices.history_end)
+
+
+def _with_slices(rows: UInt64Array, values: UInt64Array, starts: Int64Array, ends: Int64Array) -> UInt64Array:
+    """Hash rows, (N,) or (2, N), together with a slice [start, end) of values each: (2, N), one row per base."""
     mixed = np.empty_like(values)
     for part in cached_parts(len(values)):
         mixed[part] = mix(values[part] + _NULL)
     return mix(rows ^ np.stack([_slice_hashes(mixed, starts, ends, base) for base in BASES]))
 
 
-def _row_hashes(columns: list[pa.Array]) -> UInt64Array:
-    """Hash rows over all their columns, nulls told from zeros."""
-    bits = [_value_bits(pl.Series(pl.from_arrow(column))) for column in columns]
+def _row_hashes(columns: Sequence[ArrowArray]) -> UInt64Array:
+    """Hash rows over all their columns: (N,); a null differs from a zero."""
+    bits = [_value_bits(cast("pl.Series", pl.from_arrow(column))) for column in columns]
     hashed = np.zeros(len(columns[0]), dtype=np.uint64)
     for part in cached_parts(len(hashed)):
         for values in bits:
@@ -122,10 +148,11 @@ def _row_hashes(columns: list[pa.Array]) -> UInt64Array:
 
 
 def _value_bits(values: pl.Series) -> UInt64Array:
+    """Return 64 bits per value, (N,), equal for equal values of types of any width."""
     if values.dtype == pl.String:
         values = hash_string(values)
     elif values.dtype.is_float():
-        values = values.cast(pl.Float64) + 0.0
+        values = values.cast(pl.Float64) + 0.0  # makes -0.0 equal 0.0
     else:
         values = values.to_physical()
         values = values if values.dtype == pl.Int64 else values.cast(pl.Int64)
@@ -135,7 +162,12 @@ def _value_bits(values: pl.Series) -> UInt64Array:
 
 
 def _slice_hashes(values: UInt64Array, starts: Int64Array, ends: Int64Array, base: int) -> UInt64Array:
-    """Hash of each slice [start, end) of `values`, its order and length included."""
+    """Hash each slice [start, end) of `values`, its order and length included: (N,).
+
+    Values [e0, e1, e2] have the prefix sums P = [0, e0, e0 + e1 B, e0 + e1 B + e2 B^2].
+    The slice [1, 3) gives (P[3] - P[1]) B^-1 = e1 + e2 B, as if it started at 0.
+    All of it modulo 2^64, where an odd base has an inverse.
+    """
     powers = _powers(base, len(values) + 1)
     inverses = _powers(pow(base, -1, 2**64), len(values) + 1)
     prefix = np.zeros(len(values) + 1, dtype=np.uint64)
@@ -144,8 +176,8 @@ def _slice_hashes(values: UInt64Array, starts: Int64Array, ends: Int64Array, bas
 
 
 def _powers(base: int, count: int) -> UInt64Array:
-    """Powers base^0 .. base^(count - 1) modulo 2^64."""
-    return _power_table(base, max(LEAST_POWERS, count).bit_length())[:count]
+    """Return base^0 .. base^(count - 1) modulo 2^64, (count,)."""
+    return _power_table(base, max(MIN_POWERS, count).bit_length())[:count]
 
 
 @lru_cache(maxsize=4 * len(BASES))  # two sizes, for each base and its inverse

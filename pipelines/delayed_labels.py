@@ -1,10 +1,12 @@
-"""Labels from later events: what a user did with a target's item within a time after the request.
+"""Delayed labels: what a user did with a target's item within a time after the request.
 
-Actions and targets meet by user, item and, where actions carry one, request id. Sorted by that and by time, the
-actions that count for a target are one range, found by two searches; a label is a reduction over that range.
+Actions and targets match by user, item and, if actions have one, request id. With actions sorted by match group and
+time, the actions that count for a target are one range, found by two binary searches. A label reduces that range.
 """
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,7 @@ import polars as pl
 
 from longbatch.pipelines.arrays.sorting import paired_keys, sort_rows
 from longbatch.schemas.errors import DataError
-from longbatch.schemas.ragged import offsets_of
+from longbatch.schemas.ragged import offsets_of, owners_of
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Label
 from longbatch.schemas.types import BoolArray, Int64Array
@@ -21,112 +23,162 @@ from .parse import polars_type
 from .request_grouping import Requests
 
 GROUP = "_group"
+Number = TypeVar("Number", np.int64, np.float64)
 
 
 def closed_requests(spec: BuildSpec, requests: pl.DataFrame, log_end: int | None) -> BoolArray:
-    """Which requests (R,) have all windows of their labels over when the log of actions ended."""
+    """Return which requests have all their label windows closed when the log of actions ends.
+
+    Args:
+        spec: The build spec.
+        requests: R requests.
+        log_end: Microseconds up to which actions are complete; None if there is no action.
+
+    Returns:
+        (R,); the labels of the other requests could still change.
+    """
     longest = max(label.within_us for label in spec.requests.delayed_labels.values())
     if log_end is None:
         return np.zeros(requests.height, dtype=np.bool_)
     return np.asarray(requests["request_time"].to_numpy() <= log_end - longest)
 
 
-def add_delayed_labels(spec: BuildSpec, grouped: Requests, actions: pl.DataFrame) -> Requests:
-    """Return the requests with their labels from later events; `actions` have the column names of their role."""
-    sizes = np.diff(grouped.target_offsets)
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    asked = grouped.requests.select("user_id", "request_id", "request_time")[owner]
-    asked = asked.with_columns(grouped.targets["item_id"])
+def add_delayed_labels(spec: BuildSpec, requests: Requests, actions: pl.DataFrame) -> Requests:
+    """Add the labels that are computed from actions.
+
+    Args:
+        spec: The build spec.
+        requests: Requests whose label windows are closed.
+        actions: All actions of the users, in the role's names of the columns.
+
+    Returns:
+        The requests with a column label.<label> per delayed label.
+
+    Raises:
+        DataError: A label's value does not fit its type.
+    """
+    owner = owners_of(requests.target_offsets)
+    targets = requests.requests.select("user_id", "request_id", "request_time")[owner]
+    targets = targets.with_columns(requests.targets["item_id"])
     keys = ["user_id", "item_id", *(["request_id"] if "request_id" in actions.columns else [])]
-    groups = asked.select(keys).unique().with_row_index(GROUP)
-    target_group = asked.join(groups, on=keys, how="left", maintain_order="left")[GROUP].to_numpy()
-    met = actions.join(groups, on=keys, how="inner")
+    groups = targets.select(keys).unique().with_row_index(GROUP)
+    target_group = targets.join(groups, on=keys, how="left", maintain_order="left")[GROUP].to_numpy()
+    matches = actions.join(groups, on=keys, how="inner")
     labels = {}
     for name, label in spec.requests.delayed_labels.items():
-        values = met.select(GROUP, "event_time", value=f"value.{name}").drop_nulls("value")
+        values = matches.select(GROUP, "event_time", value=f"value.{name}").drop_nulls("value")
         if values["value"].dtype.is_float():
             values = values.filter(pl.col("value").is_not_nan())
         values = values[sort_rows(values, [GROUP, "event_time", "value"]).permutation]
-        low, high = _windows(values, target_group, asked["request_time"].to_numpy(), label.within_us)
+        low, high = _counted_ranges(values, target_group, targets["request_time"].to_numpy(), label.within_us)
         reduced = _reduced(label, values["value"].to_numpy(), low, high)
-        labels[f"label.{name}"] = _as_label(name, label, reduced, asked)
-    return Requests(grouped.requests, grouped.targets.with_columns(**labels), grouped.target_offsets, grouped.rows)
+        labels[f"label.{name}"] = _cast_label(name, label, reduced, targets)
+    return Requests(requests.requests, requests.targets.with_columns(**labels), requests.target_offsets, requests.rows)
 
 
-def _windows(
+def _counted_ranges(
     values: pl.DataFrame, group: npt.NDArray[np.integer], start: Int64Array, within_us: int
 ) -> tuple[Int64Array, Int64Array]:
-    """Range [low, high) of the sorted actions that count for each target, (G,) both."""
+    """Return the range [low, high) of the sorted actions that count for each target, (G,) both.
+
+    Actions (group, time): (0, 10), (0, 25), (0, 30), (1, 10). Target of group 0 at time 10, within 20:
+    low is the first action not before (0, 10), high the first not before (0, 30).
+    Result: [0, 2), the actions at 10 and 25.
+    """
     groups = np.concatenate([values[GROUP].to_numpy(), group, group])
+    # Actions and both ends of all ranges share one key space, so plain binary searches compare pairs.
     keys = paired_keys(groups, np.concatenate([values["event_time"].to_numpy(), start, start + within_us]))
-    events, targets = keys[: values.height], keys[values.height :]
-    found = np.searchsorted(events, targets, side="left").astype(np.int64)
-    return found[: len(group)], found[len(group) :]
+    action_keys, range_keys = keys[: values.height], keys[values.height :]
+    bounds = np.searchsorted(action_keys, range_keys, side="left").astype(np.int64)
+    return bounds[: len(group)], bounds[len(group) :]
 
 
 def _reduced(label: Label, values: npt.NDArray[np.generic], low: Int64Array, high: Int64Array) -> pl.Series:
-    """Reduce each range of values; an empty one gives 0, or the label's default."""
+    """Reduce each range of values; an empty range gives 0, or the label's default."""
     if label.aggregate == "any":
         return pl.Series((high > low).astype(np.int8))
     if label.aggregate == "count":
         return pl.Series(high - low)
     if label.type.startswith("float"):
-        return _reduced_floats(label, values.astype(np.float64), low, high)
-    whole = values.astype(np.int64)
-    return _maxima(label, whole, low, high) if label.aggregate == "max" else _sums(whole, low, high)
+        floats = values.astype(np.float64)
+        return pl.Series(_maxima(label, floats, low, high)) if label.aggregate == "max" else _sums(floats, low, high)
+    integers = values.astype(np.int64)
+    return (
+        pl.Series(_maxima(label, integers, low, high))
+        if label.aggregate == "max"
+        else _integer_sums(integers, low, high)
+    )
 
 
-def _sums(values: Int64Array, low: Int64Array, high: Int64Array) -> pl.Series:
-    """Sums of ranges of whole numbers, by prefix sums modulo 2^64; null where 64 bits cannot hold one."""
-    before = offsets_of(values)
-    sums = pl.Series(before[high] - before[low])
+def _integer_sums(values: Int64Array, low: Int64Array, high: Int64Array) -> pl.Series:
+    """Return exact sums of ranges of integers, (G,), by prefix sums modulo 2^64; null where one needs more than 64 bits.
+
+    Values [3, 4, 5] have the prefix sums [0, 3, 7, 12].
+    The sum of range [1, 3) is 12 - 3 = 9; wrap-around cancels out in the difference.
+    """
+    prefix = offsets_of(values)
+    sums = pl.Series(prefix[high] - prefix[low])
     if not len(values) or float(np.abs(values.astype(np.float64)).max()) * len(values) < 2.0**63:
         return sums
+    # Only here can a sum overflow: approximate prefix sums in extended precision show where.
     rough = np.concatenate([np.zeros(1, dtype=np.longdouble), np.cumsum(values.astype(np.longdouble))])
     return sums.set(pl.Series(np.abs(rough[high] - rough[low]) >= 2.0**63), None)
 
 
-def _maxima(label: Label, values: npt.NDArray[np.generic], low: Int64Array, high: Int64Array) -> pl.Series:
-    """Maxima of ranges: of two overlapping ranges whose length is a power of two, level by level."""
-    found = np.full(len(low), label.default or 0, dtype=values.dtype)
+def _maxima(label: Label, values: npt.NDArray[Number], low: Int64Array, high: Int64Array) -> npt.NDArray[Number]:
+    """Return the maxima of ranges, (G,), by a sparse table for range maximum, built level by level.
+
+    Level p holds the maximum of each 2^p consecutive values; two of them, overlapping, cover a range of 2^p to 2^(p+1).
+    Values [3, 9, 4, 1], range [0, 3): p = 1, level 1 is [9, 9, 4].
+    The maximum is max(level[0], level[3 - 2]) = max(9, 9) = 9.
+    """
+    maxima = np.full(len(low), label.default or 0, dtype=values.dtype)
+    is_filled = high > low
     level = np.zeros(len(low), dtype=np.int64)
-    some = high > low
-    level[some] = np.log2(high[some] - low[some]).astype(np.int64)
-    for power in range(int(level.max(initial=0)) + 1 if some.any() else 0):
-        here = some & (level == power)
-        found[here] = np.maximum(values[low[here]], values[high[here] - (1 << power)])
-        values = (
-            np.maximum(values[: -(1 << power) or None], values[1 << power :]) if len(values) > 1 << power else values
-        )
-    return pl.Series(found)
+    level[is_filled] = np.log2(high[is_filled] - low[is_filled]).astype(np.int64)
+    for power in range(int(level.max(initial=0)) + 1 if is_filled.any() else 0):
+        on_level = is_filled & (level == power)
+        width = 1 << power
+        maxima[on_level] = np.maximum(values[low[on_level]], values[high[on_level] - width])
+        if len(values) > width:
+            values = np.maximum(values[:-width], values[width:])
+    return maxima
 
 
-def _reduced_floats(label: Label, values: npt.NDArray[np.float64], low: Int64Array, high: Int64Array) -> pl.Series:
-    """Sums of ranges of floats, each added on its own so that it is exact to the bit; null where finite ones overflow."""
-    if label.aggregate == "max":
-        return _maxima(label, values, low, high)
-    some = high > low
+def _sums(values: npt.NDArray[np.float64], low: Int64Array, high: Int64Array) -> pl.Series:
+    """Return sums of ranges of floats, (G,), each added on its own, so that it is exact to the bit.
+
+    A difference of prefix sums would round. A sum is null where finite values overflow.
+    """
+    is_filled = high > low
     sums = np.zeros(len(low))
-    if some.any():
-        ends = np.append(values, 0.0)  # an end may lie behind the last value
+    if is_filled.any():
+        padded = np.append(values, 0.0)  # reduceat refuses an index behind the last value, which an end may be
         with np.errstate(over="ignore", invalid="ignore"):
-            sums[some] = np.add.reduceat(ends, np.stack([low[some], high[some]], axis=1).reshape(-1))[::2]
-    infinite = offsets_of(~np.isfinite(values))
-    lost = ~np.isfinite(sums) & (infinite[high] == infinite[low])
-    return pl.Series(sums).set(pl.Series(lost), None)
+            bounds = np.stack([low[is_filled], high[is_filled]], axis=1).reshape(-1)
+            sums[is_filled] = np.add.reduceat(padded, bounds)[::2]  # every other result is between two ranges
+    infinite_before = offsets_of(~np.isfinite(values))
+    overflowed = ~np.isfinite(sums) & (infinite_before[high] == infinite_before[low])
+    return pl.Series(sums).set(pl.Series(overflowed), None)
 
 
-def _as_label(name: str, label: Label, reduced: pl.Series, asked: pl.DataFrame) -> pl.Series:
-    """Return the values in the label's type. Raises DataError for the first that does not fit."""
+def _cast_label(name: str, label: Label, reduced: pl.Series, targets: pl.DataFrame) -> pl.Series:
+    """Cast the values to the label's type. Raises DataError for the first that does not fit."""
     cast = reduced.cast(polars_type(label.type), strict=False)
-    lost = cast.is_null() | (cast.is_infinite() & reduced.is_finite() if cast.dtype.is_float() else cast.is_null())
-    if lost.any():
-        place = int(lost.arg_max() or 0)
-        user, request, _, item = asked.row(place)
-        found = "more than 64 bits hold" if reduced[place] is None else reduced[place]
-        remedy = "declare a wider type" if label.type not in ("int64", "float64") else "mend the actions"
+    does_not_fit = cast.is_null()
+    if cast.dtype.is_float():
+        does_not_fit |= cast.is_infinite() & reduced.is_finite()
+    if does_not_fit.any():
+        row = int(does_not_fit.arg_max() or 0)
+        user, request, _, item = targets.row(row)
+        value = "more than 64 bits can hold" if reduced[row] is None else reduced[row]
+        remedy = (
+            "Declare a wider type for the label."
+            if label.type not in ("int64", "float64")
+            else "Correct the values in the log of actions."
+        )
         raise DataError(
-            f"label {name} of user {user}, request {request}, item {item} is {found}, "
-            f"which is not of type {label.type}; {remedy}"
+            f"label {name} of user {user}, request {request}, item {item} is {value}, "
+            f"which does not fit its type {label.type}. {remedy}"
         )
     return cast

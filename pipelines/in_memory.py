@@ -1,4 +1,4 @@
-"""The whole transformation in memory: what the engines do with files and tasks, as one pure function."""
+"""The whole build in memory as one pure function: what the engines do with files and tasks."""
 
 from __future__ import annotations
 
@@ -20,46 +20,56 @@ from .pack import pack
 
 @dataclass(frozen=True)
 class InMemoryDataset:
-    """A dataset in memory: paired record batches (timelines, requests), and the books."""
+    """A dataset in memory.
+
+    Attributes:
+        blocks: Pairs of record batches (timelines, requests).
+        row_accounting: Outcomes of all rows, per source.
+        counts: What the dataset holds.
+        vocabulary: Distinct (id, string) of all hashed strings.
+    """
 
     blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]]
     row_accounting: dict[str, RowAccounting]
     counts: Counts
     vocabulary: pl.DataFrame
 
-    @property
-    def events(self) -> Counts:
-        """The outcomes of the accepted events."""
-        return self.counts
-
-    @property
-    def targets(self) -> int:
-        """The number of targets."""
-        return self.counts.targets
-
 
 def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: int = 1) -> InMemoryDataset:
-    """Build from raw rows per source. The result does not depend on `buckets` but for the order of the blocks."""
+    """Build a dataset from raw rows.
+
+    Args:
+        spec: The build spec.
+        raw: Source -> raw rows.
+        buckets: Number of user buckets; only the order of the blocks depends on it.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        SourceError: A column is missing or has a type that cannot be read as declared.
+        SpecError: A `where` expression is invalid.
+        DataError: A delayed label does not fit its type.
+    """
     canonical = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
     row_accounting = {source: part.accounting for source, part in canonical.items()}
     owners = canonical[spec.requests.source].owners
     conflicts = None if owners is None else conflicting_requests(owners)
     facts = gather_log_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
+    bucket_of_row = {
+        source: pl.Series(bucket_of(part.rows[source_schema(spec, source).user_id].to_numpy(), buckets))
+        for source, part in canonical.items()
+    }
     blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]] = []
     counts = Counts()
     for number in range(buckets):
-        rows = {
-            source: part.rows.filter(
-                pl.Series(bucket_of(part.rows[source_schema(spec, source).user_id].to_numpy(), buckets)) == number
-            )
-            for source, part in canonical.items()
-        }
+        rows = {source: part.rows.filter(bucket_of_row[source] == number) for source, part in canonical.items()}
         bucket = build_bucket(spec, rows, facts)
         row_accounting = {source: row_accounting[source] + bucket.row_accounting[source] for source in row_accounting}
-        packed, counted = pack(bucket, spec)
+        packed, counts_of_bucket = pack(bucket, spec)
         blocks += packed
-        counts += counted
+        counts += counts_of_bucket
     for source, accounting in row_accounting.items():
         accounting.check(source)
-    vocabulary = pl.concat([part.vocabulary for part in canonical.values()]).unique().sort("id", "text")
+    vocabulary = pl.concat([part.vocabulary for part in canonical.values()]).unique().sort("id", "string")
     return InMemoryDataset(blocks, row_accounting, counts, vocabulary)

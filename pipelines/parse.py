@@ -1,6 +1,6 @@
-"""Typed readings of raw columns: a Polars expression for the value, and one for each fault it may have.
+"""Typed readings of raw columns: a Polars expression for the value, and one for each fault that it may have.
 
-A value that is there but cannot be read is never turned into a null or a zero in silence: the fault says so.
+A value that is present but not readable never becomes a null or a zero silently: it is a fault of the row.
 """
 
 from __future__ import annotations
@@ -32,38 +32,77 @@ NUMERIC = {
 
 @dataclass(frozen=True)
 class Reading:
-    """How one canonical column comes out of the raw columns, in two steps, so that text is parsed once.
+    """How to compute one canonical column from raw columns, in two steps, so that a string is parsed once.
 
-    `typed` are columns to add to the raw ones, by name; on the frame with them, `value` is the expression of the
-    canonical column, and `faults` maps a reason to an expression that is true where the row has that fault.
-    `hashed` says that the value is text yet to be hashed.
+    Attributes:
+        typed: Columns to add to the raw ones first, by name.
+        value: Expression of the canonical column, on the frame with the typed columns.
+        faults: Reason -> expression that is true where the row has the fault.
+        is_hashed: Whether `value` is a string that has yet to be hashed to an id.
     """
 
     typed: dict[str, pl.Expr]
     value: pl.Expr
     faults: dict[str, pl.Expr]
-    hashed: bool = False
+    is_hashed: bool = False
 
 
-def read_column(mapped: MappedColumn, role: Role, name: str, schema: pl.Schema, spec: BuildSpec) -> Reading:
-    """Return the reading of the column `name` ("user_id", "label.click", ...) of a role.
+def read_column(mapped: MappedColumn, role: Role, name: str, raw_schema: pl.Schema, spec: BuildSpec) -> Reading:
+    """Return the reading of one column of a role.
 
-    Raises SourceError when the raw column is missing or of a type that cannot be read as declared.
+    Args:
+        mapped: The mapped column of the spec.
+        role: The role.
+        name: The role's name of the column: "user_id", "label.click", ...
+        raw_schema: Columns and types of the raw rows.
+        spec: The build spec.
+
+    Returns:
+        The reading.
+
+    Raises:
+        SourceError: The raw column is missing or has a type that cannot be read as declared.
     """
     if isinstance(mapped, ActionValue) and mapped.column is None:
         return Reading({}, pl.lit(1, dtype=pl.Int8), {})
     if isinstance(mapped, Label) and mapped.contained_in:
-        column, reading = mapped.contained_in, _read_contained(mapped, schema, spec)
+        column, reading = mapped.contained_in, _read_contained(mapped, raw_schema, spec)
     else:
-        column, reading = str(mapped.column), _read_value(mapped, schema, spec)
+        column, reading = str(mapped.column), _read_value(mapped, raw_schema, spec)
     reason = missing(role, name)
     if reason is None or getattr(mapped, "default", None) is not None:
         return reading
     return replace(reading, faults={reason: pl.col(column).is_null(), **reading.faults})
 
 
-def _read_value(mapped: MappedColumn, schema: pl.Schema, spec: BuildSpec) -> Reading:
-    dtype = _dtype_of(str(mapped.column), schema)
+def parse_moment(text: str) -> datetime:
+    """Parse the ISO 8601 time of `--until`.
+
+    Args:
+        text: A date or time; without an offset it is in UTC.
+
+    Returns:
+        An aware datetime.
+
+    Raises:
+        SpecError: The text is not an ISO 8601 time.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SpecError(
+            f"--until {text!r} is not an ISO 8601 time. Write one such as 2026-03-01 or 2026-03-01T06:00Z."
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def polars_type(type_name: str) -> pl.DataType:
+    """Return the Polars type of a feature or label that is a number, an id or a bool."""
+    return pl.Boolean() if type_name == "bool" else NUMERIC[type_name]
+
+
+def _read_value(mapped: MappedColumn, raw_schema: pl.Schema, spec: BuildSpec) -> Reading:
+    dtype = _dtype_of(str(mapped.column), raw_schema)
     if isinstance(mapped, TimeColumn):
         return _read_time(mapped, dtype, spec)
     if isinstance(mapped, Label) and mapped.at_least is not None:
@@ -71,50 +110,71 @@ def _read_value(mapped: MappedColumn, schema: pl.Schema, spec: BuildSpec) -> Rea
     return _read_id(mapped, dtype) if isinstance(mapped, IdColumn) else _read_feature(mapped, dtype)
 
 
-def _dtype_of(column: str, schema: pl.Schema) -> pl.DataType:
-    if column not in schema:
-        raise SourceError(f"column {column!r} is not in the source; its columns are {', '.join(schema)}")
-    dtype = schema[column]
+def _dtype_of(column: str, raw_schema: pl.Schema) -> pl.DataType:
+    if column not in raw_schema:
+        raise SourceError(f"column {column!r} is not in the source; its columns are {', '.join(raw_schema)}")
+    dtype = raw_schema[column]
     if dtype.is_nested():
         raise SourceError(
-            f"column {column!r} holds {dtype}, one value a row is needed; name it in the source's `explode.lists`"
+            f"column {column!r} has type {dtype}, but one value per row is needed. Add it to the source's "
+            "`explode.lists`."
         )
     return dtype
 
 
-def typed_name(column: str, kind: str) -> str:
-    """Return the name of a raw column's values once they are typed; no raw column begins like this."""
-    return f"#{kind} {column}"
+def _typed_name(column: str, reading: str) -> str:
+    """Return the name of a typed column; the reading comes first, so that no raw column has the same name."""
+    return f"#{reading} {column}"
 
 
-def _typed(column: str, kind: str, expression: pl.Expr) -> tuple[dict[str, pl.Expr], pl.Expr, dict[str, pl.Expr]]:
-    """Return the column to add, how it is called from there on, and the fault of values that are not of the type."""
-    name = typed_name(column, kind)
+def _typed(column: str, reading: str, expression: pl.Expr) -> tuple[dict[str, pl.Expr], pl.Expr, dict[str, pl.Expr]]:
+    """Return the typed column to add, the expression that refers to it, and the fault of unreadable values."""
+    name = _typed_name(column, reading)
     value = pl.col(name)
     return {name: expression}, value, {unparsable(column): pl.col(column).is_not_null() & value.is_null()}
 
 
+# Ids, features and labels
+
+
 def _read_id(mapped: IdColumn, dtype: pl.DataType) -> Reading:
     if mapped.type == "string":
-        return Reading({}, pl.col(mapped.column).cast(pl.String), {}, hashed=not isinstance(mapped, RequestIdColumn))
+        value = pl.col(mapped.column).cast(pl.String)
+        return Reading({}, value, {}, is_hashed=not isinstance(mapped, RequestIdColumn))
     return Reading(*_typed(mapped.column, "int64", _as_integer(mapped.column, dtype, pl.Int64())))
 
 
 def _read_feature(mapped: Feature | Label, dtype: pl.DataType) -> Reading:
     column = str(mapped.column)
-    expression, hashed = _as_type(column, dtype, mapped.type)
-    as_string = hashed or mapped.type == "string"
+    expression, is_hashed = _as_type(column, dtype, mapped.type)
+    as_string = is_hashed or mapped.type == "string"
     if mapped.values and not as_string and isinstance(mapped.values[0], str):
-        raise SourceError(f"values {list(mapped.values)} are text, but column {column!r} holds numbers")
+        raise SourceError(f"`values` {list(mapped.values)} are strings, but column {column!r} has numbers")
     typed, value, faults = _typed(column, mapped.type, expression)
     faults |= declared_faults(mapped, column, value, as_string=as_string)
-    return Reading(typed, _with_default(mapped, value, as_string=as_string), faults, hashed)
+    return Reading(typed, _with_default(mapped, value, as_string=as_string), faults, is_hashed)
 
 
-def _read_threshold(mapped: Label, least: float) -> Reading:
+def _read_threshold(mapped: Label, at_least: float) -> Reading:
     number = pl.col(str(mapped.column)).cast(pl.Float64, strict=False).fill_nan(None)
     typed, value, faults = _typed(str(mapped.column), "number", number)
-    return Reading(typed, _with_default(mapped, (value >= least).cast(polars_type(mapped.type))), faults)
+    return Reading(typed, _with_default(mapped, (value >= at_least).cast(polars_type(mapped.type))), faults)
+
+
+def _read_contained(mapped: Label, raw_schema: pl.Schema, spec: BuildSpec) -> Reading:
+    lists, item = str(mapped.contained_in), spec.requests.item_id.column
+    if lists not in raw_schema:
+        raise SourceError(f"column {lists!r} is not in the source; its columns are {', '.join(raw_schema)}")
+    list_type = raw_schema[lists]
+    if not isinstance(list_type, pl.List):
+        raise SourceError(f"`contained_in` needs a list column, but {lists!r} has type {list_type}")
+    if (list_type.inner == pl.String) != (_dtype_of(item, raw_schema) == pl.String):
+        raise SourceError(
+            f"`contained_in` compares {item!r} with the elements of {lists!r}, but their types are "
+            f"{raw_schema[item]} and {list_type.inner}. Both must be strings or both numbers."
+        )
+    inside = pl.when(pl.col(lists).is_not_null()).then(pl.col(lists).list.contains(pl.col(item)).fill_null(False))
+    return Reading({}, _with_default(mapped, inside.cast(polars_type(mapped.type))), {})
 
 
 def _with_default(mapped: Feature | Label, value: pl.Expr, *, as_string: bool = False) -> pl.Expr:
@@ -125,11 +185,12 @@ def _default(mapped: Feature | Label, *, as_string: bool) -> pl.Expr:
     if as_string:
         return pl.lit(str(mapped.default))
     if isinstance(mapped.default, str):
-        raise SourceError(f"default {mapped.default!r} is text, but column {mapped.column!r} holds numbers")
+        raise SourceError(f"default {mapped.default!r} is a string, but column {mapped.column!r} has numbers")
     return pl.lit(mapped.default, dtype=polars_type(mapped.type))
 
 
 def _as_type(column: str, dtype: pl.DataType, type_name: str) -> tuple[pl.Expr, bool]:
+    """Return the expression of a value in its declared type, and whether it is a string that has yet to be hashed."""
     if type_name == "string" or (type_name == "id" and not dtype.is_numeric() and dtype != pl.Boolean):
         return pl.col(column).cast(pl.String), type_name == "id"
     if type_name == "bool":
@@ -139,31 +200,33 @@ def _as_type(column: str, dtype: pl.DataType, type_name: str) -> tuple[pl.Expr, 
     return _as_integer(column, dtype, NUMERIC[type_name]), False
 
 
-def _as_integer(column: str, dtype: pl.DataType, wanted: pl.DataType) -> pl.Expr:
-    """Integers of the wanted width; null where the value has a fraction, is no number, or does not fit."""
+def _as_integer(column: str, dtype: pl.DataType, target_type: pl.DataType) -> pl.Expr:
+    """Convert to integers; null where the value has a fraction, is not a number, or does not fit."""
     value = pl.col(column)
-    if dtype == wanted:
+    if dtype == target_type:
         return value
     if dtype.is_float() or dtype.is_decimal():
-        return pl.when(value == value.floor()).then(value.cast(wanted, strict=False))
+        return pl.when(value == value.floor()).then(value.cast(target_type, strict=False))
     if dtype == pl.String:
-        return value.map_batches(partial(_integers_of_string, wanted=wanted), return_dtype=wanted)
-    return value.cast(wanted, strict=False)
+        return value.map_batches(partial(_integers_of_string, target_type=target_type), return_dtype=target_type)
+    return value.cast(target_type, strict=False)
 
 
-def _integers_of_string(text: pl.Series, wanted: pl.DataType) -> pl.Series:
-    """Integers, null where there is none; 11.0 is one, as integers beside a missing one are often written."""
-    found = text.cast(wanted, strict=False)
-    odd = (found.is_null() & text.is_not_null()).arg_true()
-    if not len(odd):
-        return found
-    return found.scatter(odd, text.gather(odd).str.replace(r"\.0+$", "").cast(wanted, strict=False))
+def _integers_of_string(strings: pl.Series, target_type: pl.DataType) -> pl.Series:
+    """Parse integers, null where a string is not one; "11.0" is one, as pandas writes integers next to a null."""
+    integers = strings.cast(target_type, strict=False)
+    # The slow path is only for strings that did not parse.
+    unparsed = (integers.is_null() & strings.is_not_null()).arg_true()
+    if not len(unparsed):
+        return integers
+    without_zeros = strings.gather(unparsed).str.replace(r"\.0+$", "")
+    return integers.scatter(unparsed, without_zeros.cast(target_type, strict=False))
 
 
-def _as_float(column: str, wanted: pl.DataType) -> pl.Expr:
-    """Floats of the wanted width; null where the value is no number, or finite but beyond what the width holds."""
+def _as_float(column: str, target_type: pl.DataType) -> pl.Expr:
+    """Convert to floats; null where the value is not a number, or is finite but too large for the type."""
     wide = pl.col(column).cast(pl.Float64, strict=False)
-    value = wide.cast(wanted)
+    value = wide.cast(target_type)
     return pl.when(value.is_infinite() & wide.is_finite()).then(None).otherwise(value)
 
 
@@ -177,50 +240,23 @@ def _as_bool(column: str, dtype: pl.DataType) -> pl.Expr:
     return pl.when(value == 1).then(True).when(value == 0).then(False)
 
 
-def _read_contained(mapped: Label, schema: pl.Schema, spec: BuildSpec) -> Reading:
-    lists, item = str(mapped.contained_in), spec.requests.item_id.column
-    if lists not in schema:
-        raise SourceError(f"column {lists!r} is not in the source; its columns are {', '.join(schema)}")
-    held = schema[lists]
-    if not isinstance(held, pl.List):
-        raise SourceError(f"`contained_in` needs a list column, but {lists!r} holds {held}")
-    if (held.inner == pl.String) != (_dtype_of(item, schema) == pl.String):
-        raise SourceError(
-            f"`contained_in` compares {item!r} with the elements of {lists!r}, but they hold {schema[item]} and "
-            f"{held.inner}; make both text or both numbers"
-        )
-    inside = pl.when(pl.col(lists).is_not_null()).then(pl.col(lists).list.contains(pl.col(item)).fill_null(False))
-    return Reading({}, _with_default(mapped, inside.cast(polars_type(mapped.type))), {})
-
-
-def polars_type(type_name: str) -> pl.DataType:
-    """Return the Polars type of a feature or label that is a number, an id or a bool."""
-    return pl.Boolean() if type_name == "bool" else NUMERIC[type_name]
+# Times
 
 
 def _read_time(mapped: TimeColumn, dtype: pl.DataType, spec: BuildSpec) -> Reading:
-    """Microseconds UTC; the faults unparsable:<column> and time_out_of_range."""
+    """Return the reading of microseconds UTC, with the faults unparsable:<column> and time_out_of_range."""
     low, high = (to_microseconds(limit) for limit in spec.time_range)
     expression, is_inside = _time_value(mapped, dtype, low, high)
-    kind = f"time({mapped.unit},{mapped.format},{mapped.timezone})"
-    typed, value, faults = _typed(mapped.column, kind, expression)
-    inside_name = typed_name(mapped.column, f"inside {kind}")
+    reading = f"time({mapped.unit},{mapped.format},{mapped.timezone})"
+    typed, value, faults = _typed(mapped.column, reading, expression)
+    inside_name = _typed_name(mapped.column, f"inside {reading}")
     inside = pl.col(inside_name)
     faults[TIME_OUT_OF_RANGE] = value.is_not_null() & ~inside
     return Reading({**typed, inside_name: is_inside}, pl.when(inside).then(value), faults)
 
 
-def parse_moment(text: str) -> datetime:
-    """Read an ISO time, in UTC where it has no offset."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise SpecError(f"--until {text!r} is no ISO time; write one such as 2026-03-01 or 2026-03-01T06:00Z") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
 def _time_value(mapped: TimeColumn, dtype: pl.DataType, low: int, high: int) -> tuple[pl.Expr, pl.Expr]:
-    """Return (microseconds or null, whether within range); products cannot overflow where within range."""
+    """Return microseconds (null where unreadable), and whether they are within [low, high]."""
     raw = pl.col(mapped.column)
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
         value = _to_utc(raw.cast(pl.Datetime("us", getattr(dtype, "time_zone", None))), dtype, mapped.timezone)
@@ -230,32 +266,38 @@ def _time_value(mapped: TimeColumn, dtype: pl.DataType, low: int, high: int) -> 
         return value, value.is_between(low, high)
     if mapped.unit is None or mapped.unit == "iso":
         raise SourceError(
-            f"time column {mapped.column!r} holds {dtype}; declare its unit: "
-            'unit = "s", "ms" or "us" for numbers, "iso" for text'
+            f"time column {mapped.column!r} has type {dtype}. Declare its unit: "
+            'unit = "s", "ms" or "us" for numbers, "iso" for strings.'
         )
     return _from_number(raw, dtype, UNIT_US[mapped.unit], low, high)
 
 
 def _from_number(raw: pl.Expr, dtype: pl.DataType, unit_us: int, low: int, high: int) -> tuple[pl.Expr, pl.Expr]:
-    whole = raw.cast(pl.Int64, strict=False)
+    """Return microseconds of numbers of a unit, and whether they are within [low, high].
+
+    Unit 1,000 us, low 1,500, high 4,200: integers in [2, 4] are inside, which needs no product, so none can overflow.
+    A float 1.7 is 1,700 us, rounded; a float beyond 64 bits is clipped first, and is outside anyway.
+    """
+    integers = raw.cast(pl.Int64, strict=False)
     if dtype.is_decimal():
-        whole = pl.when(raw == raw.floor()).then(whole)
-    whole_inside = whole.is_between(-(-low // unit_us), high // unit_us)
+        integers = pl.when(raw == raw.floor()).then(integers)
+    integers_inside = integers.is_between(-(-low // unit_us), high // unit_us)
     if dtype.is_integer():
-        return whole * unit_us, whole_inside
-    scaled = raw.cast(pl.Float64, strict=False) * unit_us
-    scaled_inside = scaled.is_between(low, high)
-    rounded = pl.when(scaled.is_nan()).then(None).otherwise(scaled.clip(-9e18, 9e18).round().cast(pl.Int64))
+        return integers * unit_us, integers_inside
+    floats = raw.cast(pl.Float64, strict=False) * unit_us
+    floats_inside = floats.is_between(low, high)
+    rounded = pl.when(floats.is_nan()).then(None).otherwise(floats.clip(-9e18, 9e18).round().cast(pl.Int64))
     if dtype.is_float() or dtype.is_decimal():
-        return rounded, scaled_inside
+        return rounded, floats_inside
+    # Strings: exact where they are integers, else by way of a float.
     return (
-        pl.when(whole.is_not_null()).then(whole * unit_us).otherwise(rounded),
-        pl.when(whole.is_not_null()).then(whole_inside).otherwise(scaled_inside),
+        pl.when(integers.is_not_null()).then(integers * unit_us).otherwise(rounded),
+        pl.when(integers.is_not_null()).then(integers_inside).otherwise(floats_inside),
     )
 
 
 def _to_utc(value: pl.Expr, dtype: pl.DataType, timezone: str) -> pl.Expr:
-    """Microseconds UTC of a datetime expression; naive ones are local to `timezone`, the earlier if twice."""
+    """Convert datetimes to microseconds UTC; naive ones are local to `timezone`, the earlier of two if ambiguous."""
     if getattr(dtype, "time_zone", None) is None:
         value = value.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")
     return value.dt.convert_time_zone("UTC").to_physical()
@@ -267,9 +309,11 @@ def _from_string(raw: pl.Expr, mapped: TimeColumn) -> pl.Expr:
         if "%z" in mapped.format or "%:z" in mapped.format:
             return raw.str.strptime(pl.Datetime("us", "UTC"), mapped.format, strict=False).to_physical()
         return _to_utc(raw.str.strptime(naive, mapped.format, strict=False), naive, mapped.timezone)
+    # ISO 8601: the first of these formats that parses.
     text = raw.str.replace(" ", "T", literal=True, n=1)
     aware = pl.Datetime("us", "UTC")
-    with_offset = [text.str.strptime(aware, form, strict=False).to_physical() for form in ("%+", "%Y-%m-%dT%H:%M%:z")]
+    formats = ("%+", "%Y-%m-%dT%H:%M%:z")
+    with_offset = [text.str.strptime(aware, pattern, strict=False).to_physical() for pattern in formats]
     with_offset.append(text.str.strptime(naive, "%Y-%m-%dT%H:%MZ", strict=False).to_physical())
     local = [
         text.str.strptime(naive, "%Y-%m-%dT%H:%M:%S%.f", strict=False),

@@ -1,4 +1,4 @@
-"""Target rows -> requests: by the log's request id, or by time where it has none (docs/meaning.md, Requests)."""
+"""Target rows -> requests: by the log's request id, or by time if the log has none (docs/meaning.md, Requests)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ ROW = "_row"
 class Requests:
     """All requests of a bucket by (user, request time, request id), and their targets in the same order.
 
-    requests: R rows request_id, user_id, request_time, request.<features>.
-    targets: G rows item_id, target.<features>, label.<labels>; target_offsets: (R + 1,) into them.
-    rows: (G,) the place of each target among the rows that were grouped.
+    Attributes:
+        requests: R rows with request_id, user_id, request_time and request.<feature>.
+        targets: G rows with item_id, target.<feature> and label.<label>.
+        target_offsets: Offsets of each request's targets, (R + 1,).
+        rows: Row of each target among the rows that were grouped, (G,).
     """
 
     requests: pl.DataFrame
@@ -34,7 +36,19 @@ class Requests:
 
 
 def group_targets(spec: BuildSpec, targets: pl.DataFrame) -> Requests:
-    """Group target rows, whose columns have the names of the role, into requests."""
+    """Group target rows into requests.
+
+    Rows (user, request, time, item): (7, b, 20, 1), (7, a, 30, 2), (7, b, 10, 3).
+    Requests by time: b at 10 (the earliest of its rows), a at 30; target_offsets [0, 2, 3].
+    Targets by item within a request: items [1, 3, 2], rows [0, 2, 1].
+
+    Args:
+        spec: The build spec.
+        targets: Sound target rows, in the role's names of the columns.
+
+    Returns:
+        The requests and their targets.
+    """
     targets = targets.with_columns(pl.int_range(pl.len(), dtype=pl.UInt32).alias(ROW))
     if "request_id" not in targets.columns:
         targets = _with_request_ids(spec, targets)
@@ -44,12 +58,16 @@ def group_targets(spec: BuildSpec, targets: pl.DataFrame) -> Requests:
     first = _first_of_each(targets, starts, columns)
     order = sort_rows(first, ["user_id", "request_time", "request_id"]).permutation
     rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
+    rank[order] = np.arange(len(order))  # the inverse permutation
     sizes = np.diff(np.append(starts, targets.height))
     targets = targets.select("item_id", *columns, ROW).with_columns(pl.Series(REQUEST, np.repeat(rank, sizes)))
     targets = targets[sort_rows(targets, [REQUEST, "item_id", *columns]).permutation]
-    offsets = offsets_of(sizes[order])
-    return Requests(first[order], targets.drop(REQUEST, ROW), offsets, targets[ROW].to_numpy().astype(np.int64))
+    return Requests(
+        requests=first[order],
+        targets=targets.drop(REQUEST, ROW),
+        target_offsets=offsets_of(sizes[order]),
+        rows=targets[ROW].to_numpy().astype(np.int64),
+    )
 
 
 def _target_columns(targets: pl.DataFrame) -> list[str]:
@@ -57,7 +75,7 @@ def _target_columns(targets: pl.DataFrame) -> list[str]:
 
 
 def _with_request_ids(spec: BuildSpec, targets: pl.DataFrame) -> pl.DataFrame:
-    """Make ids: of the user and time, or of sessions and windows of them where the spec asks for those."""
+    """Generate request ids: one per user and time, or one per part of a session if the spec has sessions."""
     requests = spec.requests
     if not requests.session_gap_us and requests.max_targets is None:
         ids = request_ids_of(targets["user_id"].to_numpy(), targets["request_time"].to_numpy())
@@ -66,31 +84,34 @@ def _with_request_ids(spec: BuildSpec, targets: pl.DataFrame) -> pl.DataFrame:
     order = sort_rows(targets, ["user_id", "request_time", "item_id", *_target_columns(targets), *features])
     targets = targets[order.permutation]
     user, time = targets["user_id"].to_numpy(), targets["request_time"].to_numpy()
-    starts = _window_starts(user, time, requests.session_gap_us, requests.max_targets)
-    ids = _window_ids(user[starts], time[starts])
+    starts = _session_starts(user, time, requests.session_gap_us, requests.max_targets)
+    ids = _session_ids(user[starts], time[starts])
     per_row = np.repeat(ids, np.diff(np.append(starts, len(user))))
     return targets.with_columns(request_id=pl.Series(per_row, dtype=pl.Int64))
 
 
-def _window_starts(user: Int64Array, time: Int64Array, gap_us: int, most: int | None) -> Int64Array:
-    """First rows of the windows of sessions, given rows (G,) sorted by user and time."""
-    begins = starts_run(user)
-    begins[1:] |= time[1:] - time[:-1] > gap_us
-    if most is not None:
-        begins = positions_in_run(begins) % most == 0
-    return np.flatnonzero(begins).astype(np.int64)
+def _session_starts(user: Int64Array, time: Int64Array, gap_us: int, max_targets: int | None) -> Int64Array:
+    """Return the first rows of sessions, given rows (G,) sorted by user and time.
+
+    A session ends before a gap of more than `gap_us`, and after `max_targets` rows.
+    """
+    starts = starts_run(user)
+    starts[1:] |= time[1:] - time[:-1] > gap_us
+    if max_targets is not None:
+        starts = positions_in_run(starts) % max_targets == 0
+    return np.flatnonzero(starts).astype(np.int64)
 
 
-def _window_ids(user: Int64Array, time: Int64Array) -> Int64Array:
-    """Ids of windows (W,) from their users and first times, told apart by their place where both are the same."""
+def _session_ids(user: Int64Array, time: Int64Array) -> Int64Array:
+    """Generate ids of sessions, (S,), from user and first time; their position tells apart those that share both."""
     return request_ids_of(user, time, positions_in_run(starts_run(user, time)))
 
 
 def _first_of_each(targets: pl.DataFrame, starts: Int64Array, columns: list[str]) -> pl.DataFrame:
-    """One row per request: its ids, its earliest time, and the request features of its first row.
+    """Return one row per request: its ids, its earliest time, and the request features of its first row.
 
-    `targets` are sorted by request, which begin at `starts`. Only where the rows of a request disagree
-    on a feature does it matter which row is the first.
+    `targets` are sorted by request, and `starts` are the first rows of the requests. The first row is searched only
+    if the rows of some request differ in a request feature.
     """
     features = [name for name in targets.columns if name.startswith("request.")]
     time = targets["request_time"].to_numpy()
@@ -103,6 +124,6 @@ def _first_of_each(targets: pl.DataFrame, starts: Int64Array, columns: list[str]
 
 
 def _run_starts(frame: pl.DataFrame, columns: list[str]) -> Int64Array:
-    """Return the first rows of the runs of equal values of `columns` in a sorted frame."""
+    """Return the first rows of the runs of equal values of any type in a sorted frame; a null equals a null."""
     changed = pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift()) for c in columns)
     return np.flatnonzero(frame.select(changed | (pl.int_range(pl.len()) == 0)).to_series().to_numpy()).astype(np.int64)

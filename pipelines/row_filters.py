@@ -1,9 +1,8 @@
-"""Which rows a role selects, and a label over the actions: `where`, an expression of Polars SQL over raw columns."""
+"""`where` filters: which rows a role selects, and which actions a label counts, by Polars SQL over raw columns."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import polars as pl
 
@@ -15,38 +14,63 @@ from .parse import Reading
 
 TEXT_FORMATS = frozenset({"csv", "jsonl"})
 Readings = dict[Role, dict[str, Reading]]
+"""Role -> the role's name of a column -> how to read it."""
+
+JsonTree = dict[str, "JsonTree"] | list["JsonTree"] | str | float | None
 
 
 def where_columns(schema: SourceSchema) -> list[str]:
-    """Return the raw columns that the `where` filters of a source read."""
-    found: dict[str, None] = {}
+    """Return the raw columns that the filters of a source read.
+
+    Args:
+        schema: Schema of the source.
+
+    Returns:
+        Column names, each once.
+
+    Raises:
+        SpecError: A filter is not an expression of Polars SQL, or looks at other rows.
+    """
+    names: dict[str, None] = {}
     for filters in schema.filters.values():
-        for name, where in filters.items():
-            found |= dict.fromkeys(_expression(where, name).meta.root_names() if where else [])
-    return list(found)
+        for key, where in filters.items():
+            names |= dict.fromkeys(_expression(where, key).meta.root_names() if where else [])
+    return list(names)
 
 
 def select_rows(typed: pl.DataFrame, spec: BuildSpec, schema: SourceSchema, readings: Readings) -> dict[str, pl.Series]:
-    """Return which rows each role of the source selects, and each label over the actions ("value.<label>").
+    """Evaluate the filters of a source.
 
-    `typed` holds the raw columns, and those that the readings add.
+    Args:
+        typed: N raw rows, with the columns that the readings add.
+        spec: The build spec.
+        schema: Schema of the source.
+        readings: How to read the columns of each role.
+
+    Returns:
+        Role, or `value.<label>` for a label over the actions -> which rows it selects, (N,) without nulls.
+
+    Raises:
+        SpecError: A filter is invalid, or cannot be computed on the columns of the source.
     """
-    view = _with_types(typed, schema, readings) if spec.sources[schema.source].file_format in TEXT_FORMATS else typed
+    is_text = spec.sources[schema.source].file_format in TEXT_FORMATS
+    view = _typed_view(typed, schema, readings) if is_text else typed
     masks = {}
     for role in readings:
-        for name, where in schema.filters[role].items():
-            mask = pl.lit(True) if where is None else _expression(where, name).fill_null(False)
+        for key, where in schema.filters[role].items():
+            mask = pl.lit(True) if where is None else _expression(where, key).fill_null(False)
             try:
-                masks[name] = view.select(pl.repeat(True, pl.len()).and_(mask).alias(name)).to_series()
+                # `repeat` gives the mask the height of the frame where the expression is a constant.
+                masks[key] = view.select(pl.repeat(True, pl.len()).and_(mask).alias(key)).to_series()
             except pl.exceptions.PolarsError as error:
                 raise SpecError(
-                    f"{name}.where cannot be computed on source {schema.source}: {where!r}: {_one_line(error)}"
+                    f"{key}.where cannot be computed on source {schema.source}: {where!r}: {_one_line(error)}"
                 ) from None
-    return {name.replace("requests.labels.", "value."): mask for name, mask in masks.items()}
+    return {key.replace("requests.labels.", "value."): mask for key, mask in masks.items()}
 
 
-def _with_types(typed: pl.DataFrame, schema: SourceSchema, readings: Readings) -> pl.DataFrame:
-    """Text columns as the spec types them, so that `where` can compare numbers; numeric times as they stand there."""
+def _typed_view(typed: pl.DataFrame, schema: SourceSchema, readings: Readings) -> pl.DataFrame:
+    """Show string columns in the types of the spec, so that `where` can compare numbers; numeric times as numbers."""
     views: dict[str, pl.Expr] = {}
     for role, columns in readings.items():
         for name, mapped in schema.role_columns[role].items():
@@ -55,28 +79,30 @@ def _with_types(typed: pl.DataFrame, schema: SourceSchema, readings: Readings) -
                 continue
             if getattr(mapped, "unit", None) in ("s", "ms", "us"):
                 views[column] = pl.col(column).cast(pl.Float64, strict=False)
-            elif not columns[name].hashed and getattr(mapped, "type", "string") != "string":
+            elif not columns[name].is_hashed and getattr(mapped, "type", "string") != "string":
                 views[column] = pl.col(next(iter(columns[name].typed))).alias(column)
     return typed.with_columns(**views)
 
 
-def _expression(where: str, role: str) -> pl.Expr:
+def _expression(where: str, key: str) -> pl.Expr:
     try:
         expression = pl.sql_expr(where)
     except pl.exceptions.PolarsError as error:
-        raise SpecError(f"{role}.where is not an expression of Polars SQL: {where!r}: {_one_line(error)}") from None
+        raise SpecError(f"{key}.where is not an expression of Polars SQL: {where!r}: {_one_line(error)}") from None
     if _looks_at_other_rows(json.loads(expression.meta.serialize(format="json"))):
         raise SpecError(
-            f"{role}.where looks at other rows: {where!r}; logs are read in parts, so it may only look at the row's own columns"
+            f"{key}.where looks at other rows: {where!r}. Logs are read in chunks, so a filter may only use the "
+            "columns of the row itself."
         )
     return expression
 
 
-def _looks_at_other_rows(tree: Any) -> bool:
-    """Whether an expression, as the tree that Polars writes, holds an aggregate, a window, or the number of rows."""
+def _looks_at_other_rows(tree: JsonTree) -> bool:
+    """Return whether an expression, as Polars serializes it, has an aggregate, a window, or the number of rows."""
     if isinstance(tree, dict):
-        own = {name: part for name, part in tree.items() if name not in ("Column", "Literal")}
-        return any(name in ("Agg", "Over", "Window") or _looks_at_other_rows(part) for name, part in own.items())
+        # Column names and literals may equal the names of operators.
+        operators = {name: part for name, part in tree.items() if name not in ("Column", "Literal")}
+        return any(name in ("Agg", "Over", "Window") or _looks_at_other_rows(part) for name, part in operators.items())
     return any(_looks_at_other_rows(part) for part in tree) if isinstance(tree, list) else tree == "Len"
 
 

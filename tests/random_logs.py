@@ -99,7 +99,7 @@ def check(spec: BuildSpec, frames: Frames, buckets: int) -> None:
 
 def check_counts(spec: BuildSpec, built: InMemoryDataset, reference: Reference) -> None:
     assert built.row_accounting == reference.row_accounting
-    events = built.events
+    events = built.counts
     assert events.stored + events.beyond_history == reference.events.stored_or_beyond
     assert events.after_last_request == reference.events.after_last_request
     reached = {
@@ -108,7 +108,7 @@ def check_counts(spec: BuildSpec, built: InMemoryDataset, reference: Reference) 
         for place in range(request.history_start, request.history_end)
     }
     assert len(reached) <= events.stored
-    assert built.targets == reference.targets
+    assert built.counts.targets == reference.targets
     assert events.requests == len(reference.requests)
     assert events.history_events == sum(len(request.history) for request in reference.requests)
     assert events.users == len({request.user_id for request in reference.requests})

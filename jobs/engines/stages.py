@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 ROWS_PER_BUCKET = 1 << 20
 MAX_BUCKETS = 8192
 OWNERS, VOCABULARY = "owners", "vocabulary"
-VOCABULARY_FIELDS: list[ArrowField] = [pa.field("id", pa.int64()), pa.field("text", pa.string())]
+VOCABULARY_FIELDS: list[ArrowField] = [pa.field("id", pa.int64()), pa.field("string", pa.string())]
 
 BucketNumbers = npt.NDArray[np.unsignedinteger]
 
@@ -235,7 +235,7 @@ def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) ->
     Args:
         context: The build.
         bucket: Number of the bucket.
-        words: All pairs (id, text) of the bucket, with repetitions.
+        words: All pairs (id, string) of the bucket, with repetitions.
 
     Returns:
         The vocabulary file, unless every pair is known already, and the number of collisions.
@@ -243,13 +243,13 @@ def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) ->
     Raises:
         MachineError: The disk is full.
     """
-    words = words.unique().sort("id", "text")
+    words = words.unique().sort("id", "string")
     known = context.increment.vocabulary if context.increment else ()
     known = tuple(entry for entry in known if entry.bucket == bucket)
     collisions = words.height - words["id"].n_unique()
     if known:
         before = pl.concat([pl.read_ipc(check_file(context.root, entry)) for entry in known])
-        words = words.join(before, on=["id", "text"], how="anti").sort("id", "text")
+        words = words.join(before, on=["id", "string"], how="anti").sort("id", "text")
         ids = pl.concat([before["id"], words["id"]])
         # Collisions within `before` were counted by the increments that wrote it.
         collisions = len(ids) - ids.n_unique() - (before.height - before["id"].n_unique())

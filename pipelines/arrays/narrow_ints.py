@@ -1,27 +1,38 @@
-"""Rows on their way to their bucket, in as few bytes as their values need.
+"""Frames in as few bytes as their values need, for the way from the scan to the buckets.
 
-Most 64-bit columns of a chunk (times of some days, ids of some millions) span less than 2^32 steps of a common unit.
-They travel as unsigned codes, `value = base + code * unit`, which halves what is gathered, written and read again.
+Most 64-bit columns of a chunk (times of some days, ids of some millions) span fewer than 2^32 steps of a common unit.
+They are stored as unsigned codes, `value = base + code * unit` (frame of reference encoding), which halves the bytes
+that are gathered, written and read again.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from longbatch.schemas.types import ArrowArray, Int64Array
+
 from .sorting import scale_of
 
 CODES = b"longbatch codes"
 Code = tuple[int, int]
+"""Base and unit of a coded column."""
 
 
 def narrow(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Code]]:
-    """Code the 64-bit columns without nulls that fit in fewer bits; return (base, unit) of those columns beside."""
+    """Code the 64-bit columns that fit in fewer bits.
+
+    Args:
+        frame: Any frame; columns with nulls and other types stay as they are.
+
+    Returns:
+        The frame with coded columns, and the base and unit of each coded column.
+    """
     codes: dict[str, Code] = {}
     narrowed = []
     for column in frame.iter_columns():
@@ -40,44 +51,55 @@ def _dtype_of(bits: int) -> npt.DTypeLike:
 
 
 def with_codes(batch: pa.RecordBatch, codes: dict[str, Code]) -> pa.RecordBatch:
-    """Note in a batch's schema which columns are coded."""
+    """Record in the schema metadata of a batch which columns are coded, and how."""
     return batch.replace_schema_metadata({CODES: json.dumps(codes)})
 
 
 def widen(batches: list[pa.RecordBatch]) -> pl.DataFrame:
-    """All rows of some batches, coded columns as the 64-bit numbers they stand for, each column in one piece."""
-    noted = [json.loads((batch.schema.metadata or {}).get(CODES, "{}")) for batch in batches]
+    """Decode and concatenate batches, each of which may have other codes.
+
+    Args:
+        batches: At least one batch from `with_codes`, all with the same column names.
+
+    Returns:
+        All rows, coded columns as int64, each column in one chunk.
+    """
+    codes_of = [_codes_of(batch) for batch in batches]
     columns = {}
-    for place, name in enumerate(batches[0].schema.names):
-        parts = [(batch.column(place), codes.get(name)) for batch, codes in zip(batches, noted, strict=True)]
-        plain = not any(code for _, code in parts)
-        columns[name] = _joined([array for array, _ in parts]) if plain else _decoded(name, parts)
+    for index, name in enumerate(batches[0].schema.names):
+        parts = [(batch.column(index), codes.get(name)) for batch, codes in zip(batches, codes_of, strict=True)]
+        is_coded = any(code for _, code in parts)
+        columns[name] = _decoded(name, parts) if is_coded else _joined([array for array, _ in parts])
     return pl.DataFrame(columns)
 
 
-def _joined(arrays: list[pa.Array]) -> pl.Series:
-    return pl.Series(pl.from_arrow(pa.chunked_array(arrays))).rechunk()
+def _codes_of(batch: pa.RecordBatch) -> dict[str, Code]:
+    read: dict[str, list[int]] = json.loads((batch.schema.metadata or {}).get(CODES, b"{}"))
+    return {name: (base, unit) for name, (base, unit) in read.items()}
 
 
-def _decoded(name: str, parts: list[tuple[pa.Array, Code | None]]) -> pl.Series:
-    """Decode straight into one array; a part with nulls (then it is not coded) makes that impossible."""
+def _joined(arrays: list[ArrowArray]) -> pl.Series:
+    return cast("pl.Series", pl.from_arrow(pa.chunked_array(arrays))).rechunk()
+
+
+def _decoded(name: str, parts: list[tuple[ArrowArray, Code | None]]) -> pl.Series:
+    """Decode all parts of a column straight into one array; parts with nulls, never coded, are joined by Polars."""
     if any(array.null_count for array, _ in parts):
         return pl.concat([_decoded(name, [part]) if part[1] else _joined([part[0]]) for part in parts], rechunk=True)
-    whole = np.empty(sum(len(array) for array, _ in parts), dtype=np.int64)
+    values = np.empty(sum(len(array) for array, _ in parts), dtype=np.int64)
     first = 0
     for array, code in parts:
-        into = whole[first : first + len(array)]
-        _decode(array, code, into)
+        _decode_into(values[first : first + len(array)], array, code)
         first += len(array)
-    return pl.Series(name, whole)
+    return pl.Series(name, values)
 
 
-def _decode(array: pa.Array, code: Code | None, into: npt.NDArray[Any]) -> None:
-    kind = np.dtype(array.type.to_pandas_dtype())
-    values = np.frombuffer(array.buffers()[1], dtype=kind, count=len(array), offset=array.offset * kind.itemsize)
+def _decode_into(values: Int64Array, array: ArrowArray, code: Code | None) -> None:
+    stored = array.to_numpy()  # without a copy: there are no nulls
     if code is None:
-        into[:] = values
+        values[:] = stored
         return
     base, unit = code
-    np.multiply(values, np.int64(unit), out=into, casting="unsafe")
-    into += np.int64(base)
+    # With dtype given, because NumPy 1 would multiply uint32 by a small integer in 32 bits, and wrap around.
+    np.multiply(stored, unit, out=values, dtype=np.int64)
+    np.add(values, base, out=values, dtype=np.int64)

@@ -97,7 +97,7 @@ class Dataset:
 
     def vocabulary(self) -> pa.Table:
         """All (id, text) pairs of hashed text."""
-        schema = pa.schema({"id": pa.int64(), "text": pa.string()})
+        schema = pa.schema({"id": pa.int64(), "string": pa.string()})
         tables = [schema.empty_table()]
         for entry in self.snapshot.vocabulary:
             path = check_file(self.path, entry)

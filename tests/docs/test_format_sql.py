@@ -221,6 +221,6 @@ def test_the_vocabulary_gives_the_text_back(dataset: Path) -> None:
     read = read_as_documented(dataset, 4)
     files = [Path(dataset, entry["path"]) for entry in read["snapshot"]["vocabulary"]]
     texts = pl.concat([pl.read_ipc(file) for file in files])
-    assert sorted(texts["text"]) == ["buy", "view"]
+    assert sorted(texts["string"]) == ["buy", "view"]
     events = read["timelines"]["events"].combine_chunks().flatten().field("action")
     assert set(events.drop_null().to_pylist()) == set(texts["id"])

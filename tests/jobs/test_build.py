@@ -156,7 +156,7 @@ FAILURES: list[tuple[Change, type[LongbatchError], str]] = [
     (
         failing(log={"click": [[1], [2], [3], [4]]}),
         SourceError,
-        r"source log: column 'click' holds List\(Int64\), one value a row",
+        r"source log: column 'click' has type List\(Int64\), but one value per row",
     ),
     (
         failing(log={"time": ["a", "b", "c", "d"]}),
@@ -443,7 +443,7 @@ def test_text_ids_can_be_read_back(spec_file: Path, tmp_path: Path) -> None:
     relog(spec_file, LOG.with_columns(user=pl.Series(["ann", "ann", "ann", "bob"])))
     build(alter(spec_file, 'user_id = "user"', 'user_id = { column = "user", type = "string" }'), tmp_path / "out")
     words = open_dataset(tmp_path / "out").vocabulary()
-    assert sorted(words["text"].to_pylist()) == ["ann", "bob"]
+    assert sorted(words["string"].to_pylist()) == ["ann", "bob"]
 
 
 def test_collisions_of_ids_are_counted(spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

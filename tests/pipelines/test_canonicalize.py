@@ -260,7 +260,7 @@ def test_a_label_may_look_for_the_item_in_another_list() -> None:
             {"item": [[1, 2]], "price": [[1]]},
             r"the lists \['item', 'price'\] of a row differ in length",
         ),
-        ({"lists": "item"}, {"item": [1]}, r"explode\.lists names 'item', which holds Int64, not lists"),
+        ({"lists": "item"}, {"item": [1]}, r"explode\.lists names 'item', which has type Int64, not List"),
         ({"lists": "items"}, {"item": [[1]]}, r"explode names 'items', but the source's columns are user, item, time"),
         (
             {"string": {"column": "shown", "fields": ["item"]}},
@@ -270,7 +270,7 @@ def test_a_label_may_look_for_the_item_in_another_list() -> None:
         (
             {"string": {"column": "item", "fields": ["item"]}},
             {"item": [5]},
-            r"explode\.string names 'item', which holds Int64, not text",
+            r"explode\.string names 'item', which has type Int64, not String",
         ),
     ],
 )
@@ -311,7 +311,7 @@ def test_where_sees_columns_that_are_not_mapped() -> None:
         ("item", r"requests\.where cannot be computed on source log: 'item'"),
         (
             "item = MAX(item)",
-            r"requests\.where looks at other rows: 'item = MAX\(item\)'; logs are read in parts, so it may",
+            r"requests\.where looks at other rows: 'item = MAX\(item\)'\. Logs are read in chunks, so a filter may",
         ),
         ("COUNT(*) > 2", r"requests\.where looks at other rows"),
         ("ROW_NUMBER() OVER (ORDER BY item) = 1", r"requests\.where looks at other rows"),
@@ -323,7 +323,7 @@ def test_a_where_that_cannot_be_computed_is_refused(where: str, message: str) ->
 
 
 def test_a_column_with_a_name_that_quarantine_needs_is_refused() -> None:
-    message = r"source log: a column is called '_reasons', a name that quarantine needs; rename it in the log"
+    message = r"source log: the column name '_reasons' is reserved for quarantine files. Rename the column in the log."
     with pytest.raises(SourceError, match=message):
         canonicalize(log({"_reasons": 1}), spec_of(history={"features": {"_reasons": "int8"}}), "log")
 

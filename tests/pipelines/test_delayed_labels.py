@@ -93,20 +93,20 @@ def test_nan_adds_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "type_name", "found", "remedy"),
+    ("value", "type_name", "value_in_message", "remedy"),
     [
-        (100, "int8", "200", "declare a wider type"),
-        (2**62, "int64", "more than 64 bits hold", "mend the actions"),
-        (3e38, "float32", r"6\.0\d*e\+38", "declare a wider type"),
-        (1.5e308, "float64", "more than 64 bits hold", "mend the actions"),
+        (100, "int8", "200", "Declare a wider type"),
+        (2**62, "int64", "more than 64 bits can hold", "Correct the values"),
+        (3e38, "float32", r"6\.0\d*e\+38", "Declare a wider type"),
+        (1.5e308, "float64", "more than 64 bits can hold", "Correct the values"),
     ],
 )
 def test_a_sum_that_does_not_fit_its_type_is_an_error_that_names_it(
-    value: Any, type_name: str, found: str, remedy: str
+    value: Any, type_name: str, value_in_message: str, remedy: str
 ) -> None:
     actions = [(T + 1, 1, value), (T + 2, 1, value), END]
     label = {"aggregate": "sum", "column": "v", "type": type_name}
-    message = rf"label x of user 7, request \d+, item 1 is {found}, which is not of type {type_name}; {remedy}"
+    message = rf"label x of user 7, request \d+, item 1 is {value_in_message}, which does not fit its type {type_name}. {remedy}"
     with pytest.raises(DataError, match=message):
         build(actions, label, pl.Float64 if type_name.startswith("float") else pl.Int64)
 

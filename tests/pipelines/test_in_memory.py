@@ -57,10 +57,10 @@ def test_the_books_say_what_became_of_every_row() -> None:
     built = build_in_memory(SPEC, {"log": LOG}, buckets=3)
     reasons = {"conflicting_request": 2, "missing_user": 1}
     assert built.row_accounting == {"log": RowAccounting(rows=7, rejected=3, duplicate=1, accepted=3, reasons=reasons)}
-    assert (built.targets, built.events.events) == (3, 3)
+    assert (built.counts.targets, built.counts.events) == (3, 3)
 
 
 def test_the_vocabulary_reads_the_hashed_users_back() -> None:
     words = build_in_memory(SPEC, {"log": LOG}).vocabulary
-    assert sorted(words["text"]) == ["ann", "bob", "cid", "dan"]
-    assert hash_string(words["text"]).to_list() == words["id"].to_list()
+    assert sorted(words["string"]) == ["ann", "bob", "cid", "dan"]
+    assert hash_string(words["string"]).to_list() == words["id"].to_list()

@@ -99,12 +99,12 @@ def test_a_value_that_cannot_be_read_does_not_take_the_default() -> None:
 
 def test_an_id_feature_is_hashed_where_it_is_text() -> None:
     schema = pl.Schema({"x": pl.String, "n": pl.Int32})
-    assert read_column(Feature(column="x", type="id"), "requests", "x", schema, SPEC).hashed
-    assert not read_column(Feature(column="n", type="id"), "requests", "x", schema, SPEC).hashed
+    assert read_column(Feature(column="x", type="id"), "requests", "x", schema, SPEC).is_hashed
+    assert not read_column(Feature(column="n", type="id"), "requests", "x", schema, SPEC).is_hashed
 
 
 def test_a_text_default_for_a_column_of_numbers_is_refused() -> None:
-    with pytest.raises(SourceError, match=r"default '\?' is text, but column 'x' holds numbers"):
+    with pytest.raises(SourceError, match=r"default '\?' is a string, but column 'x' has numbers"):
         read(Feature(column="x", type="id", default="?"), [1])
 
 
@@ -127,9 +127,9 @@ def test_an_id_that_is_no_whole_number_is_at_fault() -> None:
 def test_a_request_id_stays_text() -> None:
     schema = pl.Schema({"x": pl.String})
     reading = read_column(RequestIdColumn(column="x", type="string"), "requests", "request_id", schema, SPEC)
-    assert not reading.hashed
+    assert not reading.is_hashed
     assert list(reading.faults) == ["missing_request"]
-    assert read_column(IdColumn(column="x", type="string"), "requests", "item_id", schema, SPEC).hashed
+    assert read_column(IdColumn(column="x", type="string"), "requests", "item_id", schema, SPEC).is_hashed
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_timestamp_columns_are_taken_as_they_are() -> None:
 )
 def test_numbers_without_a_unit_are_refused(mapped: TimeColumn, raw: list[Any]) -> None:
     with pytest.raises(
-        SourceError, match=r"time column 'x' holds \w+; declare its unit: unit = \"s\", \"ms\" or \"us\""
+        SourceError, match=r"time column 'x' has type \w+\. Declare its unit: unit = \"s\", \"ms\" or \"us\""
     ):
         read(mapped, raw)
 
@@ -268,7 +268,9 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
 
 @pytest.mark.parametrize("raw", [[[1, 2]], [{"a": 1}]])
 def test_a_nested_column_is_refused(raw: list[Any]) -> None:
-    with pytest.raises(SourceError, match=r"column 'x' holds (List|Struct).*, one value a row is needed; name it in"):
+    with pytest.raises(
+        SourceError, match=r"column 'x' has type (List|Struct).*, but one value per row is needed. Add it to"
+    ):
         read(Feature(column="x", type="int8"), raw)
 
 
@@ -281,10 +283,12 @@ def test_a_label_says_whether_the_item_is_in_the_list() -> None:
 
 
 def test_a_list_of_another_kind_than_the_item_is_refused() -> None:
-    with pytest.raises(SourceError, match=r"compares 'item' with the elements of 'x', but they hold Int64 and String"):
+    with pytest.raises(
+        SourceError, match=r"compares 'item' with the elements of 'x', but their types are Int64 and String"
+    ):
         read(Label(contained_in="x"), [["a"]], item=[1])
 
 
 def test_a_label_in_a_column_without_lists_is_refused() -> None:
-    with pytest.raises(SourceError, match=r"`contained_in` needs a list column, but 'x' holds Int64"):
+    with pytest.raises(SourceError, match=r"`contained_in` needs a list column, but 'x' has type Int64"):
         read(Label(contained_in="x"), [1], item=[1])

@@ -121,7 +121,7 @@ def test_a_user_who_is_not_there_is_named(dataset: Dataset) -> None:
 
 def test_without_text_ids_the_vocabulary_is_empty(dataset: Dataset) -> None:
     assert dataset.vocabulary().num_rows == 0
-    assert dataset.vocabulary().schema == pa.schema({"id": pa.int64(), "text": pa.string()})
+    assert dataset.vocabulary().schema == pa.schema({"id": pa.int64(), "string": pa.string()})
 
 
 def test_the_words_of_a_vocabulary_that_is_not_arrow_are_refused(dataset: Dataset) -> None:

@@ -282,7 +282,7 @@ def a_request_of_two_users_accepted(patch: Patch) -> None:
 
 @breaks(FOREIGN, SESSIONS)
 def a_session_ends_at_its_gap(patch: Patch) -> None:
-    wrap(patch, grouping, "_window_starts", lambda run, user, time, gap_us, most: run(user, time, gap_us - 1, most))
+    wrap(patch, grouping, "_session_starts", lambda run, user, time, gap_us, most: run(user, time, gap_us - 1, most))
 
 
 @breaks(OTHER_EVENT + "|" + ONE + "its history has", HEAVY_USERS)
@@ -297,7 +297,7 @@ def shift_windows(patch: Patch, start_us: int, end_us: int) -> None:
     def shifted(windows: Any, values: Any, group: Any, start: Any, within_us: int) -> Any:
         return windows(values, group, start + start_us, within_us - start_us + end_us)
 
-    wrap(patch, later, "_windows", shifted)
+    wrap(patch, later, "_counted_ranges", shifted)
 
 
 @breaks(OTHER_TARGETS, LATER)
