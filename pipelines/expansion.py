@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longbatch.pipelines.arrays.arrow import int32_array
+from longbatch.pipelines.arrays.arrow import gather_slices, int32_array
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.ragged import list_offsets, offsets_of
@@ -175,13 +175,9 @@ def _history_columns(slices: HistorySlices, requests: Int64Array) -> dict[str, A
     starts = [1, 0, 1], sizes = [3, 2, 3], offsets = [0, 3, 5, 8].
     Each column becomes [[b, c, d], [a, b], [b, c, d]].
     """
-    sizes = slices.history_sizes[requests]
+    starts, sizes = slices.history_start[requests], slices.history_sizes[requests]
     offsets = int32_array(offsets_of(sizes))
-    starts = int32_array(slices.history_start[requests])
-    # A list view may overlap and repeat values, so flattening one is Arrow's fastest gather of many slices.
     return {
-        f"history_{field.name}": pa.ListArray.from_arrays(
-            offsets, pa.ListViewArray.from_arrays(starts, int32_array(sizes), values).flatten()
-        )
+        f"history_{field.name}": pa.ListArray.from_arrays(offsets, gather_slices(values, starts, sizes))
         for field, values in zip(slices.events.type.fields, slices.events.flatten(), strict=True)
     }
