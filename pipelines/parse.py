@@ -91,7 +91,7 @@ def parse_moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise SpecError(
-            f"--until {text!r} is not an ISO 8601 time. Write one such as 2026-03-01 or 2026-03-01T06:00Z."
+            f"--until {text!r} is not an ISO time. Write one such as 2026-03-01 or 2026-03-01T06:00Z."
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
