@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 
-from longbatch.loaders.plan import Finder, Plan, make_plan
+from longbatch.loaders.plan import BatchLocator, Plan, Shuffle, make_plan
 
 from .checks import Check, Figure
 
@@ -21,8 +21,8 @@ def planning() -> tuple[list[Check], list[Figure]]:
 
     def plan() -> float:
         started = time.perf_counter()
-        find = Finder(make_plan(np.full(200_000, 5_000), quota=BATCH, shuffle=True))
-        find.positions(find.plan.num_batches - 1)
+        locator = BatchLocator(make_plan(np.full(200_000, 5_000), quota=BATCH, shuffle=Shuffle()))
+        locator.positions(locator.plan.num_batches - 1)
         return time.perf_counter() - started
 
     seconds = plan()
@@ -40,13 +40,13 @@ def shuffling() -> tuple[list[Check], list[Figure]]:
     """How an epoch mixes users, beside a permutation of all requests: users in a batch, and where a user's requests go."""
     figures = []
     counts = np.full(USERS // USERS_PER_BLOCK, USERS_PER_BLOCK * REQUESTS)
-    for name, options in {
-        "sequential": {"shuffle": False},
-        "shuffled, 1 block a window": {"shuffle": True, "window_blocks": 1},
-        "shuffled, 8 blocks a window": {"shuffle": True},
-        "shuffled, runs of 8 neighbours": {"shuffle": True, "shuffle_run": 8},
+    for name, shuffle in {
+        "sequential": None,
+        "shuffled, 1 block a window": Shuffle(window_blocks=1),
+        "shuffled, 8 blocks a window": Shuffle(),
+        "shuffled, runs of 8 neighbors": Shuffle(run=8),
     }.items():
-        figures += _mixed(name, _batches(make_plan(counts, quota=BATCH, **options)))  # type: ignore[arg-type]
+        figures += _mixed(name, _batches(make_plan(counts, quota=BATCH, shuffle=shuffle)))
     everything = np.random.default_rng(0).permutation(USERS * REQUESTS)
     figures += _mixed("a permutation of everything", np.split(everything, len(everything) // BATCH))
     return [], figures
@@ -54,8 +54,8 @@ def shuffling() -> tuple[list[Check], list[Figure]]:
 
 def _batches(plan: Plan) -> list[np.ndarray]:
     """The requests of each batch, by their place in the dataset."""
-    find, requests = Finder(plan), USERS_PER_BLOCK * REQUESTS
-    return [block * requests + row for block, row in map(find.rows, range(plan.num_batches))]
+    locator, requests = BatchLocator(plan), USERS_PER_BLOCK * REQUESTS
+    return [block * requests + row for block, row in map(locator.rows, range(plan.num_batches))]
 
 
 def _mixed(name: str, batches: list[np.ndarray]) -> list[Figure]:

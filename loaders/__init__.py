@@ -1,7 +1,7 @@
 """From a dataset on disk to batches of tensors.
 
-`plan` decides which requests form a batch, `batch` defines what a batch contains, `dataset` and `loader` iterate. The names below are
-imported on first use, so that `longbatch.loaders.plan` can be imported without torch.
+`plan` decides which requests form a batch, `batch` defines what a batch contains, `dataset` and `loader` iterate. The
+names below are imported on first use, so that `longbatch.loaders.plan` can be imported without torch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .batch import RequestBatch
-    from .dataset import RequestDataset, make_dataloader
+    from .dataset import RequestDataset
     from .history_length import StochasticLength
-    from .loader import RequestLoader
+    from .loader import RequestLoader, make_dataloader
 
 __all__ = ["RequestBatch", "RequestDataset", "RequestLoader", "StochasticLength", "make_dataloader"]
 
@@ -22,7 +22,7 @@ _MODULES = {
     "RequestDataset": "dataset",
     "RequestLoader": "loader",
     "StochasticLength": "history_length",
-    "make_dataloader": "dataset",
+    "make_dataloader": "loader",
 }
 
 

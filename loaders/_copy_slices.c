@@ -1,8 +1,14 @@
-/* Joins slices of columns into a batch in one call: no object for each slice, and without the interpreter's lock.
+/* Joins slices of columns into a batch in one call, without a Python object per slice and without the interpreter lock.
 
-   A batch is larger than the caches, so its lines are written past them (streaming stores) where the processor can: an
-   ordinary store first reads the line that it is about to overwrite, which is half as much traffic again.
-   Meaning and limits: longbatch.loaders.slices, which has the same function in NumPy. */
+   A batch is larger than the caches, so its lines are written past them (streaming stores) where the processor supports it: an
+   ordinary store first reads the line that it is about to overwrite, which adds half as much memory traffic again.
+   longbatch.loaders.copy_slices has the same function in NumPy, and documents arguments and errors.
+
+   With S slices, C columns and B blocks, for each column c in turn the slices 0 to S - 1 are written one after another:
+
+       out + column_offsets[c]:   | slice 0 of column c | slice 1 of column c | ... | slice S - 1 of column c |
+
+   where slice s of column c is sources[slice_blocks[s] * C + c][starts[s] : ends[s]]. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -12,33 +18,35 @@
 #include <emmintrin.h>
 #endif
 
-#define LINE 64
-#define LARGE_BATCH (8 << 20) /* bytes; a smaller one may still be in the caches when it is used */
-#define LARGE_SLICE 1024
-#define AHEAD 1024 /* bytes that are read before they are needed */
+#define CACHE_LINE 64
+#define LARGE_BATCH (8 << 20)    /* bytes; a smaller batch may still be in the caches when it is used */
+#define LARGE_SLICE 1024         /* bytes; for shorter slices, aligning the destination costs more than it saves */
+#define PREFETCH_DISTANCE 1024   /* bytes that are requested from memory before they are copied */
 
 typedef struct {
-    Py_buffer out, places, owner, starts, ends;
-    Py_buffer *sources; /* of each block its columns, one after another */
-    Py_ssize_t columns, blocks, spans;
+    Py_buffer out, column_offsets, slice_blocks, starts, ends;
+    Py_buffer *sources; /* the columns of block 0, then those of block 1 and so on */
+    Py_ssize_t columns, blocks, slices;
     int past_caches;
 } Join;
 
-static const int64_t *numbers(const Py_buffer *view) { return view->buf; }
+static const int64_t *integers(const Py_buffer *view) { return view->buf; }
 
-static const Py_buffer *source_of(const Join *join, Py_ssize_t span, Py_ssize_t column)
+static const Py_buffer *source_of(const Join *join, Py_ssize_t slice, Py_ssize_t column)
 {
-    return &join->sources[numbers(&join->owner)[span] * join->columns + column];
+    return &join->sources[integers(&join->slice_blocks)[slice] * join->columns + column];
 }
 
 static void copy_past_caches(char *to, const char *from, size_t size)
 {
 #ifdef __SSE2__
-    size_t head = (size_t)(-(uintptr_t)to) % LINE;
+    /* Streaming stores need an aligned destination: copy the bytes before the first full cache line in the ordinary way. */
+    size_t head = (size_t)(-(uintptr_t)to) % CACHE_LINE;
     memcpy(to, from, head);
     to += head, from += head, size -= head;
-    for (; size >= LINE; to += LINE, from += LINE, size -= LINE) {
-        _mm_prefetch(from + AHEAD, _MM_HINT_NTA);
+    /* One full cache line in each step, so that the processor sends it to memory as one write. */
+    for (; size >= CACHE_LINE; to += CACHE_LINE, from += CACHE_LINE, size -= CACHE_LINE) {
+        _mm_prefetch(from + PREFETCH_DISTANCE, _MM_HINT_NTA); /* a prefetch beyond the end of the source is no error */
         __m128i a = _mm_loadu_si128((const __m128i *)from), b = _mm_loadu_si128((const __m128i *)(from + 16));
         __m128i c = _mm_loadu_si128((const __m128i *)(from + 32)), d = _mm_loadu_si128((const __m128i *)(from + 48));
         _mm_stream_si128((__m128i *)to, a), _mm_stream_si128((__m128i *)(to + 16), b);
@@ -50,12 +58,12 @@ static void copy_past_caches(char *to, const char *from, size_t size)
 
 static void copy_column(const Join *join, Py_ssize_t column)
 {
-    const int64_t *starts = numbers(&join->starts), *ends = numbers(&join->ends);
-    char *to = (char *)join->out.buf + numbers(&join->places)[column];
-    for (Py_ssize_t span = 0; span < join->spans; span++) {
-        const Py_buffer *source = source_of(join, span, column);
-        const char *from = (const char *)source->buf + starts[span] * source->itemsize;
-        size_t size = (size_t)((ends[span] - starts[span]) * source->itemsize);
+    const int64_t *starts = integers(&join->starts), *ends = integers(&join->ends);
+    char *to = (char *)join->out.buf + integers(&join->column_offsets)[column];
+    for (Py_ssize_t slice = 0; slice < join->slices; slice++) {
+        const Py_buffer *source = source_of(join, slice, column);
+        const char *from = (const char *)source->buf + starts[slice] * source->itemsize;
+        size_t size = (size_t)((ends[slice] - starts[slice]) * source->itemsize);
         if (join->past_caches && size >= LARGE_SLICE)
             copy_past_caches(to, from, size);
         else
@@ -69,60 +77,65 @@ static void copy_all(const Join *join)
     for (Py_ssize_t column = 0; column < join->columns; column++)
         copy_column(join, column);
 #ifdef __SSE2__
-    _mm_sfence();
+    _mm_sfence(); /* streaming stores are weakly ordered: make them visible to other threads before this call returns */
 #endif
 }
 
+/* Raises IndexError unless every slice is inside its source, and all slices of the column fit `out`. */
 static int check_column(const Join *join, Py_ssize_t column)
 {
-    const int64_t *starts = numbers(&join->starts), *ends = numbers(&join->ends);
-    int64_t place = numbers(&join->places)[column], left = join->out.len - place;
-    for (Py_ssize_t span = 0; span < join->spans && left >= 0; span++) {
-        const Py_buffer *source = source_of(join, span, column);
-        if (starts[span] < 0 || starts[span] > ends[span] || ends[span] > source->len / source->itemsize) {
-            PyErr_Format(PyExc_IndexError, "span %zd of column %zd is [%lld, %lld), of %zd values", span, column,
-                         (long long)starts[span], (long long)ends[span], source->len / source->itemsize);
+    const int64_t *starts = integers(&join->starts), *ends = integers(&join->ends);
+    int64_t offset = integers(&join->column_offsets)[column], remaining = join->out.len - offset;
+    for (Py_ssize_t slice = 0; slice < join->slices && remaining >= 0; slice++) {
+        const Py_buffer *source = source_of(join, slice, column);
+        /* The end is compared with a number of values, not of bytes: a product of a huge end could overflow. */
+        if (starts[slice] < 0 || starts[slice] > ends[slice] || ends[slice] > source->len / source->itemsize) {
+            PyErr_Format(PyExc_IndexError, "slice %zd of column %zd is [%lld, %lld), but the column has %zd values", slice,
+                         column, (long long)starts[slice], (long long)ends[slice], source->len / source->itemsize);
             return -1;
         }
-        left -= (ends[span] - starts[span]) * source->itemsize;
+        remaining -= (ends[slice] - starts[slice]) * source->itemsize;
     }
-    if (place < 0 || left < 0) {
-        PyErr_Format(PyExc_IndexError, "column %zd from byte %lld does not fit %zd bytes", column, (long long)place,
-                     join->out.len);
+    if (offset < 0 || remaining < 0) {
+        PyErr_Format(PyExc_IndexError, "column %zd at byte %lld does not fit the %zd bytes of the batch", column,
+                     (long long)offset, join->out.len);
         return -1;
     }
     return 0;
 }
 
-/* Every block has the same columns, and every span is of a block. */
+/* Raises TypeError unless every block has the same columns, IndexError unless every slice belongs to one of the blocks. */
 static int check_blocks(const Join *join)
 {
-    for (Py_ssize_t place = 0; place < join->blocks * join->columns; place++) {
-        const Py_buffer *mine = &join->sources[place], *first = &join->sources[place % join->columns];
-        if (mine->itemsize <= 0 || mine->itemsize != first->itemsize || strcmp(mine->format, first->format)) {
-            PyErr_Format(PyExc_TypeError, "column %zd has values of type %s in block %zd, of %s in block 0",
-                         place % join->columns, mine->format, place / join->columns, first->format);
+    for (Py_ssize_t i = 0; i < join->blocks * join->columns; i++) {
+        const Py_buffer *source = &join->sources[i], *first = &join->sources[i % join->columns];
+        if (source->itemsize <= 0 || source->itemsize != first->itemsize || strcmp(source->format, first->format)) {
+            PyErr_Format(PyExc_TypeError, "column %zd has values of type %s in block %zd, but of type %s in block 0",
+                         i % join->columns, source->format, i / join->columns, first->format);
             return -1;
         }
     }
-    for (Py_ssize_t span = 0; span < join->spans; span++) {
-        int64_t block = numbers(&join->owner)[span];
+    for (Py_ssize_t slice = 0; slice < join->slices; slice++) {
+        int64_t block = integers(&join->slice_blocks)[slice];
         if (block < 0 || block >= join->blocks) {
-            PyErr_Format(PyExc_IndexError, "span %zd is of block %lld, of %zd", span, (long long)block, join->blocks);
+            PyErr_Format(PyExc_IndexError, "slice %zd is of block %lld, but there are %zd blocks", slice, (long long)block,
+                         join->blocks);
             return -1;
         }
     }
     return 0;
 }
 
+/* Checks all arguments before anything is copied. */
 static int check(Join *join, Py_ssize_t sources)
 {
-    join->columns = join->places.len / (Py_ssize_t)sizeof(int64_t);
-    join->spans = join->owner.len / (Py_ssize_t)sizeof(int64_t);
+    join->columns = join->column_offsets.len / (Py_ssize_t)sizeof(int64_t);
+    join->slices = join->slice_blocks.len / (Py_ssize_t)sizeof(int64_t);
     join->past_caches = join->out.len >= LARGE_BATCH;
-    if (join->starts.len != join->owner.len || join->ends.len != join->owner.len || !join->columns ||
+    if (join->starts.len != join->slice_blocks.len || join->ends.len != join->slice_blocks.len || !join->columns ||
         sources % join->columns) {
-        PyErr_SetString(PyExc_ValueError, "owner, starts and ends have one number a span, sources places' columns a block");
+        PyErr_SetString(PyExc_ValueError, "slice_blocks, starts and ends need one number per slice, "
+                                          "and sources needs one array per block and column");
         return -1;
     }
     join->blocks = sources / join->columns;
@@ -134,8 +147,8 @@ static int check(Join *join, Py_ssize_t sources)
     return 0;
 }
 
-/* Takes the buffers of a sequence of objects; how many it could, all of them if no error is set. */
-static Py_ssize_t take_sources(PyObject *list, Py_buffer *views)
+/* Acquires the buffers of a list of objects. Returns how many it acquired: all of them unless an error is set. */
+static Py_ssize_t acquire_sources(PyObject *list, Py_buffer *views)
 {
     Py_ssize_t count = PyList_Size(list);
     for (Py_ssize_t i = 0; i < count; i++)
@@ -150,31 +163,35 @@ static PyObject *join_slices(PyObject *module, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "OOO!OOO", &objects[0], &objects[1], &PyList_Type, &list, &objects[2], &objects[3],
                           &objects[4]))
         return NULL;
-    Py_ssize_t taken = 0, count = PyList_Size(list);
+    Py_ssize_t acquired_sources = 0, count = PyList_Size(list);
     Join join = {.sources = PyMem_Calloc((size_t)count + 1, sizeof(Py_buffer))};
-    Py_buffer *views[5] = {&join.out, &join.places, &join.owner, &join.starts, &join.ends};
-    int held = 0;
+    Py_buffer *views[5] = {&join.out, &join.column_offsets, &join.slice_blocks, &join.starts, &join.ends};
+    int acquired = 0;
     if (!join.sources)
         PyErr_NoMemory();
-    else
-        while (held < 5 && !PyObject_GetBuffer(objects[held], views[held], held ? PyBUF_SIMPLE : PyBUF_WRITABLE))
-            held++;
-    if (held == 5 && (taken = take_sources(list, join.sources)) == count && !check(&join, count)) {
+    else /* only the first buffer, `out`, is written to */
+        while (acquired < 5 &&
+               !PyObject_GetBuffer(objects[acquired], views[acquired], acquired ? PyBUF_SIMPLE : PyBUF_WRITABLE))
+            acquired++;
+    if (acquired == 5 && (acquired_sources = acquire_sources(list, join.sources)) == count && !check(&join, count)) {
         Py_BEGIN_ALLOW_THREADS
         copy_all(&join);
         Py_END_ALLOW_THREADS
         result = Py_NewRef(Py_None);
     }
-    while (taken)
-        PyBuffer_Release(&join.sources[--taken]);
-    while (held)
-        PyBuffer_Release(views[--held]);
+    /* Release what was acquired, on success and after every error. */
+    while (acquired_sources)
+        PyBuffer_Release(&join.sources[--acquired_sources]);
+    while (acquired)
+        PyBuffer_Release(views[--acquired]);
     PyMem_Free(join.sources);
     return result;
 }
 
 static PyMethodDef functions[] = {
-    {"join_slices", join_slices, METH_VARARGS, "join_slices(out, places, sources, owner, starts, ends)"},
+    {"join_slices", join_slices, METH_VARARGS,
+     "join_slices(out, column_offsets, sources, slice_blocks, starts, ends)\n--\n\n"
+     "Join slices of columns; see longbatch.loaders.copy_slices.join_slices_with_numpy."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {

@@ -1,3 +1,3 @@
-from longbatch.loaders.copy_slices import JoinSlices
+from .copy_slices import JoinSlices
 
 join_slices: JoinSlices

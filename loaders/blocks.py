@@ -1,4 +1,4 @@
-"""A block of a dataset as numpy views into its Arrow buffers, of the columns a reader selects."""
+"""A block of a dataset as numpy views into its Arrow buffers, with the columns that a reader selects."""
 
 from __future__ import annotations
 
@@ -12,76 +12,117 @@ from numpy.typing import NDArray
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.physical_schema import Fields
 from longbatch.schemas.format.shard_reader import Block
-
-from .rng import Ints
+from longbatch.schemas.types import ArrowArray, ArrowListArray, BoolArray, Int64Array
 
 Array = NDArray[Any]
-Column = tuple[str, str | None]  # a field of RequestBatch, and the name in it; None where the field is the column
+"""A numpy array of any dtype: the dtypes of features are those of the build spec."""
+
+Column = tuple[str, str | None]
+"""A field of RequestBatch, and the name within it; the name is None where the field is a single tensor."""
+
+
+@dataclass(frozen=True)
+class TimeRange:
+    """Request times `[after_us, before_us)` in microseconds since 1970 UTC; None leaves a side open."""
+
+    after_us: int | None = None
+    before_us: int | None = None
+
+    def contains(self, times: Int64Array) -> BoolArray:
+        """Return whether each of the times (N,), in microseconds since 1970 UTC, is in the range, (N,)."""
+        inside = np.ones(len(times), dtype=np.bool_)
+        if self.after_us is not None:
+            inside &= times >= self.after_us
+        if self.before_us is not None:
+            inside &= times < self.before_us
+        return inside
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The columns to read of each role, besides item_id and event_time, and where request ids come from.
+    """The columns to read of each role, besides item_id and event_time.
 
-    row_ids: whether request ids are text, so that batches hold the requests' row numbers instead.
+    Args:
+        history: History features.
+        targets: Target features.
+        labels: Labels.
+        requests: Request features.
+        ids_are_row_numbers: Whether request ids are strings, so that batches contain the requests' row numbers instead.
     """
 
     history: tuple[str, ...]
     targets: tuple[str, ...]
     labels: tuple[str, ...]
     requests: tuple[str, ...]
-    row_ids: bool
+    ids_are_row_numbers: bool
 
     @property
     def fields(self) -> Fields:
-        """What a shard's reader decodes for it."""
+        """The fields that a shard's reader has to decode."""
         return Fields(events=self.history, targets=(*self.targets, *self.labels))
 
 
 @dataclass(frozen=True)
-class OpenBlock:
-    """One block as numpy views into its Arrow buffers; N requests, E events, K targets. All blocks of a dataset have the same columns.
+class BlockView:
+    """One block of N requests, E events and K targets. All blocks of a dataset have the same columns.
 
-    events, targets, requests: a batch's column -> (E,), (K,), (N,); of a batch's targets and labels, and of its request features, ids
-    and times.  spans: (5, N) for each request the row of its timeline, where in the events its own newest L begin and end, and where
-    in the targets its own do.  eligible: row numbers of the requests inside the time range.
+    Args:
+        events: Columns of the history, (E,) each.
+        targets: Columns of the targets and labels, (K,) each.
+        requests: Columns of the request features, ids and times, (N,) each.
+        spans: For each request the row of its timeline, where its newest L events begin and end in the events, and
+            where its targets begin and end in the targets, (5, N).
+        selected: Row numbers of the requests inside the time range, ascending.
     """
 
     events: dict[Column, Array]
     targets: dict[Column, Array]
     requests: dict[Column, Array]
-    spans: Ints
-    eligible: Ints
+    spans: Int64Array
+    selected: Int64Array
 
     @property
-    def kinds(self) -> tuple[dict[Column, Array], ...]:
+    def column_groups(self) -> tuple[dict[Column, Array], ...]:
         """The columns of events, of targets and of requests."""
         return self.events, self.targets, self.requests
 
 
 def open_block(
-    block: Block,
-    selection: Selection,
-    lengths: Ints,
-    first_row: int,
-    times_us: tuple[int | None, int | None],
-    where: str,
-) -> OpenBlock:
-    """Views of a block whose lists and offsets were checked when it was read.
+    block: Block, selection: Selection, lengths: Int64Array, first_row: int, times: TimeRange, where: str
+) -> BlockView:
+    """Create views of a block whose lists and offsets were checked when it was read.
 
-    first_row is the block's first request among all of the dataset; times_us the range
-    `[after, before)` of request times. Nulls are read as 0, in floats as NaN, in integer labels as an
-    error: an unknown label is not a negative one. Raises DatasetError naming `where` and the column.
+    Nulls are read as 0, in floats as NaN. A null in an integer label is an error, because an unknown label is not a
+    negative one.
+
+    Args:
+        block: The block as stored.
+        selection: The columns to read.
+        lengths: History length of each request, (N,).
+        first_row: Requests of the dataset before this block.
+        times: Range of request times to read.
+        where: File and block number, for error messages.
+
+    Returns:
+        The views. A column with nulls, and a column of booleans, is a copy.
+
+    Raises:
+        DatasetError: A column that needs a value has nulls.
+
+    Example:
+        Timelines with event offsets [0 3 8], requests with timeline_row [0 1 1] and history_end [2 1 5], lengths all 3:
+        histories begin at [0 3 5] and end at [2 4 8] in the events.
     """
-    requests, lists, target_lists = block.requests, block.timelines["events"], block.requests["targets"]
-    events, targets = lists.values, target_lists.values
+    requests = block.requests
+    events_lists, target_lists = _lists(block.timelines, "events"), _lists(requests, "targets")
+    events, targets = _records(events_lists), _records(target_lists)
     timeline = _required(requests["timeline_row"], "timeline_row", where).astype(np.int64)
-    first_event, target_offsets = _offsets(lists)[timeline], _offsets(target_lists)
+    first_event, target_offsets = _offsets(events_lists)[timeline], _offsets(target_lists)
     history_end = first_event + _required(requests["history_end"], "history_end", where)
     history_start = np.maximum(first_event, history_end - lengths)
     request_time = _required(requests["request_time"], "request_time", where)
     rows = np.arange(first_row, first_row + requests.num_rows)
-    return OpenBlock(
+    return BlockView(
         events={
             **{("history", name): _required(events.field(name), name, where) for name in ("item_id", "event_time")},
             **{("history", name): _filled(events.field(name)) for name in selection.history},
@@ -93,56 +134,60 @@ def open_block(
         },
         requests={
             **{("requests", name): _filled(requests[name]) for name in selection.requests},
-            ("request_id", None): rows if selection.row_ids else _filled(requests["request_id"]),
+            ("request_id", None): rows if selection.ids_are_row_numbers else _filled(requests["request_id"]),
             ("user_id", None): _required(requests["user_id"], "user_id", where),
             ("request_time", None): request_time,
         },
         spans=np.array([timeline, history_start, history_end, target_offsets[:-1], target_offsets[1:]]),
-        eligible=np.flatnonzero(within(request_time, times_us)),
+        selected=np.flatnonzero(times.contains(request_time)),
     )
 
 
-def within(times: Ints, times_us: tuple[int | None, int | None]) -> NDArray[np.bool_]:
-    """Whether each time (N,) lies in `[after, before)`; None leaves a side open."""
-    after, before = times_us
-    inside = np.ones(len(times), dtype=np.bool_)
-    if after is not None:
-        inside &= times >= after
-    if before is not None:
-        inside &= times < before
-    return inside
+def _lists(batch: pa.RecordBatch, name: str) -> ArrowListArray:
+    column = batch[name]
+    if not isinstance(column, pa.ListArray):
+        raise TypeError(f"column {name!r} has type {column.type}, not a list")
+    return column
 
 
-def _offsets(lists: pa.ListArray) -> Ints:
-    """Offsets (N + 1,) int64 into `lists.values`; none are stored for no rows."""
+def _records(lists: ArrowListArray) -> pa.StructArray:
+    values: ArrowArray = lists.values
+    if not isinstance(values, pa.StructArray):
+        raise TypeError(f"a list has elements of type {values.type}, not records")
+    return values
+
+
+def _offsets(lists: ArrowListArray) -> Int64Array:
+    """Offsets (N + 1,) into `lists.values`; Arrow may store none at all for zero rows."""
     return _numbers(lists.offsets).astype(np.int64) if len(lists) else np.zeros(1, dtype=np.int64)
 
 
-def _numbers(values: pa.Array) -> Array:
+def _numbers(values: ArrowArray) -> Array:
     """A numpy view of an array without nulls (a copy for booleans); times as int64 microseconds."""
     array: Array = values.to_numpy(zero_copy_only=False)
     return array.view(np.int64) if array.dtype.kind == "M" else array
 
 
-def _filled(values: pa.Array) -> Array:
+def _filled(values: ArrowArray) -> Array:
+    """Numbers with nulls as 0, False or NaN."""
     if values.null_count:
-        empty: float | int | bool = 0
+        missing: float | int | bool = 0
         if pa.types.is_floating(values.type):
-            empty = float("nan")
+            missing = float("nan")
         elif pa.types.is_boolean(values.type):
-            empty = False
-        values = values.fill_null(pa.scalar(empty, values.type))
+            missing = False
+        values = values.fill_null(pa.scalar(missing, values.type))
     return _numbers(values)
 
 
-def _label(values: pa.Array, name: str, where: str) -> Array:
+def _label(values: ArrowArray, name: str, where: str) -> Array:
     return _filled(values) if pa.types.is_floating(values.type) else _required(values, name, where)
 
 
-def _required(values: pa.Array, name: str, where: str) -> Array:
+def _required(values: ArrowArray, name: str, where: str) -> Array:
     if values.null_count:
         raise DatasetError(
-            f"{where}: column {name!r} has {values.null_count} nulls, which have no value to read; "
-            "give it a default in the build spec, or leave the column out"
+            f"{where}: column {name!r} has {values.null_count} nulls, which cannot be read as numbers; "
+            "give the column a default in the build spec, or leave it out"
         )
     return _numbers(values)

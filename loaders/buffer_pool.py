@@ -1,10 +1,21 @@
-"""Memory that worker processes fill and the main process gives back: a batch crosses without a copy, and no page is new.
+"""Reusable shared-memory buffers from worker processes to the main process: no copy and no new pages for a batch.
 
-New shared memory costs a worker a page fault for every page, and the main process an unmapping, more than the copy into it. So each
-worker of a DataLoader has a few *slots*, anonymous files that both sides map once and keep. A batch in a slot is sent as the slot's
-number, and the main process counts how often it has let go of it: the slot is free when that is as often as it was sent, and nothing in
-the worker refers to it either. A batch that is kept keeps its slot, and a worker without a free one takes new memory. A slot is no
-shared memory of torch, so a tensor of it that is sent by itself goes as a copy.
+New shared memory costs a worker one page fault per page, and the main process an unmapping: more than the copy into it.
+So each worker of a DataLoader has a few buffers, anonymous files (memfd) that both sides map once and keep.
+
+Protocol. A worker fills a buffer and sends it as three numbers (worker, buffer, size). The worker counts how often it
+has sent each buffer. The main process counts, in memory that both share, how often it has released it: a release
+happens when the last tensor in the buffer is gone. A buffer is free if both counts are equal and nothing in the worker
+refers to it either:
+
+    worker:  fill buffer 0, send (sent 1)   ...  released 0: buffer 0 is busy  ...  released 1: buffer 0 is free
+    main:                   receive, use, drop the batch (released 1)
+
+Each count has a single writer, so that no lock is needed. A batch that is kept keeps its buffer, and a worker without a
+free buffer uses new memory. A buffer is not shared memory of torch, so a single tensor of it that is sent on its own is
+sent as a copy.
+
+Cost: `buffers_per_worker` times the size of a batch per worker. Linux only.
 """
 
 from __future__ import annotations
@@ -22,124 +33,158 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longbatch.schemas.types import Int64Array
+
 from .blocks import Array
-from .shared_memory import rounded
+from .shared_memory import rounded_up
 
 
-class Slots:
-    """The slots of one DataLoader, made in the main process; as its `worker_init_fn` it hands each worker its own.
+class BufferPool:
+    """The buffers of one DataLoader, created in the main process; as its `worker_init_fn` it gives each worker its own.
 
-    num_workers: its worker processes.  each: slots of one worker: the batches it prepares ahead, the one in use, and the one before it.
+    Args:
+        num_workers: Number of worker processes.
+        buffers_per_worker: Buffers of each worker: the batches it prepares ahead, the one in use, and the one before
+            that.
     """
 
-    def __init__(self, num_workers: int, each: int) -> None:
-        self._returned = torch.zeros(num_workers, each, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._returns = [[count(1) for _ in range(each)] for _ in range(num_workers)]
-        self._files = [[os.memfd_create("longbatch") for _ in range(each)] for _ in range(num_workers)]
+    def __init__(self, num_workers: int, buffers_per_worker: int) -> None:
+        shape = num_workers, buffers_per_worker
+        self._released = torch.zeros(shape, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        # `count` is atomic, unlike +=: the last tensors of a buffer may be dropped by any thread.
+        self._release_counts = [[count(1) for _ in range(buffers_per_worker)] for _ in range(num_workers)]
+        self._files = [[os.memfd_create("longbatch") for _ in range(buffers_per_worker)] for _ in range(num_workers)]
         self._mapped: dict[tuple[int, int], Array] = {}
         self._token = os.urandom(8).hex()
-        _LOADERS[self._token] = self
+        _POOLS[self._token] = self
         weakref.finalize(self, _close, [file for files in self._files for file in files])
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels to a worker that does not inherit open files."""
+        """Return what a spawned worker needs, which does not inherit open files."""
         files = [[DupFd(file) for file in files] for files in self._files]
-        return {"_returned": self._returned, "_files": files, "_token": self._token}
+        return {"_released": self._released, "_files": files, "_token": self._token}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open the files in the worker."""
+        """Open the files in a spawned worker."""
         vars(self).update(state)
         self._files = [[file.detach() for file in files] for files in state["_files"]]
 
     def __call__(self, worker: int) -> None:
-        """Let this process, a worker, put its batches into its slots."""
-        _MINE.append(_Lender(self._token, worker, self._files[worker], self._returned[worker].numpy()))
+        """Let this process, a worker, put its batches into its buffers.
 
-    def received(self, worker: int, slot: int, size: int) -> Tensor:
-        """The bytes (size,) of a slot; it is given back when the last tensor of them is gone."""
-        mapped = self._mapped.get((worker, slot))
-        if mapped is None or len(mapped) < size:
-            mapped = self._mapped[worker, slot] = _mapped(self._files[worker][slot])
-        lease = mapped[:size]
-        _when_gone(lease, self._let_go, worker, slot)
-        return torch.from_numpy(lease)
+        Args:
+            worker: Number of the worker.
+        """
+        _WORKER_BUFFERS.append(_WorkerBuffers(self._token, worker, self._files[worker], self._released[worker].numpy()))
 
-    def _let_go(self, worker: int, slot: int) -> None:
-        self._returned[worker, slot] = next(self._returns[worker][slot])
+    def receive(self, worker: int, buffer: int, size: int) -> Tensor:
+        """Return a buffer's bytes in the main process; the buffer is released when the last tensor of them is gone.
+
+        Args:
+            worker: Number of the worker that sent the buffer.
+            buffer: Number of the buffer among those of the worker.
+            size: Size of the buffer in bytes.
+
+        Returns:
+            The bytes, (size,).
+        """
+        mapped = self._mapped.get((worker, buffer))
+        if mapped is None or len(mapped) < size:  # the worker has enlarged the file since it was mapped
+            mapped = self._mapped[worker, buffer] = _map(self._files[worker][buffer])
+        view = mapped[:size]
+        _when_unreferenced(view, lambda: self._release(worker, buffer))
+        return torch.from_numpy(view)
+
+    def _release(self, worker: int, buffer: int) -> None:
+        self._released[worker, buffer] = next(self._release_counts[worker][buffer])
 
 
 @dataclass(frozen=True)
-class Sent:
-    """Bytes in a slot on their way to the main process, where they arrive as a tensor (size,)."""
+class SentBuffer:
+    """A buffer on its way to the main process, where it is unpickled as a tensor (size,) of its bytes."""
 
     token: str
     worker: int
-    slot: int
+    buffer: int
     size: int
 
     def __reduce__(self) -> tuple[Callable[..., Tensor], tuple[str, int, int, int]]:
-        return _received, (self.token, self.worker, self.slot, self.size)
+        return _receive, (self.token, self.worker, self.buffer, self.size)
 
 
-class _Lender:
-    """A worker's own slots. returned: (slots,) how often the main process let go of each."""
+class _WorkerBuffers:
+    """The buffers of one worker, in its process. released: how often the main process has released each, (buffers,)."""
 
-    def __init__(self, token: str, worker: int, files: list[int], returned: Array) -> None:
-        self._token, self._worker, self._files, self._returned = token, worker, files, returned
-        self._sent, self._alive = np.zeros_like(returned), np.zeros(len(files), dtype=np.bool_)
+    def __init__(self, token: str, worker: int, files: list[int], released: Int64Array) -> None:
+        self._token, self._worker, self._files, self._released = token, worker, files, released
+        self._sent, self._in_use = np.zeros_like(released), np.zeros(len(files), dtype=np.bool_)
         self._mapped = [np.zeros(0, dtype=np.uint8) for _ in files]
 
     def take(self, size: int) -> Tensor | None:
-        """Bytes (at least `size`,) of a free slot: the smallest that is large enough, else the largest, made larger."""
-        free = np.flatnonzero(~self._alive & (self._sent == self._returned)).tolist()
+        """A free buffer of at least `size` bytes: the smallest that is large enough, else the largest, enlarged."""
+        free = np.flatnonzero(~self._in_use & (self._sent == self._released)).tolist()
         if not free:
             return None
-        fits = [slot for slot in free if len(self._mapped[slot]) >= size]
-        slot = min(fits, key=self._size) if fits else max(free, key=self._size)
-        if not fits:
-            os.ftruncate(self._files[slot], rounded(size))
-            self._mapped[slot] = _mapped(self._files[slot])
-        self._alive[slot] = True
-        lease = self._mapped[slot][:]
-        _when_gone(lease, self._alive.__setitem__, slot, False)
-        return torch.from_numpy(lease)
+        large_enough = [buffer for buffer in free if len(self._mapped[buffer]) >= size]
+        buffer: int = min(large_enough, key=self._size) if large_enough else max(free, key=self._size)
+        if not large_enough:
+            os.ftruncate(self._files[buffer], rounded_up(size))
+            self._mapped[buffer] = _map(self._files[buffer])
+        self._in_use[buffer] = True
+        view = self._mapped[buffer][:]
+        _when_unreferenced(view, lambda: self._in_use.__setitem__(buffer, False))
+        return torch.from_numpy(view)
 
-    def _size(self, slot: int) -> int:
-        return len(self._mapped[slot])
+    def _size(self, buffer: int) -> int:
+        return len(self._mapped[buffer])
 
-    def send(self, address: int) -> Sent | None:
-        """Send the slot whose first byte is at this address; None if it is none."""
-        for slot, mapped in enumerate(self._mapped):
+    def send(self, address: int) -> SentBuffer | None:
+        """Count the buffer whose first byte is at this address as sent; None if the address is not a buffer's."""
+        for buffer, mapped in enumerate(self._mapped):
             if len(mapped) and mapped.ctypes.data == address:
-                self._sent[slot] += 1
-                return Sent(self._token, self._worker, slot, len(mapped))
+                self._sent[buffer] += 1
+                return SentBuffer(self._token, self._worker, buffer, len(mapped))
         return None
 
 
-_LOADERS: weakref.WeakValueDictionary[str, Slots] = weakref.WeakValueDictionary()
-_MINE: list[_Lender] = []  # in a worker process, its own
+_POOLS: weakref.WeakValueDictionary[str, BufferPool] = weakref.WeakValueDictionary()
+_WORKER_BUFFERS: list[_WorkerBuffers] = []  # in a worker process, its own buffers
 
 
-def take(size: int) -> Tensor | None:
-    """Bytes (at least `size`,) of a slot, if this process is a worker that has a free one."""
-    return _MINE[-1].take(size) if _MINE else None
+def take_buffer(size: int) -> Tensor | None:
+    """Take a free buffer of this worker.
+
+    Args:
+        size: Bytes that are needed.
+
+    Returns:
+        Its bytes (at least `size`,); None in the main process, and if no buffer is free.
+    """
+    return _WORKER_BUFFERS[-1].take(size) if _WORKER_BUFFERS else None
 
 
-def send(address: int) -> Sent | None:
-    """Send the slot whose first byte is at this address; None for other memory."""
-    return _MINE[-1].send(address) if _MINE else None
+def send_buffer(address: int) -> SentBuffer | None:
+    """Send a buffer of this worker.
+
+    Args:
+        address: Address of its first byte.
+
+    Returns:
+        What to pickle in place of the buffer; None if other memory is at the address.
+    """
+    return _WORKER_BUFFERS[-1].send(address) if _WORKER_BUFFERS else None
 
 
-def _received(token: str, worker: int, slot: int, size: int) -> Tensor:
-    return _LOADERS[token].received(worker, slot, size)
+def _receive(token: str, worker: int, buffer: int, size: int) -> Tensor:
+    return _POOLS[token].receive(worker, buffer, size)
 
 
-def _when_gone(array: Array, function: Callable[..., None], *arguments: object) -> None:
-    """Call the function when nothing refers to the array any more; not at the end of the process."""
-    weakref.finalize(array, function, *arguments).atexit = False
+def _when_unreferenced(array: Array, function: Callable[[], None]) -> None:
+    """Call the function once nothing refers to the array; not at the end of the process."""
+    weakref.finalize(array, function).atexit = False
 
 
-def _mapped(file: int) -> Array:
+def _map(file: int) -> Array:
     return np.frombuffer(mmap.mmap(file, 0), dtype=np.uint8)
 
 

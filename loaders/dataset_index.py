@@ -1,247 +1,244 @@
-"""What iteration needs to know of a dataset, read once: numbers and paths only, so that it travels to workers."""
+"""What iteration needs to know about a dataset, read once: numbers and paths, which are cheap to send to workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
-from longbatch.schemas.format.manifest import BlockEntry
+from longbatch.schemas.format.physical_schema import Fields
 from longbatch.schemas.format.shard_reader import Block, ShardReader
 from longbatch.schemas.time import to_microseconds
+from longbatch.schemas.types import Int64Array
 
-from .blocks import OpenBlock, Selection, open_block, within
-from .history_length import StochasticLength, lengths_of, longest
-from .plan import Costs, Order, Plan, make_plan, token_quota
-from .rng import Ints
+from .blocks import BlockView, Selection, TimeRange, open_block
+from .history_length import HistoryLength, block_lengths, longest
 
-Roles = dict[str, dict[str, Any]]
+MAX_OPEN_SHARDS = 64  # readers that a process keeps open
+
+Shards = Callable[[int], ShardReader]
+"""Returns the reader of a shard, given the number of the shard."""
+
+ArrowTypes = dict[str, dict[str, pa.DataType]]
+"""Role (history, targets, labels, requests) -> name of a feature or label -> its Arrow type."""
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A dataset, what is read of it, and where its blocks lie.
+class DatasetIndex:
+    """A dataset, the columns to read from it, and its B blocks.
 
-    empty: a block without rows, of the columns that are read.
-    block_shard, block_in_shard, block_rows, block_events: (B,) where each block lies, its requests and their history events
-    at the built length.  first_row: (B,) the requests before it.  counts: (B,) its requests inside the time range.
+    Args:
+        dataset: The opened snapshot.
+        selection: The columns to read.
+        empty: A block without rows, with the columns of all others.
+        history_length: How many of its newest events a history keeps.
+        times: Range of request times to read.
+        block_shard: Number of the shard of each block, (B,).
+        block_in_shard: Number of each block within its shard, (B,).
+        block_rows: Requests of each block, (B,).
+        block_events: History events of each block at the built history length, (B,).
+        first_row: Requests in all blocks before each block, (B,).
+        selected_rows: Requests of each block inside the time range, (B,).
     """
 
     dataset: Dataset
     selection: Selection
-    empty: OpenBlock
-    history_length: int | StochasticLength
-    times_us: tuple[int | None, int | None]
-    block_shard: Ints
-    block_in_shard: Ints
-    block_rows: Ints
-    block_events: Ints
-    first_row: Ints
-    counts: Ints
+    empty: BlockView
+    history_length: HistoryLength
+    times: TimeRange
+    block_shard: Int64Array
+    block_in_shard: Int64Array
+    block_rows: Int64Array
+    block_events: Int64Array
+    first_row: Int64Array
+    selected_rows: Int64Array
 
     @property
-    def costs_are_listed(self) -> bool:
-        """Whether the snapshot lists what a block's histories cost: all of it is read, at the built length."""
-        whole = bool((self.counts == self.block_rows).all())
-        return whole and self.history_length == self.dataset.spec.history_length
+    def num_blocks(self) -> int:
+        """B, the number of blocks."""
+        return len(self.block_rows)
+
+    @property
+    def lists_costs(self) -> bool:
+        """Whether the snapshot lists the costs of the histories: all requests are read, at the built history length."""
+        reads_all = bool((self.selected_rows == self.block_rows).all())
+        return reads_all and self.history_length == self.dataset.spec.history_length
+
+    def view(self, shards: Shards, number: int, seed: int, epoch: int) -> BlockView:
+        """Read one block.
+
+        Args:
+            shards: Readers of the shards.
+            number: Number of the block in the dataset.
+            seed: Seed of the drawn history lengths.
+            epoch: Epoch of the drawn history lengths.
+
+        Returns:
+            Views of the block.
+
+        Raises:
+            DatasetError: The block is damaged; the message names file and block.
+        """
+        shard, block = shards(int(self.block_shard[number])), int(self.block_in_shard[number])
+        lengths = block_lengths(self.history_length, seed, epoch, number, int(self.block_rows[number]))
+        stored, where = shard.block(block), shard.where("requests", block)
+        return open_block(stored, self.selection, lengths, int(self.first_row[number]), self.times, where)
+
+    def request_times(self, shards: Shards, number: int) -> Int64Array:
+        """Read the request times (N,) of a block, in microseconds since 1970 UTC; no other column is decoded."""
+        return self._request_columns(shards, number, "request_time")[0]
+
+    def request_costs(self, shards: Shards, seed: int, epoch: int, number: int) -> Int64Array:
+        """Compute the costs of a block's requests inside the time range: history events in this epoch, plus 1 each.
+
+        Args:
+            shards: Readers of the shards.
+            seed: Seed of the drawn history lengths.
+            epoch: Epoch of the drawn history lengths.
+            number: Number of the block in the dataset.
+
+        Returns:
+            Costs, (selected requests of the block,).
+        """
+        times, ends = self._request_columns(shards, number, "request_time", "history_end")
+        lengths = block_lengths(self.history_length, seed, epoch, number, len(times))
+        return 1 + np.minimum(ends, lengths)[self.times.contains(times)]
+
+    def _request_columns(self, shards: Shards, number: int, *names: str) -> list[Int64Array]:
+        reader = shards(int(self.block_shard[number]))
+        batch = reader.request_columns(int(self.block_in_shard[number]), names)
+        return [batch[name].cast(pa.int64()).to_numpy() for name in names]
 
 
-Shards = Callable[[int], ShardReader]
+def open_shards(dataset: Dataset, fields: Fields | None = None) -> Shards:
+    """Open the shards of a dataset for this process.
+
+    Args:
+        dataset: The opened snapshot.
+        fields: Fields of events and targets to decode; None to read only columns of requests.
+
+    Returns:
+        A function from the number of a shard to its reader. The most recently used readers stay open.
+    """
+    files = dataset.open_files()
+
+    def shard(number: int) -> ShardReader:
+        if fields is None:
+            return dataset.shard(number, files=files)
+        return dataset.shard(number, fields, files)
+
+    return lru_cache(maxsize=MAX_OPEN_SHARDS)(shard)
 
 
-def open_all(
+def open_index(
     dataset: Dataset,
     shards: Shards,
     columns: Sequence[str] | None,
-    history_length: int | StochasticLength | None,
-    times_us: tuple[int | None, int | None],
-) -> Opened:
-    """Check the arguments against a dataset and count its requests; only blocks across an end of the time range are read."""
+    history_length: HistoryLength | None,
+    times: TimeRange,
+) -> DatasetIndex:
+    """Check the arguments against a dataset and count its requests.
+
+    Only blocks across an end of the time range are read.
+
+    Args:
+        dataset: The opened snapshot.
+        shards: Readers of the shards.
+        columns: Names of features and labels to read; None for all but strings.
+        history_length: How many of its newest events a history keeps; None for the built length.
+        times: Range of request times to read.
+
+    Returns:
+        The index.
+
+    Raises:
+        SpecError: The history length is longer than the built one, or a column contains strings.
+        KeyError: A column does not exist.
+    """
     check_history_length(dataset.spec, longest(history_length) if history_length is not None else None)
-    blocks = [(s, b, entry) for s, shard in enumerate(dataset.shards) for b, entry in enumerate(shard.blocks)]
-    rows = _ints([entry.requests for _, _, entry in blocks])
+    entries = [entry for shard in dataset.shards for entry in shard.blocks]
+    positions = [(s, b) for s, shard in enumerate(dataset.shards) for b in range(len(shard.blocks))]
+    block_rows = _integers([entry.requests for entry in entries])
     selection = _select(dataset, columns)
-    opened = Opened(
+    index = DatasetIndex(
         dataset=dataset,
         selection=selection,
-        empty=_empty(dataset, selection),
+        empty=_empty_block(dataset, selection),
         history_length=dataset.spec.history_length if history_length is None else history_length,
-        times_us=times_us,
-        block_shard=_ints([shard for shard, _, _ in blocks]),
-        block_in_shard=_ints([block for _, block, _ in blocks]),
-        block_rows=rows,
-        block_events=_ints([entry.history_events for _, _, entry in blocks]),
-        first_row=np.cumsum(rows) - rows,
-        counts=rows,
+        times=times,
+        block_shard=_integers([shard for shard, _ in positions]),
+        block_in_shard=_integers([block for _, block in positions]),
+        block_rows=block_rows,
+        block_events=_integers([entry.history_events for entry in entries]),
+        first_row=np.cumsum(block_rows) - block_rows,
+        selected_rows=block_rows,
     )
-    counts = _counts(opened, shards, [entry for _, _, entry in blocks])
-    return Opened(**{**vars(opened), "counts": counts})
-
-
-def _counts(opened: Opened, shards: Shards, entries: Sequence[BlockEntry]) -> Ints:
-    """Requests of each block inside the time range."""
-    counts = opened.block_rows.copy()
+    if times == TimeRange():
+        return index
+    selected = block_rows.copy()
     for number, entry in enumerate(entries):
-        ends = _ints([to_microseconds(entry.first_request_time), to_microseconds(entry.last_request_time)])
-        inside = within(ends, opened.times_us)
-        if not inside.all():
-            counts[number] = int(within(request_times(opened, shards, number), opened.times_us).sum())
-    return counts
+        bounds = [to_microseconds(entry.first_request_time), to_microseconds(entry.last_request_time)]
+        if not times.contains(_integers(bounds)).all():
+            selected[number] = times.contains(index.request_times(shards, number)).sum()
+    return replace(index, selected_rows=selected)
 
 
-def request_times(opened: Opened, shards: Shards, number: int) -> Ints:
-    """Request times (N,) of a block, in microseconds; no other column is decoded."""
-    return _column(opened, shards, number, "request_time")[0]
-
-
-def costs(opened: Opened, shards: Shards, seed: int, epoch: int, number: int) -> Ints:
-    """What each request of a block inside the time range costs: its history events in this epoch, and 1 for itself."""
-    times, ends = _column(opened, shards, number, "request_time", "history_end")
-    lengths = lengths_of(opened.history_length, seed, epoch, number, len(times))
-    return 1 + np.minimum(ends, lengths)[within(times, opened.times_us)]
-
-
-def _column(opened: Opened, shards: Shards, number: int, *names: str) -> list[Ints]:
-    reader = shards(int(opened.block_shard[number]))
-    batch = reader.request_columns(int(opened.block_in_shard[number]), names)
-    columns = [batch[name] for name in names]
-    return [(c.view(pa.int64()) if pa.types.is_timestamp(c.type) else c.cast(pa.int64())).to_numpy() for c in columns]
-
-
-@dataclass(frozen=True)
-class Timetable:
-    """All requests inside the time range by time. rows: (N,) places among them in the order of the dataset; starts: (B + 1,)
-    the place of each block's first."""
-
-    rows: Ints
-    starts: Ints
-
-    def find(self, positions: Ints) -> tuple[Ints, Ints]:
-        """Block numbers and rows within the block of these positions in the order by time."""
-        places = self.rows[positions]
-        blocks = np.searchsorted(self.starts, places, side="right") - 1
-        return blocks, places - self.starts[blocks]
-
-
-def timetable(opened: Opened, shards: Shards) -> Timetable:
-    """Sort all requests by time; ties stay in the order of the dataset. Holds 16 bytes per request while it sorts."""
-    times = [request_times(opened, shards, number) for number in range(len(opened.block_rows))]
-    inside = [part[within(part, opened.times_us)] for part in times]
-    rows = np.argsort(np.concatenate([np.zeros(0, dtype=np.int64), *inside]), kind="stable")
-    return Timetable(rows, np.append(0, np.cumsum(opened.counts)))
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How requests are cut into batches, and in which order; what a state is checked against."""
-
-    order: Order
-    batch_size: int | None
-    max_tokens: int | None
-    drop_last: bool
-    streams: int
-    window_blocks: int
-    shuffle_run: int
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """An epoch's plan, what its requests cost (None: 1 each), and their order by time where that is asked for."""
-
-    plan: Plan
-    costs: Costs | None
-    timetable: Timetable | None
-
-
-def schedule(opened: Opened, shards: Shards, batching: Batching, seed: int, epoch: int) -> Schedule:
-    """Plan an epoch. By number of requests nothing is read; by tokens the snapshot's numbers are enough at the built length.
-
-    At another length, or in a time range, one column of each block is read to add up costs; by time another to sort.
-    """
-    by_time = timetable(opened, shards) if batching.order == "time" else None
-    of_block, quota, totals = None, batching.batch_size or 0, None
-    if batching.max_tokens is not None:
-        of_block = partial(costs, opened, shards, seed, epoch)
-        quota = token_quota(batching.max_tokens, longest(opened.history_length))
-        totals = None if by_time else _totals(opened, of_block)
-    if by_time is not None:
-        return _by_time(opened, by_time, of_block, quota, seed, epoch, batching.drop_last)
-    plan = make_plan(
-        opened.counts,
-        quota=quota,
-        block_costs=totals,
-        shuffle=batching.order == "shuffled",
-        seed=seed,
-        epoch=epoch,
-        drop_last=batching.drop_last,
-        streams=batching.streams,
-        window_blocks=batching.window_blocks,
-        shuffle_run=batching.shuffle_run,
-    )
-    return Schedule(plan, of_block, None)
-
-
-def _totals(opened: Opened, of_block: Costs) -> Ints:
-    if opened.costs_are_listed:
-        return opened.block_events + opened.block_rows
-    return _ints([int(of_block(number).sum()) for number in range(len(opened.block_rows))])
-
-
-def _by_time(
-    opened: Opened, by_time: Timetable, of_block: Costs | None, quota: int, seed: int, epoch: int, drop_last: bool
-) -> Schedule:
-    """All requests are one block, in the order of their times."""
-    count = _ints([len(by_time.rows)])
-    total, in_order = count, None
-    if of_block is not None:
-        each = [of_block(number) for number in range(len(opened.block_rows))]
-        sorted_costs = np.concatenate([np.zeros(0, dtype=np.int64), *each])[by_time.rows]
-        total, in_order = _ints([int(sorted_costs.sum())]), {0: sorted_costs}.__getitem__
-    plan = make_plan(count, quota=quota, block_costs=total, seed=seed, epoch=epoch, drop_last=drop_last)
-    return Schedule(plan, in_order, by_time)
-
-
-def _empty(dataset: Dataset, selection: Selection) -> OpenBlock:
+def _empty_block(dataset: Dataset, selection: Selection) -> BlockView:
     schemas = dataset.timelines_schema, dataset.requests_schema
-    block = Block(*(pa.RecordBatch.from_pylist([], schema=schema) for schema in schemas))
-    return open_block(block, selection, _ints([]), 0, (None, None), str(dataset.path))
+    timelines, requests = (pa.RecordBatch.from_pylist([], schema=schema) for schema in schemas)
+    return open_block(Block(timelines, requests), selection, _integers([]), 0, TimeRange(), str(dataset.path))
 
 
 def _select(dataset: Dataset, columns: Sequence[str] | None) -> Selection:
-    types = role_types(dataset)
-    known = {name: kind for role in types.values() for name, kind in role.items()}
+    roles = arrow_types(dataset)
+    types = {name: arrow_type for role in roles.values() for name, arrow_type in role.items()}
     if columns is not None:
-        if unknown := sorted(set(columns) - set(known)):
-            raise KeyError(f"columns {unknown} are not in {dataset.path}, which has {sorted(known)}")
-        if text := sorted(name for name in columns if pa.types.is_string(known[name])):
-            raise SpecError(f"columns {text} are text, which no tensor holds; declare them as `id` in the build spec")
-    wanted = set(known) if columns is None else set(columns)
-    picked = {
-        role: tuple(name for name, kind in entries.items() if name in wanted and not pa.types.is_string(kind))
-        for role, entries in types.items()
+        if unknown := sorted(set(columns) - set(types)):
+            raise KeyError(f"columns {unknown} are not in {dataset.path}, which has {sorted(types)}")
+        if strings := sorted(name for name in columns if pa.types.is_string(types[name])):
+            raise SpecError(
+                f"columns {strings} of {dataset.path} contain strings, which tensors cannot store; "
+                "declare them as `id` in the build spec"
+            )
+    chosen = set(types) if columns is None else set(columns)
+
+    def of_role(role: str) -> tuple[str, ...]:
+        return tuple(name for name, t in roles[role].items() if name in chosen and not pa.types.is_string(t))
+
+    return Selection(
+        history=of_role("history"),
+        targets=of_role("targets"),
+        labels=of_role("labels"),
+        requests=of_role("requests"),
+        ids_are_row_numbers=pa.types.is_string(dataset.requests_schema.field("request_id").type),
+    )
+
+
+def arrow_types(dataset: Dataset) -> ArrowTypes:
+    """Look up the Arrow types of all features and labels of a dataset."""
+    requests, spec = dataset.requests_schema, dataset.spec
+    events = _struct(dataset.timelines_schema, "events")
+    targets = _struct(requests, "targets")
+    return {
+        "history": {name: events.field(name).type for name in spec.history.features},
+        "targets": {name: targets.field(name).type for name in spec.requests.target_features},
+        "labels": {name: targets.field(name).type for name in spec.requests.labels},
+        "requests": {name: requests.field(name).type for name in spec.requests.features},
     }
-    return Selection(**picked, row_ids=pa.types.is_string(dataset.requests_schema.field("request_id").type))
 
 
-def role_types(dataset: Dataset) -> Roles:
-    """Arrow types of all features and labels: role -> name -> type."""
-    spec = dataset.spec
-    events = dataset.timelines_schema.field("events").type.value_type
-    targets = dataset.requests_schema.field("targets").type.value_type
-    names: dict[str, tuple[Sequence[str], Callable[[str], Any]]] = {
-        "history": (list(spec.history.features), events.field),
-        "targets": (list(spec.requests.target_features), targets.field),
-        "labels": (list(spec.requests.labels), targets.field),
-        "requests": (list(spec.requests.features), dataset.requests_schema.field),
-    }
-    return {role: {name: field(name).type for name in listed} for role, (listed, field) in names.items()}
+def _struct(schema: pa.Schema, name: str) -> pa.StructType:
+    """The type of the records in a column of lists of records."""
+    lists = schema.field(name).type
+    if not isinstance(lists, pa.ListType) or not isinstance(lists.value_type, pa.StructType):
+        raise TypeError(f"column {name!r} has type {lists}, not lists of records")
+    return lists.value_type
 
 
-def _ints(values: Sequence[int]) -> Ints:
+def _integers(values: Sequence[int]) -> Int64Array:
     return np.array(values, dtype=np.int64)

@@ -1,22 +1,39 @@
-"""How many of its newest events a history keeps: a number, or one drawn per request and epoch."""
+"""How many of its newest events a history keeps: a fixed number, or one drawn per request and epoch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .rng import LENGTHS, Ints, generator
+from longbatch.schemas.types import Int64Array
+
+from .rng import Purpose, generator
+
+MULTIPLE = 8  # drawn lengths are multiples of it, the sizes that GPU kernels handle best
 
 
 @dataclass(frozen=True)
 class StochasticLength:
-    """Sampled history lengths for training short and serving long (STCA, arXiv 2511.06077).
+    """History lengths drawn at random, to train on short histories and serve long ones.
 
-    `L = minimum + s * (maximum - minimum)` with s ~ Beta(alpha, beta), U-shaped since both are below 1,
-    rounded to a multiple of 8; a history keeps its newest L events. The paper does not publish alpha and
-    beta; the mean length is `minimum + (maximum - minimum) * alpha / (alpha + beta)`.
+    `L = minimum + s * (maximum - minimum)` with `s ~ Beta(alpha, beta)`, rounded to a multiple of 8; a history keeps
+    its newest L events. The distribution is U-shaped because alpha and beta are below 1. The mean length is
+    `minimum + (maximum - minimum) * alpha / (alpha + beta)`. Source: STCA, arXiv 2511.06077, which does not publish
+    alpha and beta.
+
+    Args:
+        minimum: Lower bound of the lengths, in events.
+        maximum: Upper bound of the lengths, in events, at most the history length that the dataset was built with.
+        alpha: First parameter of the Beta distribution, between 0 and 1.
+        beta: Second parameter of the Beta distribution, between 0 and 1.
+
+    Raises:
+        ValueError: The bounds are reversed or contain no multiple of 8, or the distribution would not be U-shaped.
+
+    Example:
+        >>> StochasticLength(100, 2_000).lengths(seed=0, epoch=0, block=0, num_requests=3)
+        array([1632, 1736, 1872])
     """
 
     minimum: int
@@ -26,27 +43,55 @@ class StochasticLength:
 
     def __post_init__(self) -> None:
         if not 0 <= self.minimum <= self.maximum:
-            raise ValueError(f"lengths {self.minimum} to {self.maximum}: give 0 <= minimum <= maximum")
-        if -(-self.minimum // 8) * 8 > self.maximum:
-            raise ValueError(f"no multiple of 8 lies in {self.minimum} to {self.maximum}; widen the range")
+            raise ValueError(f"history lengths {self.minimum} to {self.maximum}: give 0 <= minimum <= maximum")
+        if self._lowest > self.maximum:
+            raise ValueError(f"there is no multiple of 8 from {self.minimum} to {self.maximum}; widen the range")
         if not (0 < self.alpha < 1 and 0 < self.beta < 1):
             raise ValueError(f"alpha {self.alpha}, beta {self.beta}: a U shape needs both between 0 and 1")
 
-    def lengths(self, seed: int, epoch: int, block: int, num_requests: int) -> Ints:
-        """Lengths (num_requests,) of all requests of one block; the same whoever reads the block."""
-        share = generator(seed, epoch, LENGTHS, block).beta(self.alpha, self.beta, num_requests)
-        raw: NDArray[np.float64] = np.rint((self.minimum + share * (self.maximum - self.minimum)) / 8) * 8
-        lengths: Ints = np.clip(raw, -(-self.minimum // 8) * 8, self.maximum // 8 * 8).astype(np.int64)
+    @property
+    def _lowest(self) -> int:
+        return -(-self.minimum // MULTIPLE) * MULTIPLE
+
+    def lengths(self, seed: int, epoch: int, block: int, num_requests: int) -> Int64Array:
+        """Draw the lengths of all requests of one block; every process that reads the block draws the same ones.
+
+        Args:
+            seed: Seed of the dataset.
+            epoch: Number of the epoch.
+            block: Number of the block in the dataset.
+            num_requests: How many requests the block has.
+
+        Returns:
+            Lengths in events, (num_requests,).
+        """
+        share = generator(seed, epoch, Purpose.HISTORY_LENGTHS, block).beta(self.alpha, self.beta, num_requests)
+        rounded = np.rint((self.minimum + share * (self.maximum - self.minimum)) / MULTIPLE) * MULTIPLE
+        lengths: Int64Array = np.clip(rounded, self._lowest, self.maximum // MULTIPLE * MULTIPLE).astype(np.int64)
         return lengths
 
 
-def lengths_of(rule: int | StochasticLength, seed: int, epoch: int, block: int, num_requests: int) -> Ints:
-    """Each request's length (num_requests,) in one block."""
-    if isinstance(rule, StochasticLength):
-        return rule.lengths(seed, epoch, block, num_requests)
-    return np.full(num_requests, rule, dtype=np.int64)
+HistoryLength = int | StochasticLength
 
 
-def longest(rule: int | StochasticLength) -> int:
-    """The longest history that the rule lets through."""
-    return rule.maximum if isinstance(rule, StochasticLength) else rule
+def block_lengths(length: HistoryLength, seed: int, epoch: int, block: int, num_requests: int) -> Int64Array:
+    """Return the history length of each request of one block.
+
+    Args:
+        length: A fixed number of events, or the distribution to draw from.
+        seed: Seed of the dataset.
+        epoch: Number of the epoch.
+        block: Number of the block in the dataset.
+        num_requests: How many requests the block has.
+
+    Returns:
+        Lengths in events, (num_requests,).
+    """
+    if isinstance(length, StochasticLength):
+        return length.lengths(seed, epoch, block, num_requests)
+    return np.full(num_requests, length, dtype=np.int64)
+
+
+def longest(length: HistoryLength) -> int:
+    """Return the longest history, in events, that a history length allows."""
+    return length.maximum if isinstance(length, StochasticLength) else length

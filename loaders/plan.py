@@ -1,24 +1,31 @@
 """Which requests form which batch, as a pure function of numbers: no disk, no torch, no state.
 
-Policy. Every request has a *cost*: 1 where batches hold a number of requests, 1 + its history events where they
-hold a budget of tokens. The blocks, in an order permuted per epoch, form one long row of requests, and so of costs. The
-row of costs is cut every `quota` into batches (only the very last may be short), and a request belongs to the batch in which its
-cost ends. The batches are cut into C contiguous *streams*: batch number n is the (n div C)-th batch of stream n mod C; the
-r-th rank of W takes n = first_batch + step * W + r; the workers of a rank take its steps in turn. So the sequence
-of batches depends on neither W nor the number of workers, any batch is computable without those before it, and where
-W * workers divides C a worker reads only its own streams: no block is read twice, but for those across the end of a stream.
+Policy. Every request has a *cost*: 1 where a batch is a number of requests, or 1 + its history events where a batch has
+a budget of tokens. Blocks are put in an order that is permuted per epoch, and the costs of their requests are added up
+in that order: this is the *cost axis*. It is split every `quota` into batches (only the very last may be short), and a
+request belongs to the batch in which its cost ends:
 
-Shuffling permutes the blocks, then the requests (or runs of `shuffle_run` neighbours) inside each window of `window_blocks`
-blocks of a stream, so a batch mixes the users of that many blocks. A reader holds one window per stream it serves: that is
-the price of shuffling, and the bound on memory.
+    block order     block 4        | block 0   | block 7 ...
+    request costs   3   2   4      | 1   5     | 2 ...
+    cumulative      3   5   9        10  15      17
+    quota = 6       batch 0: 3, 5  | batch 1: 9, 10 | batch 2: 15, 17 ...
 
-Where all costs are 1, everything follows from the blocks' numbers of requests. With a budget, the places of the batches
-follow from the blocks' total costs, and a window's requests are told apart by their own costs, once the window is read.
+The batches are split into C contiguous *streams*: batch number n is the (n div C)-th batch of stream n mod C.
+`schedule` deals the batch numbers to ranks and workers. Where ranks * workers divides C, a worker reads only its own
+streams, so no block is read twice except those across the end of a stream.
+
+Shuffling permutes the blocks, then the requests (or runs of `Shuffle.run` neighbors) within each *window* of
+`window_blocks` blocks of a stream, so a batch mixes the users of that many blocks.
+
+Cost. A plan is three arrays of one number per block: a billion requests take 6 MB and 15 ms. A batch is located by
+binary search, without the batches before it. A reader keeps one window open per stream that it serves: this is the
+price of shuffling, and the bound on memory. With a budget of tokens, the boundaries of the batches follow from the
+total costs of the blocks, and the costs of single requests are read only for the windows that a batch touches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -26,235 +33,323 @@ from typing import Literal
 
 import numpy as np
 
-from .rng import BLOCKS, WINDOW, Ints, generator, shuffled_runs
+from longbatch.schemas.types import Int64Array
+
+from .rng import Purpose, generator, shuffled_runs
 
 Order = Literal["shuffled", "time", "sequential"]
-Costs = Callable[[int], Ints]
-_Window = tuple[int, int, int]  # first and end position, cost before the first
+RequestCosts = Callable[[int], Int64Array]
+"""Returns the costs of the requests of a block, given the number of the block."""
+
+WINDOW_BLOCKS_IN_ORDER = 8
+"""Blocks whose costs are read at a time where requests are not shuffled."""
+
+_Window = tuple[int, int, int]  # position of its first request, position after its last, cost before the first
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """How an epoch is shuffled.
+
+    Args:
+        seed: Seed of the order.
+        epoch: Number of the epoch, which changes the order.
+        streams: Largest number of streams that are read at the same time.
+        window_blocks: Number of blocks whose requests are mixed.
+        run: Neighbors that stay together, mostly requests of one user.
+
+    Raises:
+        ValueError: A size is below 1, or seed or epoch is negative.
+    """
+
+    seed: int = 0
+    epoch: int = 0
+    streams: int = 16
+    window_blocks: int = 8
+    run: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("streams", self.streams),
+            ("window_blocks", self.window_blocks),
+            ("shuffle_run", self.run),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; give 1 or more")
+        if self.seed < 0 or self.epoch < 0:
+            raise ValueError(f"seed {self.seed}, epoch {self.epoch}: neither may be negative")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the batches of one epoch lie.
+    """The batches of one epoch over B blocks. With order="time", B is 1: all requests form one block.
 
-    block_order: (B,) block numbers in reading order.  block_starts, block_costs: (B + 1,) requests, and costs, before
-    each block in that order.  quota: the cost of a batch.  Of the order by time, B is 1: all requests are one block.
+    Args:
+        block_order: Block numbers in reading order, (B,).
+        block_starts: Number of requests before each block in that order, and of all, (B + 1,).
+        block_costs: Cost of the requests before each block in that order, and of all, (B + 1,).
+        quota: Cost of a batch.
+        streams: C, the number of streams.
+        shuffle: How requests are shuffled; None keeps the order of the dataset.
+        drop_last: Whether a last batch below the quota is dropped.
     """
 
-    block_order: Ints
-    block_starts: Ints
-    block_costs: Ints
+    block_order: Int64Array
+    block_starts: Int64Array
+    block_costs: Int64Array
     quota: int
     streams: int
-    window_blocks: int
-    shuffle_run: int
-    shuffle: bool
-    seed: int
-    epoch: int
+    shuffle: Shuffle | None
     drop_last: bool
 
     @property
     def num_batches(self) -> int:
-        """N, the batches of the epoch over all ranks; only the last may cost less than the quota."""
+        """N, the number of batches of the epoch over all ranks; only the last may cost less than the quota."""
         total = int(self.block_costs[-1])
         return total // self.quota if self.drop_last else -(-total // self.quota)
 
-    def first_batch(self, stream: int) -> int:
-        """Batches before the stream: the first N mod C streams have one more than the others."""
-        each, more = divmod(self.num_batches, self.streams)
-        return stream * each + min(stream, more)
+    def batches_before(self, stream: int) -> int:
+        """Count the batches of the streams before this one; the first N mod C streams have one batch more."""
+        each, remainder = divmod(self.num_batches, self.streams)
+        return stream * each + min(stream, remainder)
 
-    def span(self, batch: int) -> tuple[int, int]:
-        """The costs [first, end) of batch number `batch`, as places in the row of costs."""
-        place = self.first_batch(batch % self.streams) + batch // self.streams
-        return place * self.quota, min((place + 1) * self.quota, int(self.block_costs[-1]))
+    def batch_costs(self, batch: int) -> tuple[int, int]:
+        """Return the range [first, end) on the cost axis of a batch.
 
-    def stream_span(self, stream: int) -> tuple[int, int]:
-        """The costs [first, end) of a stream."""
-        first, end = self.first_batch(stream) * self.quota, self.first_batch(stream + 1) * self.quota
+        Args:
+            batch: Number of the batch.
+
+        Returns:
+            First cost and end of the range.
+
+        Example:
+            5 batches in 2 streams with quota=10: stream 0 covers costs [0, 30), stream 1 covers [30, 50).
+            Batches 0, 2, 4 are of stream 0:      [0, 10), [10, 20), [20, 30).
+            Batches 1, 3 are of stream 1:         [30, 40), [40, 50).
+        """
+        position = self.batches_before(batch % self.streams) + batch // self.streams
+        return position * self.quota, min((position + 1) * self.quota, int(self.block_costs[-1]))
+
+    def stream_costs(self, stream: int) -> tuple[int, int]:
+        """Return the range [first, end) on the cost axis of a stream."""
+        first, end = self.batches_before(stream) * self.quota, self.batches_before(stream + 1) * self.quota
         return first, min(end, int(self.block_costs[-1]))
 
 
-class Finder:
-    """Finds the requests of a plan's batches. costs: block number -> (n,) costs of its requests; None where all are 1."""
+class BatchLocator:
+    """Finds the requests of a plan's batches.
 
-    def __init__(self, plan: Plan, costs: Costs | None = None) -> None:
+    A *position* is the index of a request in the reading order of the blocks, before requests are shuffled within a
+    window.
+
+    Args:
+        plan: The plan of the epoch.
+        costs: Returns the costs of a block's requests; None where every request costs 1.
+    """
+
+    def __init__(self, plan: Plan, costs: RequestCosts | None = None) -> None:
         self.plan, self._costs = plan, costs
-        self._stream_windows = lru_cache(maxsize=None)(self._cut_windows)
-        self._order = lru_cache(maxsize=2 * plan.streams)(self._ordered)
-        self._found = lru_cache(maxsize=2 * plan.streams)(self._find)
+        # Batches of a window follow each other within a stream, and streams take turns: two entries per stream always
+        # hit.
+        self._edges_of_stream = lru_cache(maxsize=None)(self._window_edges)
+        self._order_of_window = lru_cache(maxsize=2 * plan.streams)(self._window_order)
+        self._located = lru_cache(maxsize=2 * plan.streams)(self._locate)
 
-    def rows(self, batch: int) -> tuple[Ints, Ints]:
-        """Block numbers and row numbers within the block, both (requests of the batch,), rows of a block adjacent."""
+    def rows(self, batch: int) -> tuple[Int64Array, Int64Array]:
+        """Return the requests of a batch as block and row numbers.
+
+        Args:
+            batch: Number of the batch.
+
+        Returns:
+            Block numbers and row numbers within the block, both (requests of the batch,). Rows of a block are adjacent
+            and ascending.
+
+        Example:
+            block_order [4 0], block_starts [0 3 5], positions [1 2 4]:
+            blocks [4 4 0], rows [1 2 1].
+        """
         plan, positions = self.plan, self.positions(batch)
-        place = np.searchsorted(plan.block_starts, positions, side="right") - 1
-        return plan.block_order[place], positions - plan.block_starts[place]
+        index = np.searchsorted(plan.block_starts, positions, side="right") - 1
+        return plan.block_order[index], positions - plan.block_starts[index]
 
-    def positions(self, batch: int) -> Ints:
-        """Positions, ascending, of the batch's requests in the row of all requests."""
-        return self._found(batch)[0]
+    def positions(self, batch: int) -> Int64Array:
+        """Return the positions of a batch's requests, ascending."""
+        return self._located(batch)[0]
 
-    def live_blocks(self, batch: int) -> Ints:
-        """The blocks worth keeping open after `batch`: of its last window, or where nothing is shuffled its last block."""
+    def live_blocks(self, batch: int) -> Int64Array:
+        """Return the blocks that the next batches of the same stream may need.
+
+        Args:
+            batch: Number of the batch that was read last.
+
+        Returns:
+            Numbers of the blocks of its last window, or, without shuffling, of the block of its last request.
+        """
         plan = self.plan
-        positions, (first, stop, _) = self._found(batch)
-        if not plan.shuffle:
-            first, stop = int(positions[-1]), int(positions[-1]) + 1
-        begin = np.searchsorted(plan.block_starts, first, side="right") - 1
-        return plan.block_order[begin : np.searchsorted(plan.block_starts, stop, side="left")]
+        positions, (first, end, _) = self._located(batch)
+        if plan.shuffle is None:
+            first, end = int(positions[-1]), int(positions[-1]) + 1
+        first_block = np.searchsorted(plan.block_starts, first, side="right") - 1
+        return plan.block_order[first_block : np.searchsorted(plan.block_starts, end, side="left")]
 
-    def _find(self, batch: int) -> tuple[Ints, _Window]:
-        """A batch's positions, and the last window that they are of."""
+    def _locate(self, batch: int) -> tuple[Int64Array, _Window]:
+        """The positions of a batch, and the last window that they belong to."""
         stream = batch % self.plan.streams
-        low, high = self.plan.span(batch)
-        if low == self.plan.stream_span(stream)[0]:
-            low = -1  # the first of a stream takes all that end early, once they are shuffled
+        low, high = self.plan.batch_costs(batch)
+        if low == self.plan.stream_costs(stream)[0]:
+            # A request across the beginning of a stream is the first of it. Shuffled, it ends at any cost, also below
+            # `low`.
+            low = -1
         windows = self._windows(stream, low, high)
-        return np.sort(np.concatenate([self._taken(window, low, high) for window in windows])), windows[-1]
+        return np.sort(np.concatenate([self._select(window, low, high) for window in windows])), windows[-1]
 
     def _windows(self, stream: int, low: int, high: int) -> list[_Window]:
-        """The windows of a stream in which costs of [low, high) end."""
-        places, costs = self._stream_windows(stream)
+        """The windows of a stream that overlap the cost range [low, high).
+
+        Window edges at positions [0 10 20 30] and costs [0 40 90 130], low=50, high=100:
+        the second window (costs 40 to 90) and the third (costs 90 to 130) overlap, so the
+        result is [(10, 20, 40), (20, 30, 90)].
+        """
+        positions, costs = self._edges_of_stream(stream)
         first, end = np.searchsorted(costs[1:], low, side="right"), np.searchsorted(costs[:-1], high, side="left")
-        edges = zip(places[first : end + 1].tolist(), costs[first : end + 1].tolist(), strict=True)
-        return [(a, b, cost) for (a, cost), (b, _) in pairwise(edges) if b > a]
+        edges = zip(positions[first : end + 1].tolist(), costs[first : end + 1].tolist(), strict=True)
+        return [(start, stop, cost) for (start, cost), (stop, _) in pairwise(edges) if stop > start]
 
-    def _cut_windows(self, stream: int) -> tuple[Ints, Ints]:
-        """Positions and costs, (windows + 1,) each, of the windows' edges, cut at the ends of the stream."""
+    def _window_edges(self, stream: int) -> tuple[Int64Array, Int64Array]:
+        """Positions and costs, (windows + 1,) each, of the edges of a stream's windows, clipped to the stream.
+
+        Blocks of 10 requests of cost 1, window_blocks=2, a stream from position 15 to 50:
+        window edges of the epoch are at positions [0 20 40 60 ...];
+        those of the stream are at [15 20 40 50], with equal costs.
+        """
         plan = self.plan
-        begin, stop = (self._cut(cost) for cost in plan.stream_span(stream))
-        edges = np.append(np.arange(0, len(plan.block_order), plan.window_blocks), len(plan.block_order))
+        window_blocks = plan.shuffle.window_blocks if plan.shuffle else WINDOW_BLOCKS_IN_ORDER
+        begin, end = (self._first_request_after(cost) for cost in plan.stream_costs(stream))
+        edges = np.append(np.arange(0, len(plan.block_order), window_blocks), len(plan.block_order))
         first = max(0, int(np.searchsorted(plan.block_starts[edges], begin[0], side="right")) - 1)
-        last = int(np.searchsorted(plan.block_starts[edges], stop[0], side="left"))
-        near = edges[first : last + 1]
-        return np.clip(plan.block_starts[near], begin[0], stop[0]), np.clip(plan.block_costs[near], begin[1], stop[1])
+        last = int(np.searchsorted(plan.block_starts[edges], end[0], side="left"))
+        blocks = edges[first : last + 1]
+        return np.clip(plan.block_starts[blocks], begin[0], end[0]), np.clip(plan.block_costs[blocks], begin[1], end[1])
 
-    def _cut(self, cost: int) -> tuple[int, int]:
-        """Position of the first request whose cost ends behind `cost`, and the costs before it."""
+    def _first_request_after(self, cost: int) -> tuple[int, int]:
+        """Position of the first request whose cost ends after `cost`, and the cost of all requests before it.
+
+        Request costs [3 2 4 1], ending at 3, 5, 9, 10: for cost=5 the third request (2, 5),
+        for cost=6 too, because its cost ends at 9; for cost=10 or more (4, 10), the end of the epoch.
+        """
         plan = self.plan
         if cost >= plan.block_costs[-1]:
             return int(plan.block_starts[-1]), int(plan.block_costs[-1])
         if self._costs is None:
             return cost, cost
-        place = int(np.searchsorted(plan.block_costs, cost, side="right")) - 1
-        edges = plan.block_costs[place] + np.append(0, np.cumsum(self._costs(int(plan.block_order[place]))))
-        before = int(np.searchsorted(edges[1:], cost, side="right"))
-        return int(plan.block_starts[place]) + before, int(edges[before])
+        block = int(np.searchsorted(plan.block_costs, cost, side="right")) - 1
+        edges = plan.block_costs[block] + np.append(0, np.cumsum(self._costs(int(plan.block_order[block]))))
+        row = int(np.searchsorted(edges[1:], cost, side="right"))
+        return int(plan.block_starts[block]) + row, int(edges[row])
 
-    def _taken(self, window: _Window, low: int, high: int) -> Ints:
+    def _select(self, window: _Window, low: int, high: int) -> Int64Array:
         """The positions of a window whose costs, added up in the window's order, end in (low, high]."""
-        order, ends = self._order(window)
+        order, ends = self._order_of_window(window)
         return order[np.searchsorted(ends, low, side="right") : np.searchsorted(ends, high, side="right")]
 
-    def _ordered(self, window: _Window) -> tuple[Ints, Ints]:
-        """A window's positions in the order they are read, and where the cost of each ends."""
-        plan, (first, stop, before) = self.plan, window
-        size = stop - first
-        places = np.arange(size)
-        if plan.shuffle:
-            places = shuffled_runs(size, plan.shuffle_run, plan.seed, plan.epoch, WINDOW, first)
-        if self._costs is None:
-            return first + places, before + 1 + np.arange(size)
-        return first + places, before + np.cumsum(self._costs_between(first, stop, self._costs)[places])
+    def _window_order(self, window: _Window) -> tuple[Int64Array, Int64Array]:
+        """A window's positions in the order they are read, and where on the cost axis each ends.
 
-    def _costs_between(self, first: int, stop: int, costs: Costs) -> Ints:
-        """Costs (stop - first,) of the requests at these positions."""
+        Window (10, 14, 40) of requests of costs [3 2 4 1], shuffled to rows [2 0 3 1]:
+        positions [12 10 13 11], costs in that order [4 3 1 2], ends [44 47 48 50].
+        """
+        plan, (first, end, cost_before) = self.plan, window
+        size = end - first
+        rows = np.arange(size)
+        if plan.shuffle is not None:
+            key = plan.shuffle.seed, plan.shuffle.epoch, Purpose.WINDOW_ORDER, first
+            rows = shuffled_runs(size, plan.shuffle.run, *key)
+        if self._costs is None:
+            return first + rows, cost_before + 1 + np.arange(size)
+        return first + rows, cost_before + np.cumsum(self._costs_between(first, end, self._costs)[rows])
+
+    def _costs_between(self, first: int, end: int, costs: RequestCosts) -> Int64Array:
+        """Costs (end - first,) of the requests at these positions."""
         starts = self.plan.block_starts
-        begin = int(np.searchsorted(starts, first, side="right")) - 1
-        end = int(np.searchsorted(starts, stop, side="left"))
-        joined = np.concatenate([costs(int(block)) for block in self.plan.block_order[begin:end]])
-        return joined[first - starts[begin] : stop - starts[begin]]
+        first_block = int(np.searchsorted(starts, first, side="right")) - 1
+        end_block = int(np.searchsorted(starts, end, side="left"))
+        joined = np.concatenate([costs(int(block)) for block in self.plan.block_order[first_block:end_block]])
+        return joined[first - starts[first_block] : end - starts[first_block]]
 
 
 def make_plan(
-    block_requests: Ints,
+    block_requests: Int64Array,
     *,
     quota: int,
-    block_costs: Ints | None = None,
-    shuffle: bool = False,
-    seed: int = 0,
-    epoch: int = 0,
+    block_costs: Int64Array | None = None,
+    shuffle: Shuffle | None = None,
     drop_last: bool = False,
-    streams: int = 16,
-    window_blocks: int = 8,
-    shuffle_run: int = 1,
 ) -> Plan:
-    """Plan an epoch over blocks with these numbers of requests (B,), and costs (B,) where they are not all 1.
+    """Plan an epoch over blocks of requests.
 
-    C is `streams`, but never so many that a stream has less than one window of blocks: small datasets
-    stay well mixed. Without shuffling C is 1, so that batches follow the order of the dataset.
-    No batch is empty if no request costs more than `quota`. Raises ValueError for sizes below 1 and for a
-    negative seed or epoch.
+    The number of streams is `shuffle.streams`, but never so high that a stream has less than one window of blocks:
+    small datasets stay well mixed. Without shuffling there is one stream, so that batches follow the order of the
+    dataset. No batch is empty if no request costs more than `quota`.
+
+    Args:
+        block_requests: Number of requests of each block, (B,).
+        quota: Cost of a batch.
+        block_costs: Total cost of the requests of each block, (B,); None where every request costs 1.
+        shuffle: How to shuffle; None keeps the order of the dataset.
+        drop_last: Whether to drop a last batch below the quota.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: `quota` is below 1.
+
+    Example:
+        >>> plan = make_plan(np.array([2, 0, 3]), quota=2)
+        >>> plan.num_batches
+        3
+        >>> blocks, rows = BatchLocator(plan).rows(1)
+        >>> blocks.tolist(), rows.tolist()
+        ([2, 2], [0, 1])
     """
-    sizes = {"quota": quota, "streams": streams, "window_blocks": window_blocks, "shuffle_run": shuffle_run}
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; give 1 or more")
-    if seed < 0 or epoch < 0:
-        raise ValueError(f"seed {seed}, epoch {epoch}: neither may be negative")
-    blocks = len(block_requests)
-    order = generator(seed, epoch, BLOCKS).permutation(blocks) if shuffle else np.arange(blocks, dtype=np.int64)
-    starts = edges_of(block_requests[order])
-    return Plan(
-        block_order=order,
-        block_starts=starts,
-        block_costs=starts if block_costs is None else edges_of(block_costs[order]),
-        quota=quota,
-        streams=min(streams, max(1, blocks // window_blocks)) if shuffle else 1,
-        window_blocks=window_blocks,
-        shuffle_run=shuffle_run,
-        shuffle=shuffle,
-        seed=seed,
-        epoch=epoch,
-        drop_last=drop_last,
-    )
+    if quota < 1:
+        raise ValueError(f"quota is {quota}; give 1 or more")
+    blocks, order, streams = len(block_requests), np.arange(len(block_requests), dtype=np.int64), 1
+    if shuffle is not None:
+        order = generator(shuffle.seed, shuffle.epoch, Purpose.BLOCK_ORDER).permutation(blocks)
+        streams = min(shuffle.streams, max(1, blocks // shuffle.window_blocks))
+    starts = offsets_of(block_requests[order])
+    costs = starts if block_costs is None else offsets_of(block_costs[order])
+    return Plan(order, starts, costs, quota, streams, shuffle, drop_last)
 
 
 def token_quota(max_tokens: int, longest: int) -> int:
-    """The quota of batches that never cost more than `max_tokens`, if no history is longer than `longest`.
+    """Compute the quota of batches that never cost more than `max_tokens`.
 
-    A request belongs to the batch in which its cost ends, so it may reach `longest` back into the batch before. Raises
-    ValueError where a batch could come out empty.
+    A request belongs to the batch in which its cost ends, so it may begin up to `longest` before the batch does; the
+    quota is smaller by that much.
+
+    Args:
+        max_tokens: Budget of a batch: history events, and 1 for each request.
+        longest: Length of the longest history, in events.
+
+    Returns:
+        The quota, at least longest + 1, so that no batch is empty.
+
+    Raises:
+        ValueError: The budget is so small that a batch could be empty.
     """
     if max_tokens < 2 * longest + 1:
         raise ValueError(
-            f"max_tokens is {max_tokens:,}; a request takes up to {longest:,} events and 1 for itself, "
+            f"max_tokens is {max_tokens:,}; a request costs up to {longest:,} events and 1 for itself, "
             f"so give at least {2 * longest + 1:,}, or a shorter history_length"
         )
     return max_tokens - longest
 
 
-def num_steps(num_batches: int, world_size: int, drop_last: bool) -> int:
-    """Steps of every rank; `drop_last` drops the last global step when it lacks batches for some ranks."""
-    return num_batches // world_size if drop_last else -(-num_batches // world_size)
-
-
-def worker_batches(
-    num_batches: int,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    worker: int = 0,
-    num_workers: int = 1,
-    drop_last: bool = False,
-    first_batch: int = 0,
-    yielded: int = 0,
-) -> Iterator[int | None]:
-    """The batch numbers one worker of one rank yields, in order; None stands for a padding batch.
-
-    first_batch: the batch of the whole world with which step 0 begins.  yielded: how many this worker has had since.
-    Raises ValueError for a rank outside the world.
-    """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of a world of {world_size}; ranks run from 0 to world_size - 1")
-    left = max(0, num_batches - first_batch)
-    for step in range(worker + yielded * num_workers, num_steps(left, world_size, drop_last), num_workers):
-        batch = first_batch + step * world_size + rank
-        yield batch if batch < num_batches else None
-
-
-def edges_of(sizes: Ints) -> Ints:
-    """Offsets (N + 1,) of rows with these sizes (N,)."""
-    edges = np.zeros(len(sizes) + 1, dtype=np.int64)
-    np.cumsum(sizes, out=edges[1:])
-    return edges
+def offsets_of(sizes: Int64Array) -> Int64Array:
+    """Return the offsets (N + 1,) of N consecutive groups of these sizes (N,): sizes [2 0 3] give [0 2 2 5]."""
+    offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    return offsets

@@ -1,4 +1,4 @@
-"""Reads batches: holds the blocks that batches to come will need, each opened once, by one thread or several."""
+"""Reads batches: keeps the blocks that later batches need open, each opened once, by one thread or several."""
 
 from __future__ import annotations
 
@@ -11,107 +11,131 @@ from threading import Lock
 import numpy as np
 
 from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.types import Int64Array
 
 from .batch import Histories, RequestBatch
-from .blocks import OpenBlock, open_block
-from .collate import Gatherer, Piece
-from .dataset_index import Opened, Schedule, Shards
-from .history_length import lengths_of
-from .plan import Finder
-from .rng import Ints
+from .blocks import BlockView
+from .collate import BlockRows, Collator
+from .dataset_index import DatasetIndex, Shards
+from .epoch_plan import EpochPlan
 
-log = logging.getLogger(__name__)
-KEPT_BY_TIME = 256  # blocks kept where order is by time, in which any block may come next
+logger = logging.getLogger(__name__)
+MAX_BLOCKS_BY_TIME = 256  # blocks kept open with order="time", where any block may be the next one
 
 
 class Reader:
-    """Reads the batches of one epoch. Safe to be called by several threads.
+    """Reads the batches of one epoch. Thread-safe.
 
-    shards: shard number -> its reader.  skip: leave the requests of damaged blocks out, and count them, instead of raising.
+    Policy: a block is opened by the first thread that needs it, while others wait for it. It is evicted when no stream
+    needs it any more, see `BatchLocator.live_blocks`. With order="time" any block may be needed, and the least recently
+    used is evicted (LRU).
+
+    Args:
+        index: The opened dataset.
+        planned: The plan of the epoch.
+        shards: Readers of the shards.
+        histories: The history layout of the batches.
+        skip_damaged: Whether to leave out and count the requests of damaged blocks, instead of raising.
     """
 
-    def __init__(self, opened: Opened, schedule: Schedule, shards: Shards, *, histories: Histories, skip: bool) -> None:
-        self._opened, self._schedule, self._shards, self._skip = opened, schedule, shards, skip
-        self._gatherer = Gatherer(opened.empty, shared=histories == "shared")
-        self._finder = Finder(schedule.plan, schedule.costs)
-        self._blocks: OrderedDict[int, Future[OpenBlock | None]] = OrderedDict()
-        self._kept: dict[int, tuple[int, frozenset[int]]] = {}
+    def __init__(
+        self, index: DatasetIndex, planned: EpochPlan, shards: Shards, *, histories: Histories, skip_damaged: bool
+    ) -> None:
+        self._index, self._planned, self._shards, self._skip_damaged = index, planned, shards, skip_damaged
+        self._collator = Collator(index.empty, shared=histories == "shared")
+        self._locator = planned.locator()
+        self._blocks: OrderedDict[int, Future[BlockView | None]] = OrderedDict()
+        # stream -> its latest batch so far, and the blocks that its next batches may need
+        self._live: dict[int, tuple[int, frozenset[int]]] = {}
         self._lock = Lock()
         self._damaged: set[int] = set()
 
+    @property
+    def num_open_blocks(self) -> int:
+        """Number of blocks that are open now."""
+        return len(self._blocks)
+
     def batch(self, number: int) -> RequestBatch:
-        """Batch number `number` of the plan. Raises DatasetError naming file and block where one is damaged."""
-        blocks, ordinals = self._find(number)
+        """Read a batch.
+
+        Args:
+            number: Number of the batch in the plan.
+
+        Returns:
+            The batch.
+
+        Raises:
+            DatasetError: A block is damaged; the message names file and block.
+        """
+        blocks, rows = self._locate(number)
         edges = [0, *(np.flatnonzero(blocks[1:] != blocks[:-1]) + 1).tolist(), len(blocks)]
-        runs = [(int(blocks[first]), ordinals[first:end]) for first, end in pairwise(edges)]
-        pieces: list[Piece] = []
+        runs = [(int(blocks[first]), rows[first:end]) for first, end in pairwise(edges)]
+        parts: list[BlockRows] = []
         skipped = 0
-        for block, rows in runs:
-            opened = self._open(block)
-            if opened is None:
-                skipped += len(rows)
+        for block, block_rows in runs:
+            view = self._open(block)
+            if view is None:
+                skipped += len(block_rows)
             else:
-                pieces.append((opened, opened.eligible[rows]))
-        self._forget(number, {block for block, _ in runs})
-        return self._gatherer.batch(pieces, skipped=skipped)
+                parts.append((view, view.selected[block_rows]))
+        self._evict(number, {block for block, _ in runs})
+        return self._collator.batch(parts, skipped=skipped)
 
     def padding(self) -> RequestBatch:
-        """The empty batch of a rank without data."""
-        return self._gatherer.batch([])
+        """Return the empty batch of a rank without data."""
+        return self._collator.batch([])
 
-    def _find(self, number: int) -> tuple[Ints, Ints]:
+    def _locate(self, number: int) -> tuple[Int64Array, Int64Array]:
         with self._lock:
-            blocks, rows = self._finder.rows(number)
-        return (blocks, rows) if self._schedule.timetable is None else self._schedule.timetable.find(rows)
+            blocks, rows = self._locator.rows(number)
+        time_order = self._planned.time_order
+        return (blocks, rows) if time_order is None else time_order.rows_at(rows)
 
-    def _open(self, number: int) -> OpenBlock | None:
-        """A block, opened by whoever asks first; None if it is damaged and skipped."""
+    def _open(self, number: int) -> BlockView | None:
+        """A block, opened by the first thread that needs it; None if it is damaged and skipped."""
         with self._lock:
-            found = self._blocks.get(number)
-            mine = found is None
-            if found is None:
-                found = self._blocks[number] = Future()
+            future = self._blocks.get(number)
+            is_first = future is None
+            if future is None:
+                future = self._blocks[number] = Future()
             self._blocks.move_to_end(number)
-        if mine:
+        if is_first:
             try:
-                found.set_result(self._opened_block(number))
+                future.set_result(self._read(number))
             except BaseException as error:
                 with self._lock:
                     self._blocks.pop(number, None)
-                found.set_exception(error)
-        return found.result()
+                future.set_exception(error)
+        return future.result()
 
-    def _opened_block(self, number: int) -> OpenBlock | None:
+    def _read(self, number: int) -> BlockView | None:
+        logger.debug("opening block %d", number)
         try:
-            return read_block(self._opened, self._shards, self._schedule, number)
+            return self._index.view(self._shards, number, self._planned.seed, self._planned.epoch)
         except DatasetError as error:
-            if not self._skip:
+            if not self._skip_damaged:
                 raise
             if number not in self._damaged:
                 self._damaged.add(number)
-                log.warning("skipped %d requests: %s", self._opened.counts[number], error)
+                logger.warning("skipped %d requests: %s", self._index.selected_rows[number], error)
             return None
 
-    def _forget(self, number: int, used: set[int]) -> None:
-        """Let go of blocks that no batch to come needs, unless a later batch of the stream has done so."""
+    def _evict(self, number: int, used: set[int]) -> None:
+        """Evict blocks that no remaining batch needs.
+
+        Threads finish batches of a stream out of order, so only the latest batch of a stream so far may shrink what is
+        live.
+        """
         with self._lock:
-            if self._schedule.timetable is not None:
-                while len(self._blocks) > KEPT_BY_TIME:
+            if self._planned.time_order is not None:
+                while len(self._blocks) > MAX_BLOCKS_BY_TIME:
                     self._blocks.popitem(last=False)
                 return
-            stream = number % self._schedule.plan.streams
-            last, before = self._kept.get(stream, (-1, frozenset()))
-            if last < number:
-                self._kept[stream] = number, frozenset(self._finder.live_blocks(number).tolist())
-            wanted = frozenset().union(*(blocks for _, blocks in self._kept.values()))
-            for block in (used | before) - wanted:
-                self._blocks.pop(block, None)
-
-
-def read_block(opened: Opened, shards: Shards, schedule: Schedule, number: int) -> OpenBlock:
-    """Open one block. Raises DatasetError naming file and block."""
-    plan, shard, place = schedule.plan, shards(int(opened.block_shard[number])), int(opened.block_in_shard[number])
-    block = shard.block(place)
-    lengths = lengths_of(opened.history_length, plan.seed, plan.epoch, number, int(opened.block_rows[number]))
-    first_row = int(opened.first_row[number])
-    return open_block(block, opened.selection, lengths, first_row, opened.times_us, shard.where("requests", place))
+            stream = number % self._planned.plan.streams
+            latest, live_before = self._live.get(stream, (-1, frozenset()))
+            if latest < number:
+                self._live[stream] = number, frozenset(self._locator.live_blocks(number).tolist())
+            live = frozenset().union(*(blocks for _, blocks in self._live.values()))
+            for block in (used | live_before) - live:
+                if self._blocks.pop(block, None) is not None:
+                    logger.debug("evicted block %d after batch %d", block, number)

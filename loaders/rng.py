@@ -1,24 +1,51 @@
-"""Random numbers that depend on their key alone: the same on every machine, rank and worker, in any order."""
+"""Random numbers that depend only on their key: equal on every machine, rank and worker, in any order of calls."""
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from longbatch.schemas.types import Int64Array
 
-BLOCKS, WINDOW, LENGTHS = 1, 2, 3  # what a random stream is for; part of its key
+
+class Purpose(IntEnum):
+    """What a random stream is used for. It is part of the key, so that two uses of one seed are independent."""
+
+    BLOCK_ORDER = 1
+    WINDOW_ORDER = 2
+    HISTORY_LENGTHS = 3
 
 
 def generator(*key: int) -> np.random.Generator:
-    """A generator of its own for each key; no global state is read or changed."""
+    """Create the generator of a key. No global random state is read or changed.
+
+    Args:
+        *key: Non-negative integers, e.g. seed, epoch, purpose and block number.
+
+    Returns:
+        A Philox generator. It is counter-based, so that its numbers are the same on all platforms.
+    """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def shuffled_runs(size: int, run: int, *key: int) -> Ints:
-    """A permutation (size,) of 0 to size - 1 that moves runs of `run` neighbours as one."""
+def shuffled_runs(size: int, run: int, *key: int) -> Int64Array:
+    """Permute the numbers 0 to size - 1 and keep runs of `run` neighbors together.
+
+    Args:
+        size: How many numbers to permute.
+        run: Length of a run. The last one may be shorter.
+        *key: Key of the random stream, see `generator`.
+
+    Returns:
+        The permutation, (size,).
+
+    Example:
+        With size=5 and run=2 the runs are [0 1] [2 3] [4].
+        If the runs are permuted to 2, 0, 1, the result is [4 0 1 2 3].
+    """
     if run == 1:
         return generator(*key).permutation(size)
     runs = generator(*key).permutation(-(-size // run))
-    places: Ints = (runs[:, None] * run + np.arange(run)).ravel()
-    return places[places < size]
+    permutation: Int64Array = (runs[:, None] * run + np.arange(run)).ravel()
+    return permutation[permutation < size]  # the last run is filled up to `run` numbers above

@@ -1,8 +1,9 @@
-"""Memory for batches, used again once nothing refers to it: fresh memory costs more than the copy into it.
+"""Memory for batches of one process, reused once nothing refers to it: new memory costs more than the copy into it.
 
-A page that a process touches for the first time has to be found and zeroed by the system, which takes longer than copying
-values to it. A batch's columns are views of one array; the array is taken again when the pool is the only one to hold it, which its
-reference count tells. A batch that is kept keeps its memory.
+The system has to find and zero every page that a process touches for the first time, which takes longer than copying
+values into the page. A batch's columns are views of one array. The pool lends that array again when its reference count
+shows that the pool is the only owner. A batch that is kept keeps its memory. Cost: the memory of up to `MAX_ARRAYS`
+batches stays allocated.
 """
 
 from __future__ import annotations
@@ -14,32 +15,54 @@ import numpy as np
 
 from .blocks import Array
 
-KEPT = 8  # arrays that a pool holds on to
-_ALONE = 3  # references to an array that only the pool's list, the loop and the call's argument hold
+MAX_ARRAYS = 8  # arrays that a pool keeps for reuse
+_UNUSED_REFERENCES = (
+    3  # of an array that only the pool refers to: its list, the loop variable, the argument of getrefcount
+)
 
 
-class Pool:
-    """Arrays of bytes, each lent to one batch at a time. Safe to be called by several threads."""
+class ReusedMemory:
+    """Arrays of bytes, each lent to one batch at a time. Thread-safe."""
 
     def __init__(self) -> None:
         self._arrays: list[Array] = []
         self._lock = Lock()
 
     def take(self, size: int) -> Array:
-        """An array of at least `size` bytes, of any content."""
+        """Lend an array of bytes until nothing refers to it.
+
+        Args:
+            size: Bytes that are needed.
+
+        Returns:
+            An array of at least `size` bytes, with arbitrary content.
+        """
         with self._lock:
             for array in self._arrays:
-                if len(array) >= size and sys.getrefcount(array) == _ALONE:
+                if len(array) >= size and sys.getrefcount(array) == _UNUSED_REFERENCES:
                     return array
-            fresh = np.empty(rounded(size), dtype=np.uint8)
-            self._arrays = [*self._arrays[-(KEPT - 1) :], fresh]
-            return fresh
+            new = np.empty(rounded_up(size), dtype=np.uint8)
+            # The oldest array leaves the list; if a batch still refers to it, it lives as long as the batch.
+            self._arrays = [*self._arrays[-(MAX_ARRAYS - 1) :], new]
+            return new
 
 
-def rounded(size: int) -> int:
-    """The size rounded up by at most an eighth, so that batches of nearly equal size fit each other's memory."""
+def rounded_up(size: int) -> int:
+    """Round a size in bytes up by at most an eighth, so that batches of similar size fit each other's memory.
+
+    Args:
+        size: Bytes that are needed.
+
+    Returns:
+        A multiple of a power of two that is a sixteenth to an eighth of the size, and at least one page.
+
+    Example:
+        1,000,000 has 20 binary digits, so the step is 2 ** 16 = 65,536,
+        and the size becomes 16 steps = 1,048,576.
+    """
     step = 1 << max(12, size.bit_length() - 4)
     return -(-size // step) * step
 
 
-POOL = Pool()
+REUSED_MEMORY = ReusedMemory()
+"""The memory of all batches that this process makes for itself."""

@@ -1,99 +1,165 @@
-"""The position of a reader, as a few numbers of JSON: the order is recomputed, never stored.
+"""The position of a reader, as a few numbers of JSON: the order of batches is recomputed, never stored.
 
-A state says which batch of the whole world comes next, in which epoch, and under which arguments the batches were cut. It
-counts batches that were yielded, not those that were prepared. Nothing that leaves the sequence of batches as it is belongs to it:
-columns, form, workers and ranks may change from one run to the next.
+A state says which batch comes next over all ranks, in which epoch, and with which arguments requests were split into
+batches. It counts batches that were yielded, not those that were prepared. What does not change the sequence of batches
+is not part of it: columns, history layout, workers and ranks may change from one run to the next.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict, cast
+
+from .schedule import Topology
 
 VERSION = 1
 MAX_BYTES = 1_024
-_KEYS = {"version", "fingerprint", "seed", "epoch", "next_batch", "batching", "worker"}
-State = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
-def make_state(
-    fingerprint: str,
-    seed: int,
-    epoch: int,
-    next_batch: int,
-    batching: Mapping[str, Any],
-    worker: Mapping[str, int] | None,
-) -> State:
-    """A state. next_batch: the number, over the whole world, of the first batch not yielded.
+class WorkerState(TypedDict):
+    """The position of one worker, saved by itself: how many batches it has yielded since the state's `next_batch`."""
 
-    worker: of one of several workers that keep states of their own, its `id`, the `num_workers` and `world_size` it counts
-    in, and how many batches it has `yielded` since `next_batch`.
+    id: int
+    num_workers: int
+    world_size: int
+    yielded: int
+
+
+class State(TypedDict):
+    """A position. next_batch is the number, over all ranks, of the first batch that was not yielded."""
+
+    version: int
+    fingerprint: str
+    seed: int
+    epoch: int
+    next_batch: int
+    batching: JsonObject
+    worker: WorkerState | None
+
+
+@dataclass(frozen=True)
+class StateContext:
+    """What a state has to fit: a dataset, and arguments.
+
+    Args:
+        fingerprint: Hash of the dataset's content.
+        seed: Seed of the order.
+        batching: The arguments that split requests into batches, as JSON values.
     """
-    return {
-        "version": VERSION,
-        "fingerprint": fingerprint,
-        "seed": seed,
-        "epoch": epoch,
-        "next_batch": next_batch,
-        "batching": dict(batching),
-        "worker": None if worker is None else dict(worker),
-    }
+
+    fingerprint: str
+    seed: int
+    batching: JsonObject
+
+    def state(self, epoch: int, next_batch: int, worker: WorkerState | None = None) -> State:
+        """Create the state of a position.
+
+        Args:
+            epoch: Number of the epoch.
+            next_batch: Number, over all ranks, of the first batch that was not yielded.
+            worker: Position of one of several workers, or None if the main process counts.
+
+        Returns:
+            The state.
+        """
+        return {
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "seed": self.seed,
+            "epoch": epoch,
+            "next_batch": next_batch,
+            "batching": self.batching,
+            "worker": worker,
+        }
+
+    def check(self, state: object) -> State:
+        """Check that a state continues this dataset with these arguments.
+
+        Args:
+            state: The state, as loaded from JSON.
+
+        Returns:
+            The state.
+
+        Raises:
+            ValueError: It does not fit; the message names the field, both values, and the remedy.
+        """
+        checked = _check_structure(state)
+        _check_equal(
+            "fingerprint", checked["fingerprint"], self.fingerprint, "open the dataset that the state was saved with"
+        )
+        _check_equal("seed", checked["seed"], self.seed, f"pass seed={checked['seed']}")
+        saved = checked["batching"]
+        for name in sorted({*saved, *self.batching}):
+            remedy = f"pass {name}={saved.get(name)!r}, or begin a new epoch without the state"
+            _check_equal(f"batching.{name}", saved.get(name), self.batching.get(name), remedy)
+        return checked
 
 
-def check_state(state: Any, *, fingerprint: str, seed: int, batching: Mapping[str, Any], num_batches: int) -> None:
-    """Raise ValueError, naming field, found, expected and remedy, unless a state continues this dataset and these arguments.
+def check_next_batch(state: State, num_batches: int) -> None:
+    """Check that a state's position is within its epoch.
 
-    num_batches: those of the state's epoch; only called for after all else fits, so the caller may pass -1 to skip it.
+    Args:
+        state: A state that fits the dataset and its arguments.
+        num_batches: Number of batches of the state's epoch.
+
+    Raises:
+        ValueError: The position is after the last batch.
     """
-    _check_shape(state)
-    _check("fingerprint", state["fingerprint"], fingerprint, "open the dataset that the state was saved with")
-    _check("seed", state["seed"], seed, f"pass seed={state['seed']}")
-    saved = state["batching"]
-    for name in sorted(set(saved) | set(batching)):
-        remedy = f"pass {name}={saved.get(name)!r}, or begin a new epoch without the state"
-        _check(f"batching.{name}", saved.get(name), batching.get(name), remedy)
-    if 0 <= num_batches < state["next_batch"]:
+    if state["next_batch"] > num_batches:
         raise ValueError(
             f"state: next_batch is {state['next_batch']}, expected 0 to {num_batches}, the batches of the epoch; "
-            "the state was altered, use another"
+            "the state was altered, use another one"
         )
 
 
-def _check_shape(state: Any) -> None:
-    if not isinstance(state, Mapping):
-        raise ValueError(f"state: found {type(state).__name__}, expected the dict that state_dict() gave; load that")
-    _check("version", state.get("version"), VERSION, "use the longbatch that saved it, or begin a new epoch")
-    if set(state) != _KEYS:
-        odd = sorted(set(state) ^ _KEYS)
-        raise ValueError(f"state: keys {odd} are missing or unknown, expected {sorted(_KEYS)}; use a state as saved")
-    for name in ("seed", "epoch", "next_batch"):
-        if type(state[name]) is not int or state[name] < 0:
-            raise ValueError(f"state: {name} is {state[name]!r}, expected a whole number from 0; use a state as saved")
-    if not isinstance(state["batching"], Mapping):
-        raise ValueError(f"state: batching is {state['batching']!r}, expected a dict; use a state as saved")
+def worker_yielded(state: State, topology: Topology) -> int:
+    """Return how many batches a worker has yielded since the state's `next_batch`.
 
+    Args:
+        state: A state that fits the dataset and its arguments.
+        topology: The worker that continues.
 
-def check_worker(state: State, *, worker: int, num_workers: int, world_size: int) -> int:
-    """How many batches the worker had yielded since `next_batch`; ValueError for the state of another one.
+    Returns:
+        The number of batches; 0 for a state that the main process has counted, which fits any workers and ranks.
 
-    Only a state that the main process counted can go on with other workers or ranks.
+    Raises:
+        ValueError: The state was saved by another worker, or with another number of workers or ranks.
     """
     saved = state["worker"]
     if saved is None:
         return 0
-    here = {"id": worker, "num_workers": num_workers, "world_size": world_size}
+    here = {"id": topology.worker, "num_workers": topology.num_workers, "world_size": topology.world_size}
     for name, value in here.items():
-        remedy = "keep it, or save with RequestLoader, whose states fit any number of workers and ranks"
-        _check(f"worker.{name}", saved.get(name), value, remedy)
-    return int(saved["yielded"])
+        remedy = "use the saved value, or save with RequestLoader, whose states fit any number of workers and ranks"
+        _check_equal(f"worker.{name}", cast(JsonObject, saved).get(name), value, remedy)
+    return saved["yielded"]
 
 
-def size_bytes(state: State) -> int:
-    """Bytes of the state as JSON."""
-    return len(json.dumps(state))
+def _check_structure(state: object) -> State:
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"state: found {type(state).__name__}, expected the dict that state_dict() returned; load that"
+        )
+    _check_equal("version", state.get("version"), VERSION, "use the longbatch that saved it, or begin a new epoch")
+    keys = set(State.__annotations__)
+    if set(state) != keys:
+        unexpected = sorted(set(state) ^ keys)
+        raise ValueError(
+            f"state: keys {unexpected} are missing or unknown, expected {sorted(keys)}; use a state as saved"
+        )
+    for name in ("seed", "epoch", "next_batch"):
+        if type(state[name]) is not int or state[name] < 0:
+            raise ValueError(
+                f"state: {name} is {state[name]!r}, expected an integer of at least 0; use a state as saved"
+            )
+    if not isinstance(state["batching"], Mapping):
+        raise ValueError(f"state: batching is {state['batching']!r}, expected a dict; use a state as saved")
+    return cast(State, state)
 
 
-def _check(name: str, found: Any, expected: Any, remedy: str) -> None:
+def _check_equal(name: str, found: object, expected: object, remedy: str) -> None:
     if found != expected:
         raise ValueError(f"state: {name} is {found!r}, expected {expected!r}; {remedy}")

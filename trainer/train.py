@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from longbatch.loaders.batch import RequestBatch
-from longbatch.loaders.dataset import RequestDataset, make_dataloader
+from longbatch.loaders.dataset import RequestDataset
 from longbatch.loaders.history_length import StochasticLength
+from longbatch.loaders.loader import make_dataloader
 from longbatch.schemas.errors import DataError, DatasetError, SpecError
 from longbatch.schemas.json_text import as_json
 from longbatch.schemas.time import to_microseconds

@@ -81,7 +81,7 @@ def test_slices_written_past_the_caches_are_whole_from_any_byte_on(join, shift):
 @pytest.mark.parametrize(("start", "end"), [(-1, 2), (2, 1), (0, 6), (6, 6), (2**62, 2**62 + 1)])
 def test_a_slice_outside_its_column_is_refused_before_anything_is_copied(join, start, end):
     out = np.zeros(64, dtype=np.uint8)
-    with pytest.raises(IndexError, match=r"span 0 of column 0 is \[.*\), of 5 values"):
+    with pytest.raises(IndexError, match=r"slice 0 of column 0 is \[.*\), but the column has 5 values"):
         join(out, ints(0), [np.arange(5)], ints(0), ints(start), ints(end))
     assert not out.any()
 
@@ -89,14 +89,14 @@ def test_a_slice_outside_its_column_is_refused_before_anything_is_copied(join, s
 @pytest.mark.parametrize("join", WAYS)
 @pytest.mark.parametrize("place", [-8, 65])
 def test_a_column_of_nothing_has_a_place_too(join, place):
-    with pytest.raises(IndexError, match=f"column 0 from byte {place} does not fit 64 bytes"):
+    with pytest.raises(IndexError, match=f"column 0 at byte {place} does not fit the 64 bytes of the batch"):
         join(np.zeros(64, dtype=np.uint8), ints(place), [np.arange(5)], ints(), ints(), ints())
 
 
 @pytest.mark.parametrize("join", WAYS)
 @pytest.mark.parametrize("place", [-8, 32, 2**62])
 def test_a_column_that_does_not_fit_is_refused(join, place):
-    with pytest.raises(IndexError, match=f"column 0 from byte {place} does not fit 64 bytes"):
+    with pytest.raises(IndexError, match=f"column 0 at byte {place} does not fit the 64 bytes of the batch"):
         join(np.zeros(64, dtype=np.uint8), ints(place), [np.arange(5)], ints(0), ints(0), ints(5))
 
 
@@ -112,13 +112,13 @@ def compiled() -> JoinSlices:
 
 def test_it_is_compiled_where_it_can_be():
     assert not can_compile() or slices.join_slices is not join_slices_with_numpy, (
-        "see what pip says of loaders/_slices.c"
+        "see what pip says of loaders/_copy_slices.c"
     )
 
 
 @pytest.mark.parametrize("block", [-1, 2])
 def test_a_block_that_is_not_there_is_refused(block):
-    with pytest.raises(IndexError, match=f"span 0 is of block {block}, of 2"):
+    with pytest.raises(IndexError, match=f"slice 0 is of block {block}, but there are 2 blocks"):
         compiled()(np.zeros(64, dtype=np.uint8), ints(0), [np.arange(5)] * 2, ints(block), ints(0), ints(5))
 
 
@@ -131,9 +131,9 @@ def test_a_column_of_several_types_is_refused(join, other):
 
 
 def test_sources_that_are_no_whole_blocks_are_refused():
-    with pytest.raises(ValueError, match="one number a span"):
+    with pytest.raises(ValueError, match="one number per slice"):
         compiled()(np.zeros(64, dtype=np.uint8), ints(0, 8), [np.arange(5)] * 3, ints(0), ints(0), ints(1))
-    with pytest.raises(ValueError, match="one number a span"):
+    with pytest.raises(ValueError, match="one number per slice"):
         compiled()(np.zeros(64, dtype=np.uint8), ints(0), [np.arange(5)], ints(0), ints(0, 1), ints(1))
 
 

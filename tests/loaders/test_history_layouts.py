@@ -67,7 +67,7 @@ def test_requests_of_a_batch_are_selected_by_slice_positions_or_mask(random_data
     assert values(part) == values(batch[mask])
     assert batch[:0].num_requests == batch[[]].num_targets == 0
     assert values(batch[:]) == values(batch.to_per_request())
-    with pytest.raises(TypeError, match=r"request 3 alone is no batch; give a slice, \[3:4\]"):
+    with pytest.raises(TypeError, match=r"request 3 alone is not a batch; give a slice, \[3:4\]"):
         batch[3]
     with pytest.raises(IndexError, match=r"a mask of shape \(3,\) for 16 requests"):
         batch[torch.ones(3, dtype=torch.bool)]
@@ -94,7 +94,7 @@ def test_keyed_jagged_tensors_need_torchrec_and_take_integers(random_dataset):
     batch = next(iter(RequestDataset(random_dataset, batch_size=4)))
     with pytest.raises(KeyError, match=r"columns \['nope'\] are not in the history"):
         batch.to_keyed_jagged(["nope"])
-    with pytest.raises(ValueError, match=r"columns \['ratio'\] hold fractions"):
+    with pytest.raises(ValueError, match=r"columns \['ratio'\] contain floats"):
         batch.to_keyed_jagged(["ratio"])
     try:
         import torchrec  # noqa: F401

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longbatch.loaders.history_length import StochasticLength
-from longbatch.loaders.plan import Finder, make_plan, num_steps, token_quota, worker_batches
+from longbatch.loaders.plan import BatchLocator, Shuffle, make_plan, token_quota
+from longbatch.loaders.schedule import Topology, num_steps, worker_batches
 
 blocks_of_requests = st.lists(st.integers(0, 9), min_size=0, max_size=12)
 
 
 def all_rows(plan, costs=None):
-    find = Finder(plan, costs)
+    find = BatchLocator(plan, costs)
     return [list(zip(*map(np.ndarray.tolist, find.rows(n)), strict=True)) for n in range(plan.num_batches)]
 
 
@@ -33,10 +34,7 @@ def test_every_request_is_in_exactly_one_batch(blocks, batch_size, shuffle, stre
     plan = make_plan(
         np.array(blocks, dtype=np.int64),
         quota=batch_size,
-        shuffle=shuffle,
-        epoch=epoch,
-        streams=streams,
-        window_blocks=window_blocks,
+        shuffle=Shuffle(0, epoch, streams, window_blocks) if shuffle else None,
     )
     batches = all_rows(plan)
     wanted = [(block, row) for block, size in enumerate(blocks) for row in range(size)]
@@ -44,7 +42,7 @@ def test_every_request_is_in_exactly_one_batch(blocks, batch_size, shuffle, stre
     assert sum(len(batch) != batch_size for batch in batches) <= 1
     for number, batch in enumerate(batches):
         last_block = plan.block_order.tolist().index(batch[-1][0])
-        assert plan.block_order[last_block] in Finder(plan).live_blocks(number)
+        assert plan.block_order[last_block] in BatchLocator(plan).live_blocks(number)
 
 
 @settings(max_examples=200, deadline=None)
@@ -58,10 +56,10 @@ def test_a_budget_of_tokens_is_never_exceeded_and_no_batch_is_empty(data):
         np.array([len(block) for block in blocks], dtype=np.int64),
         quota=token_quota(max_tokens, longest),
         block_costs=np.array([sum(block) for block in blocks], dtype=np.int64),
-        shuffle=data.draw(st.booleans()),
-        streams=data.draw(st.integers(1, 5)),
-        window_blocks=data.draw(st.integers(1, 4)),
-        shuffle_run=data.draw(st.integers(1, 3)),
+        shuffle=data.draw(
+            st.none()
+            | st.builds(Shuffle, streams=st.integers(1, 5), window_blocks=st.integers(1, 4), run=st.integers(1, 3))
+        ),
     )
     batches = all_rows(plan, costs.__getitem__)
     assert sorted(itertools.chain(*batches)) == [(b, r) for b, block in enumerate(blocks) for r in range(len(block))]
@@ -72,7 +70,7 @@ def test_batches_of_a_budget_have_nearly_equal_tokens():
     random = np.random.default_rng(0)
     costs = [random.integers(1, 1_001, 200) for _ in range(64)]
     totals = np.array([block.sum() for block in costs])
-    plan = make_plan(np.full(64, 200), quota=token_quota(64_000, 1_000), block_costs=totals, shuffle=True)
+    plan = make_plan(np.full(64, 200), quota=token_quota(64_000, 1_000), block_costs=totals, shuffle=Shuffle())
     sums = [sum(costs[b][r] for b, r in batch) for batch in all_rows(plan, costs.__getitem__)]
     assert 61_000 < sorted(sums)[1] <= max(sums) <= 64_000  # the last one may be short
 
@@ -83,7 +81,7 @@ def test_a_budget_below_two_histories_is_refused():
 
 
 def test_runs_of_neighbours_stay_together():
-    plan = make_plan(np.full(8, 40), quota=40, shuffle=True, streams=1, shuffle_run=8)
+    plan = make_plan(np.full(8, 40), quota=40, shuffle=Shuffle(streams=1, run=8))
     for batch in all_rows(plan):
         runs = {(block, row // 8) for block, row in batch}
         assert len(runs) == 5
@@ -93,8 +91,8 @@ def test_runs_of_neighbours_stay_together():
 def test_a_billion_requests_are_planned_in_little_time_and_memory():
     tracemalloc.start()
     started = time.monotonic()
-    plan = make_plan(np.full(200_000, 5_000), quota=64, shuffle=True)
-    find = Finder(plan)
+    plan = make_plan(np.full(200_000, 5_000), quota=64, shuffle=Shuffle())
+    find = BatchLocator(plan)
     assert [len(find.positions(n)) for n in (0, 7_812_500, plan.num_batches - 1)] == [64, 64, 64]
     assert plan.num_batches == 15_625_000
     assert time.monotonic() - started < 2
@@ -113,25 +111,25 @@ def test_dropping_the_last_batch_leaves_only_full_ones():
 
 
 def test_shuffling_mixes_the_blocks_of_a_window_and_no_others():
-    plan = make_plan(np.full(64, 10), quota=20, shuffle=True, streams=4, window_blocks=8)
+    plan = make_plan(np.full(64, 10), quota=20, shuffle=Shuffle(streams=4, window_blocks=8))
     windows = plan.block_order.reshape(8, 8)
     for batch in range(plan.num_batches):
-        blocks = set(Finder(plan).rows(batch)[0].tolist())
+        blocks = set(BatchLocator(plan).rows(batch)[0].tolist())
         assert len(blocks) > 3
         assert any(blocks <= set(window.tolist()) for window in windows)
-        assert blocks <= set(Finder(plan).live_blocks(batch).tolist())
+        assert blocks <= set(BatchLocator(plan).live_blocks(batch).tolist())
 
 
 def test_a_batch_number_belongs_to_the_stream_of_its_remainder():
-    plan = make_plan(np.full(64, 10), quota=20, shuffle=True, streams=4, window_blocks=8)
+    plan = make_plan(np.full(64, 10), quota=20, shuffle=Shuffle(streams=4, window_blocks=8))
     for batch in range(plan.num_batches):
-        first, end = plan.stream_span(batch % 4)
-        assert all(first <= position < end for position in Finder(plan).positions(batch))
+        first, end = plan.stream_costs(batch % 4)
+        assert all(first <= position < end for position in BatchLocator(plan).positions(batch))
 
 
 def test_seeds_and_epochs_differ_and_the_same_key_agrees():
     def order(seed, epoch):
-        return all_rows(make_plan(np.full(9, 9), quota=4, shuffle=True, seed=seed, epoch=epoch))
+        return all_rows(make_plan(np.full(9, 9), quota=4, shuffle=Shuffle(seed, epoch)))
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
@@ -147,10 +145,7 @@ def test_ranks_and_workers_share_the_batches_exactly(batches, world_size, num_wo
             list(
                 worker_batches(
                     batches,
-                    rank=rank,
-                    world_size=world_size,
-                    worker=worker,
-                    num_workers=num_workers,
+                    Topology(rank, world_size, worker, num_workers),
                     drop_last=drop_last,
                 )
             )
@@ -165,26 +160,30 @@ def test_ranks_and_workers_share_the_batches_exactly(batches, world_size, num_wo
 
 
 def test_a_later_first_step_yields_the_suffix():
-    assert list(worker_batches(7, rank=1, world_size=2, yielded=2)) == [5, None]
-    assert list(worker_batches(7, rank=1, world_size=2, first_batch=3)) == [4, 6]
-    assert list(worker_batches(7, num_workers=2, worker=1, yielded=1)) == [3, 5]
-    assert list(worker_batches(7, first_batch=9)) == []
+    assert list(worker_batches(7, Topology(1, 2), yielded=2)) == [5, None]
+    assert list(worker_batches(7, Topology(1, 2), first_batch=3)) == [4, 6]
+    assert list(worker_batches(7, Topology(worker=1, num_workers=2), yielded=1)) == [3, 5]
+    assert list(worker_batches(7, Topology(), first_batch=9)) == []
 
 
 def test_a_rank_outside_the_world_is_refused():
     with pytest.raises(ValueError, match="rank 2 of a world of 2"):
-        list(worker_batches(7, rank=2, world_size=2))
+        Topology(2, 2)
 
 
-@pytest.mark.parametrize("name", ["quota", "streams", "window_blocks", "shuffle_run"])
-def test_sizes_below_one_are_refused(name):
+@pytest.mark.parametrize(
+    ("name", "field"), [("streams", "streams"), ("window_blocks", "window_blocks"), ("shuffle_run", "run")]
+)
+def test_sizes_below_one_are_refused(name, field):
     with pytest.raises(ValueError, match=f"{name} is 0"):
-        make_plan(np.array([1]), **{"quota": 1, name: 0})
+        Shuffle(**{field: 0})
+    with pytest.raises(ValueError, match="quota is 0"):
+        make_plan(np.array([1]), quota=0)
 
 
 def test_negative_seeds_are_refused():
     with pytest.raises(ValueError, match="seed -1"):
-        make_plan(np.array([1]), quota=1, seed=-1)
+        Shuffle(seed=-1)
 
 
 def test_sampled_lengths_are_u_shaped_multiples_of_8_that_depend_on_the_epoch():
@@ -203,7 +202,7 @@ def test_sampled_lengths_are_u_shaped_multiples_of_8_that_depend_on_the_epoch():
 def test_length_ranges_that_cannot_be_sampled_are_refused():
     with pytest.raises(ValueError, match="give 0 <= minimum <= maximum"):
         StochasticLength(9, 8)
-    with pytest.raises(ValueError, match="no multiple of 8 lies in 9 to 15"):
+    with pytest.raises(ValueError, match="there is no multiple of 8 from 9 to 15"):
         StochasticLength(9, 15)
     with pytest.raises(ValueError, match="a U shape needs both between 0 and 1"):
         StochasticLength(8, 16, alpha=1.5)

@@ -49,9 +49,10 @@ def test_two_gloo_ranks_end_together_whatever_the_number_of_requests(tmp_path, r
 DYING = """
 import os, signal, sys
 from longbatch.loaders import RequestDataset, make_dataloader
-batches = iter(make_dataloader(RequestDataset(sys.argv[1], batch_size=1), num_workers=1))
+loader = make_dataloader(RequestDataset(sys.argv[1], batch_size=1), num_workers=1)
+batches = iter(loader)
 next(batches)
-os.kill(batches._workers[0].pid, signal.SIGKILL)
+os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
 list(batches)
 """
 

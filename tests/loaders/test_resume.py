@@ -201,10 +201,13 @@ def test_sampled_lengths_resume_with_their_batches(random_dataset):
         ({"fingerprint": "x"}, "state: fingerprint is 'x', expected '[0-9a-f]{64}'; open the dataset that"),
         ({"seed": 4}, "state: seed is 4, expected 3; pass seed=4"),
         ({"next_batch": 10**6}, "state: next_batch is 1000000, expected 0 to [0-9]+, the batches of the epoch"),
-        ({"epoch": -1}, "state: epoch is -1, expected a whole number from 0"),
+        ({"epoch": -1}, "state: epoch is -1, expected an integer of at least 0"),
         ({"batching": 3}, "state: batching is 3, expected a dict"),
         ({"more": 1}, r"state: keys \['more'\] are missing or unknown"),
-        ({"worker": {"id": 0}}, "state: worker is that of one worker, expected None; resume with StatefulDataLoader"),
+        (
+            {"worker": {"id": 0}},
+            "state: worker is the position of one worker, expected None; resume with StatefulDataLoader",
+        ),
     ],
 )
 def test_a_state_that_does_not_fit_names_field_found_expected_and_remedy(random_dataset, change, message):
@@ -229,7 +232,9 @@ def test_other_arguments_than_those_of_the_state_are_named(random_dataset, name,
 def test_the_state_of_one_worker_is_refused_elsewhere(random_dataset):
     dataset = RequestDataset(random_dataset, batch_size=7, **OPTIONS)
     state = dataset.state_at(0, 0, {"id": 1, "num_workers": 2, "world_size": 1, "yielded": 3})
-    with pytest.raises(ValueError, match=r"state: worker\.id is 1, expected 0; keep it, or save with RequestLoader"):
+    with pytest.raises(
+        ValueError, match=r"state: worker\.id is 1, expected 0; use the saved value, or save with RequestLoader"
+    ):
         iter(dataset).load_state_dict(state)
 
 
