@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.types import Int64Array
 
 from .batch import Layout, RequestBatch, batch_in_memory
 from .blocks import BlockView, Column
 from .buffer_pool import take_buffer
 from .copy_slices import join_slices
-from .plan import offsets_of
 from .shared_memory import REUSED_MEMORY
 
 BlockRows = tuple[BlockView, Int64Array]

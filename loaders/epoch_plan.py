@@ -11,11 +11,12 @@ from functools import partial
 import numpy as np
 from torch.utils.data import get_worker_info
 
+from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.types import Int64Array
 
 from .dataset_index import DatasetIndex, Shards
 from .history_length import longest
-from .plan import BatchLocator, Order, Plan, RequestCosts, Shuffle, make_plan, offsets_of, token_quota
+from .plan import BatchLocator, Order, Plan, RequestCosts, Shuffle, make_plan, token_quota
 
 logger = logging.getLogger(__name__)
 

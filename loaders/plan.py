@@ -33,6 +33,7 @@ from typing import Literal
 
 import numpy as np
 
+from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.types import Int64Array
 
 from .rng import Purpose, generator, shuffled_runs
@@ -346,10 +347,3 @@ def token_quota(max_tokens: int, longest: int) -> int:
             f"so give at least {2 * longest + 1:,}, or a shorter history_length"
         )
     return max_tokens - longest
-
-
-def offsets_of(sizes: Int64Array) -> Int64Array:
-    """Return the offsets (N + 1,) of N consecutive groups of these sizes (N,): sizes [2 0 3] give [0 2 2 5]."""
-    offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
-    np.cumsum(sizes, out=offsets[1:])
-    return offsets

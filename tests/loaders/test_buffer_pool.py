@@ -34,6 +34,7 @@ def test_batches_kept_and_dropped_at_random_stay_as_they_were(random_dataset):
     expected, loader = contents(dataset), make_dataloader(dataset, num_workers=2)
     draw = random.Random(0)
     for _ in range(3):
+        dataset.set_epoch(0)
         kept = {}
         for number, batch in enumerate(loader):
             assert contents([batch]) == [expected[number]]
