@@ -1,0 +1,1 @@
+"""Simulated logs: a planted signal, corrupt rows and outlier users, and the ground truth to compare a build with."""

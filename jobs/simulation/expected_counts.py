@@ -1,4 +1,6 @@
-"""What a build of a simulated log must count: the outcome of every row, worked out from what was planted."""
+"""What a build of a simulated log must count: the outcome of every row, derived from what was planted."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
@@ -6,48 +8,68 @@ from longbatch.schemas.accounting import POLICIES, RowAccounting
 
 from .corrupt_rows import ACCEPTED
 
-Planted = Mapping[str, Mapping[str, int]]  # table of the spec -> kind -> rows
+Planted = Mapping[str, Mapping[str, int]]
+"""Planted rows by table of the spec, then by corruption or policy."""
 
 
 def add_planted(parts: Iterable[Planted]) -> dict[str, dict[str, int]]:
-    """Rows planted per table and kind in all parts of a log together."""
+    """Return the sum of the rows planted in all parts of a log, by table and corruption."""
     total: dict[str, dict[str, int]] = {}
     for part in parts:
         for table, counts in part.items():
-            kept = total.setdefault(table, {})
-            for kind, rows in counts.items():
-                kept[kind] = kept.get(kind, 0) + rows
+            sums = total.setdefault(table, {})
+            for corruption, rows in counts.items():
+                sums[corruption] = sums.get(corruption, 0) + rows
     return total
 
 
-def by_kind(planted: Planted) -> dict[str, int]:
-    """Rows planted per kind in both tables together."""
-    both: dict[str, int] = {}
+def total_by_corruption(planted: Planted) -> dict[str, int]:
+    """Return the rows planted in all tables, by corruption."""
+    total: dict[str, int] = {}
     for counts in planted.values():
-        for kind, rows in counts.items():
-            both[kind] = both.get(kind, 0) + rows
-    return both
+        for corruption, rows in counts.items():
+            total[corruption] = total.get(corruption, 0) + rows
+    return total
 
 
 def expected_accounting(clean_rows: int, planted: Planted) -> RowAccounting:
-    """The outcomes of all rows: clean ones are accepted, each planted kind has its own."""
-    outcomes = (outcome(kind, rows) for kind, rows in by_kind(planted).items())
+    """Return the row accounting that a build must report: clean rows are accepted, planted ones have their outcome.
+
+    Args:
+        clean_rows: The number of clean rows.
+        planted: The planted rows.
+
+    Returns:
+        The row accounting of the log.
+    """
+    outcomes = (_outcome(corruption, rows) for corruption, rows in total_by_corruption(planted).items())
     return sum(outcomes, RowAccounting(rows=clean_rows, accepted=clean_rows))
 
 
-def outcome(kind: str, rows: int) -> RowAccounting:
-    """The books of `rows` rows of one kind of dirt."""
-    if kind in POLICIES:
-        return RowAccounting(rows=rows, policies={kind: rows})
-    if kind in ("duplicate", "filtered"):
-        return RowAccounting(rows=rows, **{kind: rows})  # type: ignore[arg-type]
-    if kind in ACCEPTED:
+def _outcome(corruption: str, rows: int) -> RowAccounting:
+    """The row accounting of the rows of one corruption."""
+    if corruption in POLICIES:
+        return RowAccounting(rows=rows, policies={corruption: rows})
+    if corruption == "duplicate":
+        return RowAccounting(rows=rows, duplicate=rows)
+    if corruption == "filtered":
+        return RowAccounting(rows=rows, filtered=rows)
+    if corruption in ACCEPTED:
         return RowAccounting(rows=rows, accepted=rows)
-    return RowAccounting(rows=rows, rejected=rows, reasons=dict.fromkeys(kind.split("+"), rows))
+    return RowAccounting(rows=rows, rejected=rows, reasons=dict.fromkeys(corruption.split("+"), rows))
 
 
 def expected_counts(events: int, targets: int, planted: Planted) -> dict[str, int]:
-    """Fields of `Counts` by name: the clean events, the valid targets, and what the policies left out."""
+    """Return the fields of `Counts` that are known: clean events, valid targets, and what the policies left out.
+
+    Args:
+        events: The clean events.
+        targets: The valid targets.
+        planted: The planted rows.
+
+    Returns:
+        The counts by name.
+    """
     history, requests = (planted.get(table, {}) for table in ("history", "requests"))
     return {
         "events": events,

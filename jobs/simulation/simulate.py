@@ -1,20 +1,21 @@
-"""`longbatch simulate`: a raw log with a planted signal, the spec that builds it, and the truth beside it.
+"""`longbatch simulate`: a raw log with a planted signal, the spec that builds it, and its ground truth.
 
-    OUT/log/day-0001.parquet ...   the log, one row per shown item, rows in order of request time
+    OUT/log/day-0001.parquet ...   the log, one row per shown item, in order of request time
     OUT/spec.toml                  `longbatch build OUT/spec.toml DATASET`
-    OUT/truth.json                 parameters, planted dirt, the books a build must come to, and the AUC that each
-                                   history length makes attainable
+    OUT/truth.json                 parameters, planted corrupt rows, the row accounting that a build must report, and
+                                   the AUC that each history length makes attainable
     OUT/truth/day-0049.parquet ... the true label probabilities of the targets: never an input of a model
 
-`simulated_world` says what is planted, `simulated_truth` what the yardstick is, `simulated_dirt` what is broken,
-`simulated_misfits` which users are left out, `simulated_books` what a build must count.
+`world` defines the planted signal, `ground_truth` the attainable AUC, `corrupt_rows` the corrupt rows, `outliers` the
+users that policies leave out, `expected_counts` what a build must count.
 """
+
+from __future__ import annotations
 
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,9 +26,10 @@ import numpy as np
 import polars as pl
 
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.types import ProgressCallback, no_progress
 
-from .corrupt_rows import ACCEPTED, Recipe, as_written, draw_corrupt_rows, mingle
-from .expected_counts import add_planted, by_kind, expected_accounting, expected_counts
+from .corrupt_rows import ACCEPTED, CorruptionSettings, as_written, draw_corrupt_rows, shuffle_in
+from .expected_counts import add_planted, expected_accounting, expected_counts, total_by_corruption
 from .ground_truth import (
     TRUTH_VERSION,
     Sample,
@@ -44,29 +46,37 @@ from .world import (
     EPOCH_MS,
     FEED,
     LONGEST_USER,
-    Catalogue,
+    Catalog,
     File,
     Population,
     Requests,
-    cut_files,
-    draw_catalogue,
+    draw_catalog,
     draw_requests,
-    window_start_ms,
+    split_into_files,
+    target_start_ms,
 )
 
-SAMPLED_USERS = 200  # for the attainable AUC
-WITHIN_HOURS = 1  # the window of the label "bought" of a corrupt log
+SAMPLED_USERS = 200  # their rows are kept to compute the attainable AUC
+WITHIN_HOURS = 1  # how long the label "bought" of a corrupt log waits for a purchase
 THREADS = 2  # each holds one file of the log in memory
-Progress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What to simulate; the same parameters give the same log, on any number of threads.
+    """What to simulate. The same parameters give the same log, on any number of threads.
 
-    `events` is the exact number of clean rows; `corrupt` adds about that fraction of broken ones, and the rows of a
-    few users that policies leave out (two bots have more events than any other user). `days` is the period, of which the last fifth has the targets: about `targets_per_user` requests of each active user.
-    Raises SpecError for parameters that make no log.
+    Attributes:
+        users: The number of users.
+        events: The exact number of clean rows.
+        seed: The seed of all random numbers.
+        corrupt: The share of corrupt rows to add. If it is more than 0, the rows of a few outlier users are added too.
+        format: The file format of the log.
+        days: The length of the period. The last fifth has the targets.
+        targets_per_user: About how many requests of each active user are targets.
+        history_length: The history length of the spec.
+
+    Raises:
+        SpecError: The parameters make no log.
     """
 
     users: int = 300
@@ -80,30 +90,42 @@ class Simulation:
 
     def __post_init__(self) -> None:
         if self.users < 1:
-            raise SpecError(f"users is {self.users}; ask for at least 1")
+            raise SpecError(f"users is {self.users}; it must be 1 or more")
         if not 100 * self.users <= self.events <= LONGEST_USER // 2 * self.users:
             raise SpecError(
                 f"{self.events} events are {self.events / self.users:.0f} per user; "
-                f"ask for 100 to {LONGEST_USER // 2} per user"
+                f"there must be 100 to {LONGEST_USER // 2} per user"
             )
         if self.seed < 0:
-            raise SpecError(f"seed is {self.seed}; use 0 or more")
+            raise SpecError(f"seed is {self.seed}; it must be 0 or more")
         if not 0 <= self.corrupt <= 0.2:
-            raise SpecError(f"corrupt is {self.corrupt}; use a fraction from 0 to 0.2")
+            raise SpecError(f"corrupt is {self.corrupt}; it must be a share from 0 to 0.2")
         if self.format not in ("parquet", "csv"):
-            raise SpecError(f"format is {self.format!r}; use 'parquet' or 'csv'")
+            raise SpecError(f"format is {self.format!r}; it must be 'parquet' or 'csv'")
         if self.days < 14:
-            raise SpecError(f"days is {self.days}; use 14 or more, heavy users need them")
+            raise SpecError(f"days is {self.days}; it must be 14 or more, so that the events of heavy users fit")
         if self.targets_per_user < 1 or self.history_length < 1:
             raise SpecError("targets_per_user and history_length must be 1 or more")
 
 
 @dataclass(frozen=True)
 class SimulationReport:
-    """What was written: `rows` = clean `events` + planted rows; `targets` are the valid rows of discover requests.
+    """What a simulation wrote.
 
-    `planted`: kind of dirt or policy -> rows; `attainable`: see `simulated_truth`; `events_per_second` counts the whole
-    run, yardstick included.
+    Attributes:
+        out: The folder.
+        rows: All rows of the log: `events` and the planted ones.
+        events: The clean rows.
+        targets: The valid rows of discover requests.
+        requests: The requests of clean rows.
+        users: The regular users.
+        files: The files of the log.
+        longest_user: The rows of the user with the most rows.
+        size_bytes: The size of the log.
+        seconds: The duration of the simulation, the attainable AUC included.
+        events_per_second: `events` by `seconds`.
+        planted: Planted rows by corruption or policy.
+        attainable: The attainable AUC by label and history length, see `ground_truth`.
     """
 
     out: Path
@@ -123,21 +145,41 @@ class SimulationReport:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is drawn before the rows: the parameters, the plan of requests, and a seed for each file."""
+    """Everything that is drawn before the rows.
+
+    Attributes:
+        parameters: What to simulate.
+        requests: All requests in time order.
+        population: The interests of the users.
+        catalog: The items.
+        limits: How many events the spec of a corrupt log lets a user have.
+        files: The files of the log.
+        seeds: The seed of each file.
+        rows_before: By table of the spec, the clean rows in the files before each file.
+    """
 
     parameters: Simulation
     requests: Requests
     population: Population
-    catalogue: Catalogue
+    catalog: Catalog
     limits: Limits
     files: list[File]
     seeds: list[np.random.SeedSequence]
-    rows_before: dict[str, list[int]]  # table of the spec -> clean rows in the files before each file
+    rows_before: dict[str, list[int]]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What one file contributes to the report."""
+    """What one file contributes to the report.
+
+    Attributes:
+        clean_rows: Rows without the planted ones.
+        feed_rows: Clean rows of the feed.
+        rows: All rows.
+        targets: Valid targets.
+        planted: Planted rows by table and corruption.
+        sample: The rows of the sampled users.
+    """
 
     clean_rows: int
     feed_rows: int
@@ -150,31 +192,41 @@ class Written:
 def simulate(
     out: Path,
     parameters: Simulation,
-    progress: Progress | None = None,
+    progress: ProgressCallback = no_progress,
     *,
     overwrite: bool = False,
     threads: int = THREADS,
 ) -> SimulationReport:
-    """Write a simulated log, its spec and its truth into the folder `out`, which appears complete or not at all.
+    """Write a simulated log, its spec and its ground truth into a folder, which appears complete or not at all.
 
-    `progress` is called with ("simulate", clean rows written, all clean rows). Raises SpecError if `out` has
-    anything in it, unless `overwrite`, which replaces an earlier simulation and nothing else.
+    Args:
+        out: The folder.
+        parameters: What to simulate.
+        progress: Called with ("simulate", clean rows written, all clean rows).
+        overwrite: Replace an earlier simulation.
+        threads: The number of threads; each keeps one file of the log in memory.
+
+    Returns:
+        What was written.
+
+    Raises:
+        SpecError: `out` is not empty, and either `overwrite` was not given or it is not a simulation.
     """
-    refuse_occupied(out, overwrite)
+    _check_output(out, overwrite)
     started = time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        unfinished = Path(folder) / "log-to-be"
+        unfinished = Path(folder) / "unfinished"
         (unfinished / "log").mkdir(parents=True)
         (unfinished / "truth").mkdir()
-        plan = make_plan(parameters)
-        written = write_files(unfinished, plan, progress, threads)
+        plan = _make_plan(parameters)
+        written = _write_files(unfinished, plan, progress, threads)
         attainable = attainable_auc(join_samples([file.sample for file in written]))
-        (unfinished / "spec.toml").write_text(spec_text(plan))
-        truth = truth_document(plan, written, attainable)
+        (unfinished / "spec.toml").write_text(_spec_text(plan))
+        truth = _truth_document(plan, written, attainable)
         (unfinished / "truth.json").write_text(json.dumps(truth, indent=2) + "\n")
         size_bytes = sum(path.stat().st_size for path in (unfinished / "log").iterdir())
-        move_into_place(unfinished, out, Path(folder) / "replaced")
+        _move_into_place(unfinished, out, Path(folder) / "replaced")
     seconds = time.perf_counter() - started
     return SimulationReport(
         out=out,
@@ -193,8 +245,8 @@ def simulate(
     )
 
 
-def spec_text(plan: Plan) -> str:
-    """The build spec of the log; it tolerates the dirt that was asked for, and no more than twice that."""
+def _spec_text(plan: Plan) -> str:
+    """The build spec of the log; it tolerates rejected rows up to twice the share of corrupt rows."""
     parameters = plan.parameters
     text = SPEC.format(
         history_length=parameters.history_length,
@@ -203,129 +255,138 @@ def spec_text(plan: Plan) -> str:
     )
     if not parameters.corrupt:
         return text
-    end = datetime.fromtimestamp(end_ms(parameters) / 1_000, UTC)
+    end = datetime.fromtimestamp(_end_ms(parameters) / 1_000, UTC)
     until = (end + timedelta(hours=WITHIN_HOURS)).strftime("%Y-%m-%dT%H:%M:%SZ")
     return text + POLICIES.format(within=f"{WITHIN_HOURS}h", until=until, **asdict(plan.limits))
 
 
-def end_ms(parameters: Simulation) -> int:
-    """When the period ends: no clean request is later."""
+def _end_ms(parameters: Simulation) -> int:
+    """When the period ends, after all clean requests: milliseconds since 1970."""
     return EPOCH_MS + parameters.days * DAY_MS
 
 
-def refuse_occupied(out: Path, overwrite: bool) -> None:
-    """Raise SpecError if writing to `out` would mix with, or destroy, what is there."""
+def _check_output(out: Path, overwrite: bool) -> None:
+    """Raise SpecError if `out` has files that are not an earlier simulation that may be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise SpecError(f"{out} exists and is not empty; name another folder, or overwrite it explicitly")
+        raise SpecError(f"{out} exists and is not empty. Choose another folder, or pass --overwrite (overwrite=True).")
     if not (out / "truth.json").is_file():
-        raise SpecError(f"{out} is no simulated log (it has no truth.json); it will not be overwritten")
+        raise SpecError(
+            f"{out} has no truth.json, so it is not a simulated log and is not overwritten. Choose another folder."
+        )
 
 
-def move_into_place(unfinished: Path, out: Path, replaced: Path) -> None:
-    """Rename the finished folder to `out`; what was there goes to `replaced`."""
+def _move_into_place(unfinished: Path, out: Path, replaced: Path) -> None:
+    """Rename the finished folder to `out`; an earlier one is moved to `replaced` and removed."""
     if out.exists():
         out.rename(replaced)
     unfinished.rename(out)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def make_plan(parameters: Simulation) -> Plan:
-    """Draw all that rows depend on; every random number comes from the one seed."""
-    for_catalogue, for_requests, for_files = np.random.SeedSequence(parameters.seed).spawn(3)
+def _make_plan(parameters: Simulation) -> Plan:
+    """Draw everything that the rows depend on; every random number is derived from the one seed."""
+    for_catalog, for_requests, for_files = np.random.SeedSequence(parameters.seed).spawn(3)
     requests, population = draw_requests(
         parameters.users, parameters.events, parameters.days, parameters.targets_per_user, for_requests
     )
-    files = cut_files(requests)
+    files = split_into_files(requests)
     feed_size = np.where(requests.tab == FEED, requests.size, 0)
     starts = [file.start for file in files]
     return Plan(
         parameters,
         requests,
         population,
-        draw_catalogue(np.random.Generator(np.random.SFC64(for_catalogue))),
+        draw_catalog(np.random.Generator(np.random.SFC64(for_catalog))),
         regular_limits(requests, parameters.users),
         files,
         for_files.spawn(len(files)),
         {
-            "history": rows_before(feed_size, starts),
-            "requests": rows_before(requests.size - feed_size, starts),
+            "history": _rows_before(feed_size, starts),
+            "requests": _rows_before(requests.size - feed_size, starts),
         },
     )
 
 
-def rows_before(size: np.ndarray[Any, np.dtype[np.int8]], starts: list[int]) -> list[int]:
-    """For each file, which starts at the given request, the sum of the sizes of all earlier requests."""
+def _rows_before(size: np.ndarray[Any, np.dtype[np.int8]], starts: list[int]) -> list[int]:
+    """The sum of the sizes of all requests before each file, given the first request of each file.
+
+    size    4 5 6 7    starts 0 2    in_file 9 13    before 0 9
+    """
     in_file = np.add.reduceat(size, starts, dtype=np.int64)
     before: list[int] = (np.cumsum(in_file) - in_file).tolist()
     return before
 
 
-def write_files(out: Path, plan: Plan, progress: Progress | None, threads: int) -> list[Written]:
-    """Draw and write all files of the log on some threads; the results are in the order of the files."""
+def _write_files(out: Path, plan: Plan, progress: ProgressCallback, threads: int) -> list[Written]:
+    """Draw and write all files of the log in threads; the results are in the order of the files."""
     done = 0
     with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(write_file, out, plan, file) for file in plan.files]
+        futures = [pool.submit(_write_file, out, plan, file) for file in plan.files]
         try:
             for future in as_completed(futures):
                 done += future.result().clean_rows
-                if progress is not None:
-                    progress("simulate", done, plan.parameters.events)
+                progress("simulate", done, plan.parameters.events)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return [future.result() for future in futures]
 
 
-def write_file(out: Path, plan: Plan, file: File) -> Written:
-    """Draw one file of the log, its dirt and its truth, and write them."""
+def _write_file(out: Path, plan: Plan, file: File) -> Written:
+    """Draw and write one file of the log with its corrupt rows, and its ground truth."""
     parameters = plan.parameters
     rows_rng, corrupt_rng = (np.random.Generator(np.random.SFC64(s)) for s in plan.seeds[file.number].spawn(2))
     requests = plan.requests.between(file.start, file.stop)
-    rows = draw_rows(requests, file.start + 1, plan.population, plan.catalogue, rows_rng)
+    rows = draw_rows(requests, file.start + 1, plan.population, plan.catalog, rows_rng)
     log, truth, planted = rows.log, truth_table(rows), dict[str, dict[str, int]]()
     if parameters.corrupt:
-        log, truth, planted = add_corrupt_rows(plan, file, rows, truth, corrupt_rng)
-    write_log(log, out / "log" / f"{file.name}.{parameters.format}")
-    if truth.height or file.number == len(plan.files) - 1:  # so that there is always a table to read
+        log, truth, planted = _add_corrupt_rows(plan, file, rows, truth, corrupt_rng)
+    _write_log(log, out / "log" / f"{file.name}.{parameters.format}")
+    if (
+        truth.height or file.number == len(plan.files) - 1
+    ):  # the last file always has one, so that there is a table to read
         truth.write_parquet(out / "truth" / f"{file.name}.parquet", compression="zstd", compression_level=1)
     feed_rows = rows.log.height - len(rows.target_rows)
     sample = take_sample(rows, SAMPLED_USERS)
     return Written(rows.log.height, feed_rows, log.height, truth.height, planted, sample)
 
 
-def add_corrupt_rows(
+def _add_corrupt_rows(
     plan: Plan, file: File, rows: Rows, truth: pl.DataFrame, rng: np.random.Generator
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, dict[str, int]]]:
-    """The log of a file with its dirt, the truth with the added targets, and the rows planted; outliers come last."""
+    """The log of a file with its corrupt rows, its truth with the added targets, and the planted rows.
+
+    The last file also gets the outlier users.
+    """
     parameters, requests = plan.parameters, len(plan.requests.user)
-    recipe = Recipe(parameters.corrupt, parameters.format, end_ms(parameters))
+    settings = CorruptionSettings(parameters.corrupt, parameters.format, _end_ms(parameters))
     before = {table: counts[file.number] for table, counts in plan.rows_before.items()}
-    # Ids of added requests follow all clean ones; a file adds fewer requests than it has.
-    dirt = draw_corrupt_rows(rows.log, before, recipe, requests + file.start + 1, rng)
-    copied = truth[np.searchsorted(rows.target_rows, dirt.added["source"].to_numpy())]
-    truth = pl.concat([truth, copied.with_columns(dirt.added["request_id"])])
-    extra, planted = dirt.rows, dirt.planted
+    # Ids of added requests follow all clean ones. A file adds fewer requests than it has, so ids do not collide.
+    corrupt = draw_corrupt_rows(rows.log, before, settings, requests + file.start + 1, rng)
+    copied = truth[np.searchsorted(rows.target_rows, corrupt.added["source"].to_numpy())]
+    truth = pl.concat([truth, copied.with_columns(corrupt.added["request_id"])])
+    extra, planted = corrupt.rows, corrupt.planted
     if file.number == len(plan.files) - 1:
-        outliers, left_out = draw_outliers(rows.log, plan.limits, parameters.users + 1, 2 * requests + 1, rng)
+        outliers, planted_outliers = draw_outliers(rows.log, plan.limits, parameters.users + 1, 2 * requests + 1, rng)
         extra = pl.concat([extra, as_written(outliers, parameters.format)])
-        planted = add_planted([planted, left_out])
-    return mingle(as_written(rows.log, parameters.format), extra, rng), truth, planted
+        planted = add_planted([planted, planted_outliers])
+    return shuffle_in(as_written(rows.log, parameters.format), extra, rng), truth, planted
 
 
-def write_log(log: pl.DataFrame, path: Path) -> None:
-    """Write one file of the log, Parquet or CSV by its suffix."""
+def _write_log(log: pl.DataFrame, path: Path) -> None:
+    """Write one file of the log, as Parquet or CSV by its suffix."""
     if path.suffix == ".csv":
         log.write_csv(path, quote_style="never")
     else:
         log.write_parquet(path, compression="zstd", compression_level=1, statistics=True)
 
 
-def truth_document(
+def _truth_document(
     plan: Plan, written: list[Written], attainable: dict[str, dict[str, float | None]]
 ) -> dict[str, Any]:
-    """truth.json: what is known beside the log, but for the probabilities of single targets."""
+    """The content of truth.json: everything but the probabilities of single targets."""
     planted = add_planted(file.planted for file in written)
     targets = sum(file.targets for file in written)
     events = sum(file.feed_rows for file in written)
@@ -334,8 +395,8 @@ def truth_document(
         "parameters": asdict(plan.parameters),
         "rows": sum(file.rows for file in written),
         "targets": targets,
-        "target_start_ms": window_start_ms(plan.parameters.days),
-        "planted": by_kind(planted),
+        "target_start_ms": target_start_ms(plan.parameters.days),
+        "planted": total_by_corruption(planted),
         "planted_by_table": planted,
         "planted_but_valid": list(ACCEPTED),
         "accounting": expected_accounting(plan.parameters.events, planted).as_dict(),

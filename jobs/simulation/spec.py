@@ -1,11 +1,11 @@
-"""The build spec of a simulated log, as text with the fields {history_length}, {max_rejected} and {suffix}.
+"""The build spec of a simulated log, as a template with the fields {history_length}, {max_rejected} and {suffix}.
 
-A corrupt log's spec goes on with POLICIES, whose fields are {max_events}, {min_events}, {within} and {until}.
+The spec of a corrupt log also has POLICIES, whose fields are {max_events}, {min_events}, {within} and {until}.
 """
 
 SPEC = """\
-# The build spec of a simulated log. Discover rows (tab > 0) are the targets. They stay out of the history: their
-# topics were shown at random, so their clicks would tell at once what only a long history of the feed can tell.
+# The build spec of a simulated log. Discover rows (tab > 0) are the targets. They are not part of the history: their
+# topics were shown at random, so a few of their clicks would reveal what otherwise takes a long history of feed rows.
 name = "simulated"
 history_length = {history_length}
 compression = "zstd"
@@ -30,8 +30,8 @@ topic = "int16"
 dwell_ms = {{ type = "int32", min = 0, max = 86_400_000 }}
 click = {{ type = "int8", values = [0, 1] }}
 
-# [items]                                 # these are the item's and not the event's: stored once per item of a
-# features = ["author_id", "topic"]       # shard, the dataset is a fifth smaller, and its build takes a little longer
+# [items]                                 # these features belong to the item: stored once per item and shard, the
+# features = ["author_id", "topic"]       # dataset is a fifth smaller, and its build takes a little longer
 
 [requests]
 source = "log"
@@ -56,7 +56,7 @@ like = {{ type = "int8", values = [0, 1] }}
 """
 
 POLICIES = """
-# Some rows (tab < 0) say that a shown item was bought. Requests whose window was not over at `until` are held back.
+# Some rows (tab < 0) report that a shown item was bought. Requests whose label window is open at `until` are pending.
 [requests.labels.bought]
 aggregate = "any"
 within = "{within}"
@@ -70,7 +70,7 @@ event_time = {{ column = "event_time", unit = "ms" }}
 request_id = "request_id"
 until = {until}
 
-# Bots have more events than anybody, newcomers hardly any.
+# Bots have more events than any regular user, newcomers have almost none.
 [users]
 max_events = {max_events}
 over_max_events = "reject_user"

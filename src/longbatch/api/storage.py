@@ -135,4 +135,4 @@ def simulate(
     from longbatch.jobs.simulation.simulate import simulate as run
 
     parameters = Simulation(users=users, events=events, seed=seed, corrupt=corrupt, format=format)
-    return run(Path(out), parameters, overwrite=overwrite, progress=progress)
+    return run(Path(out), parameters, overwrite=overwrite, progress=progress or no_progress)

@@ -1,4 +1,4 @@
-"""A simulated corrupt log: every engine counts what was planted, to the row, and quarantines the rows as they stand."""
+"""Both engines count the planted corrupt rows of a simulated log exactly, and quarantine them unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from longbatch.schemas.spec.build_spec import load_spec
 
 @pytest.fixture(params=FORMATS)
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """20,000 clean rows, 600 corrupt ones, and bots."""
+    """A log with 20,000 clean rows, 600 corrupt rows, and outlier users."""
     out = tmp_path / "log"
     simulate(out, Simulation(users=20, events=20_000, seed=5, corrupt=0.03, format=request.param))
     assert min(read_truth(out).document["planted"].values()) > 0
@@ -34,7 +34,7 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def spark_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkEngine]:
-    """An engine on one session for all tests of this file."""
+    """An engine on one Spark session for all tests of this file."""
     if importlib.util.find_spec("pyspark") is None:
         pytest.skip("pyspark is not installed")
     session, _ = SparkEngine("local[2]")._session(tmp_path_factory.mktemp("spark"), "tests")
@@ -49,7 +49,7 @@ def differences(log: Path, engines: dict[str, Engine]) -> list[Any]:
     return [check for check in checks if not check.holds]
 
 
-def test_the_local_engine_counts_what_was_planted_whatever_the_chunks_and_buckets(
+def test_the_local_engine_counts_what_was_planted_with_any_chunks_and_buckets(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 200_000)
@@ -57,11 +57,13 @@ def test_the_local_engine_counts_what_was_planted_whatever_the_chunks_and_bucket
     assert differences(log, {"one": LocalEngine(1), "two": LocalEngine(2)}) == []
 
 
-def test_the_spark_engine_counts_what_was_planted_and_builds_the_same(log: Path, spark_engine: SparkEngine) -> None:
+def test_the_spark_engine_counts_what_was_planted_and_builds_the_same_dataset(
+    log: Path, spark_engine: SparkEngine
+) -> None:
     assert differences(log, {"local": LocalEngine(1), "spark": spark_engine}) == []
 
 
-def test_a_count_that_is_off_by_one_is_found(log: Path) -> None:
+def test_a_wrong_count_is_reported(log: Path) -> None:
     truth = log / "truth.json"
     truth.write_text(truth.read_text().replace('"missing_request": ', '"missing_request": 1'))
     off = differences(log, {"local": LocalEngine(1)})
@@ -71,7 +73,7 @@ def test_a_count_that_is_off_by_one_is_found(log: Path) -> None:
     }
 
 
-def test_quarantined_rows_that_name_another_row_of_their_file_are_found(log: Path, tmp_path: Path) -> None:
+def test_quarantined_rows_with_a_wrong_row_number_are_reported(log: Path, tmp_path: Path) -> None:
     summary = build(load_spec(log / "spec.toml"), tmp_path / "out", engine=LocalEngine(1))
     dataset, accounting = open_dataset(tmp_path / "out"), summary.row_accounting["log"]
     assert all(found == right for found, right in compare_quarantine(dataset, accounting).values())
