@@ -56,21 +56,6 @@ def document(checks: Sequence[Check], figures: Sequence[Figure]) -> dict[str, An
     }
 
 
-def text(checks: Sequence[Check], figures: Sequence[Figure]) -> str:
-    """The table that people read."""
-    lines = [f"{figure.name:<58} {_number(figure.value):>12} {figure.unit}" for figure in figures]
-    lines += ["", f"{'check':<58} {'value':>12} {'limit':>12}  holds"]
-    lines += [
-        f"{check.name:<58} {_number(check.value):>12} {check.sense} {_number(check.limit):>9}  {'yes' if check.holds else 'NO'}"
-        for check in checks
-    ]
-    return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
-
-
 @dataclass(frozen=True)
 class Run:
     """One process and those it started: wall seconds, peak resident bytes of the largest Python process and of the
