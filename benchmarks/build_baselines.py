@@ -1,8 +1,8 @@
-"""What the engines are measured beside: the same log, sorted by user and time and written, by libraries alone.
+"""The baselines of `longbatch bench build`: the same log, sorted by user and time and written, by libraries alone.
 
     python -m longbatch.benchmarks.build_baselines polars|duckdb|spark|spark-fat-rows LOG OUT [HISTORY_LENGTH]
 
-Each run is a process of its own; this file imports nothing else of longbatch but the finder of a Java.
+Each run is a process of its own. This file imports nothing of longbatch except the module that locates Java.
 """
 
 from __future__ import annotations
@@ -10,26 +10,39 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 
 def polars(log: Path, out: Path) -> None:
-    """Scan, sort, write Parquet with zstd; in memory, for that is what Polars does fastest."""
+    """Scan, sort and write Parquet with zstd, in memory, which is the fastest way in Polars.
+
+    Args:
+        log: Folder of the log.
+        out: File to write.
+    """
     import polars as pl
 
     pl.scan_parquet(log / "*.parquet").sort("user_id", "event_time").sink_parquet(out, compression="zstd")
 
 
 def duckdb(log: Path, out: Path) -> None:
-    """The same with DuckDB and its defaults."""
+    """Do the same with DuckDB and its defaults.
+
+    Args:
+        log: Folder of the log.
+        out: File to write.
+    """
     import duckdb as library
 
     query = f"SELECT * FROM '{log}/*.parquet' ORDER BY user_id, event_time"
     library.sql(f"COPY ({query}) TO '{out}' (FORMAT parquet)")
 
 
-def _session(out: Path) -> Any:
-    """The session that spark-submit has prepared, or one on two cores of this machine."""
+def _session(out: Path) -> SparkSession:
+    """The session that spark-submit prepared, or one on two cores of this machine."""
     from pyspark.sql import SparkSession
 
     from longbatch.jobs.engines.java import provide_java
@@ -46,7 +59,12 @@ def _session(out: Path) -> Any:
 
 
 def spark(log: Path, out: Path) -> None:
-    """Read, repartition by user, sort within partitions, write Parquet with zstd."""
+    """Read, repartition by user, sort within partitions and write Parquet with zstd.
+
+    Args:
+        log: Folder of the log.
+        out: Folder to write.
+    """
     session = _session(out)
     frame = session.read.parquet(str(log))
     sorted_rows = frame.repartition("user_id").sortWithinPartitions("user_id", "event_time")
@@ -55,7 +73,15 @@ def spark(log: Path, out: Path) -> None:
 
 
 def spark_fat_rows(log: Path, out: Path, length: int) -> None:
-    """What people write today: a window per user collects each row's history; rows of targets are kept, as Parquet."""
+    """Collect each row's history with a window function per user, and write the rows of targets as Parquet.
+
+    This is the usual way to build training samples in Spark.
+
+    Args:
+        log: Folder of the log.
+        out: Folder to write.
+        length: Newest events of each history.
+    """
     from pyspark.sql import Window
     from pyspark.sql import functions as f
 
@@ -69,7 +95,7 @@ def spark_fat_rows(log: Path, out: Path, length: int) -> None:
 
 
 def main() -> None:
-    """Run one of them."""
+    """Run the baseline that the command line names."""
     name, log, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     if name == "spark-fat-rows":
         spark_fat_rows(log, out, int(sys.argv[4]))

@@ -1,6 +1,6 @@
-"""A real Spark cluster on this machine: a master and two workers as processes, and jobs submitted as users do.
+"""A real Spark cluster on this machine: a master and two workers as processes, to which jobs are submitted.
 
-The benchmarks and the tests build on it.
+The benchmarks and the tests use it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyspark
 import longbatch
 from longbatch.jobs.engines.java import provide_java
 
-from .checks import kept_bytecode
+from .processes import environment_with_bytecode
 
 HOME = Path(pyspark.__file__).parent
 MAIN = Path(longbatch.__file__).parent / "__main__.py"
@@ -30,7 +30,14 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a running cluster is, the environment its programs need, its folder, and the memory of an executor."""
+    """A running cluster.
+
+    Attributes:
+        url: Address of the master.
+        environment: Environment variables of its programs.
+        folder: Where its files are.
+        executor_memory: Memory of an executor, such as "512m".
+    """
 
     url: str
     environment: dict[str, str]
@@ -38,7 +45,15 @@ class Cluster:
     executor_memory: str
 
     def command(self, script: Path, *arguments: str, options: Sequence[str] = ()) -> list[str]:
-        """`spark-submit OPTIONS SCRIPT ARGUMENTS` to this cluster; workers start the interpreter of this process."""
+        """Return the command `spark-submit OPTIONS SCRIPT ARGUMENTS` for this cluster.
+
+        Workers start the Python interpreter of this process.
+
+        Args:
+            script: The program to run on the driver.
+            arguments: Its arguments.
+            options: Further options of spark-submit.
+        """
         settings = {
             "spark.pyspark.driver.python": sys.executable,
             "spark.pyspark.python": sys.executable,
@@ -54,11 +69,21 @@ class Cluster:
         return [submit, "--master", self.url, *configured, *options, str(script), *arguments]
 
     def build_command(self, *arguments: str, options: Sequence[str] = ()) -> list[str]:
-        """`spark-submit OPTIONS src/longbatch/__main__.py build ARGUMENTS`."""
+        """Return the command that runs `longbatch build ARGUMENTS` by spark-submit.
+
+        Args:
+            arguments: Arguments of the build.
+            options: Further options of spark-submit.
+        """
         return self.command(MAIN, "build", *arguments, options=options)
 
     def submit(self, *arguments: str, options: Sequence[str] = ()) -> subprocess.Popen[str]:
-        """Start `longbatch build ARGUMENTS` on it with spark-submit, in a process group of its own."""
+        """Start `longbatch build ARGUMENTS` on the cluster, in a process group of its own.
+
+        Args:
+            arguments: Arguments of the build.
+            options: Further options of spark-submit.
+        """
         return subprocess.Popen(
             self.build_command(*arguments, options=options),
             env=self.environment,
@@ -69,31 +94,48 @@ class Cluster:
         )
 
     def executors(self) -> list[int]:
-        """Process numbers of the executors that run now: those whose folder is one of the workers'."""
-        found = []
+        """Return the process ids of the executors that are running in the folders of this cluster's workers."""
+        executors = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 folder, command = os.readlink(process / "cwd"), (process / "cmdline").read_bytes()
                 if folder.startswith(str(self.folder / "work")) and b"CoarseGrainedExecutorBackend" in command:
-                    found.append(int(process.name))
-        return found
+                    executors.append(int(process.name))
+        return executors
 
 
 @contextmanager
 def cluster_in(work: Path, executor_memory: str = "512m") -> Iterator[Cluster]:
-    """A running cluster whose files lie in a new folder of `work`, on the Java that is there."""
+    """Run a cluster on the installed Java, with its files in a new folder of `work`.
+
+    Args:
+        work: An existing folder.
+        executor_memory: Memory of an executor.
+
+    Yields:
+        The cluster; it is stopped at the end.
+    """
     provide_java()
     (work / "cluster").mkdir()
-    with running_cluster(work / "cluster", kept_bytecode(), executor_memory) as cluster:
+    with running_cluster(work / "cluster", environment_with_bytecode(), executor_memory) as cluster:
         yield cluster
 
 
 @contextmanager
 def running_cluster(folder: Path, environment: dict[str, str], executor_memory: str = "512m") -> Iterator[Cluster]:
-    """Start a master and two workers of one core each; stop them and what they started at the end."""
+    """Start a master and two workers of one core each.
+
+    Args:
+        folder: Where the files of the cluster are written.
+        environment: Environment variables of its programs.
+        executor_memory: Memory of an executor.
+
+    Yields:
+        The cluster; at the end it is stopped, with every process it started.
+    """
     port = _free_port()
     environment = {**environment, "SPARK_HOME": str(HOME), "SPARK_LOCAL_IP": "127.0.0.1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # every Python worker would compile what it imports
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every Python worker compiles what it imports
     environment |= {
         "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
         "SPARK_WORKER_DIR": str(folder / "work"),
@@ -102,8 +144,8 @@ def running_cluster(folder: Path, environment: dict[str, str], executor_memory: 
     url = f"spark://127.0.0.1:{port}"
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(kind: str, *arguments: str) -> None:
-        command = [str(HOME / "bin" / "spark-class"), f"org.apache.spark.deploy.{kind}", *arguments]
+    def start(program: str, *arguments: str) -> None:
+        command = [str(HOME / "bin" / "spark-class"), f"org.apache.spark.deploy.{program}", *arguments]
         with (folder / f"{len(started)}.log").open("wb") as log:
             started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
 
@@ -125,9 +167,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(log: Path, text: str, times: int, seconds: float = 60) -> None:
+def _wait_for(log: Path, line: str, times: int, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
-    while log.read_text(errors="replace").count(text) < times:
+    while log.read_text(errors="replace").count(line) < times:
         if time.monotonic() > end:
-            raise TimeoutError(f"the cluster did not start:\n{log.read_text(errors='replace')}")
+            raise TimeoutError(f"the cluster did not start within {seconds:.0f} s:\n{log.read_text(errors='replace')}")
         time.sleep(0.1)

@@ -1,6 +1,6 @@
-"""`longbatch bench faults`: builds, appends and vacuums killed at random moments; what a reader sees after each.
+"""`longbatch bench faults`: builds, appends and vacuums are killed at random moments, and what readers see is checked.
 
-python -m longbatch.benchmarks.faults SPEC OUT UNTIL...    build and append again and again, until killed
+python -m longbatch.benchmarks.faults SPEC OUT UNTIL...     build and append repeatedly, until killed
 """
 
 from __future__ import annotations
@@ -25,115 +25,138 @@ from longbatch.jobs.append import append
 from longbatch.jobs.build import build
 from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.jobs.vacuum import vacuum
-from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers
 from longbatch.schemas.spec.build_spec import load_spec
 from longbatch.schemas.types import ProgressCallback
 
-from .checks import Check, Figure
+from .checks import WORK_PREFIX, Check, Figure, Results, hash_of
 
 if TYPE_CHECKING:
     from .cluster import Cluster
 
 LOCAL, DRIVER, EXECUTOR = "local build", "spark driver", "spark executor"
-NONE, WHOLE, PARTIAL = "no dataset", "a whole one", "a partial or unreadable one"
-LOCAL_SECONDS = 4.0  # over how long kills are spread: several builds and appends
+ABSENT, COMPLETE, PARTIAL = "no dataset", "a complete dataset", "a partial or unreadable dataset"
+LOCAL_SECONDS = 4.0  # kills are spread over this time, in which several builds and appends run
+UNEQUAL, UNLISTED = "unequal content", "files that are not listed, or missing"
 EVENTS = 300_000
-KILLS = {LOCAL: 30, DRIVER: 12, EXECUTOR: 8}  # how often each is killed
+KILLS = {LOCAL: 30, DRIVER: 12, EXECUTOR: 8}
 
 
 def bench_faults(
     *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: ProgressCallback
-) -> tuple[list[Check], list[Figure]]:
-    """Kill a process that builds, appends and vacuums, or a driver or executor of Spark, and look at the dataset."""
+) -> Results:
+    """Kill a local process that builds, appends and vacuums, and drivers and executors of Spark; check the dataset.
+
+    Args:
+        quick: Kill a fifth as often.
+        spark: Include Spark, on a cluster of processes on this machine.
+        folder: Where the work folder is created.
+        progress: Called before each kill.
+
+    Returns:
+        Partial datasets, different contents and orphaned files as checks; what readers saw as figures.
+    """
     kills = {victim: -(-count // (5 if quick else 1)) for victim, count in KILLS.items() if spark or victim == LOCAL}
     return kill_often(kills, EVENTS, folder, progress)
 
 
-def kill_often(
-    kills: Mapping[str, int], events: int, folder: Path | None, progress: ProgressCallback
-) -> tuple[list[Check], list[Figure]]:
-    """Kill each kind of process so often while it builds a log of so many events."""
-    with tempfile.TemporaryDirectory(prefix="longbatch-bench-", dir=folder) as work, ExitStack() as stack:
+def kill_often(kills: Mapping[str, int], events: int, folder: Path | None, progress: ProgressCallback) -> Results:
+    """Kill processes while they build a log.
+
+    Args:
+        kills: How often to kill each of LOCAL, DRIVER and EXECUTOR.
+        events: Events of the log.
+        folder: Where the work folder is created.
+        progress: Called before each kill.
+
+    Returns:
+        See `bench_faults`.
+    """
+    with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=folder) as work, ExitStack() as stack:
         log, out = Path(work, "log"), Path(work, "out")
         simulate(log, Simulation(users=100, events=events, seed=1))
         moments = _moments(log)
-        known = _expected(log / "spec.toml", Path(work, "expected"), moments)
-        job = Job(log / "spec.toml", out, moments, known)
+        contents = _expected(log / "spec.toml", Path(work, "expected"), moments)
+        job = _Job(log / "spec.toml", out, moments, contents)
         cluster = _cluster(stack, Path(work)) if set(kills) - {LOCAL} else None
-        lengths = {LOCAL: LOCAL_SECONDS, **(_lengths(job, cluster) if cluster else {})}
+        durations = {LOCAL: LOCAL_SECONDS, **(_durations(job, cluster) if cluster else {})}
         seen: Counter[str] = Counter()
         for victim, count in kills.items():
             shutil.rmtree(out, ignore_errors=True)
             for number, share in enumerate(_shares(count)):
                 progress(f"kills, {victim}", number, count)
-                seen.update(_kill_and_look(job, victim, share * lengths[victim], cluster))
-                if number % 3 == 2:  # the next one begins without a dataset
+                seen.update(_kill_and_look(job, victim, share * durations[victim], cluster))
+                if number % 3 == 2:  # the next one starts without a dataset
                     shutil.rmtree(out)
             progress(f"kills, {victim}", count, count)
     checks = [
         Check("kills after which a reader saw a partial or unreadable dataset", seen[PARTIAL], 0, "=="),
-        Check("builds after a kill whose content differs", seen["unequal"], 0, "=="),
-        Check("vacuums that left an orphan or took a listed file", seen["lost"], 0, "=="),
+        Check("builds after a kill whose content differs", seen[UNEQUAL], 0, "=="),
+        Check("vacuums that left an orphan or removed a listed file", seen[UNLISTED], 0, "=="),
     ]
-    figures = [Figure(f"kills of a {victim}", count, "") for victim, count in kills.items()]
-    return checks, figures + [
-        Figure(f"kills after which a reader saw: {what}", seen[what], "") for what in (NONE, WHOLE, PARTIAL)
-    ]
+    figures = [Figure(f"kills of a {victim}", count) for victim, count in kills.items()]
+    figures += [Figure(f"kills after which a reader saw: {what}", seen[what]) for what in (ABSENT, COMPLETE, PARTIAL)]
+    return Results(checks, figures)
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is built: a spec, its output, the ends of its days, and the content of the dataset after each."""
+class _Job:
+    """What is built.
+
+    Attributes:
+        spec: The build spec.
+        out: The dataset.
+        moments: Ends of the days that are built and appended.
+        contents: Content hash of the dataset after each of them.
+    """
 
     spec: Path
     out: Path
     moments: list[datetime]
-    known: list[str]
+    contents: list[str]
 
 
 def _shares(count: int) -> list[float]:
-    """Moments of kills, one in each of `count` equal parts of the time a job takes, in no order."""
-    chance = random.Random(0)
-    shares = [(number + chance.random()) / count for number in range(count)]
-    chance.shuffle(shares)
+    """Times of kills as shares of the duration of a job: one in each of `count` equal parts, in random order."""
+    rng = random.Random(0)
+    shares = [(number + rng.random()) / count for number in range(count)]
+    rng.shuffle(shares)
     return shares
 
 
-def _lengths(job: Job, cluster: Cluster) -> dict[str, float]:
-    """Seconds that a job on the cluster takes, and that its executors live, of one that nobody disturbs."""
+def _durations(job: _Job, cluster: Cluster) -> dict[str, float]:
+    """Seconds that an undisturbed job on the cluster takes, and that its executors run."""
     started = time.monotonic()
     submitted = cluster.submit(*_arguments(job))
     while submitted.poll() is None and not cluster.executors():
         time.sleep(0.05)
-    born = time.monotonic()
+    executors_started = time.monotonic()
     _finish(submitted)
     ended = time.monotonic()
-    return {DRIVER: ended - started, EXECUTOR: ended - born}
+    return {DRIVER: ended - started, EXECUTOR: ended - executors_started}
 
 
-def _kill_and_look(job: Job, victim: str, seconds: float, cluster: Cluster | None) -> list[str]:
-    """Kill, so long after a start, look, build again and vacuum; what was seen."""
+def _kill_and_look(job: _Job, victim: str, seconds: float, cluster: Cluster | None) -> list[str]:
+    """Kill a process some seconds after its start, read the dataset, build again and vacuum; return what was seen."""
     if cluster is None or victim == LOCAL:
         _kill_local(job, seconds)
     elif victim == DRIVER:
         _kill_driver(job, seconds, cluster)
     else:
         _kill_executor(job, seconds, cluster)
-    seen = [_look(job)]
+    seen = [_read(job)]
     if cluster is None or victim == LOCAL:
         build(load_spec(job.spec), job.out, overwrite=True, until=job.moments[0])
     else:
         _finish(cluster.submit(*_arguments(job)))
-    if _content(job.out) != job.known[0]:
-        seen.append("unequal")
+    if hash_of(job.out) != job.contents[0]:
+        seen.append(UNEQUAL)
     vacuum(job.out)
-    return seen if _only_listed(job.out) else [*seen, "lost"]
+    return seen if _only_listed(job.out) else [*seen, UNLISTED]
 
 
-def _arguments(job: Job) -> list[str]:
+def _arguments(job: _Job) -> list[str]:
     return [str(job.spec), str(job.out), "--overwrite", "--until", job.moments[0].isoformat()]
 
 
@@ -143,8 +166,8 @@ def _finish(job: subprocess.Popen[str]) -> None:
         raise RuntimeError(f"a job on the cluster failed:\n{output}")
 
 
-def _kill_driver(job: Job, seconds: float, cluster: Cluster) -> None:
-    """Kill a job on the cluster, driver and all, so long after its start; its executors end by themselves."""
+def _kill_driver(job: _Job, seconds: float, cluster: Cluster) -> None:
+    """Kill the driver of a job some seconds after its start; its executors end by themselves."""
     submitted = cluster.submit(*_arguments(job))
     with suppress(subprocess.TimeoutExpired):
         submitted.wait(seconds)
@@ -155,8 +178,8 @@ def _kill_driver(job: Job, seconds: float, cluster: Cluster) -> None:
         time.sleep(0.1)
 
 
-def _kill_executor(job: Job, seconds: float, cluster: Cluster) -> None:
-    """Kill an executor so long after it has begun; the job goes on without it, and must end well."""
+def _kill_executor(job: _Job, seconds: float, cluster: Cluster) -> None:
+    """Kill an executor some seconds after its start; the job continues without it and must succeed."""
     submitted = cluster.submit(*_arguments(job))
     while submitted.poll() is None and not cluster.executors():
         time.sleep(0.05)
@@ -173,7 +196,7 @@ def _cluster(stack: ExitStack, work: Path) -> Cluster:
 
 
 def _moments(log: Path) -> list[datetime]:
-    """Three ends of days among the requests."""
+    """Choose three ends of days among the times of requests."""
     import polars as pl
 
     targets = pl.scan_parquet(log / "log" / "*.parquet").filter(pl.col("tab") > 0)
@@ -183,46 +206,41 @@ def _moments(log: Path) -> list[datetime]:
 
 def _expected(spec: Path, out: Path, moments: list[datetime]) -> list[str]:
     build(load_spec(spec), out, until=moments[0])
-    hashes = [_content(out)]
+    hashes = [hash_of(out)]
     for moment in moments[1:]:
         append(load_spec(spec), out, moment)
-        hashes.append(_content(out))
+        hashes.append(hash_of(out))
     return hashes
 
 
-def _content(out: Path) -> str:
-    opened = open_dataset(out)
-    return content_hash(opened.blocks(), opened.spec.history_length)
-
-
-def _kill_local(job: Job, seconds: float) -> None:
-    """Kill, so long after it has begun its work, a process that builds and appends without end."""
+def _kill_local(job: _Job, seconds: float) -> None:
+    """Kill a process that builds and appends in a loop, some seconds after it is ready."""
     arguments = [str(job.spec), str(job.out), *(moment.isoformat() for moment in job.moments)]
     command = [sys.executable, "-m", "longbatch.benchmarks.faults", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         if process.stdout is None or process.stdout.readline() != "ready\n":
-            raise RuntimeError("the process to be killed did not start")
+            raise RuntimeError("the process to kill did not start")
         time.sleep(seconds)
         if process.poll() is not None:
-            raise RuntimeError(f"the process to be killed ended by itself, with {process.returncode}")
+            raise RuntimeError(f"the process to kill ended by itself with exit status {process.returncode}")
         process.send_signal(signal.SIGKILL)
 
 
-def _look(job: Job) -> str:
+def _read(job: _Job) -> str:
     try:
-        return WHOLE if _content(job.out) in job.known else PARTIAL
+        return COMPLETE if hash_of(job.out) in job.contents else PARTIAL
     except DatasetError:
-        return NONE if not snapshot_numbers(job.out) else PARTIAL
+        return ABSENT if not snapshot_numbers(job.out) else PARTIAL
 
 
 def _only_listed(out: Path) -> bool:
-    """Whether the files there are exactly those that the newest snapshot lists."""
+    """Whether the files on disk are exactly those that the newest snapshot lists."""
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     return files == listed_paths(out, snapshot_numbers(out)[-1])
 
 
 def main() -> None:
-    """Build and append, over and over."""
+    """Build and append in a loop."""
     spec, out, moments = load_spec(sys.argv[1]), Path(sys.argv[2]), [datetime.fromisoformat(t) for t in sys.argv[3:]]
     print("ready", flush=True)
     while True:

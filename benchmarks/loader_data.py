@@ -1,11 +1,10 @@
-"""The datasets of the loader's benchmark: users with long timelines, several requests each, written straight as shards."""
+"""The datasets of the loader's benchmark: users with long timelines and several requests each, written directly as shards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
+from longbatch.schemas.types import ArrowArray, Int64Array
 
 LENGTH = 10_000
 FEATURES = {"author_id": "int32", "duration_ms": "int32", "watched_ms": "int32", "ratio": "float32", "action": "int8"}
@@ -42,7 +42,14 @@ labels = { click = "int8" }
 
 @dataclass(frozen=True)
 class Size:
-    """users, requests of each, targets of each request; every request has LENGTH events of history."""
+    """Size of a dataset; every request has LENGTH events of history.
+
+    Attributes:
+        users: Number of users.
+        requests: Requests of each user.
+        targets: Targets of each request.
+        users_per_block: Users of a block.
+    """
 
     users: int
     requests: int
@@ -51,7 +58,16 @@ class Size:
 
 
 def write(root: Path, size: Size, compression: str) -> Path:
-    """Write a dataset of one shard."""
+    """Write a dataset of one shard.
+
+    Args:
+        root: Folder to create.
+        size: Size of the dataset.
+        compression: Codec of the files, as in a build spec.
+
+    Returns:
+        The folder.
+    """
     spec = parse_spec(SPEC.replace("COMPRESSION", compression))
     for table in ("timelines", "requests", "dictionaries"):
         (root / table).mkdir(parents=True)
@@ -62,56 +78,57 @@ def write(root: Path, size: Size, compression: str) -> Path:
 
 
 def _blocks(spec: BuildSpec, size: Size) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for first in range(0, size.users, size.users_per_block):
         users = np.arange(first, min(size.users, first + size.users_per_block))
-        yield _timelines(spec, random, users, size), _requests(spec, random, users, size)
+        yield _timelines(spec, rng, users, size), _requests(spec, rng, users, size)
 
 
-def _timelines(spec: BuildSpec, random: np.random.Generator, users: Any, size: Size) -> pa.RecordBatch:
+def _timelines(spec: BuildSpec, rng: np.random.Generator, users: Int64Array, size: Size) -> pa.RecordBatch:
     schema = timelines_schema(spec)
     length = LENGTH + 10 * size.requests
     count = length * len(users)
-    steps = random.integers(1_000_000, 60_000_000, count)
+    steps = rng.integers(1_000_000, 60_000_000, count)
     columns = {
-        "item_id": random.zipf(1.2, count) % 1_000_000,
+        "item_id": rng.zipf(1.2, count) % 1_000_000,
         "event_time": 1_700_000_000_000_000 + np.cumsum(steps) // 1_000_000 * 1_000_000,
-        "author_id": random.integers(0, 50_000, count),
-        "duration_ms": random.integers(3_000, 300_000, count),
-        "watched_ms": random.integers(0, 300_000, count),
-        "ratio": random.random(count),
-        "action": random.integers(0, 6, count),
+        "author_id": rng.integers(0, 50_000, count),
+        "duration_ms": rng.integers(3_000, 300_000, count),
+        "watched_ms": rng.integers(0, 300_000, count),
+        "ratio": rng.random(count),
+        "action": rng.integers(0, 6, count),
     }
-    kind = schema.field("events").type.value_type
-    arrays = [pa.array(columns[field.name]).cast(field.type, safe=False) for field in kind]
-    events = pa.StructArray.from_arrays(arrays, fields=list(kind))
+    event = schema.field("events").type.value_type
+    arrays = [pa.array(columns[field.name]).cast(field.type, safe=False) for field in event]
+    events = pa.StructArray.from_arrays(arrays, fields=list(event))
     lists = pa.ListArray.from_arrays(pa.array(np.arange(len(users) + 1) * length, pa.int32()), events)
-    ids = [pa.array(users, pa.int64()), pa.array(np.zeros(len(users)), pa.int32())]
+    ids: list[ArrowArray] = [pa.array(users, pa.int64()), pa.array(np.zeros(len(users)), pa.int32())]
     return pa.RecordBatch.from_arrays([*ids, lists], schema=schema)
 
 
-def _requests(spec: BuildSpec, random: np.random.Generator, users: Any, size: Size) -> pa.RecordBatch:
+def _requests(spec: BuildSpec, rng: np.random.Generator, users: Int64Array, size: Size) -> pa.RecordBatch:
     schema = requests_schema(spec)
     count, rows = len(users) * size.requests, np.repeat(np.arange(len(users)), size.requests)
-    place = np.tile(np.arange(size.requests), len(users))
+    index = np.tile(np.arange(size.requests), len(users))
     targets = count * size.targets
     columns = {
-        "item_id": random.integers(0, 1_000_000, targets),
-        "author_id": random.integers(0, 50_000, targets),
-        "click": random.integers(0, 2, targets),
+        "item_id": rng.integers(0, 1_000_000, targets),
+        "author_id": rng.integers(0, 50_000, targets),
+        "click": rng.integers(0, 2, targets),
     }
-    kind = schema.field("targets").type.value_type
-    arrays = [pa.array(columns[field.name]).cast(field.type, safe=False) for field in kind]
+    target = schema.field("targets").type.value_type
+    arrays = [pa.array(columns[field.name]).cast(field.type, safe=False) for field in target]
     lists = pa.ListArray.from_arrays(
-        pa.array(np.arange(count + 1) * size.targets, pa.int32()), pa.StructArray.from_arrays(arrays, fields=list(kind))
+        pa.array(np.arange(count + 1) * size.targets, pa.int32()),
+        pa.StructArray.from_arrays(arrays, fields=list(target)),
     )
     own = {
-        "request_id": users[rows] * size.requests + place,
+        "request_id": users[rows] * size.requests + index,
         "user_id": users[rows],
         "segment": np.zeros(count),
         "timeline_row": rows,
-        "request_time": 1_800_000_000_000_000 + place * 1_000_000,
-        "history_end": LENGTH + 10 * place,
+        "request_time": 1_800_000_000_000_000 + index * 1_000_000,
+        "history_end": LENGTH + 10 * index,
     }
     plain = [pa.array(values).cast(pa.int64()).cast(schema.field(name).type) for name, values in own.items()]
     return pa.RecordBatch.from_arrays([*plain, lists], schema=schema)

@@ -1,7 +1,7 @@
-"""Other loaders on the same requests: each yields the same tensors, from rows of samples or of requests, histories copied.
+"""Other loaders on the same requests: each yields the same tensors, from rows of samples or of requests.
 
-A row is a dict of arrays. Each peer stores rows as its guide says, reads them all in order in one process, and joins each batch of rows to
-values and offsets. A peer that is not installed is left out, and named.
+A row is a dict of arrays, with its own copy of the history. Each peer stores rows as its documentation recommends, reads
+them in order, and concatenates each batch of rows to values and offsets. A peer that is not installed is skipped.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -21,18 +22,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from longbatch.loaders import RequestBatch
+from longbatch.schemas.types import ArrowArray, ArrowListArray
 
-Row = dict[str, Any]
+Row = dict[str, npt.NDArray[Any]]
 Rows = Iterable[Sequence[Row]]
 Read = Callable[[Path, int], Rows]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """write: rows to a folder.  read: the rows again, by the batch.  package: what it imports.
+    """A loader to compare with.
 
-    shares: whether, in a worker process of a DataLoader, it reads that worker's share alone; None where its workers only
-    go together with a dataset made before them, so that it is measured in one process.
+    Attributes:
+        package: The package it imports.
+        write: Writes rows to a folder.
+        read: Reads them back in batches.
+        shares: Whether it divides the rows among the worker processes of a DataLoader by itself. None if its workers need
+            a dataset that was created before them, so that it is measured in one process only.
     """
 
     package: str
@@ -42,26 +48,46 @@ class Peer:
 
 
 class Batches(IterableDataset[dict[str, Tensor]]):
-    """A peer's batches of tensors, by worker processes of a DataLoader or in this one. parts: a folder for each worker."""
+    """A peer's batches of tensors, read by worker processes of a DataLoader or in this process.
+
+    Args:
+        peer: The peer.
+        parts: A folder for each worker.
+        size: Rows per batch.
+    """
 
     def __init__(self, peer: Peer, parts: Sequence[Path], size: int) -> None:
         super().__init__()
         self._peer, self._parts, self._size = peer, parts, size
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """The batches of this worker's part."""
+        """Iterate over the batches of this worker's part."""
         worker = get_worker_info()
         return map(joined, self._peer.read(self._parts[worker.id if worker else 0], self._size))
 
     def loader(self, num_workers: int) -> DataLoader[dict[str, Tensor]]:
-        """A DataLoader with persistent workers, spawned: not every peer survives a fork."""
+        """Return a DataLoader with persistent workers, which are spawned because not every peer survives a fork.
+
+        Args:
+            num_workers: Number of worker processes.
+        """
         return DataLoader(
             self, batch_size=None, num_workers=num_workers, persistent_workers=True, multiprocessing_context="spawn"
         )
 
 
 def write_parts(folder: Path, peer: Peer, rows: list[Row], parts: int) -> list[Path]:
-    """Write a part of the rows for each worker, or all of them once where the peer shares them out. Returns each worker's folder."""
+    """Write a part of the rows for each worker, or all of them once if the peer divides them by itself.
+
+    Args:
+        folder: Where the folders of the parts are created.
+        peer: The peer.
+        rows: The rows.
+        parts: Number of workers.
+
+    Returns:
+        The folder that each worker reads.
+    """
     count = 1 if peer.shares else parts
     paths = [folder / str(part) for part in range(count)]
     for part, path in enumerate(paths):
@@ -71,24 +97,24 @@ def write_parts(folder: Path, peer: Peer, rows: list[Row], parts: int) -> list[P
 
 
 def rows_of(batches: Iterable[RequestBatch]) -> list[Row]:
-    """One row for each request: its history, its targets, its labels, in arrays."""
-    found = []
+    """Return one row per request, with arrays of its history, its targets and its labels."""
+    rows: list[Row] = []
     for batch in batches:
         for r in range(batch.num_requests):
             events = slice(*batch.history_offsets[r : r + 2].tolist())
             targets = slice(*batch.target_offsets[r : r + 2].tolist())
-            found.append(
+            rows.append(
                 {
                     **{f"history__{name}": values[events].numpy() for name, values in batch.history.items()},
                     **{f"targets__{name}": values[targets].numpy() for name, values in batch.targets.items()},
                     **{f"labels__{name}": values[targets].numpy() for name, values in batch.labels.items()},
                 }
             )
-    return found
+    return rows
 
 
 def joined(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """A batch of rows as values and offsets: the tensors that every loader must yield."""
+    """Concatenate rows to values and offsets: the tensors that every loader must yield."""
     first = rows[0]
     tensors = {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in first}
     for role in ("history", "targets"):
@@ -98,7 +124,7 @@ def joined(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 def checksum(tensors: Iterable[dict[str, Tensor]]) -> int:
-    """A sum over all values of all batches, each weighted by its name, its place and its batch; floats by their bits."""
+    """Sum all values of all batches, floats by their bits, each weighted by its name, its index and its batch."""
     total = 0
     for number, batch in enumerate(tensors, start=1):
         for name in sorted(batch):
@@ -119,25 +145,30 @@ def _table(rows: list[Row]) -> pa.Table:
 
 
 def _batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    taken: list[Row] = []
+    batch: list[Row] = []
     for row in rows:
-        taken.append(row)
-        if len(taken) == size:
-            yield taken
-            taken = []
-    if taken:
-        yield taken
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _from_arrow(batch: pa.Table | pa.RecordBatch) -> list[Row]:
     columns = {}
     for name in batch.column_names if isinstance(batch, pa.Table) else batch.schema.names:
-        column = batch[name]
-        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        offsets, values = column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False)
+        lists = _one_array(batch[name])
+        offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
         columns[name] = [values[a:b] for a, b in pairwise(offsets)]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _one_array(column: ArrowArray | pa.ChunkedArray[Any]) -> ArrowListArray:
+    """The lists of a column as one array."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    # combine_chunks may return an array of one chunk
+    return cast("ArrowListArray", array.chunk(0) if isinstance(array, pa.ChunkedArray) else array)
 
 
 def _write_parquet(folder: Path, rows: list[Row]) -> None:
@@ -194,7 +225,7 @@ def _write_webdataset(folder: Path, rows: list[Row]) -> None:
 
 def _npz(row: Row) -> bytes:
     file = io.BytesIO()
-    np.savez(file, **row)
+    np.savez(file, allow_pickle=False, **row)
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The plan alone: what it costs for a billion requests, and how well it shuffles."""
+"""The batch plan alone: its cost for a billion requests, and how well it shuffles."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import tracemalloc
 import numpy as np
 
 from longbatch.loaders.plan import BatchLocator, Plan, Shuffle, make_plan
+from longbatch.schemas.types import Int64Array
 
-from .checks import Check, Figure
+from .checks import Check, Figure, Results
 
 BATCH = 64
 # a dataset of 20,000 users with 40 requests each, 200 users in a block
 USERS, REQUESTS, USERS_PER_BLOCK = 20_000, 40, 200
 
 
-def planning() -> tuple[list[Check], list[Figure]]:
-    """Plan a billion requests, and find the last batch; seconds, and the peak of what is allocated."""
+def planning() -> Results:
+    """Plan a billion requests and locate the last batch: seconds, and the peak of allocated memory."""
 
     def plan() -> float:
         started = time.perf_counter()
@@ -30,42 +31,51 @@ def planning() -> tuple[list[Check], list[Figure]]:
     plan()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return [
-        Check("plan of a billion requests, seconds", seconds, 2.0),
-        Check("plan of a billion requests, MB", peak / 1e6, 200.0),
-    ], []
+    return Results(
+        [
+            Check("plan of a billion requests, seconds", seconds, 2.0),
+            Check("plan of a billion requests, MB", peak / 1e6, 200.0),
+        ],
+        [],
+    )
 
 
-def shuffling() -> tuple[list[Check], list[Figure]]:
-    """How an epoch mixes users, beside a permutation of all requests: users in a batch, and where a user's requests go."""
+def shuffling() -> Results:
+    """How well an epoch mixes users, compared with a permutation of all requests.
+
+    Returns:
+        As figures the users in a batch, and the share of an epoch over which the requests of a user are spread.
+    """
     figures = []
     counts = np.full(USERS // USERS_PER_BLOCK, USERS_PER_BLOCK * REQUESTS)
-    for name, shuffle in {
-        "sequential": None,
-        "shuffled, 1 block a window": Shuffle(window_blocks=1),
-        "shuffled, 8 blocks a window": Shuffle(),
-        "shuffled, runs of 8 neighbors": Shuffle(run=8),
-    }.items():
-        figures += _mixed(name, _batches(make_plan(counts, quota=BATCH, shuffle=shuffle)))
+    plans = {
+        "sequential": make_plan(counts, quota=BATCH, shuffle=None),
+        "shuffled, 1 block a window": make_plan(counts, quota=BATCH, shuffle=Shuffle(window_blocks=1)),
+        "shuffled, 8 blocks a window": make_plan(counts, quota=BATCH, shuffle=Shuffle()),
+        "shuffled, runs of 8 adjacent requests": make_plan(counts, quota=BATCH, shuffle=Shuffle(run=8)),
+    }
+    for name, plan in plans.items():
+        figures += _mixed(name, _batches(plan))
     everything = np.random.default_rng(0).permutation(USERS * REQUESTS)
     figures += _mixed("a permutation of everything", np.split(everything, len(everything) // BATCH))
-    return [], figures
+    return Results([], figures)
 
 
-def _batches(plan: Plan) -> list[np.ndarray]:
-    """The requests of each batch, by their place in the dataset."""
+def _batches(plan: Plan) -> list[Int64Array]:
+    """The requests of each batch, by their index in the dataset."""
     locator, requests = BatchLocator(plan), USERS_PER_BLOCK * REQUESTS
     return [block * requests + row for block, row in map(locator.rows, range(plan.num_batches))]
 
 
-def _mixed(name: str, batches: list[np.ndarray]) -> list[Figure]:
+def _mixed(name: str, batches: list[Int64Array]) -> list[Figure]:
     users = [rows // REQUESTS for rows in batches]
-    different = np.mean([len(np.unique(those)) / len(those) for those in users])
+    distinct = np.mean([len(np.unique(owners)) / len(owners) for owners in users])
+    # for each user the batches of its requests in order: the last minus the first is the spread
     number = np.repeat(np.arange(len(batches)), [len(rows) for rows in batches])
     owner = np.concatenate(users)
     in_order = number[np.lexsort((number, owner))].reshape(USERS, REQUESTS)
     spread = np.mean(in_order[:, -1] - in_order[:, 0]) / len(batches)
     return [
-        Figure(f"{name}: users over requests of a batch", float(different), ""),
-        Figure(f"{name}: share of the epoch over which a user's requests lie", float(spread), ""),
+        Figure(f"{name}: users over requests of a batch", float(distinct)),
+        Figure(f"{name}: share of the epoch over which a user's requests are spread", float(spread)),
     ]

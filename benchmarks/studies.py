@@ -1,7 +1,8 @@
-"""`longbatch bench studies`: what history length, training length, model and size are worth, on simulated users.
+"""`longbatch bench studies`: the effect of history length, training length, model and size, on simulated users.
 
-Every run trains by the trainer's own loop on older requests and evaluates on later ones, on one core; as many run at a time as
-there are cores. Results are kept one by one (`OUT/runs/*.json`), so a study that was stopped goes on; `OUT` also gets the plots.
+Every run uses the trainer's own loop. It trains on older requests and evaluates on later ones, on one core, and as many
+runs are active at a time as there are cores. Results are saved one by one (`OUT/runs/*.json`), so an interrupted study
+can be continued. `OUT` also contains the plots.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from longbatch.schemas.spec.build_spec import load_spec
 from longbatch.schemas.types import ProgressCallback
 from longbatch.trainer.train import evaluate, train
 
-from .checks import Check, Figure
+from .checks import Check, Figure, Results
 from .studies_data import (
     COMPARED,
     EQUAL_COMPUTE_MOST,
@@ -50,7 +51,14 @@ from .studies_plots import draw
 
 @dataclass(frozen=True)
 class Size:
-    """How much is simulated, trained and evaluated."""
+    """Amount of data and training.
+
+    Attributes:
+        users: Simulated users.
+        events: Simulated events.
+        steps: Training steps of a run.
+        seeds: Runs of each arm.
+    """
 
     users: int = 800
     events: int = 12_000_000
@@ -62,8 +70,17 @@ TRAINED_SHARE = 0.8  # of the requests, in order of time: the default of TrainCo
 QUICK = Size(users=60, events=900_000, steps=4, seeds=1)
 
 
-def bench_studies(*, quick: bool, out: Path, progress: ProgressCallback) -> tuple[list[Check], list[Figure]]:
-    """Run what is not yet in `out`, draw the plots, and judge."""
+def bench_studies(*, quick: bool, out: Path, progress: ProgressCallback) -> Results:
+    """Run what is not in `out` yet, draw the plots, and check the results.
+
+    Args:
+        quick: Use few users, steps and seeds.
+        out: Folder for data, runs and plots.
+        progress: Called after each run.
+
+    Returns:
+        Comparisons of arms as checks, AUC and compute of each arm as figures.
+    """
     size = QUICK if quick else Size()
     out = out / "quick" if quick else out
     attainable = _data(out, size)
@@ -71,17 +88,17 @@ def bench_studies(*, quick: bool, out: Path, progress: ProgressCallback) -> tupl
     results = list(_results(out, todo, size, progress))
     (out / "studies.json").write_text(as_json({"attainable": attainable, "runs": results}))
     draw(results, attainable, out)
-    return _judged(results), _figures(results, attainable)
+    return Results(_checks(results), _figures(results, attainable))
 
 
 def _data(out: Path, size: Size) -> dict[str, float]:
-    """Simulate and build unless done; what counting topics attains by history length."""
+    """Simulate and build unless done; return the AUC that counting topics attains, by history length."""
     raw, dataset = out / "raw", out / "dataset"
     if not (dataset / "snapshots").exists():
         simulate(raw, Simulation(users=size.users, events=size.events), overwrite=True)
         build(load_spec(raw / "spec.toml"), dataset)
-    told: dict[str, float] = json.loads((raw / "truth.json").read_text())["attainable"][LABEL]
-    return told
+    attainable: dict[str, float] = json.loads((raw / "truth.json").read_text())["attainable"][LABEL]
+    return attainable
 
 
 def _results(
@@ -96,14 +113,14 @@ def _results(
 
 
 def _run(out: Path, arm: Arm, seed: int) -> dict[str, Any]:
-    """Train and evaluate one arm with one seed, or read what an earlier call with the same config found."""
+    """Train and evaluate one arm with one seed, or read the result of an earlier run with the same config."""
     folder = out / "runs" / f"{arm.name.replace(', ', '-').replace(' ', '-')}-seed{seed}"
-    kept, config = folder.with_suffix(".json"), arm.config(seed)
-    told = config.model_dump(mode="json")
-    if kept.exists():
-        before: dict[str, Any] = json.loads(kept.read_text())
-        if before["config"] == told:
-            return before
+    path, config = folder.with_suffix(".json"), arm.config(seed)
+    config_values = config.model_dump(mode="json")
+    if path.exists():
+        earlier: dict[str, Any] = json.loads(path.read_text())
+        if earlier["config"] == config_values:
+            return earlier
     shutil.rmtree(folder, ignore_errors=True)
     report = train(out / "dataset", folder, config)
     metrics = evaluate(folder, out / "dataset", history_lengths=arm.served, before=_test_ends(out / "dataset"))
@@ -111,7 +128,7 @@ def _run(out: Path, arm: Arm, seed: int) -> dict[str, Any]:
     result = {
         "arm": arm.name,
         "seed": seed,
-        "config": told,
+        "config": config_values,
         "requests": requests,
         "events": report.events,
         "seconds": report.seconds,
@@ -119,16 +136,16 @@ def _run(out: Path, arm: Arm, seed: int) -> dict[str, Any]:
         "auc": {str(row["history_length"]): row["auc"] for row in metrics},
         "targets": metrics[0]["targets"],
     }
-    kept.write_text(as_json(result))
+    path.write_text(as_json(result))
     return result
 
 
 def _test_ends(dataset: Path) -> datetime:
-    """All arms are evaluated on the same requests: the twentieth that follows what trains."""
+    """End of the requests that all arms are evaluated on: the twentieth of all requests after those that train."""
     return datetime.fromtimestamp(RequestDataset(dataset).split_time_us(TRAINED_SHARE + 0.05) / 1e6, UTC)
 
 
-def _judged(results: list[dict[str, Any]]) -> list[Check]:
+def _checks(results: list[dict[str, Any]]) -> list[Check]:
     short, full, mixed = (summary(results, f"train {name}") for name in ("2K", "10K", "mixed lengths"))
     rises = [least_rise(mixed, shorter, longer) for shorter, longer in pairwise(LENGTHS)]
     gain, all_gain = mixed.mean(FULL) - short.mean(SHORT), full.mean(FULL) - short.mean(SHORT)
@@ -158,14 +175,14 @@ def _judged(results: list[dict[str, Any]]) -> list[Check]:
 
 def _figures(results: list[dict[str, Any]], attainable: dict[str, float]) -> list[Figure]:
     figures = [
-        Figure(f"AUC that counting topics attains, {length:,}", attainable[str(length)], "")
+        Figure(f"AUC that counting topics attains, {length:,}", attainable[str(length)])
         for length in sorted({*LENGTHS, COMPARED})
     ]
     for arm in dict.fromkeys(result["arm"] for result in results):
-        told = summary(results, arm)
+        result = summary(results, arm)
         figures += [
-            Figure(f"{arm}: AUC at {length:,}", told.mean(length), f"+-{told.spread(length) / 2:.4f}")
-            for length in told.auc
+            Figure(f"{arm}: AUC at {length:,}", result.mean(length), f"+-{result.spread(length) / 2:.4f}")
+            for length in result.auc
         ]
-        figures.append(Figure(f"{arm}: training", told.flops / 1e12, f"TFLOP, {told.events / 1e6:.1f}M events"))
+        figures.append(Figure(f"{arm}: training", result.flops / 1e12, f"TFLOP, {result.events / 1e6:.1f}M events"))
     return figures

@@ -1,7 +1,7 @@
-"""The arms of `longbatch bench studies`, and what their seeds say together.
+"""The arms of `longbatch bench studies`, and statistics over their seeds.
 
-Arms of one study differ in one thing. *Equal data*: the same requests. *Equal compute*: as many as the operations counted for
-STCA's run pay for, at most EQUAL_COMPUTE_MOST times its requests.
+Arms of one study differ in one property. *Equal data*: all arms train on the same requests. *Equal compute*: an arm trains
+on as many requests as take the operations of STCA's run, at most EQUAL_COMPUTE_MOST times its requests.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ LABEL = "click"
 LENGTHS = (500, 2_000, 4_000, 10_000)
 SHORT, FULL = 2_000, 10_000
 MORE_DATA: tuple[ModelName, ...] = ("stca", "din")
-COMPARED = 1_000  # where models are compared: a Transformer is to be affordable
+COMPARED = 1_000  # history length at which models are compared; a Transformer is affordable at this length
 MIXED = Length(minimum=1_000, maximum=FULL, alpha=0.1, beta=0.8)  # U-shaped, mean 2,000
 EQUAL_COMPUTE_MOST = 4
-# of dense weights, and half of it for embeddings: the best of 0.001, 0.002, 0.004 and, beyond an end that was best, further
-# factors of two, by a seed that no study has
+# Learning rates of dense weights; embeddings have half of it. The best of 0.001, 0.002 and 0.004, and of further factors
+# of two if the best was the smallest or largest, with a seed that no study uses.
 RATES: dict[ModelName, float] = {"stca": 2e-3, "longer": 1e-3, "transformer": 2e-3, "din": 8e-3, "mean": 4e-3}
-PAR = 0.005  # AUC that another model may be ahead by, and STCA be on par
+PAR = 0.005  # STCA is on par with a model whose AUC is at most this much higher
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What distinguishes the runs of a study.
+    """One configuration of a study.
 
-    length: of histories in training.  served: those at inference.  run: requests that stay neighbours, see `TrainConfig.shuffle_run`.
+    Attributes:
+        name: Name of the arm.
+        model: The model.
+        length: History length in training.
+        steps: Training steps.
+        served: History lengths at inference.
+        run: Requests that stay adjacent when shuffled, see `TrainConfig.shuffle_run`.
     """
 
     name: str
@@ -42,7 +48,11 @@ class Arm:
     run: int = 1
 
     def config(self, seed: int) -> TrainConfig:
-        """The run with a seed, for initial weights and the order of requests."""
+        """Return the training config of one run.
+
+        Args:
+            seed: Seed of the initial weights and of the order of requests.
+        """
         return TrainConfig(
             model=self.model,
             labels=(LABEL,),
@@ -65,9 +75,13 @@ def _model(name: ModelName = "stca", width: int = 32, elapsed: Literal["event", 
 
 
 def arms(steps: int) -> list[Arm]:
-    """All arms; the same run serves several studies."""
+    """Return all arms; several studies may use the same arm.
+
+    Args:
+        steps: Training steps of an arm with equal data.
+    """
     stca = _model()
-    found = [
+    arms = [
         Arm("train 2K", stca, SHORT, steps),
         Arm("train 10K", stca, FULL, steps),
         Arm("train mixed lengths", stca, MIXED, steps),
@@ -76,53 +90,76 @@ def arms(steps: int) -> list[Arm]:
     ]
     for name in MORE_DATA:
         arm = f"{name}, {EQUAL_COMPUTE_MOST} times the data"
-        found.append(Arm(arm, _model(name), COMPARED, EQUAL_COMPUTE_MOST * steps, (COMPARED,)))
+        arms.append(Arm(arm, _model(name), COMPARED, EQUAL_COMPUTE_MOST * steps, (COMPARED,)))
     names: tuple[ModelName, ...] = ("stca", "longer", "transformer", "din", "mean")
     for name in names:
         model = _model(name)
         times = min(EQUAL_COMPUTE_MOST, forward_flops(stca, COMPARED) / forward_flops(model, COMPARED))
-        found.append(Arm(f"{name}, equal data", model, COMPARED, steps, (COMPARED,)))
+        arms.append(Arm(f"{name}, equal data", model, COMPARED, steps, (COMPARED,)))
         if name != "stca":
-            found.append(Arm(f"{name}, equal compute", model, COMPARED, max(1, round(times * steps)), (COMPARED,)))
-    return found
+            arms.append(Arm(f"{name}, equal compute", model, COMPARED, max(1, round(times * steps)), (COMPARED,)))
+    return arms
 
 
 def forward_flops(model: ModelConfig, length: float, targets: int = 8) -> float:
-    """Operations of the forward pass of one request."""
+    """Return the operations of the forward pass of one request.
+
+    Args:
+        model: The model.
+        length: History length.
+        targets: Targets of the request.
+    """
     return request_flops(model, round(length), targets).request
 
 
 def training_flops(arm: Arm, requests: int, events: int, targets: int) -> float:
-    """Operations of a run, forward and backward, from the events it encoded and the targets it scored.
+    """Return the operations of a run, forward and backward.
 
-    Where requests share events, a target reads a history as long as the arm's.
+    If requests share events, a target still attends to a history as long as the arm's.
+
+    Args:
+        arm: The arm.
+        requests: Requests of the run.
+        events: Events that it encoded.
+        targets: Targets that it scored.
     """
     encoded, count = events / requests, targets / requests
     window = float(arm.length) if arm.model.shares_timelines and isinstance(arm.length, int) else encoded
-    sharing = max(1, round(count * window / max(encoded, 1)))  # targets per event, which decides the form of attention
+    sharing = max(1, round(count * window / max(encoded, 1)))  # targets per event, which decides the kind of attention
     history = request_flops(arm.model, round(encoded), sharing).history
     return 3 * requests * (history + count * request_flops(arm.model, round(window), sharing).target)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """An arm's seeds together. auc: by history length at inference, of each seed, in their order."""
+    """The runs of an arm.
+
+    Attributes:
+        auc: History length at inference -> AUC of each seed, in the order of the seeds.
+        events: Mean number of events that a run encoded.
+        flops: Mean operations of a run.
+    """
 
     auc: dict[int, list[float]]
     events: float
     flops: float
 
     def mean(self, length: int) -> float:
-        """Over seeds."""
+        """Return the mean AUC over seeds."""
         return statistics.mean(self.auc[length])
 
     def spread(self, length: int) -> float:
-        """From the lowest to the highest seed."""
+        """Return the difference of AUC between the best and the worst seed."""
         return max(self.auc[length]) - min(self.auc[length])
 
 
 def summary(results: Iterable[dict[str, Any]], arm: str) -> Summary:
-    """The seeds of one arm."""
+    """Summarize the seeds of one arm.
+
+    Args:
+        results: Results of all runs.
+        arm: Name of the arm.
+    """
     seeds = sorted((result for result in results if result["arm"] == arm), key=lambda result: int(result["seed"]))
     return Summary(
         {int(length): [float(seed["auc"][length]) for seed in seeds] for length in seeds[0]["auc"]},
@@ -132,11 +169,22 @@ def summary(results: Iterable[dict[str, Any]], arm: str) -> Summary:
 
 
 def least_rise(arm: Summary, shorter: int, longer: int) -> float:
-    """The mean rise of AUC between two lengths, less the distance of the smallest and the largest seed's rise."""
+    """Return the mean rise of AUC between two lengths, minus the spread of the rises over seeds.
+
+    Args:
+        arm: The arm.
+        shorter: Shorter history length at inference.
+        longer: Longer history length.
+    """
     rises = [after - before for before, after in zip(arm.auc[shorter], arm.auc[longer], strict=True)]
     return statistics.mean(rises) - (max(rises) - min(rises))
 
 
 def least_lead(arm: Summary, rival: Summary) -> float:
-    """The smallest lead in AUC over a rival with the same seed."""
-    return min(mine - theirs for mine, theirs in zip(arm.auc[COMPARED], rival.auc[COMPARED], strict=True))
+    """Return the smallest lead in AUC over another arm with the same seed.
+
+    Args:
+        arm: The arm.
+        rival: The arm it is compared with.
+    """
+    return min(auc - rival_auc for auc, rival_auc in zip(arm.auc[COMPARED], rival.auc[COMPARED], strict=True))

@@ -1,25 +1,35 @@
-"""The plots of `longbatch bench studies`, drawn by matplotlib: mean over seeds, bars from the lowest seed to the highest."""
+"""The plots of `longbatch bench studies`: means over seeds, with error bars from the worst seed to the best."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .studies_data import COMPARED, LENGTHS, summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, GRID = "#1c2430", "#dfe4ea"
 COLORS = ("#1f6fb2", "#c8553d", "#3a7d44", "#8b5fbf", "#b8860b")
 
 
 def draw(results: Sequence[dict[str, Any]], attainable: dict[str, float], folder: Path) -> None:
-    """Write training.png, sizes.png and models.png."""
+    """Write training.png, sizes.png and models.png.
+
+    Args:
+        results: Results of all runs.
+        attainable: AUC that counting topics attains, by history length.
+        folder: Folder of the plots.
+    """
     known = [attainable[str(length)] for length in LENGTHS]
     policies = {f"trained at {name}": f"train {name}" for name in ("2K", "10K", "mixed lengths")}
     sizes = {"width 16": "width 16", "width 32": "train mixed lengths", "width 64": "width 64"}
-    _lengths(results, known, policies, "What training length is worth", folder / "training.png")
-    _lengths(results, known, sizes, "What model size is worth", folder / "sizes.png")
+    _lengths(results, known, policies, "Effect of the training length", folder / "training.png")
+    _lengths(results, known, sizes, "Effect of the model size", folder / "sizes.png")
     _models(results, folder / "models.png")
 
 
@@ -32,8 +42,8 @@ def _lengths(
 ) -> None:
     figure, axes = _axes(title, "history length at inference", "test AUC of click")
     for (label, arm), color in zip(arms.items(), COLORS, strict=False):
-        told = summary(results, arm)
-        _bars(axes, LENGTHS, [told.auc[n] for n in LENGTHS], label, color)
+        seeds = summary(results, arm)
+        _bars(axes, LENGTHS, [seeds.auc[n] for n in LENGTHS], label, color)
     axes.plot(LENGTHS, attainable, color=INK, linestyle=":", label="counting topics in as many events (all times)")
     axes.set_xscale("log")
     axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
@@ -44,30 +54,30 @@ def _lengths(
 
 def _models(results: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = _axes(
-        f"What a model is worth at {COMPARED:,} events",
+        f"Models at {COMPARED:,} events",
         "operations of training, TFLOP (logarithmic)",
         "test AUC of click",
     )
     known = {result["arm"] for result in results}
     for label, color in zip(("STCA", "LONGER", "Transformer", "DIN", "mean"), COLORS, strict=True):
         arms = [arm for arm in known if arm.startswith(f"{label.lower()}, ")]
-        told = sorted((summary(results, arm) for arm in arms), key=lambda arm: arm.flops)
-        cost = [arm.flops / 1e12 for arm in told]
-        _bars(axes, cost, [arm.auc[COMPARED] for arm in told], label, color)
+        by_cost = sorted((summary(results, arm) for arm in arms), key=lambda arm: arm.flops)
+        cost = [arm.flops / 1e12 for arm in by_cost]
+        _bars(axes, cost, [arm.auc[COMPARED] for arm in by_cost], label, color)
     axes.set_xscale("log")
     axes.legend(frameon=False)
     figure.savefig(path)
 
 
-def _bars(axes: Any, x: Sequence[float], seeds: Sequence[Sequence[float]], label: str, color: str) -> None:
-    """A line through the means of each x's seeds, bars from the lowest seed to the highest."""
+def _bars(axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], label: str, color: str) -> None:
+    """A line through the mean of the seeds at each x, with error bars from the worst seed to the best."""
     means = [statistics.mean(values) for values in seeds]
     below = [mean - min(values) for mean, values in zip(means, seeds, strict=True)]
     above = [max(values) - mean for mean, values in zip(means, seeds, strict=True)]
     axes.errorbar(x, means, yerr=[below, above], marker="o", capsize=4, label=label, color=color)
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")

@@ -1,7 +1,9 @@
-"""`python -m longbatch.benchmarks.trainer_memory DATASET LENGTH FORM`: one training step in a process of its own.
+"""Peak memory of one training step, in a process of its own.
 
-Prints the peak of its resident memory in bytes, as the system knows it. FORM: requests, samples (the same targets in
-one batch, a history each), or "no history" (the same targets without one).
+    python -m longbatch.benchmarks.trainer_memory DATASET LENGTH ROWS
+
+Prints the peak resident memory in bytes, as the kernel records it. ROWS is "requests", "samples" (the same targets in one
+batch, with a copy of the history each), or "no history" (the same targets without histories).
 """
 
 from __future__ import annotations
@@ -17,14 +19,20 @@ from longbatch.trainer.train import new_model, train_step
 REQUESTS = 4
 
 
-def step(path: Path, length: int, form: str) -> None:
-    """Train once on REQUESTS requests, in this form."""
+def step(path: Path, length: int, rows: str) -> None:
+    """Train one step on REQUESTS requests.
+
+    Args:
+        path: The dataset.
+        length: Newest events of each history.
+        rows: "requests", "samples" or "no history".
+    """
     config = TrainConfig(model=ModelConfig(width=32, heads=4, layers=2))
     dataset = RequestDataset(path, batch_size=REQUESTS, history_length=length)
     model = new_model(dataset, config)
     batch = next(iter(dataset))
-    if form != "requests":
-        batch = batch.newest(0) if form == "no history" else batch.expand()
+    if rows != "requests":
+        batch = batch.newest(0) if rows == "no history" else batch.expand()
     train_step(model, make_optimizers(model, config), [batch], config)
 
 

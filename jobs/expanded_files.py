@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longbatch.jobs.engines.worker_pool import WorkerPool
-from longbatch.jobs.savings.layouts import read_blocks
 from longbatch.jobs.savings.parquet_settings import ParquetSettings, choose_settings, parquet_options
+from longbatch.jobs.savings.survey import BlockId, all_blocks, read_blocks
 from longbatch.pipelines.content_hash import SampleDigest, digest_block, digest_rows
 from longbatch.pipelines.expansion import HistorySlices, sample_level, sample_schema, slice_histories
 from longbatch.schemas.errors import DatasetError, SpecError
@@ -36,7 +36,7 @@ CODEC = "zstd"
 LENGTH_KEY = b"longbatch.history_length"
 FINGERPRINT_KEY = b"longbatch.fingerprint"
 PART_NAME = re.compile(r"part-\d{5,}\.parquet$")
-Blocks = list[tuple[int, int]]
+Blocks = list[BlockId]
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def plan_parts(dataset: Dataset, history_length: int) -> list[Blocks]:
         history_length: Newest events of each history.
 
     Returns:
-        For each file its blocks as (shard, block): about PART_BYTES in memory, at least one block.
+        For each file its blocks: about PART_BYTES in memory, at least one block.
     """
-    blocks = [(shard, block) for shard, entry in enumerate(dataset.shards) for block in range(len(entry.blocks))]
+    blocks = all_blocks(dataset)
     entries = [dataset.shards[shard].blocks[block] for shard, block in blocks]
     targets, requests, events = (
         np.array([entry.count(name) for entry in entries], dtype=np.float64)
@@ -98,7 +98,7 @@ def is_part(path: Path) -> bool:
         return False
 
 
-def _runs(sizes: npt.NDArray[np.float64] | npt.NDArray[np.int64], budget: int) -> Iterator[slice]:
+def _runs(sizes: npt.NDArray[np.float64], budget: int) -> Iterator[slice]:
     """Split consecutive items, (N,) sizes, into runs that exceed the budget by less than one item.
 
     sizes [3, 3, 5, 1], budget 5: the items begin at 0, 3, 6 and 11.
@@ -115,7 +115,7 @@ def row_groups(dataset: Dataset, blocks: Blocks, history_length: int) -> Iterato
 
     Args:
         dataset: The dataset to expand.
-        blocks: The blocks to expand, as (shard, block).
+        blocks: The blocks to expand.
         history_length: Newest events of each history.
     """
     waiting: list[pa.Table] = []
@@ -158,7 +158,7 @@ def write_part(expander: Expander, settings: ParquetSettings, path: Path, blocks
         expander: The dataset and history length.
         settings: How the Parquet file is written.
         path: The file to create.
-        blocks: The blocks to expand, as (shard, block).
+        blocks: The blocks to expand.
 
     Returns:
         Rows, history events in all rows together, bytes on disk.
@@ -178,7 +178,7 @@ def write_part(expander: Expander, settings: ParquetSettings, path: Path, blocks
 
 
 def samples_of_part(expander: Expander, blocks: Blocks) -> SampleDigest:
-    """Hash what some blocks, as (shard, block), expand to, without expanding them."""
+    """Hash what some blocks expand to, without expanding them."""
     samples = SampleDigest()
     for block in read_blocks(expander.dataset, blocks):
         part = digest_block(block, expander.history_length)
@@ -241,4 +241,4 @@ def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
         rows = max(1, HASHED_EVENTS * group.num_rows // max(1, group.column(history_column).num_values))
         for batch in file.iter_batches(rows, row_groups=[number], use_threads=False):
             lengths = pc.list_value_length(batch["history_item_id"]).fill_null(0).to_numpy()
-            yield from (batch[run] for run in _runs(lengths, HASHED_EVENTS))
+            yield from (batch[run] for run in _runs(lengths.astype(np.float64), HASHED_EVENTS))

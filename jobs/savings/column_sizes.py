@@ -1,10 +1,10 @@
-"""What each column of a dataset costs on disk: as it is stored, plainly in Arrow, and in Parquet at its best."""
+"""What each column of a dataset takes on disk: as it is stored, as plain Arrow, and as Parquet with the better encoding."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import cast
 
 import pyarrow as pa
 
@@ -12,91 +12,85 @@ from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.physical_schema import Batches
 from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.format.shard_writer import codec_of
+from longbatch.schemas.types import ArrowArray, ArrowListArray
 
 from .parquet_settings import column_bytes
+from .results import ColumnBytes
+from .survey import BlockId, block_total
 
 SAMPLED_EVENTS = 3_000_000
+LISTS = ("events", "targets")  # list columns, whose fields are measured one by one
 
 
-@dataclass(frozen=True)
-class ColumnBytes:
-    """Bytes at rest of a column of the whole dataset, scaled up from some of its blocks.
+def sampled_blocks(dataset: Dataset, blocks: Sequence[BlockId]) -> list[BlockId]:
+    """Return the shortest prefix of `blocks` with SAMPLED_EVENTS events, at least one block."""
+    count, events = 0, 0
+    while count < len(blocks) and (not count or events < SAMPLED_EVENTS):
+        events += block_total(dataset, [blocks[count]], "events")
+        count += 1
+    return list(blocks[:count])
 
-    name: `timelines.<column>`, `events.<field>`, `requests.<column>`, `targets.<field>`, `dictionaries` (files of
-    their own) or `headers` (what lies around the columns of each block).
-    stored: as the dataset holds it. arrow, parquet: of the plain table with the dataset's codec, and with zstd in the better of
-    dictionary and plain. None where the stored table or the plain table has no such column.
+
+def measure_columns(dataset: Dataset, blocks: Sequence[BlockId]) -> list[ColumnBytes]:
+    """Measure every column of a dataset.
+
+    Args:
+        dataset: The dataset to measure.
+        blocks: The blocks that are read; sizes are scaled up from them.
+
+    Returns:
+        The sizes of all columns, of the dictionary files, and of what surrounds the columns. The `stored` sizes add up to
+        the size of the dataset.
     """
-
-    name: str
-    stored: float | None
-    arrow: float | None
-    parquet: float | None
-
-
-def sampled_blocks(dataset: Dataset, blocks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The first of the given blocks, as (shard, block), that together hold SAMPLED_EVENTS events."""
-    taken, events = 0, 0
-    while taken < len(blocks) and (not taken or events < SAMPLED_EVENTS):
-        shard, block = blocks[taken]
-        events += dataset.shards[shard].blocks[block].events
-        taken += 1
-    return list(blocks[:taken])
-
-
-def breakdown(dataset: Dataset, blocks: Sequence[tuple[int, int]]) -> list[ColumnBytes]:
-    """Bytes of every column of the dataset, scaled up from these blocks."""
-    listed = [dataset.shards[shard].blocks[block] for shard, block in blocks]
+    entries = [dataset.shards[shard].blocks[block] for shard, block in blocks]
+    compression = dataset.spec.compression
     stored, arrow = Counter[str](), Counter[str]()
-    read: list[Block] = []
+    decoded: list[Block] = []
     for shard, block in blocks:
         reader = dataset.shard(shard)
-        stored.update(_stored_bytes(reader.stored(block), dataset.spec.compression))
-        read.append(reader.block(block))
-        arrow.update(_plain_bytes(read[-1], dataset.spec.compression))
-    parquet = _parquet_bytes(read)
-    size = sum(block.timelines_bytes + block.requests_bytes for block in listed)
-    whole = sum(entry.timelines.size_bytes + entry.requests.size_bytes for entry in dataset.shards)
-    scale = whole / size
-    names = dict.fromkeys([*arrow, *stored])
-    rows = [
-        ColumnBytes(name, *(of[name] * scale if name in of else None for of in (stored, arrow, parquet)))
-        for name in names
+        stored.update(_arrow_bytes(reader.stored(block), compression))
+        decoded.append(reader.block(block))
+        arrow.update(_arrow_bytes((decoded[-1].timelines, decoded[-1].requests), compression))
+    parquet = _parquet_bytes(decoded)
+    measured = sum(entry.timelines_bytes + entry.requests_bytes for entry in entries)
+    total = sum(shard.timelines.size_bytes + shard.requests.size_bytes for shard in dataset.shards)
+    scale = total / measured
+    columns = [
+        ColumnBytes(name, *(sizes[name] * scale if name in sizes else None for sizes in (stored, arrow, parquet)))
+        for name in dict.fromkeys([*arrow, *stored])
     ]
-    headers = whole - sum(stored.values()) * scale
-    shared = sum(entry.dictionaries.size_bytes for entry in dataset.shards if entry.dictionaries)
-    return [
-        *rows,
-        *([ColumnBytes("dictionaries", float(shared), None, None)] if shared else []),
-        ColumnBytes("headers", headers, None, None),
-    ]
+    dictionaries = sum(shard.dictionaries.size_bytes for shard in dataset.shards if shard.dictionaries)
+    if dictionaries:
+        columns.append(ColumnBytes("dictionaries", float(dictionaries), None, None))
+    columns.append(ColumnBytes("headers", total - sum(stored.values()) * scale, None, None))
+    return columns
 
 
-def _stored_bytes(batches: Batches, compression: str) -> Counter[str]:
+def _arrow_bytes(batches: Batches, compression: str) -> Counter[str]:
+    """Bytes of every column of a block's two record batches, by the names of `ColumnBytes`."""
     sizes = Counter[str]()
     for table, batch in zip(("timelines", "requests"), batches, strict=True):
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            if name in ("events", "targets"):
-                sizes.update(_fields(name, column, compression))
+            if name in LISTS:
+                sizes.update(_field_bytes(name, cast("ArrowListArray", column), compression))
             else:
-                sizes[name if "." in name else f"{table}.{name}"] += _ipc_bytes(column, compression)
+                # stored columns of a split list are named `events.item_id` already
+                sizes[name if "." in name else f"{table}.{name}"] += _message_bytes(column, compression)
     return sizes
 
 
-def _plain_bytes(block: Block, compression: str) -> Counter[str]:
-    return _stored_bytes((block.timelines, block.requests), compression)
-
-
-def _fields(table: str, lists: pa.ListArray, compression: str) -> Counter[str]:
+def _field_bytes(list_name: str, lists: ArrowListArray, compression: str) -> Counter[str]:
     """Bytes of each field of a list of structs; the offsets count as a column of their own."""
-    values = lists.flatten()
-    sizes = Counter({f"{table}.{f.name}": _ipc_bytes(values.field(f.name), compression) for f in values.type})
-    sizes[f"{table}.#offsets"] = _ipc_bytes(lists.offsets, compression)
+    values = cast("pa.StructArray", lists.flatten())
+    sizes = Counter(
+        {f"{list_name}.{f.name}": _message_bytes(values.field(f.name), compression) for f in values.type.fields}
+    )
+    sizes[f"{list_name}.#offsets"] = _message_bytes(lists.offsets, compression)
     return sizes
 
 
-def _ipc_bytes(column: pa.Array, compression: str) -> int:
-    """Bytes of a column's buffers in a record batch: those of its message less those of an empty one's."""
+def _message_bytes(column: ArrowArray, compression: str) -> int:
+    """Bytes of a column's buffers in a record batch: the size of its message minus that of an empty one."""
     options = pa.ipc.IpcWriteOptions(compression=codec_of(compression), use_threads=False)
     sizes = []
     for part in (column, pa.nulls(0, column.type)):
@@ -108,16 +102,20 @@ def _ipc_bytes(column: pa.Array, compression: str) -> int:
 
 
 def _parquet_bytes(blocks: Sequence[Block]) -> Counter[str]:
-    """The same columns as tables of one row group, each with or without a dictionary, whichever is smaller."""
-    tables = (
-        ("timelines", pa.Table.from_batches([block.timelines for block in blocks])),
-        ("requests", pa.Table.from_batches([block.requests for block in blocks])),
-    )
+    """The same columns as tables of one row group, each with or without a dictionary, whichever is smaller.
+
+    The Parquet paths `events.list.element.item_id` and `user_id` of the timelines become `events.item_id` and
+    `timelines.user_id`.
+    """
+    tables = {
+        "timelines": pa.Table.from_batches([block.timelines for block in blocks]),
+        "requests": pa.Table.from_batches([block.requests for block in blocks]),
+    }
     sizes = Counter[str]()
-    for table, whole in tables:
-        plain, dictionary = (column_bytes([whole], "zstd", use) for use in (False, True))
+    for name, table in tables.items():
+        plain, dictionary = (column_bytes([table], "zstd", dictionary=use) for use in (False, True))
         for path in plain:
             parts = path.split(".")
-            name = f"{parts[0]}.{parts[-1]}" if parts[0] in ("events", "targets") else f"{table}.{parts[0]}"
-            sizes[name] += min(plain[path], dictionary[path])
+            column = f"{parts[0]}.{parts[-1]}" if parts[0] in LISTS else f"{name}.{parts[0]}"
+            sizes[column] += min(plain[path], dictionary[path])
     return sizes

@@ -1,94 +1,135 @@
-"""What a formula says about layouts from counts alone, and the rates per record that measurements give."""
+"""The cost model: sizes in memory of every level, predicted from means, and the rates per record of a measured dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from longbatch.pipelines.expansion import OFFSET_BYTES
+from longbatch.pipelines.expansion import OFFSET_BYTES, POINTER_COLUMNS
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type
 
-from .column_sizes import ColumnBytes
-from .layouts import TIMELINE_BYTES, Survey
+from .layouts import TIMELINE_BYTES
+from .results import ColumnBytes, Level, Means, Rates
+from .survey import Survey
 
-TEXT_BYTES = 20.0  # of a text value where nothing says more: a request id, or a feature
-OFFSET_OF_TEXT_BYTES = 8  # Polars' strings have 64-bit offsets when written as Arrow
+STRING_BYTES = 20.0  # assumed length of a string, such as a request id, where nothing is known about it
+STRING_OFFSET_BYTES = 8  # Polars writes strings to Arrow with 64-bit offsets
 
 
-def means(dataset: Dataset, surveyed: Survey) -> dict[str, float]:
-    """The means that the formula needs; those of the history exact, from the dataset's books."""
-    sizes, targets = surveyed.history_sizes.astype(np.float64), surveyed.target_counts
+@dataclass(frozen=True)
+class Prediction:
+    """What the cost model predicts for a level.
+
+    Attributes:
+        bytes_per_target: Bytes in memory per target.
+        copies_per_event: Copies of each stored event.
+    """
+
+    bytes_per_target: float
+    copies_per_event: float
+
+
+def dataset_means(dataset: Dataset, survey: Survey) -> Means:
+    """Return the means that `predict` needs.
+
+    Args:
+        dataset: The dataset. Its counts give the means of histories exactly.
+        survey: Surveyed blocks, which give the bytes of records, and how targets are spread over histories.
+    """
+    sizes, targets = survey.history_sizes.astype(np.float64), survey.target_counts
     counts = dataset.counts
-    beside = float((sizes * targets).sum() / max(1.0, sizes.sum()))
+    # mean number of targets, weighted by history events: long histories may come with more targets than short ones
+    targets_per_history = float((sizes * targets).sum() / max(1.0, sizes.sum()))
+    return Means(
+        event_bytes=survey.event_bytes,
+        request_bytes=survey.request_bytes,
+        target_bytes=survey.target_bytes,
+        targets_per_request=counts.targets / counts.requests,
+        history_per_request=counts.history_events / counts.requests,
+        history_per_target=targets_per_history * counts.history_events / counts.targets,
+        targets_per_history=targets_per_history,
+        requests_per_event=counts.history_events / max(1, counts.stored),
+        stored_per_target=counts.stored_with_overlap / counts.targets,
+        timelines_per_target=counts.segments / counts.targets,
+    )
+
+
+def predict(means: Means, event_fields: int) -> dict[Level, Prediction]:
+    """Predict the size in memory of every level from means.
+
+    With e, q and t the bytes of an event, a request's own columns and a target, m targets per request, H the history
+    events per row, and o = 4 bytes for the offset of each list column (docs/planning.md derives the formulas):
+
+        sample level:  H e + q + t + o fields                        per target
+        request level: (H e + q + o fields + o) / m + t              per target
+        user level:    (stored events e + timelines ids) / targets + (q + pointers) / m + t
+
+    Args:
+        means: Means of a dataset.
+        event_fields: Columns of an event.
+
+    Returns:
+        For each level the bytes per target and the copies of each stored event.
+    """
+    own_bytes, per_request = means.request_bytes, means.targets_per_request
+    list_offsets = OFFSET_BYTES * event_fields
+    sample = means.history_per_target * means.event_bytes + own_bytes + means.target_bytes + list_offsets
+    request = means.history_per_request * means.event_bytes + own_bytes + list_offsets + OFFSET_BYTES
+    timelines = means.stored_per_target * means.event_bytes + means.timelines_per_target * TIMELINE_BYTES
+    pointers = OFFSET_BYTES * len(POINTER_COLUMNS)
+    overlap = means.requests_per_event
     return {
-        "event_bytes": surveyed.event_bytes,
-        "request_bytes": surveyed.request_bytes,
-        "target_bytes": surveyed.target_bytes,
-        "targets_per_request": counts.targets / counts.requests,
-        "history_per_request": counts.history_events / counts.requests,
-        "history_per_target": beside * counts.history_events / counts.targets,
-        "targets_per_history": beside,
-        "requests_per_event": counts.history_events / max(1, counts.stored),
-        "stored_per_target": counts.stored_with_overlap / counts.targets,
-        "timelines_per_target": counts.segments / counts.targets,
+        "sample": Prediction(sample, overlap * means.targets_per_history),
+        "request": Prediction(request / per_request + means.target_bytes, overlap),
+        "user": Prediction(timelines + (own_bytes + pointers) / per_request + means.target_bytes, 1.0),
     }
 
 
-def predict(formula: dict[str, float], features: int) -> dict[str, tuple[float, float]]:
-    """Level -> (decoded bytes per target, copies of each stored event), from means alone.
+def dataset_rates(dataset: Dataset, columns: Sequence[ColumnBytes], copied_bytes_per_second: float) -> Rates:
+    """Return the rates per record that `longbatch plan` multiplies.
 
-    With H history events, e bytes an event, q a request, t a target, m targets a request, o offsets of the lists:
-    sample level H_target e + q + t + o; request level (H_request e + q + o) / m + t; user level
-    (stored events * e + timelines * their ids) / targets + (q + pointers) / m + t.
+    Args:
+        dataset: The dataset.
+        columns: Sizes of its columns, as `measure_columns` returns them.
+        copied_bytes_per_second: Memory copy bandwidth of one thread.
     """
-    e, q, t = formula["event_bytes"], formula["request_bytes"], formula["target_bytes"]
-    m, offsets = formula["targets_per_request"], OFFSET_BYTES * features
-    overlap = formula["requests_per_event"]
-    stored = formula["stored_per_target"] * e + formula["timelines_per_target"] * TIMELINE_BYTES
-    return {
-        "sample": (
-            formula["history_per_target"] * e + q + t + offsets,
-            overlap * formula["targets_per_history"],
-        ),
-        "request": ((formula["history_per_request"] * e + q + offsets + OFFSET_BYTES) / m + t, overlap),
-        "user": (stored + (q + 4 * OFFSET_BYTES) / m + t, 1.0),
-    }
-
-
-def rates(dataset: Dataset, columns: Sequence[ColumnBytes]) -> dict[str, float]:
-    """Bytes at rest of the dataset per stored event, request and target; rows of its logs, and bytes of one.
-
-    row_bytes: of a typed row in memory; row_shuffle_bytes: as the build moved it to its bucket, in narrow codes.
-    """
-    of: dict[str, float] = {"event": 0.0, "request": 0.0, "target": 0.0}
-    owner = {"requests": "request", "targets": "target"}  # all else belongs to the timelines
+    disk_bytes: dict[str, float] = {"event": 0.0, "request": 0.0, "target": 0.0}
+    record_of = {"requests": "request", "targets": "target"}  # everything else belongs to the timelines
     for column in columns:
-        of[owner.get(column.name.split(".")[0], "event")] += column.stored or 0.0
+        disk_bytes[record_of.get(column.name.split(".")[0], "event")] += column.stored or 0.0
+    parquet_events = sum(column.parquet or 0.0 for column in columns if column.name.startswith("events."))
     counts, row_accounting = dataset.counts, dataset.snapshot.row_accounting
     rows = {source: accounting.accepted for source, accounting in row_accounting.items()}
-    typed = sum(rows[source] * row_bytes(dataset.spec, source) for source in rows)
-    return {
-        "event_at_rest": of["event"] / max(1, counts.stored_with_overlap),
-        "request_at_rest": of["request"] / counts.requests,
-        "target_at_rest": of["target"] / counts.targets,
-        "parquet_event_at_rest": sum(c.parquet or 0.0 for c in columns if c.name.startswith("events."))
-        / max(1, counts.stored_with_overlap),
-        "event_fields": event_type(dataset.spec).num_fields,
-        "log_rows": float(sum(rows.values())),
-        "row_bytes": typed / max(1, sum(rows.values())),
-        "row_shuffle_bytes": dataset.snapshot.shuffled_bytes / max(1, sum(rows.values())),
-    }
+    canonical_bytes = sum(rows[source] * row_bytes(dataset.spec, source) for source in rows)
+    total_rows = sum(rows.values())
+    return Rates(
+        event_disk_bytes=disk_bytes["event"] / max(1, counts.stored_with_overlap),
+        request_disk_bytes=disk_bytes["request"] / counts.requests,
+        target_disk_bytes=disk_bytes["target"] / counts.targets,
+        parquet_event_bytes=parquet_events / max(1, counts.stored_with_overlap),
+        event_fields=event_type(dataset.spec).num_fields,
+        log_rows=float(total_rows),
+        row_bytes=canonical_bytes / max(1, total_rows),
+        row_shuffle_bytes=dataset.snapshot.shuffled_bytes / max(1, total_rows),
+        copied_bytes_per_second=copied_bytes_per_second,
+    )
 
 
 def row_bytes(spec: BuildSpec, source: str) -> float:
-    """Bytes of a typed row of a source in memory: its columns, plain Arrow."""
+    """Bytes of a canonical row of a source as plain Arrow; strings are assumed to be STRING_BYTES long.
+
+    Args:
+        spec: The build spec.
+        source: Name of the source.
+    """
     return float(sum(_value_bytes(field.type) for field in source_schema(spec, source).arrow_schema))
 
 
-def _value_bytes(kind: pa.DataType) -> float:
-    return TEXT_BYTES + OFFSET_OF_TEXT_BYTES if pa.types.is_string(kind) else kind.bit_width / 8
+def _value_bytes(arrow_type: pa.DataType) -> float:
+    return STRING_BYTES + STRING_OFFSET_BYTES if pa.types.is_string(arrow_type) else arrow_type.bit_width / 8

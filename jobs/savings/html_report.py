@@ -1,239 +1,273 @@
-"""The page of `longbatch measure`: the figures of savings.json in words and pictures."""
+"""The page of `longbatch measure`: the results of savings.json in words and charts."""
 
 from __future__ import annotations
 
-from . import charts as plots
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .charts import Bars, format_number
+from .html_page import bullets, facts, page, paragraph, table
 from .layouts import SLICE_BYTES
-from .results import Savings
+from .results import FileSavings, Savings, StoredDataset
 
+LEVELS = ("sample_level_by_log", "request_level_by_log", "user_level")
+SHOWN_FORMATS = ("Parquet zstd", "Arrow zstd", "Arrow lz4")
 
-def savings_page(savings: Savings) -> str:
-    """The report for people: the same numbers, what they mean, which baseline is whose, and where ours loses."""
-    counts, drawn = savings.dataset, charts(savings)
-    lead = plots.paragraph(
-        f"{counts['targets']:,} targets in {counts['requests']:,} requests of {counts['users']:,} users, each with the "
-        f"newest {counts['history_length']:,} events at most as its history. The same data, stored in each way that is "
-        "in use, and as longbatch stores it: every event of a user once, every request a cut into it."
-    )
-    return plots.page(
-        f"What longbatch saves: {counts['name']}",
-        [
-            ("", lead + plots.facts(_facts(savings))),
-            ("Bytes a reader must decode", _decoded_section(savings, drawn["decoded"])),
-            ("Bytes at rest", plots.paragraph(AT_REST) + drawn["at-rest"].svg()),
-            ("Time to read everything once", plots.paragraph(READING) + drawn["read"].svg()),
-            ("Bytes at rest by column", _columns_section(savings)),
-            ("Which comparison is yours", plots.bullets(BASELINES)),
-            ("Where longbatch does not win", plots.bullets(_losses(savings))),
-            ("All figures", _figures(savings)),
-            ("How this was measured", plots.bullets(_method(savings))),
-        ],
-    )
-
-
-AT_REST = (
-    "Copies of a history that lie near each other cost a codec with a large window (zstd) next to nothing; codecs with "
-    "a small one (lz4, snappy: 64 KB) miss every copy that lies further away than that. That is why order and codec "
-    "matter more here than the layout, and why a single ratio misleads. Log order is measured at both its ends: with the "
-    "targets of a request side by side (logged when they are served), and shuffled, which is what it comes to where samples are "
-    "logged one by one as feedback arrives, among those of more users than a page of a file holds rows."
+ON_DISK = (
+    "A codec with a large window (zstd) compresses copies of a history that are close together to almost nothing. A codec "
+    "with a small window (lz4 and snappy: 64 KB) misses every copy that is further away. Row order and codec therefore "
+    "matter more here than the layout, and a single ratio is misleading. Log order is measured at both extremes: with the "
+    "targets of a request adjacent, as if logged when they are served; and shuffled, as if samples are logged one by one "
+    "when feedback arrives, among those of more users than a page has rows."
 )
 READING = (
-    "What a codec hid has to be written out again at every read, and then be copied, collated and moved to the device: "
-    "these times end at the Arrow arrays, so they are the least a reader spends."
+    "Whatever a codec compressed must be decompressed at every read, and then copied, collated and moved to the device. "
+    "These times end at the Arrow arrays, so a reader spends at least as much."
 )
 BASELINES = (
-    "Rows are appended as feedback comes in, each with its history joined in, or were shuffled for training: compare with "
+    "Rows are appended as feedback arrives, each with its history joined in, or were shuffled for training: compare with "
     "sample level, shuffled.",
     "All rows of a request are appended together when it is served: compare with sample level, in log order.",
-    "The table is sorted or clustered by user (a table format's sort order does it): compare with sample level, sorted "
-    "by user. It is the strongest sample-level baseline, and costs a sort.",
-    "Rows are grouped by request already: compare with request level. What is left to save is the overlap of one "
-    "user's histories.",
-    "The user level in another format is longbatch's own idea in other clothes: it says what the format costs.",
+    "The table is sorted or clustered by user, for example by the sort order of a table format: compare with sample level, "
+    "sorted by user. It is the strongest sample-level baseline, and requires a sort.",
+    "Rows are grouped by request: compare with request level. What remains to be saved is the overlap of one user's "
+    "histories.",
+    "The user level in other formats is longbatch's own layout: it shows the cost of the file format alone.",
 )
-LIMITS = (
-    "A sample alone is easier to fetch from the sample level: one row holds all of it. Here it takes the request and "
-    "its timeline, though both lie in one pair of blocks.",
-    "With one target in most requests, short histories, or users who come once there is little to share: the formula "
-    "above tells beforehand.",
+LIMITATIONS = (
+    "A single sample is easier to fetch from the sample level, where one row contains all of it. Here it takes the request "
+    "and its timeline, although both are in one pair of blocks.",
+    "With one target in most requests, short histories, or users who come only once, there is little to share. The formula "
+    "above predicts this.",
     "Shuffling is by blocks and requests, not by single targets of any user.",
 )
 
 
+def savings_page(savings: Savings) -> str:
+    """Render the report: the results, what they mean, which baseline applies, and where other layouts are better.
+
+    Args:
+        savings: The results of `longbatch measure`.
+
+    Returns:
+        A self-contained HTML document.
+    """
+    counts, drawn = savings.dataset, charts(savings)
+    lead = paragraph(
+        f"{counts.targets:,} targets in {counts.requests:,} requests of {counts.users:,} users. The history of a request is "
+        f"the newest {counts.history_length:,} events of its user at most. The same data is stored in each layout in common "
+        "use, and as longbatch stores it: each event of a user once, and each request as a slice of the user's events."
+    )
+    return page(
+        f"What longbatch saves: {counts.name}",
+        [
+            ("", lead + facts(_facts(savings))),
+            ("Size in memory", _memory_section(savings, drawn["memory"])),
+            ("Size on disk", paragraph(ON_DISK) + drawn["disk"].svg()),
+            ("Time to read everything once", paragraph(READING) + drawn["read"].svg()),
+            ("Size on disk by column", _columns_section(savings)),
+            ("Which baseline applies to you", bullets(BASELINES)),
+            ("Limitations, and where other layouts are better", bullets([*_better_files(savings), *LIMITATIONS])),
+            ("All results", _results_section(savings)),
+            ("Method", bullets(_method(savings))),
+        ],
+    )
+
+
+def charts(savings: Savings) -> dict[str, Bars]:
+    """Return the charts of the page, by the names of their PNG files.
+
+    Args:
+        savings: The results of `longbatch measure`.
+    """
+    levels = [savings.layout(name) for name in LEVELS]
+    titles = [layout.title.split(",")[0] for layout in levels]
+    memory = [layout.memory_per_target for layout in levels]
+    return {
+        "memory": Bars("Bytes in memory per target", titles, memory, "B", highlight=[2]),
+        "disk": _files_chart(savings, _DISK, "Bytes on disk, whole dataset", "B"),
+        "read": _files_chart(savings, _READ, "Seconds to read and decode, one thread", "s"),
+    }
+
+
+@dataclass(frozen=True)
+class _Quantity:
+    """A quantity of every file that is also known of the stored dataset, and what a smaller value means."""
+
+    of_file: Callable[[FileSavings], float]
+    of_stored: Callable[[StoredDataset], float]
+    smaller: str
+
+
+_DISK = _Quantity(lambda file: file.disk_bytes, lambda stored: stored.disk_bytes, "Smaller on disk")
+_READ = _Quantity(lambda file: file.read_seconds, lambda stored: stored.read_seconds, "Faster to read")
+
+
+def _files_chart(savings: Savings, quantity: _Quantity, title: str, unit: str) -> Bars:
+    bars = [
+        (f"{layout.title}, {name}", quantity.of_file(layout.file(name)))
+        for layout in savings.layouts
+        if layout.level != "user"
+        for name in SHOWN_FORMATS
+    ]
+    bars.append((_stored_title(savings), quantity.of_stored(savings.stored)))
+    labels, values = [label for label, _ in bars], [value for _, value in bars]
+    return Bars(title, labels, values, unit, log=True, highlight=[len(bars) - 1])
+
+
+def _stored_title(savings: Savings) -> str:
+    return f"longbatch dataset as stored (Arrow {savings.stored.codec})"
+
+
 def _times(ratio: float) -> str:
-    return f"{plots.format_number(ratio)}×"
+    return f"{format_number(ratio)}×"
 
 
 def _facts(savings: Savings) -> list[tuple[str, str]]:
     headline = savings.headline
-    best = headline["smallest_title"]
-    bound = "at least " if savings.layout("sample_level_shuffled").at_least else ""
-    against_best = (
-        f"fewer bytes at rest than the smallest of the others: {best}"
-        if headline["smallest"] >= 1
-        else f"the bytes at rest of this dataset: {best} is smaller, see below"
+    smallest = headline.smallest_title
+    bound = "at least " if savings.layout("sample_level_shuffled").is_lower_bound else ""
+    against_smallest = (
+        f"smaller on disk than the smallest other layout: {smallest}"
+        if headline.smallest >= 1
+        else f"the size of this dataset on disk: {smallest} is smaller, see below"
     )
     return [
-        (_times(headline["decoded"]), "fewer bytes to decode than with the history copied into every sample"),
-        (bound + _times(headline["shuffled"]), "fewer bytes at rest than that shuffled, as Parquet zstd"),
-        (bound + _times(headline["log_order"]), "fewer bytes at rest than that in log order, request by request"),
-        (_times(headline["sorted_by_user"]), "fewer bytes at rest than that sorted by user, as Parquet zstd"),
-        (_times(headline["smallest"]), against_best),
+        (_times(headline.memory), "smaller in memory than with the history copied into every sample"),
+        (bound + _times(headline.shuffled), "smaller on disk than the same shuffled, as Parquet zstd"),
+        (bound + _times(headline.log_order), "smaller on disk than the same in log order, request by request"),
+        (_times(headline.sorted_by_user), "smaller on disk than the same sorted by user, as Parquet zstd"),
+        (_times(headline.smallest), against_smallest),
     ]
 
 
-LEVELS = ("sample_level_by_log", "request_level_by_log", "user_level")
-SHOWN = ("Parquet zstd", "Arrow zstd", "Arrow lz4")
-
-
-def charts(savings: Savings) -> dict[str, plots.Bars]:
-    """The pictures of the page, by the names of their PNG files."""
-    levels = [savings.layout(name) for name in LEVELS]
-    titles, decoded = zip(*((layout.title.split(",")[0], layout.decoded_per_target) for layout in levels), strict=True)
-    return {
-        "decoded": plots.Bars("Decoded bytes per target", titles, decoded, "B", highlight=[2]),
-        "at-rest": _files_chart(savings, "Bytes at rest, whole dataset", "bytes", "B"),
-        "read": _files_chart(savings, "Seconds to read and decode, one thread", "read_seconds", "s"),
-    }
-
-
-def _files_chart(savings: Savings, title: str, what: str, unit: str) -> plots.Bars:
-    bars = [
-        (f"{layout.title}, {name}", float(getattr(layout.file(name), what)))
-        for layout in savings.layouts[:-1]
-        for name in SHOWN
-    ]
-    bars.append((f"longbatch dataset as it is (Arrow {savings.on_disk['codec']})", savings.on_disk[what]))
-    labels, values = [label for label, _ in bars], [value for _, value in bars]
-    return plots.Bars(title, labels, values, unit, log=True, highlight=[len(bars) - 1])
-
-
-def _decoded_section(savings: Savings, chart: plots.Bars) -> str:
-    formula, levels = savings.formula, [savings.layout(name) for name in LEVELS]
-    words = plots.paragraph(
-        f"A formula predicts this from means: an event takes {formula['event_bytes']:.3g} bytes; a copied history "
-        f"serves {formula['targets_per_history']:.3g} targets of its request; a stored event lies in the histories of "
-        f"{formula['requests_per_event']:.3g} requests. Request level saves the first factor, user level both. "
-        "No codec changes this number: a model reads decoded bytes."
+def _memory_section(savings: Savings, chart: Bars) -> str:
+    means, levels = savings.means, [savings.layout(name) for name in LEVELS]
+    words = paragraph(
+        f"A formula predicts these sizes from means: an event takes {means.event_bytes:.3g} bytes, a copied history serves "
+        f"{means.targets_per_history:.3g} targets of its request, and a stored event belongs to the histories of "
+        f"{means.requests_per_event:.3g} requests. The request level saves the first factor, the user level both. "
+        "No codec changes these sizes: a model reads decoded arrays."
     )
     rows = [
         [
             title,
-            plots.format_number(layout.copies_of_event),
-            plots.format_number(layout.predicted_per_target, "B"),
-            plots.format_number(layout.decoded_per_target, "B"),
+            format_number(layout.copies_per_event),
+            format_number(layout.predicted_per_target, "B"),
+            format_number(layout.memory_per_target, "B"),
         ]
         for title, layout in zip(chart.labels, levels, strict=True)
     ]
-    return (
-        words
-        + chart.svg()
-        + plots.table(["Per target", "Copies of an event", "Formula", "Measured"], rows, highlight=[2])
-    )
+    return words + chart.svg() + table(["Per target", "Copies of an event", "Formula", "Measured"], rows, highlight=[2])
 
 
 def _columns_section(savings: Savings) -> str:
-    """Each column as it is stored, and what it would take elsewhere."""
-    words = plots.paragraph(
-        "What the dataset spends its bytes on. A dash in the first column: the values lie in a dictionary of the shard, under another name. "
-        "The other two are of the same rows in plain columns: in Arrow files with the dataset's codec, and in Parquet zstd with or "
-        "without a dictionary, whichever is smaller; files' headers are counted for the dataset only."
+    words = paragraph(
+        "The size of each column. A dash in the first column means that the values are in a dictionary of the shard, under "
+        "another name. The other two sizes are of the same rows in plain columns: in Arrow files with the dataset's codec, "
+        "and in Parquet zstd with or without a dictionary, whichever is smaller. File headers are counted for the dataset "
+        "only."
     )
-    events = savings.dataset["events"]
+    events = max(1, savings.dataset.stored_events)
 
     def cells(value: float | None) -> list[str]:
-        return ["–", "–"] if value is None else [plots.format_number(value, "B"), f"{value / max(1, events):.2f}"]
+        return ["–", "–"] if value is None else [format_number(value, "B"), f"{value / events:.2f}"]
 
     rows = [
         [column.name, *cells(column.stored), *cells(column.arrow), *cells(column.parquet)] for column in savings.columns
     ]
-    sums = [sum(getattr(column, of) or 0.0 for column in savings.columns) for of in ("stored", "arrow", "parquet")]
-    rows.append(["together", *(cell for value in sums for cell in cells(value))])
+    totals = [
+        sum(column.stored or 0.0 for column in savings.columns),
+        sum(column.arrow or 0.0 for column in savings.columns),
+        sum(column.parquet or 0.0 for column in savings.columns),
+    ]
+    rows.append(["total", *(cell for value in totals for cell in cells(value))])
     headers = ["", "as stored", "per event", "plain Arrow", "per event", "plain Parquet", "per event"]
-    return words + plots.table(headers, rows, highlight=[len(rows) - 1])
+    return words + table(headers, rows, highlight=[len(rows) - 1])
 
 
-def _losses(savings: Savings) -> list[str]:
-    """Every layout and format that beats the dataset as it is, at rest or in reading; then what numbers do not show."""
-    lost = []
-    for what, words in (("bytes", "smaller at rest"), ("read_seconds", "faster to read")):
-        mine = savings.on_disk[what]
-        better = [
-            (getattr(file, what) / mine, f"{layout.title}, {file.title}")
+def _better_files(savings: Savings) -> list[str]:
+    """Every layout and format that is smaller on disk, or faster to read, than the dataset as stored."""
+    lines = []
+    for quantity in (_DISK, _READ):
+        own = quantity.of_stored(savings.stored)
+        better = sorted(
+            (quantity.of_file(file) / own, f"{layout.title}, {file.title}")
             for layout in savings.layouts
             for file in layout.files
-            if getattr(file, what) < mine
-        ]
-        shares = "; ".join(f"{title} ({ratio:.0%} of ours)" for ratio, title in sorted(better))
-        lost.append(f"In this run, {words} than the dataset as it is: {shares or 'none'}.")
-    lost[0] += (
-        f" (The dataset has small blocks, for shuffling and memory; the others have row groups of {SLICE_BYTES // 1_000_000} MB.)"
+            if quantity.of_file(file) < own
+        )
+        shares = "; ".join(f"{title} ({ratio:.0%} of the dataset)" for ratio, title in better)
+        lines.append(f"{quantity.smaller} than the dataset as stored, in this run: {shares or 'none'}.")
+    lines[0] += (
+        " (The dataset has small blocks, for shuffling and memory; the other files have row groups of "
+        f"{SLICE_BYTES // 1_000_000} MB.)"
     )
-    return [*lost, *LIMITS]
+    return lines
 
 
-def _figures(savings: Savings) -> str:
-    mine, targets = savings.on_disk, savings.dataset["targets"]
-    headers = ["", "at rest", "± s.e.", "at rest per target", "× ours", "read", "write", "decoded per target"]
+def _results_section(savings: Savings) -> str:
+    stored, targets = savings.stored, savings.dataset.targets
+    headers = ["", "on disk", "± s.e.", "on disk per target", "× dataset", "read", "write", "in memory per target"]
     rows = [
         [
             f"{layout.title}, {file.title}",
-            ("at least " if layout.at_least else "") + plots.format_number(file.bytes, "B"),
-            "?" if file.standard_error is None else f"{file.standard_error / max(file.bytes, 1.0):.1%}",
-            plots.format_number(file.bytes / targets, "B"),
-            plots.format_number(file.bytes / mine["bytes"]),
-            plots.format_number(file.read_seconds, "s"),
-            plots.format_number(file.write_seconds, "s"),
-            plots.format_number(layout.decoded_per_target, "B"),
+            ("at least " if layout.is_lower_bound else "") + format_number(file.disk_bytes, "B"),
+            "?" if file.standard_error is None else f"{file.standard_error / max(file.disk_bytes, 1.0):.1%}",
+            format_number(file.disk_bytes / targets, "B"),
+            format_number(file.disk_bytes / stored.disk_bytes),
+            format_number(file.read_seconds, "s"),
+            format_number(file.write_seconds, "s"),
+            format_number(layout.memory_per_target, "B"),
         ]
         for layout in savings.layouts
         for file in layout.files
     ]
     own = [
-        f"longbatch dataset as it is (Arrow {mine['codec']})",
-        plots.format_number(mine["bytes"], "B"),
+        _stored_title(savings),
+        format_number(stored.disk_bytes, "B"),
         "0.0%",
-        plots.format_number(mine["per_target"], "B"),
+        format_number(stored.disk_per_target, "B"),
         "1",
-        plots.format_number(mine["read_seconds"], "s"),
+        format_number(stored.read_seconds, "s"),
         "–",
-        plots.format_number(mine["decoded_per_target"], "B"),
+        format_number(stored.memory_per_target, "B"),
     ]
-    words = "Bytes at rest and times are of the whole dataset; times are of one thread, without disk and network."
-    return plots.paragraph(words) + plots.table(headers, [*rows, own], highlight=[len(rows)])
+    words = "Sizes and times are of the whole dataset. Times are of one thread, without disk and network."
+    return paragraph(words) + table(headers, [*rows, own], highlight=[len(rows)])
 
 
 def _method(savings: Savings) -> list[str]:
     sampling = savings.sampling
     samples = [
-        f"{layout.title}: {layout.sample['share']:.1%} of it written, in {layout.sample['slices']} slices of "
-        f"{plots.format_number(layout.sample['slice_bytes'], 'B')} decoded "
-        f"({layout.sample['targets']:,} targets in {layout.sample['requests']:,} requests of "
-        f"{layout.sample['users']:,} users)."
+        f"{layout.title}: {layout.sample.share:.1%} of it was written, in {layout.sample.slices} slices of "
+        f"{format_number(layout.sample.slice_bytes, 'B')} in memory ({layout.sample.targets:,} targets in "
+        f"{layout.sample.requests:,} requests of {layout.sample.users:,} users)."
         for layout in savings.layouts
     ]
     bounds = (
         [
-            "Only some of the blocks were surveyed. In a table of fewer users, histories of one user meet in a page more often than in the "
-            "whole one, so what is shuffled or in log order would take more bytes than shown: these figures are lower bounds."
+            "Only some of the blocks were surveyed. In a table of fewer users, more histories of one user share a page than "
+            "in the full table, so the shuffled layout and those in log order would take more bytes than shown: their sizes "
+            "are lower bounds."
         ]
-        if any(layout.at_least for layout in savings.layouts)
+        if any(layout.is_lower_bound for layout in savings.layouts)
         else []
     )
     return [
-        f"Slices are stretches of the table as it would lie on disk, drawn at random (seed {sampling['seed']}), one "
-        f"from each equal part, at most {plots.format_number(sampling['budget_bytes'], 'B')} decoded per layout; from "
-        f"{sampling['blocks']:,} of the dataset's {sampling['blocks_in_dataset']:,} blocks. Totals are scaled up by "
-        "decoded bytes, which are known for all surveyed blocks; ± is the standard error of that, from the differences "
-        "between slices.",
+        f"Slices are ranges of the table as it would be on disk, chosen at random (seed {sampling.seed}), one from each "
+        f"equal part, at most {format_number(sampling.budget_bytes, 'B')} in memory per layout; from {sampling.blocks:,} of "
+        f"the dataset's {sampling.blocks_in_dataset:,} blocks. Totals are scaled up by bytes in memory, which are known for "
+        "all surveyed blocks; ± is the standard error of that, from the differences between slices.",
         *bounds,
         *samples,
-        "Below about 64 MB a slice is shorter than a file should be, and then Arrow zstd, which sees as far as a record "
-        "batch goes, does worse by user than it could: raise the budget.",
+        "A slice below about 64 MB is shorter than a file should be. Arrow zstd, whose window ends with the record batch, "
+        "then compresses layouts sorted by user worse than it could: raise the budget.",
         *(f"{name.capitalize()}: {words}." for name, words in savings.settings.items()),
-        "Times are single runs on one thread and vary by some tens of percent between runs; the dataset as it is was "
-        "read through its own reader, with every offset checked.",
-        "Bytes at rest of the dataset are its timelines, requests and dictionaries files, without vocabulary and quarantine.",
-        f"Bytes by column are of the first blocks, {savings.sampling['column_blocks']:,} of {savings.sampling['blocks_in_dataset']:,}, scaled up.",
+        "Times are of single runs on one thread and vary by some tens of percent between runs. The dataset as stored was "
+        "read through its own reader, which checks every offset.",
+        "The size of the dataset on disk is that of its timelines, requests and dictionaries files, without vocabulary and "
+        "quarantine.",
+        f"Sizes by column are of the first {sampling.column_blocks:,} surveyed blocks, of {sampling.blocks_in_dataset:,} in "
+        "the dataset, scaled up.",
     ]

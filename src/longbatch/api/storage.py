@@ -88,7 +88,7 @@ def measure(
     Example:
         >>> import longbatch as lb
         >>> savings = lb.measure("dataset", "savings", budget_bytes=1_000_000)
-        >>> savings.headline["decoded"] > 1
+        >>> savings.headline.memory > 1
         True
     """
     from longbatch.jobs.savings.measure import measure as run

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from longbatch.jobs.build import BuildSummary
-from longbatch.jobs.savings import charts
+from longbatch.jobs.savings import html_page
+from longbatch.jobs.savings.charts import Bars, Lines, format_number
 from longbatch.jobs.savings.results import Savings
 from longbatch.jobs.simulation.simulate import SimulationReport
 from longbatch.trainer.predictions import Metrics
@@ -59,7 +60,7 @@ def make_document(results: DemoResults) -> dict[str, Any]:
         "simulated": {k: v for k, v in vars(results.simulated).items() if k != "out"},
         "built": results.built.as_dict(),
         "audited": vars(results.audited),
-        "savings": results.savings.headline,
+        "savings": vars(results.savings.headline),
         "trained": {
             "steps": results.trained.steps,
             "targets": results.trained.targets,
@@ -75,17 +76,17 @@ def make_document(results: DemoResults) -> dict[str, Any]:
 def make_page(results: DemoResults) -> str:
     """Return the HTML of the self-contained page."""
     counts = results.built.counts
-    lead = charts.paragraph(
+    lead = html_page.paragraph(
         f"A simulated log of {results.simulated.rows:,} impressions by {results.simulated.users:,} users (the busiest "
         f"with {results.simulated.longest_user:,}) became a dataset of {counts.requests:,} requests with "
         f"{counts.targets:,} targets. Every request sees at most its user's newest "
-        f"{results.savings.dataset['history_length']:,} events; every event is stored once. "
+        f"{results.savings.dataset.history_length:,} events; every event is stored once. "
         "A small STCA model was trained on it."
     )
-    return charts.page(
+    return html_page.page(
         "longbatch: the main job, end to end",
         [
-            ("", lead + charts.facts(_facts(results))),
+            ("", lead + html_page.facts(_facts(results))),
             ("Savings by layout", _savings(results.savings)),
             ("Longer histories predict better", _auc(results)),
             ("Training", _training(results.trained)),
@@ -101,10 +102,10 @@ def _facts(results: DemoResults) -> list[tuple[str, str]]:
     rate = results.simulated.rows / results.built.seconds
     return [
         (
-            f"{results.savings.headline['decoded']:.0f}×",
-            "fewer bytes to decode than with a copy of the history in every sample",
+            f"{results.savings.headline.memory:.0f}×",
+            "fewer bytes in memory than with a copy of the history in every sample",
         ),
-        (f"{charts.format_number(rate)}/s", "rows of the raw log built into the dataset"),
+        (f"{format_number(rate)}/s", "rows of the raw log built into the dataset"),
         (
             f"{results.auc[shortest]:.3f} → {results.auc[longest]:.3f}",
             f"test AUC of {results.label} from {shortest:,} to {longest:,} events of history",
@@ -117,31 +118,31 @@ def _savings(savings: Savings) -> str:
     layouts = list(savings.layouts)
     titles = [layout.title for layout in layouts]
     highlighted = [len(layouts) - 1]
-    decoded = charts.bar_chart(
-        "In-memory bytes per target", titles, [layout.decoded_per_target for layout in layouts], "B",
+    in_memory = Bars(
+        "In-memory bytes per target", titles, [layout.memory_per_target for layout in layouts], "B",
         log=True, highlight=highlighted,
     )  # fmt: skip
-    codec = savings.on_disk["codec"]
-    on_disk = charts.bar_chart(
+    codec = savings.stored.codec
+    on_disk = Bars(
         "Bytes on disk: the other layouts as Parquet zstd, and the dataset as it is",
         [*titles[:-1], f"user level, as longbatch stores it (Arrow {codec})"],
-        [*(layout.file("Parquet zstd").bytes for layout in layouts[:-1]), savings.on_disk["bytes"]],
+        [*(layout.file("Parquet zstd").disk_bytes for layout in layouts[:-1]), savings.stored.disk_bytes],
         "B",
         log=True,
         highlight=highlighted,
     )
-    text = charts.paragraph(
+    text = html_page.paragraph(
         "A reader processes the in-memory bytes, whatever the codec. On disk, a strong codec compresses copies that "
         "are close together, so the order of the rows matters as much as the layout: compare with the one you use. "
         "savings/savings.html next to this page has every format and codec, read and write times, and the method."
     )
-    return text + decoded + on_disk
+    return text + in_memory.svg() + on_disk.svg()
 
 
 def _auc(results: DemoResults) -> str:
     lengths = sorted(results.auc)
     attainable = results.attainable
-    chart = charts.line_chart(
+    chart = Lines(
         f"Test AUC of {results.label} by history length at inference",
         lengths,
         {
@@ -154,7 +155,7 @@ def _auc(results: DemoResults) -> str:
         from_zero=False,
     )
     truth = attainable.get("true_probability")
-    text = charts.paragraph(
+    text = html_page.paragraph(
         "The model was trained on short histories and evaluated on later requests of the same users, at several "
         "history lengths. The line 'counting topics' is the AUC that counting topics in the same events attains, which "
         "is known because the log is simulated. A model that also learns its users from earlier requests can do better "
@@ -169,13 +170,13 @@ def _auc(results: DemoResults) -> str:
         ]
         for row in results.metrics
     ]
-    return text + chart + charts.table(["history", "label", "AUC", "GAUC", "log loss", "NE"], rows)
+    return text + chart.svg() + html_page.table(["history", "label", "AUC", "GAUC", "log loss", "NE"], rows)
 
 
 def _training(trained: TrainReport) -> str:
     steps = [step for step, _ in trained.losses]
     plotted = range(0, len(steps), max(1, len(steps) // 200))
-    chart = charts.line_chart(
+    chart = Lines(
         "Training loss",
         [steps[i] for i in plotted],
         {"loss per target": [trained.losses[i][1] for i in plotted]},
@@ -183,11 +184,11 @@ def _training(trained: TrainReport) -> str:
         "binary cross entropy",
         from_zero=False,
     )
-    text = charts.paragraph(
+    text = html_page.paragraph(
         f"{trained.steps:,} steps over {trained.targets:,} targets in {trained.seconds:.0f} s on this machine, "
         f"{trained.targets_per_second:,.0f} targets a second. Each request's history is encoded once for all targets."
     )
-    return text + chart
+    return text + chart.svg()
 
 
 def _audit(results: DemoResults) -> str:
@@ -196,14 +197,14 @@ def _audit(results: DemoResults) -> str:
         [source, *(f"{n:,}" for n in (rows.rows, rows.accepted, rows.filtered, rows.duplicate, rows.rejected))]
         for source, rows in row_accounting.items()
     ]
-    text = charts.paragraph(
+    text = html_page.paragraph(
         f"{audited.blocks_checked:,} blocks were checked for structure. All {audited.requests_checked:,} requests of "
         f"{audited.users_checked} sampled users were recomputed in plain Python from the raw log, and "
         f"{audited.events_checked:,} history events were compared one by one: {len(audited.findings)} findings. "
         "Every row of the log has exactly one outcome:"
     )
-    return text + charts.table(["source", "rows", "accepted", "filtered", "duplicate", "rejected"], outcomes)
+    return text + html_page.table(["source", "rows", "accepted", "filtered", "duplicate", "rejected"], outcomes)
 
 
 def _stages(results: DemoResults) -> str:
-    return charts.bar_chart("Seconds", list(results.seconds), list(results.seconds.values()), "s")
+    return Bars("Seconds", list(results.seconds), list(results.seconds.values()), "s").svg()

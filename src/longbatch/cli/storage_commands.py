@@ -110,8 +110,8 @@ def plan(
 
     docs/planning.md has every formula and how accurate it was.
     """
-    from longbatch.jobs.savings.capacity_plan import Demand, project, steady_volume
-    from longbatch.jobs.savings.results_file import read_savings
+    from longbatch.jobs.savings.capacity_plan import Demand, plan_capacity, steady_volume
+    from longbatch.jobs.savings.results import read_savings
 
     from .text_output import format_capacity_plan
 
@@ -123,5 +123,5 @@ def plan(
         days=days,
         events_per_user_day=requests_per_user_day * targets if events_per_user_day is None else events_per_user_day,
     )
-    planned = project(read_savings(savings), volume, Demand(trainers, requests_per_second, cores_per_host))
-    print_result(planned, as_json, lambda: format_capacity_plan(planned))
+    planned = plan_capacity(read_savings(savings), volume, Demand(trainers, requests_per_second, cores_per_host))
+    print_result(planned.as_dict(), as_json, lambda: format_capacity_plan(planned))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from longbatch.jobs.build import BuildSummary
     from longbatch.jobs.expand import Expansion
     from longbatch.jobs.forget import Forgotten
+    from longbatch.jobs.savings.capacity_plan import CapacityPlan
     from longbatch.jobs.savings.results import Savings
     from longbatch.jobs.simulation.simulate import SimulationReport
     from longbatch.jobs.vacuum import Vacuumed
@@ -207,25 +208,25 @@ def format_metrics(metrics: Sequence[Metrics]) -> str:
 
 def format_savings(savings: Savings, out: Path) -> str:
     """Format bytes and seconds of every layout as a table, and how many times the dataset's bytes they are."""
-    targets, dataset, ratios = savings.dataset["targets"], savings.on_disk, savings.headline
+    targets, stored, ratios = savings.dataset.targets, savings.stored, savings.headline
     lines = [
         f"{'layout':<32}{'format':<16}{'on disk':>12}{'per target':>12}{'in memory':>12}{'read':>10}{'write':>10}",
     ]
     lines += [
-        f"{layout.title:<32}{file.title:<16}{format_size(file.bytes):>12}{format_size(file.bytes / targets):>12}"
-        f"{format_size(layout.decoded_per_target):>12}{file.read_seconds:>9.2f}s{file.write_seconds:>9.2f}s"
+        f"{layout.title:<32}{file.title:<16}{format_size(file.disk_bytes):>12}{format_size(file.disk_bytes / targets):>12}"
+        f"{format_size(layout.memory_per_target):>12}{file.read_seconds:>9.2f}s{file.write_seconds:>9.2f}s"
         for layout in savings.layouts
         for file in layout.files
     ]
     lines += [
-        f"{'this dataset':<32}{'Arrow ' + dataset['codec']:<16}{format_size(dataset['bytes']):>12}"
-        f"{format_size(dataset['per_target']):>12}{format_size(dataset['decoded_per_target']):>12}"
-        f"{dataset['read_seconds']:>9.2f}s",
+        f"{'this dataset':<32}{'Arrow ' + stored.codec:<16}{format_size(stored.disk_bytes):>12}"
+        f"{format_size(stored.disk_per_target):>12}{format_size(stored.memory_per_target):>12}"
+        f"{stored.read_seconds:>9.2f}s",
         "how many times the bytes of this dataset the other layouts take:",
-        f"  on disk (Parquet zstd): sample level {ratios['shuffled']:.0f} shuffled, "
-        f"{ratios['log_order']:.1f} in log order, {ratios['sorted_by_user']:.1f} sorted by user",
-        f"  the smallest other layout, {ratios['smallest_title']}: {ratios['smallest']:.2f}",
-        f"  in memory: sample level {ratios['decoded']:.0f}",
+        f"  on disk (Parquet zstd): sample level {ratios.shuffled:.0f} shuffled, "
+        f"{ratios.log_order:.1f} in log order, {ratios.sorted_by_user:.1f} sorted by user",
+        f"  the smallest other layout, {ratios.smallest_title}: {ratios.smallest:.2f}",
+        f"  in memory: sample level {ratios.memory:.0f}",
         f"open {out}/savings.html",
     ]
     return "\n".join(lines)
@@ -246,38 +247,37 @@ def format_expansion(expansion: Expansion) -> str:
     return "\n".join(lines)
 
 
-def format_capacity_plan(plan: Mapping[str, Any]) -> str:
+def format_capacity_plan(plan: CapacityPlan) -> str:
     """Format a capacity plan: storage by layout, the build, and reading."""
-    volume, build, reading, sample = (plan[name] for name in ("volume", "build", "reading", "sample"))
-    targets, demand = volume["targets"], plan["demand"]
+    volume, build, reading, sample, demand = plan.volume, plan.build, plan.reading, plan.sample, plan.demand
     lines = [
-        f"{volume['users']:,.0f} users, {volume['requests']:,.0f} requests, {targets:,.0f} targets, "
-        f"{volume['stored_events']:,.0f} stored events",
-        f"from a sample of {sample['users']:,.0f} users, {sample['history_events'] / sample['requests']:,.0f} events "
-        f"in a history (of {sample['history_length']:,.0f} at most), {sample['targets'] / sample['requests']:.3g} "
+        f"{volume.users:,.0f} users, {volume.requests:,.0f} requests, {volume.targets:,.0f} targets, "
+        f"{volume.stored_events:,.0f} stored events",
+        f"from a sample of {sample.users:,.0f} users, {sample.history_events / sample.requests:,.0f} events "
+        f"in a history (of {plan.sample_history_length:,} at most), {sample.targets / sample.requests:.3g} "
         "targets per request",
-        *(f"caution: {caution}" for caution in plan["cautions"]),
+        *(f"caution: {caution}" for caution in plan.cautions),
         "",
         f"{'storage':<46}{'on disk':>12}{'in memory':>12}{'on disk per target':>20}",
     ]
     lines += [
-        f"{layout['title']:<46}{format_size(layout['bytes']):>12}{format_size(layout['decoded_bytes']):>12}"
-        f"{format_size(layout['bytes'] / targets):>20}"
-        for layout in plan["layouts"]
+        f"{layout.title:<46}{format_size(layout.disk_bytes):>12}{format_size(layout.memory_bytes):>12}"
+        f"{format_size(layout.disk_bytes / volume.targets):>20}"
+        for layout in plan.layouts
     ]
     table: Table = [
         ("build", ""),
-        ("  rows of the log", f"{build['log_rows']:,.0f}"),
-        ("  shuffled", format_size(build["shuffle_bytes"])),
-        ("  each further day", f"{build['day_rows']:,.0f} rows, {format_size(build['day_shuffle_bytes'])} shuffled"),
-        ("  buckets", f"{build['buckets']:,.0f} of {build['rows_per_bucket']:,.0f} rows"),
-        ("  memory per task", format_size(build["task_memory_bytes"])),
-        (f"reading, {demand['trainers']:,} trainers", ""),
-        ("  requests", f"{reading['requests_per_second']:,.0f}/s; an epoch takes {reading['epoch_days']:.1f} days"),
-        ("  from storage", f"{format_size(reading['read_bytes_per_second'])}/s"),
-        ("  to trainers", f"{format_size(reading['batch_bytes_per_second'])}/s"),
-        ("  loader cores", f"{reading['cores']:,.0f}"),
-        ("  loader hosts", f"{reading['hosts']:,.0f} of {demand['cores_per_host']} cores"),
+        ("  rows of the log", f"{build.log_rows:,.0f}"),
+        ("  shuffled", format_size(build.shuffle_bytes)),
+        ("  each further day", f"{build.day_rows:,.0f} rows, {format_size(build.day_shuffle_bytes)} shuffled"),
+        ("  buckets", f"{build.buckets:,.0f} of {build.rows_per_bucket:,.0f} rows"),
+        ("  memory per task", format_size(build.task_memory_bytes)),
+        (f"reading, {demand.trainers:,} trainers", ""),
+        ("  requests", f"{reading.requests_per_second:,.0f}/s; an epoch takes {reading.epoch_days:.1f} days"),
+        ("  from storage", f"{format_size(reading.read_bytes_per_second)}/s"),
+        ("  to trainers", f"{format_size(reading.batch_bytes_per_second)}/s"),
+        ("  loader cores", f"{reading.cores:,.0f}"),
+        ("  loader hosts", f"{reading.hosts:,.0f} of {demand.cores_per_host} cores"),
     ]
     return "\n".join([*lines, "", _format_table(table)])
 
@@ -287,7 +287,7 @@ def format_benchmark(checks: Sequence[Check], figures: Sequence[Figure]) -> str:
     lines = [f"{figure.name:<58} {_format_number(figure.value):>12} {figure.unit}" for figure in figures]
     lines += ["", f"{'check':<58} {'value':>12} {'limit':>12}  holds"]
     lines += [
-        f"{check.name:<58} {_format_number(check.value):>12} {check.sense} {_format_number(check.limit):>9}  "
+        f"{check.name:<58} {_format_number(check.value):>12} {check.comparison} {_format_number(check.limit):>9}  "
         f"{'yes' if check.holds else 'NO'}"
         for check in checks
     ]
@@ -306,8 +306,8 @@ def format_demo(results: DemoResults, out: Path) -> str:
             f"dataset {format_size(results.built.bytes)}",
             f"audit: {audited.requests_checked:,} requests of {audited.users_checked} users recomputed from the raw "
             f"log, {len(audited.findings)} findings",
-            f"savings: {ratios['decoded']:.0f}x fewer bytes in memory than sample level; on disk (Parquet zstd) "
-            f"{ratios['log_order']:.1f}x fewer than in log order, {ratios['sorted_by_user']:.1f}x than sorted by user",
+            f"savings: {ratios.memory:.0f}x fewer bytes in memory than sample level; on disk (Parquet zstd) "
+            f"{ratios.log_order:.1f}x fewer than in log order, {ratios.sorted_by_user:.1f}x than sorted by user",
             format_metrics([row for row in results.metrics if row["label"] == results.label]),
             f"AUC of {results.label} attainable by counting topics in the newest events: {attainable}",
             f"{stages}; {sum(results.seconds.values()):.0f} s in total",

@@ -81,5 +81,5 @@ def test_quarantined_rows_with_a_wrong_row_number_are_reported(log: Path, tmp_pa
         path = dataset.path / entry.path
         rows = pl.read_parquet(path)
         rows.with_columns(pl.col("_source_row").shift(1, fill_value=0)).write_parquet(path)
-    found, right = compare_quarantine(dataset, accounting)["quarantine: rows true to file and row"]
+    found, right = compare_quarantine(dataset, accounting)["quarantine: rows equal to their row of the file"]
     assert found < 0.1 * right
