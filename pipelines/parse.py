@@ -6,12 +6,11 @@ A value that is present but not readable never becomes a null or a zero silently
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 
 import polars as pl
 
-from longbatch.schemas.errors import SourceError, SpecError
+from longbatch.schemas.errors import SourceError
 from longbatch.schemas.source_schema import ActionValue, MappedColumn, RequestIdColumn
 from longbatch.schemas.spec.build_spec import BuildSpec, Role
 from longbatch.schemas.spec.columns import Feature, IdColumn, Label, TimeColumn
@@ -73,27 +72,6 @@ def read_column(mapped: MappedColumn, role: Role, name: str, raw_schema: pl.Sche
     if reason is None or getattr(mapped, "default", None) is not None:
         return reading
     return replace(reading, faults={reason: pl.col(column).is_null(), **reading.faults})
-
-
-def parse_moment(text: str) -> datetime:
-    """Parse the ISO 8601 time of `--until`.
-
-    Args:
-        text: A date or time; without an offset it is in UTC.
-
-    Returns:
-        An aware datetime.
-
-    Raises:
-        SpecError: The text is not an ISO 8601 time.
-    """
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise SpecError(
-            f"--until {text!r} is not an ISO time. Write one such as 2026-03-01 or 2026-03-01T06:00Z."
-        ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def polars_type(type_name: str) -> pl.DataType:

@@ -249,7 +249,7 @@ def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) ->
     collisions = words.height - words["id"].n_unique()
     if known:
         before = pl.concat([pl.read_ipc(check_file(context.root, entry)) for entry in known])
-        words = words.join(before, on=["id", "string"], how="anti").sort("id", "text")
+        words = words.join(before, on=["id", "string"], how="anti").sort("id", "string")
         ids = pl.concat([before["id"], words["id"]])
         # Collisions within `before` were counted by the increments that wrote it.
         collisions = len(ids) - ids.n_unique() - (before.height - before["id"].n_unique())
