@@ -1,25 +1,49 @@
-"""The books of a build: what became of every row, every event and every target."""
+"""Row accounting: the outcome of every row, event and target of a build."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
 
 from .errors import DataError
 
-# Why a sound row is left out: its user has too many events, too few; it is older than the newest that are kept;
-# the window of a label of its request was not over when the log ended.
+# Why a valid row is left out of a dataset: its user has too many events and is rejected, or too few; the event is not
+# among the newest that are kept of a heavy user; the label window of its request is still open at the end of the log.
 POLICIES = ("rejected_user", "short_history", "heavy_user_cap", "pending_label")
+
+T = TypeVar("T")
+
+
+def _sum_fields(first: T, second: T, add: Callable[[Any, Any], Any]) -> T:
+    """Add two dataclass instances of one type field by field."""
+    values = {f.name: add(getattr(first, f.name), getattr(second, f.name)) for f in fields(first)}  # type: ignore[arg-type]
+    return type(first)(**values)
+
+
+def _add(first: int | Mapping[str, int], second: int | Mapping[str, int]) -> int | dict[str, int]:
+    """Add two numbers, or two mappings by key; keys whose sum is 0 are left out."""
+    if isinstance(first, int) and isinstance(second, int):
+        return first + second
+    if isinstance(first, int) or isinstance(second, int):
+        raise TypeError(f"cannot add {first!r} and {second!r}")
+    sums = {key: first.get(key, 0) + second.get(key, 0) for key in sorted({*first, *second})}
+    return {key: value for key, value in sums.items() if value}
 
 
 @dataclass(frozen=True)
 class RowAccounting:
-    """The outcome of a source's rows: `rows = filtered + rejected + duplicate + accepted + sum(policies)`.
+    """Outcomes of the rows of a source: `rows = filtered + rejected + duplicate + accepted + sum(policies)`.
 
-    `reasons` counts a rejected row under each of its reasons; `policies` counts sound rows that a policy of the
-    spec left out of every role they play, by the policy (POLICIES); `empty_list` counts rows that an `explode`
-    turned into none (they are not among `rows`).
+    Attributes:
+        rows: Rows that were read; an exploded row counts once per list element.
+        filtered: Rows that no `where` selects.
+        rejected: Rows with at least one error.
+        duplicate: Copies of another row.
+        accepted: Rows that became events, targets or actions.
+        empty_list: Rows with an empty list to explode, which are not among `rows`.
+        reasons: Rejected rows by reason; a row counts once for each of its reasons.
+        policies: Valid rows that a policy left out of all of their roles, by policy (POLICIES).
     """
 
     rows: int = 0
@@ -32,46 +56,55 @@ class RowAccounting:
     policies: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: RowAccounting) -> RowAccounting:
-        """Return the books of both parts."""
-        return RowAccounting(
-            self.rows + other.rows,
-            self.filtered + other.filtered,
-            self.rejected + other.rejected,
-            self.duplicate + other.duplicate,
-            self.accepted + other.accepted,
-            self.empty_list + other.empty_list,
-            _sum(self.reasons, other.reasons),
-            _sum(self.policies, other.policies),
-        )
+        """Return the sum of two parts, field by field."""
+        return _sum_fields(self, other, _add)
 
     def check(self, source: str) -> None:
-        """Raise DataError unless every row has exactly one outcome."""
-        accounted = self.filtered + self.rejected + self.duplicate + self.accepted + sum(self.policies.values())
-        if self.rows != accounted:
+        """Check that every row has exactly one outcome.
+
+        Args:
+            source: Name of the source, for the error.
+
+        Raises:
+            DataError: The outcomes do not add up to the rows.
+        """
+        outcomes = self.filtered + self.rejected + self.duplicate + self.accepted + sum(self.policies.values())
+        if self.rows != outcomes:
             raise DataError(
-                f"source {source}: {self.rows:,} rows in, but {accounted:,} accounted for "
-                f"({self.as_dict()}); nothing is committed; please report this as a bug"
+                f"source {source}: {self.rows:,} rows in, but {outcomes:,} accounted for "
+                f"({self.as_dict()}). Nothing was committed; please report this as a bug."
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
-
-
-def _sum(mine: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
-    """Return the counts of both by name, those that are not zero."""
-    counts = {name: mine.get(name, 0) + others.get(name, 0) for name in sorted({*mine, *others})}
-    return {name: count for name, count in counts.items() if count}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a dataset holds, and which accepted events and targets it had no use for.
+    """What a dataset contains, and which accepted events and targets it leaves out.
 
-    `stored` counts distinct events; `stored_with_overlap` counts those again that overlapping segments
-    of heavy_users repeat. `history_events` is the sum of the history lengths of all requests. Left out by a policy:
-    `capped_events` of `capped_users` (heavy_users, whose newest are kept), events and targets of `rejected_users` and of
-    `short_users`, and the `pending_targets` of `pending_requests`.
+    Attributes:
+        users: Users with a timeline.
+        segments: Rows of the timelines table.
+        requests: Rows of the requests table.
+        targets: Targets of all requests.
+        events: Accepted events that no policy left out; `stored + beyond_history + after_last_request`.
+        stored: Distinct events in the timelines.
+        stored_with_overlap: Events in the timelines; an event counts once for each segment that contains it.
+        beyond_history: Events that are older than the history of every request.
+        after_last_request: Events that no request can see because they are too late.
+        history_events: Sum of the history lengths of all requests.
+        capped_users: Heavy users whose newest events are kept.
+        capped_events: Older events of these users.
+        rejected_users: Users rejected because of too many events.
+        rejected_events: Events of these users.
+        rejected_targets: Targets of these users.
+        short_users: Users rejected because of too few events.
+        short_events: Events of these users.
+        short_targets: Targets of these users.
+        pending_requests: Requests whose label window is still open at the end of the log.
+        pending_targets: Targets of these requests.
     """
 
     users: int = 0
@@ -96,27 +129,31 @@ class Counts:
     pending_targets: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        """Return the counts of both parts."""
-        mine, others = asdict(self), asdict(other)
-        return Counts(**{name: mine[name] + others[name] for name in mine})
+        """Return the sum of two parts, field by field."""
+        return _sum_fields(self, other, _add)
 
     def check(self, accepted_events: int | None = None, accepted_targets: int | None = None) -> None:
-        """Raise DataError unless every accepted event is stored or out of every request's reach, every target there.
+        """Check that every accepted event and target is in the dataset or counted as left out.
 
-        Given are the accepted rows of the logs of events and of targets, where a log feeds nothing else.
+        Args:
+            accepted_events: Accepted rows of the log of events, or None if the log has other roles too.
+            accepted_targets: Accepted rows of the log of targets, or None if the log has other roles too.
+
+        Raises:
+            DataError: Events or targets are missing.
         """
         accounted = self.stored + self.beyond_history + self.after_last_request
         if self.events != accounted or (accepted_events is not None and accepted_events != self.events):
             raise DataError(
-                f"{accepted_events} events accepted, {self.events:,} arrived, {accounted:,} accounted for; "
-                "nothing is committed; please report this as a bug"
+                f"{accepted_events} events accepted, {self.events:,} arrived, {accounted:,} accounted for. "
+                "Nothing was committed; please report this as a bug."
             )
         if accepted_targets is not None and accepted_targets != self.targets:
             raise DataError(
-                f"{accepted_targets:,} targets accepted, {self.targets:,} in requests; "
-                "nothing is committed; please report this as a bug"
+                f"{accepted_targets:,} targets accepted, but {self.targets:,} in requests. "
+                "Nothing was committed; please report this as a bug."
             )
 
     def as_dict(self) -> dict[str, int]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)

@@ -1,7 +1,7 @@
-"""The errors users meet: each says what was found, where, and what to do.
+"""Errors for users: the message says what is wrong, where, what was found, and what to do.
 
-Every error takes one argument, so that it survives pickling between processes.
-The exit code of the command line is the error's class attribute.
+Every error takes one argument, so that it can be pickled between processes. `exit_code` is the exit code of the
+command line.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ class DataError(LongbatchError):
 
 
 class DatasetError(LongbatchError):
-    """A dataset on disk is missing, short, altered or of an unknown version."""
+    """A dataset on disk is missing, truncated, altered or of an unknown version."""
 
 
 class SpecError(LongbatchError):
-    """The build spec, or an argument, cannot be meant as written."""
+    """The build spec, or an argument, is invalid or inconsistent."""
 
     exit_code = 2
 
 
 class SourceError(SpecError):
-    """A source names files or columns that are not there."""
+    """A source names files or columns that do not exist."""
 
 
 class MachineError(LongbatchError):
-    """Something of the environment is missing or full: disk, Java, an optional package."""
+    """Something in the environment is missing or full: the disk, Java, or an optional package."""
 
     exit_code = 3

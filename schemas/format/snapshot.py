@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.profile import Profile, profile_of
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.spec.messages import has_renamed_keys
 
 from .disk import check_file, disk_message, sync_folder, write_durably
 from .manifest import FileEntry, ShardEntry, read_shards_table, shards_table
@@ -229,20 +231,22 @@ def read_snapshot(root: Path, number: int | None = None) -> Snapshot:
                 f"{path} has format {version}, but this longbatch reads format {FORMAT_VERSION}. "
                 "Install a version that reads it, or build the dataset again."
             )
-        _check_key_names(document, path)
+        if "ledgers" in document:
+            raise DatasetError(_outdated(path))
         return _parse(root, number, document, path)
+    except ValidationError as error:
+        if has_renamed_keys(error):
+            raise DatasetError(_outdated(path)) from None
+        raise DatasetError(f"{path} has an invalid spec ({error}). Restore it or build again.") from None
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise DatasetError(
             f"{path} is not a readable snapshot ({type(error).__name__}: {error}). Restore it or build again."
         ) from None
 
 
-def _check_key_names(document: dict[str, Any], path: Path) -> None:
-    """Refuse a snapshot with keys that were renamed before the first release."""
-    sources = document["spec"]["sources"].values() if "spec" in document else ()
-    has_old_spec = any("made_time" in source or "text" in (source.get("explode") or {}) for source in sources)
-    if "ledgers" in document or has_old_spec:
-        raise DatasetError(f"{path} was built by an earlier development version. Build the dataset again.")
+def _outdated(path: Path) -> str:
+    """The error for a snapshot with key names from before the first release."""
+    return f"{path} was built by an earlier development version. Build the dataset again."
 
 
 def _parse(root: Path, number: int, document: dict[str, Any], path: Path) -> Snapshot:

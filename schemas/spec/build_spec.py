@@ -1,7 +1,7 @@
 """The build spec: which columns of which logs become history, requests, targets and labels.
 
-A spec is a TOML file. Unknown keys are errors that name the nearest known key; shorthands
-(`user_id = "uid"`, `author_id = "int32"`) are expanded on reading, so that the rest of the code sees one form.
+A spec is a TOML file; docs/spec.md describes every key. Unknown keys are errors that name the most similar known key.
+Shorthands (`user_id = "uid"`, `author_id = "int32"`) are expanded on reading, so that code sees the long form only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ RESERVED_NAMES = frozenset({"item_id", "event_time", "user_id", "request_id", "r
 
 
 class History(Strict):
-    """What enters the timelines."""
+    """Section [history]: which rows become events of the timelines.
+
+    Attributes:
+        source: Source that the events come from.
+        where: SQL-like condition that selects rows.
+        event_time: Time of an event; events of a timeline are in this order.
+        arrival_time: Time from which serving knew the event; by default the event time.
+        delay: Time until a known event can be in a history (the serving delay).
+        request_id: Request that showed the item. An event is never in the history of its own request.
+    """
 
     source: str
     where: str | None = None
@@ -46,10 +55,21 @@ class History(Strict):
 
 
 class Requests(Strict):
-    """What becomes requests, their targets and labels.
+    """Section [requests]: which rows become targets, and how targets form requests.
 
-    Without a `request_id` the rows of a user are grouped: those at most `session_gap` after the one before
-    (0s: those of the same time) are one request, and at most `max_targets` of them, if given.
+    Without a `request_id`, consecutive rows of a user are one request while each is at most `session_gap` after the
+    one before.
+
+    Attributes:
+        source: Source that the targets come from.
+        where: SQL-like condition that selects rows.
+        request_time: Time of the request; a history ends before it.
+        request_id: Rows with the same id are one request.
+        session_gap: Largest time between rows of a request; 0s groups rows of the same time only.
+        max_targets: Largest number of targets of a grouped request.
+        features: Features of the request, which all of its rows share.
+        target_features: Features of each target.
+        labels: Labels of each target.
     """
 
     source: str
@@ -66,7 +86,7 @@ class Requests(Strict):
 
     @property
     def session_gap_us(self) -> int:
-        """The longest time between neighbouring rows of one request, in microseconds."""
+        """The longest time between consecutive rows of one request, in microseconds."""
         return duration_us(self.session_gap)
 
     @property
@@ -77,22 +97,29 @@ class Requests(Strict):
     @model_validator(mode="after")
     def _one_way_to_group(self) -> Self:
         if self.request_id and (self.session_gap_us or self.max_targets):
-            raise ValueError("request_id says what a request is; take away session_gap and max_targets, or request_id")
+            raise ValueError(
+                "request_id already defines the requests; remove it, or remove session_gap and max_targets"
+            )
         return self
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
-        twice = set(self.target_features) & set(self.labels)
-        if twice:
-            raise ValueError(f"{sorted(twice)} are both target features and labels; rename one")
+        shared = set(self.target_features) & set(self.labels)
+        if shared:
+            raise ValueError(f"{sorted(shared)} are both target features and labels; rename one")
         return self
 
 
 class Actions(Strict):
-    """The log of what users did later, for labels with an `aggregate`.
+    """Section [actions]: the log of later user actions, for labels with an `aggregate` (delayed labels).
 
-    Actions belong to a target by (request_id, item_id) where they carry a `request_id`, else by
-    (user_id, item_id). The log is complete up to `until`; if that is not said, up to its latest action.
+    An action belongs to the targets with its (request_id, item_id) if the log has a `request_id`, else to those with
+    its (user_id, item_id).
+
+    Attributes:
+        source: Source that the actions come from.
+        where: SQL-like condition that selects rows.
+        until: Time up to which the log is complete; by default the time of its latest action.
     """
 
     source: str
@@ -105,16 +132,18 @@ class Actions(Strict):
 
 
 class Items(Strict):
-    """What belongs to an item and not to an event: history features that are stored once per item of a shard."""
+    """Section [items]: history features that belong to an item, so that a shard stores them once per item."""
 
     features: tuple[Name, ...] = ()
 
 
 class Users(Strict):
-    """Policies for users that no model wants.
+    """Section [users]: policies for users with very many or very few events.
 
-    Of a user with more than `max_events` events the newest are kept, or the user is rejected with all requests;
-    users with fewer than `min_events` are rejected too.
+    Attributes:
+        max_events: Largest number of events of a user.
+        over_max_events: For users with more, keep the newest events, or reject the user with all requests.
+        min_events: Users with fewer events are rejected.
     """
 
     max_events: int | None = Field(default=None, ge=1)
@@ -124,12 +153,21 @@ class Users(Strict):
     @model_validator(mode="after")
     def _some_user_left(self) -> Self:
         if self.max_events is not None and self.max_events < self.min_events:
-            raise ValueError(f"max_events {self.max_events} is below min_events {self.min_events}: no user would stay")
+            raise ValueError(
+                f"max_events {self.max_events} is less than min_events {self.min_events}, so no user would remain"
+            )
         return self
 
 
 class Expectations(Strict):
-    """Great Expectations: how many rows of a table are sampled, and the user's own suites (JSON files)."""
+    """Section [expectations]: settings of the data checks with Great Expectations.
+
+    Attributes:
+        sample_rows: Number of sampled rows of each table.
+        events: JSON file of the user's own suite for the table of events.
+        impressions: JSON file of the user's own suite for the table of impressions.
+        requests: JSON file of the user's own suite for the table of requests.
+    """
 
     sample_rows: int = Field(default=10_000, ge=1, le=1_000_000)
     events: str | None = None
@@ -138,12 +176,25 @@ class Expectations(Strict):
 
     @property
     def suites(self) -> dict[str, str | None]:
-        """Table -> path of the user's own suite for it, or None."""
+        """Path of the user's own suite by table, or None."""
         return {"events": self.events, "impressions": self.impressions, "requests": self.requests}
 
 
 class BuildSpec(Strict):
-    """A whole build: sources, what they mean, and how the dataset is stored."""
+    """A complete build spec: sources, their semantics, and how the dataset is stored.
+
+    Attributes:
+        name: Name of the dataset, for reports.
+        history_length: Largest number of events of a history.
+        compression: Codec of the shards' files.
+        encoding: "compact" or "plain" columns; by default compact unless compression is "none".
+        block_events: Target number of events of a block.
+        block_targets: Target number of targets of a block.
+        time_range: Earliest and latest valid time; rows outside are rejected.
+        max_rejected: Largest share of rejected rows of a source, else the build fails.
+        max_rejected_for: Largest share of rows rejected for one reason, by reason.
+        sources: Sources by name.
+    """
 
     name: str = "dataset"
     history_length: int = Field(default=10_000, ge=1, le=1_000_000)
@@ -166,15 +217,25 @@ class BuildSpec(Strict):
     expectations: Expectations = Expectations()
 
     def section(self, role: Role) -> History | Requests | Actions:
-        """Return the section of a role that the spec has."""
-        found: History | Requests | Actions | None = getattr(self, role)
-        if found is None:
-            raise SpecError(f"the spec has no section [{role}]")
-        return found
+        """Return the section of a role.
+
+        Args:
+            role: "history", "requests" or "actions".
+
+        Returns:
+            The section.
+
+        Raises:
+            SpecError: The spec has no section [actions].
+        """
+        section: History | Requests | Actions | None = getattr(self, role)
+        if section is None:
+            raise SpecError(f"the spec has no section [{role}]; add it")
+        return section
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """The roles that rows can play: history, requests, and actions where the spec has that section."""
+        """The roles of rows: history, requests, and actions if the spec has that section."""
         return ROLES if self.actions else ROLES[:2]
 
     @model_validator(mode="after")
@@ -182,53 +243,59 @@ class BuildSpec(Strict):
         for role in self.roles:
             source = self.section(role).source
             if source not in self.sources:
-                raise ValueError(f"{role}.source is {source!r}, but the sources are {sorted(self.sources)}")
+                raise ValueError(f"{role}.source is {source!r}, which is not one of the sources {sorted(self.sources)}")
         unused = set(self.sources) - {self.section(role).source for role in self.roles}
         if unused:
-            raise ValueError(f"sources {sorted(unused)} are used by none of {', '.join(self.roles)}")
+            raise ValueError(f"sources {sorted(unused)} are not used by {' or '.join(self.roles)}; remove them")
         self._check_ids()
         self._check_actions()
         self._check_encoding()
         self._refuse_reserved_names()
         if any(not 0 <= share <= 1 for share in self.max_rejected_for.values()):
-            raise ValueError("max_rejected_for holds shares of rows between 0 and 1, such as 0.001")
+            raise ValueError("max_rejected_for must have shares of rows between 0 and 1, such as 0.001")
         return self
 
     def _check_ids(self) -> None:
-        """Ids that meet must be of one type; of one source, the user is one column."""
-        asked = self.requests
+        """Ids that are joined must have one type; roles that share a source must share its user column."""
+        requests = self.requests
         for role in self.roles:
             other = self.section(role)
-            if other.source == asked.source and other.user_id != asked.user_id:
-                raise ValueError(f"{role} and requests read one source, so their user_id must be the same column")
-            if other.user_id.type != asked.user_id.type:
-                raise ValueError(f"{role}.user_id and requests.user_id differ in type, so no user would ever match")
-            if other.request_id and asked.request_id is None:
+            if other.source == requests.source and other.user_id != requests.user_id:
+                raise ValueError(f"{role} and requests read the same source, so they must have the same user_id column")
+            if other.user_id.type != requests.user_id.type:
+                raise ValueError(f"{role}.user_id and requests.user_id have different types, so no user would match")
+            if other.request_id and requests.request_id is None:
                 raise ValueError(f"{role}.request_id is mapped but requests.request_id is not; map both or neither")
-            if other.request_id and asked.request_id and other.request_id.type != asked.request_id.type:
-                raise ValueError(f"{role}.request_id and requests.request_id differ in type, so none would ever match")
+            if other.request_id and requests.request_id and other.request_id.type != requests.request_id.type:
+                raise ValueError(
+                    f"{role}.request_id and requests.request_id have different types, so no request would match"
+                )
         if self.actions and self.actions.source == self.history.source and self.actions.user_id != self.history.user_id:
-            raise ValueError("actions and history read one source, so their user_id must be the same column")
+            raise ValueError("actions and history read the same source, so they must have the same user_id column")
 
     def _check_actions(self) -> None:
-        later = self.requests.delayed_labels
-        if later and self.actions is None:
-            raise ValueError(f"labels {sorted(later)} have an `aggregate`; say over which log in a section [actions]")
-        if self.actions and not later:
-            raise ValueError("section [actions] is there, but no label has an `aggregate`; add one, or remove it")
+        delayed = self.requests.delayed_labels
+        if delayed and self.actions is None:
+            raise ValueError(
+                f"labels {sorted(delayed)} have an `aggregate`; name the log of actions in a section [actions]"
+            )
+        if self.actions and not delayed:
+            raise ValueError(
+                "there is a section [actions], but no label has an `aggregate`; remove the section or add such a label"
+            )
         if self.actions and self.actions.item_id.type != self.requests.item_id.type:
-            raise ValueError("actions.item_id and requests.item_id differ in type, so no item would ever match")
+            raise ValueError("actions.item_id and requests.item_id have different types, so no item would match")
 
     def _check_encoding(self) -> None:
         if self.encoding == "compact" and self.compression == "none":
-            raise ValueError('encoding "compact" only makes columns compress; with compression "none" it is "plain"')
+            raise ValueError('encoding "compact" needs compression "zstd" or "lz4"; change one of them')
         unknown = [name for name in self.items.features if name not in self.history.features]
         if unknown:
             raise ValueError(
-                f"items.features {unknown} are no features of the history, {sorted(self.history.features)}"
+                f"items.features {unknown} are not history features; these are {sorted(self.history.features)}"
             )
         if self.items.features and not self.is_compact:
-            raise ValueError("items.features are stored once per item in the compact encoding only; take them away")
+            raise ValueError('items.features need encoding "compact"; remove them or change the encoding')
 
     def _refuse_reserved_names(self) -> None:
         features = [*self.history.features, *self.requests.features]
@@ -237,11 +304,11 @@ class BuildSpec(Strict):
             set(self.requests.features) & {"segment", "timeline_row", "history_end", "history"}
         )
         if reserved:
-            raise ValueError(f"{sorted(reserved)} are columns of the format itself; give the feature another name")
+            raise ValueError(f"{sorted(reserved)} are reserved for columns of the format; rename these features")
 
     @property
     def is_compact(self) -> bool:
-        """Whether files hold the compact encoding: by default where they are compressed."""
+        """Whether files have the compact encoding."""
         return (self.encoding or ("plain" if self.compression == "none" else "compact")) == "compact"
 
     @property
@@ -250,7 +317,11 @@ class BuildSpec(Strict):
         return self.history.source == self.requests.source
 
     def with_paths_from(self, folder: Path) -> BuildSpec:
-        """Return the spec with the relative paths of sources and suites made absolute against `folder`."""
+        """Return the spec with all relative paths made absolute.
+
+        Args:
+            folder: Folder that the paths of sources and suites are relative to.
+        """
         sources = {
             name: source.model_copy(update={"path": tuple(_absolute(p, folder, source.format) for p in source.path)})
             for name, source in self.sources.items()
@@ -268,18 +339,45 @@ def _absolute(path: str, folder: Path, format: SourceFormat | None) -> str:
 
 
 def parse_spec(text: str, origin: str = "spec") -> BuildSpec:
-    """Read a spec from TOML text. Raises SpecError naming the key, what was found, and the nearest known key."""
+    """Read a spec from TOML.
+
+    Args:
+        text: TOML document.
+        origin: Name of the document in errors.
+
+    Returns:
+        The spec, with shorthands expanded.
+
+    Raises:
+        SpecError: The document is not TOML, or keys are invalid; the message lists all invalid keys.
+
+    Example:
+        >>> spec = parse_spec(open("spec.toml").read())  # doctest: +SKIP
+    """
     try:
         return BuildSpec.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{origin} is not TOML: {error}") from None
+        raise SpecError(f"{origin} is not valid TOML: {error}") from None
     except ValidationError as error:
         problems = "\n".join(f"  {explain(detail, BuildSpec)}" for detail in error.errors())
-        raise SpecError(f"{origin} does not say what to build:\n{problems}") from None
+        raise SpecError(f"{origin} is not a valid build spec:\n{problems}") from None
 
 
 def load_spec(path: str | Path) -> BuildSpec:
-    """Read a spec file; relative source paths are taken from the spec's own folder."""
+    """Read a spec file.
+
+    Args:
+        path: TOML file. Relative paths in it are relative to its folder.
+
+    Returns:
+        The spec, with absolute paths.
+
+    Raises:
+        SpecError: The file cannot be read or is invalid; the message lists all invalid keys.
+
+    Example:
+        >>> spec = load_spec("spec.toml")  # doctest: +SKIP
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")

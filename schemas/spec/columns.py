@@ -1,4 +1,4 @@
-"""The columns a spec maps: ids, times, features, labels; their types, and which of their values are allowed."""
+"""The columns that a spec maps: ids, times, features and labels, with their types and allowed values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,21 @@ LABEL_TYPE_OF: dict[str, LabelType] = {"any": "int8", "count": "int32", "sum": "
 
 
 def duration_us(text: str) -> int:
-    """Microseconds of a duration such as "5s", "250ms", "2h"; units us, ms, s, m, h, d."""
+    """Convert a duration to microseconds.
+
+    Args:
+        text: An integer and one of the units us, ms, s, m, h, d, such as "5s" or "250ms".
+
+    Returns:
+        Microseconds.
+
+    Raises:
+        ValueError: The text is not a duration.
+
+    Example:
+        >>> duration_us("2h")
+        7200000000
+    """
     match = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", text)
     if match is None or match[2] not in DURATION_US:
         raise ValueError(f"{text!r} is not a duration; write a whole number and a unit, such as 5s, 250ms, 2h, 1d")
@@ -30,7 +44,7 @@ def duration_us(text: str) -> int:
 
 def _is_duration(value: str) -> str:
     if duration_us(value) > LONGEST_US:
-        raise ValueError("a duration of more than a century; check its unit")
+        raise ValueError("the duration is longer than a century; check its unit")
     return value
 
 
@@ -39,25 +53,29 @@ def _column(value: Any) -> Any:
 
 
 def one_or_more(value: Any) -> Any:
-    """Let a text stand for a list of one."""
+    """Wrap a string in a tuple; the shorthand for a list of one.
+
+    Args:
+        value: A string, or anything else, which is returned unchanged.
+    """
     return (value,) if isinstance(value, str) else value
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses keys it does not know."""
+    """Base of all models of the spec: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class IdColumn(Strict):
-    """A column of ids: `int64` as they are, or `string`, hashed to int64 with the text kept."""
+    """A column of ids: `int64` ids are stored unchanged, `string` ids are hashed to int64 and kept in the vocabulary."""
 
     column: str
     type: Literal["int64", "string"] = "int64"
 
 
 class TimeColumn(Strict):
-    """A column of times. A timestamp-typed column needs no unit; numbers need s, ms or us; text needs iso."""
+    """A column of times: timestamps need no unit, numbers need s, ms or us, and strings need iso or a `format`."""
 
     column: str
     unit: TimeUnit | None = None
@@ -68,12 +86,17 @@ class TimeColumn(Strict):
     @classmethod
     def _is_known(cls, value: str) -> str:
         if value not in available_timezones():
-            raise ValueError("no such time zone; write one of the IANA names, such as Europe/Berlin")
+            raise ValueError("unknown time zone; use an IANA name such as Europe/Berlin")
         return value
 
 
 def fits(default: bool | int | float | str, type_name: FeatureType) -> bool:
-    """Whether a default is a value of the type. An id is a number, or a text to be hashed."""
+    """Return whether a default is a value of a type.
+
+    Args:
+        default: The value.
+        type_name: The type; an "id" is an integer, or a string that is hashed.
+    """
     if type_name in ("string", "id"):
         return isinstance(default, str) or (type_name == "id" and type(default) is int and abs(default) < 2**63)
     if type_name == "bool":
@@ -85,31 +108,37 @@ def fits(default: bool | int | float | str, type_name: FeatureType) -> bool:
 
 
 class Declared(Strict):
-    """What a column's values are declared to be: `min` and `max` (both allowed), or a list of `values`."""
+    """Declared limits of a column: `min` and `max`, both inclusive, or a list of `values`. Other values are rejected."""
 
     min: int | float | None = None
     max: int | float | None = None
     values: tuple[int | str, ...] | None = Field(default=None, min_length=1)
 
     def check_declared(self, type_name: FeatureType) -> None:
-        """Raise ValueError where what is declared cannot be of the column's type."""
+        """Check that the declared limits fit the column's type.
+
+        Args:
+            type_name: Type of the column.
+
+        Raises:
+            ValueError: They do not.
+        """
         if (self.min is not None or self.max is not None) and type_name in ("bool", "string", "id"):
-            raise ValueError(f"min and max are for numbers, not for {type_name}; use `values`")
+            raise ValueError(f"min and max apply to numbers, not to {type_name}; use `values`")
         if any(bound is not None and not math.isfinite(bound) for bound in (self.min, self.max)):
-            raise ValueError("min and max are finite numbers")
+            raise ValueError("min and max must be finite numbers")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}, so no value would be allowed")
+            raise ValueError(f"min {self.min} is greater than max {self.max}; change one of them")
         if self.values is None:
             return
         if type_name.startswith("float") or type_name == "bool":
-            raise ValueError(f"`values` are whole numbers or texts, not {type_name}; use min and max")
-        odd = [value for value in self.values if not fits(value, type_name)]
-        if odd or len({type(value) for value in self.values}) > 1:
+            raise ValueError(f"`values` must be integers or strings, but the type is {type_name}; use min and max")
+        if not all(fits(value, type_name) for value in self.values) or len({type(value) for value in self.values}) > 1:
             raise ValueError(f"values {list(self.values)} are not all of type {type_name}; change one of them")
 
 
 class Feature(Declared):
-    """A column stored as a feature, converted to `type`; a null takes `default` where one is given."""
+    """A column that is stored as a feature, converted to `type`; a null becomes `default` if there is one."""
 
     column: str
     type: FeatureType
@@ -124,11 +153,14 @@ class Feature(Declared):
 
 
 class Label(Declared):
-    """A label of a target, from one of three origins.
+    """A label of a target.
 
-    A `column` of the target's own row, or whether it is `at_least` a number; whether the row's item is among the
-    items of a list column (`contained_in`); or an `aggregate` over the actions on the same item `within` a time after the request:
-    any, count, or the sum or max of the actions' `column`, of those actions that `where` selects.
+    There are three ways to compute a label:
+
+    * from a `column` of the target's row, or whether the column is `at_least` a number;
+    * whether the row's item is an element of a list column, `contained_in`;
+    * an `aggregate` over the later actions on the same item, `within` a time after the request and selected by
+      `where`: any, count, or the sum or max of a `column` of the actions.
     """
 
     column: str | None = None
@@ -142,7 +174,7 @@ class Label(Declared):
 
     @property
     def within_us(self) -> int:
-        """The window after the request in microseconds."""
+        """The label window after the request, in microseconds; 0 without an aggregate."""
         return duration_us(self.within or "0s")
 
     @model_validator(mode="after")
@@ -152,7 +184,7 @@ class Label(Declared):
         else:
             self._check_aggregate(self.aggregate)
         if self.column is None and (self.min, self.max, self.values) != (None, None, None):
-            raise ValueError("min, max and values are of a `column`; this label has none")
+            raise ValueError("min, max and values need a `column`, which this label does not have; remove them")
         if self.default is not None and not fits(self.default, self.type):
             raise ValueError(f"default {self.default!r} is not of type {self.type}; change one of them")
         self.check_declared(self.type)
@@ -160,27 +192,29 @@ class Label(Declared):
 
     def _check_own_row(self) -> None:
         if (self.column is None) == (self.contained_in is None):
-            raise ValueError("a label needs one of `column`, `contained_in` and `aggregate`, and not two of the first")
+            raise ValueError("a label needs exactly one of `column`, `contained_in` and `aggregate`")
         if self.at_least is not None and (self.column is None or self.type.startswith("float")):
-            raise ValueError("`at_least` compares a `column` and gives 0 or 1, of an integer type or bool")
+            raise ValueError("`at_least` needs a `column` and yields 0 or 1; set type to an integer type or bool")
         if self.at_least is not None and (self.min, self.max, self.values) != (None, None, None):
-            raise ValueError("`at_least` gives 0 or 1; declare min, max and values at a feature of that column")
+            raise ValueError("`at_least` yields 0 or 1; declare min, max and values for a feature of the same column")
         if self.within is not None or self.where is not None:
-            raise ValueError("`within` and `where` belong to a label with an `aggregate` over the actions log")
+            raise ValueError("`within` and `where` apply only to a label with an `aggregate`; remove them")
 
     def _check_aggregate(self, aggregate: Aggregate) -> None:
         if self.contained_in is not None or self.at_least is not None:
-            raise ValueError("an `aggregate` of actions goes neither with `contained_in` nor with `at_least`")
+            raise ValueError("`aggregate` cannot be combined with `contained_in` or `at_least`; remove one of them")
         if (self.column is not None) != (aggregate in ("sum", "max")):
-            raise ValueError("sum and max need the `column` they are taken of; any and count have none")
+            raise ValueError("sum and max need a `column`, any and count must not have one")
         if not self.within_us:
-            raise ValueError('an aggregate needs `within`, the time after the request that counts, such as "30m"')
+            raise ValueError(
+                'an aggregate needs `within`, the time after the request in which actions count, such as "30m"'
+            )
         if self.default is not None and aggregate != "max":
-            raise ValueError("only max has a `default` (0 if not given): any, count and sum of no action are 0")
+            raise ValueError("only max takes a `default`; any, count and sum of no actions are 0")
         if aggregate == "count" and not self.type.startswith("int"):
-            raise ValueError(f"a count is an integer, not {self.type}")
+            raise ValueError(f"a count needs an integer type, not {self.type}")
         if aggregate in ("sum", "max") and self.type == "bool":
-            raise ValueError("sum and max are numbers, not bool; use any")
+            raise ValueError("sum and max need a numeric type, not bool; use any")
 
 
 def _features(value: Any) -> Any:

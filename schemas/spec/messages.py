@@ -1,33 +1,82 @@
-"""What is wrong with a spec, in one line per error: where, what was found, what to do."""
+"""Error messages for an invalid spec: one line per error with the key, what is wrong, and what to do."""
 
 from __future__ import annotations
 
 import difflib
-from typing import Any, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, TypeAlias, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+# A location is the path of keys to a value, for example ("sources", "log", "explode", "text").
+Location: TypeAlias = tuple[str, ...]
+
+# Keys that were renamed, by the key and what it is below: (last key of the parent or None for any, old key) -> new key.
+RENAMED_KEYS: Mapping[tuple[str | None, str], str] = {
+    (None, "made_time"): "synthetic_time",
+    ("explode", "text"): "string",
+}
 
 
-def explain(detail: Any, root: type[BaseModel]) -> str:
-    """Put one of pydantic's errors on a model `root` into words; an unknown key names the nearest known one."""
+def renamed_key(location: Location) -> str | None:
+    """Look up what an unknown key is called today.
+
+    Args:
+        location: Path of the key in the spec.
+
+    Returns:
+        The new key, or None if the key was never known.
+
+    Example:
+        >>> renamed_key(("sources", "log", "made_time"))
+        'synthetic_time'
+    """
+    parent = location[-2] if len(location) > 1 else None
+    return RENAMED_KEYS.get((parent, location[-1])) or RENAMED_KEYS.get((None, location[-1]))
+
+
+def has_renamed_keys(error: ValidationError) -> bool:
+    """Return whether a spec was refused because of a key that was renamed."""
+    details = error.errors()
+    return any(d["type"] == "extra_forbidden" and renamed_key(tuple(map(str, d["loc"]))) for d in details)
+
+
+def explain(detail: Mapping[str, Any], root: type[BaseModel]) -> str:
+    """Describe one of pydantic's errors in a line; an unknown key names its new name or the most similar known key.
+
+    Args:
+        detail: One element of `ValidationError.errors()`.
+        root: The model that was validated.
+
+    Returns:
+        The key, what is wrong, and what was found or what to write.
+    """
     location = tuple(str(part) for part in detail["loc"])
     where = ".".join(location) or "the spec"
     if detail["type"] == "extra_forbidden":
-        model = _model_at(location[:-1], root)
-        known = sorted(model.model_fields) if model else []
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
-        return f"{where}: unknown key; {hint}"
+        return f"{where}: {_explain_unknown_key(location, root)}"
     if detail["type"] == "missing":
-        return f"{where}: missing; add it to the spec"
+        return f"{where}: required key is missing; add it to the spec"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    found = detail.get("input")
-    shown = f" (found {found!r})" if isinstance(found, str | int | float | bool) else ""
+    value = detail.get("input")
+    shown = f" (found {value!r})" if isinstance(value, str | int | float | bool) else ""
     return f"{where}: {message}{shown}"
 
 
-def _model_at(location: tuple[str, ...], root: type[BaseModel]) -> type[BaseModel] | None:
-    """Return the model that a path of keys leads to: fields by name, tables of named models by any key."""
+def _explain_unknown_key(location: Location, root: type[BaseModel]) -> str:
+    new_key = renamed_key(location)
+    if new_key:
+        return f"this key was renamed; write `{new_key}`"
+    model = _model_at(location[:-1], root)
+    known_keys = sorted(model.model_fields) if model else []
+    similar = difflib.get_close_matches(location[-1], known_keys, n=1, cutoff=0.5)
+    return (
+        f"unknown key; did you mean `{similar[0]}`?" if similar else f"unknown key; known keys: {', '.join(known_keys)}"
+    )
+
+
+def _model_at(location: Location, root: type[BaseModel]) -> type[BaseModel] | None:
+    """The model at a path of keys; in a table of named models, such as `sources`, the name is skipped."""
     model: type[BaseModel] | None = root
     parts = iter(location)
     for part in parts:
@@ -40,8 +89,8 @@ def _model_at(location: tuple[str, ...], root: type[BaseModel]) -> type[BaseMode
     return model
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the first model within a type such as `Explode | None` or `dict[str, Source]`."""
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """The first model within a type such as `Explode | None` or `dict[str, Source]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)

@@ -1,4 +1,4 @@
-"""The sources of a spec: files of raw rows, their format, and how list columns become rows."""
+"""The sources of a spec: files of raw rows, their format, and how list columns are exploded into rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,17 @@ SUFFIX_FORMATS: dict[str, SourceFormat] = {
 
 
 class StringList(Strict):
-    """A text column that holds a list: `"N1-1 N2-0"` is separator " ", field_separator "-", two fields."""
+    """A string column that encodes a list.
+
+    Attributes:
+        column: The column.
+        separator: Separates the elements.
+        fields: Names of the columns that an element becomes.
+        field_separator: Separates the fields of an element; required for several fields.
+
+    Example:
+        `"N1-1 N2-0"` has the separator " ", the field_separator "-" and two fields.
+    """
 
     column: str
     separator: str = " "
@@ -38,28 +48,40 @@ class StringList(Strict):
     @model_validator(mode="after")
     def _separator_for_fields(self) -> Self:
         if len(self.fields) > 1 and not self.field_separator:
-            raise ValueError("more than one field needs a `field_separator`")
+            raise ValueError("several fields need a `field_separator`")
         return self
 
 
 class Explode(Strict):
-    """One row per list element: parallel list columns, or one text column; `position` names their index."""
+    """Turns each element of a list into a row of its own.
+
+    Attributes:
+        lists: Parallel list columns, of equal length in every row.
+        string: A string column that encodes a list.
+        position: Name of a new column with the index of the element, from 0.
+    """
 
     lists: Annotated[tuple[str, ...], BeforeValidator(one_or_more)] = ()
     string: StringList | None = None
     position: str | None = None
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def _one_way_to_explode(self) -> Self:
         if bool(self.lists) == (self.string is not None):
-            raise ValueError("explode needs either `lists` or `string`, and not both")
+            raise ValueError("explode needs exactly one of `lists` and `string`")
         return self
 
 
 class SyntheticTime(Strict):
-    """A time for logs that have none, whose order is the order of their rows: a column made from it.
+    """Synthetic timestamps for logs without times, whose rows are in order.
 
-    Row i of file k (files in the order of the paths, those of a glob sorted; both from 0) gets `start + k * per_file + i` microseconds.
+    Row `i` of file `k` has the time `start + k * per_file` plus `i` microseconds; both count from 0. Files are in the
+    order of the paths, and files of a glob are sorted by name.
+
+    Attributes:
+        column: Name of the new column.
+        start: Time of the first row of the first file.
+        per_file: Time between the first rows of consecutive files.
     """
 
     column: str
@@ -67,12 +89,29 @@ class SyntheticTime(Strict):
     per_file: Duration
 
     def of_file(self, number: int) -> int:
-        """Microseconds since 1970 of the first row of a file."""
+        """Return the time of the first row of a file.
+
+        Args:
+            number: Index of the file.
+
+        Returns:
+            Microseconds since 1970 UTC.
+        """
         return to_microseconds(self.start) + number * duration_us(self.per_file)
 
 
 class Source(Strict):
-    """Files (path, glob, list of them, or URIs) of one format, or a table that Spark knows by name."""
+    """A log: files of one format, or a table of the Spark catalog.
+
+    Attributes:
+        path: Paths, globs or URIs; for format "table" the name of the table.
+        format: File format; by default inferred from the suffix of the first path.
+        separator: Field separator of CSV files; by default a comma, or a tab for .tsv.
+        quote: Quote character of CSV files; None or empty for no quoting.
+        columns: Column names of CSV files without a header.
+        explode: How list columns become rows.
+        synthetic_time: Generated times, for logs without a time column.
+    """
 
     path: Annotated[tuple[str, ...], BeforeValidator(one_or_more)] = Field(min_length=1)
     format: SourceFormat | None = None
@@ -85,23 +124,25 @@ class Source(Strict):
     @model_validator(mode="after")
     def _files_for_synthetic_time(self) -> Self:
         if self.synthetic_time and self.format == "table":
-            raise ValueError("synthetic_time counts the rows of files; a table has none, so give it a time column")
+            raise ValueError(
+                "synthetic_time counts the rows of files, which a table does not have; map a time column instead"
+            )
         return self
 
     @property
     def file_format(self) -> SourceFormat:
-        """The declared format, or the one the first path's suffix says."""
+        """The declared format, or the one that the suffix of the first path indicates."""
         if self.format:
             return self.format
         suffixes = [s for s in Path(self.path[0]).suffixes if s not in (".gz", ".zst", ".bz2", ".lz4")]
         if suffixes and suffixes[-1].lower() in SUFFIX_FORMATS:
             return SUFFIX_FORMATS[suffixes[-1].lower()]
         raise SpecError(
-            f"cannot tell the format of {self.path[0]!r} from its suffix; add format = "
-            '"parquet", "csv", "jsonl", "arrow" or "table" to its source'
+            f"cannot infer the format of {self.path[0]!r} from its suffix; set the source's format to "
+            '"parquet", "csv", "jsonl", "arrow" or "table"'
         )
 
     @property
     def field_separator(self) -> str:
-        """The declared separator of a CSV source, or the one its suffix says (.tsv: tab)."""
+        """The declared field separator of CSV files, or the one that the suffix of the first path indicates."""
         return self.separator or ("\t" if ".tsv" in Path(self.path[0].lower()).suffixes else ",")

@@ -1,4 +1,4 @@
-"""The books: parts add up, and a book that does not balance is an error."""
+"""Row accounting: parts add up, and outcomes that do not add up are an error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DataError
 
 
-def test_the_books_of_two_parts_add_up_reason_by_reason() -> None:
+def test_two_parts_add_up_reason_by_reason() -> None:
     first = RowAccounting(rows=5, filtered=1, rejected=2, accepted=2, reasons={"missing_user": 1, "missing_item": 2})
     second = RowAccounting(rows=3, duplicate=1, rejected=1, accepted=1, empty_list=4, reasons={"missing_user": 1})
     assert first + second == RowAccounting(
@@ -23,9 +23,9 @@ def test_the_books_of_two_parts_add_up_reason_by_reason() -> None:
     assert (first + second).as_dict()["reasons"] == {"missing_item": 2, "missing_user": 2}
 
 
-def test_a_row_without_a_fate_is_an_error() -> None:
+def test_a_row_without_an_outcome_is_an_error() -> None:
     RowAccounting(rows=4, filtered=1, rejected=1, duplicate=1, accepted=1).check("log")
-    with pytest.raises(DataError, match=r"source log: 1,000 rows in, but 999 accounted for .* nothing is committed"):
+    with pytest.raises(DataError, match=r"source log: 1,000 rows in, but 999 accounted for .* Nothing was committed"):
         RowAccounting(rows=1000, accepted=999).check("log")
 
 
@@ -47,20 +47,20 @@ def test_counts_add_up() -> None:
 
 
 def test_rows_that_a_policy_left_out_are_accounted_for() -> None:
-    books = RowAccounting(rows=5, accepted=2, policies={"heavy_user_cap": 2, "pending_label": 1})
-    books.check("log")
-    assert (books + books).policies == {"pending_label": 2, "heavy_user_cap": 4}
+    accounting = RowAccounting(rows=5, accepted=2, policies={"heavy_user_cap": 2, "pending_label": 1})
+    accounting.check("log")
+    assert (accounting + accounting).policies == {"pending_label": 2, "heavy_user_cap": 4}
 
 
-def test_targets_accepted_and_not_in_a_request_are_an_error() -> None:
+def test_accepted_targets_that_are_in_no_request_are_an_error() -> None:
     Counts(targets=7).check(accepted_targets=7)
-    with pytest.raises(DataError, match=r"8 targets accepted, 7 in requests; nothing is committed"):
+    with pytest.raises(DataError, match=r"8 targets accepted, but 7 in requests. Nothing was committed"):
         Counts(targets=7).check(accepted_targets=8)
 
 
-def test_an_event_that_is_neither_stored_nor_out_of_reach_is_an_error() -> None:
+def test_an_accepted_event_that_is_neither_stored_nor_left_out_is_an_error() -> None:
     Counts(events=6, stored=3, beyond_history=2, after_last_request=1).check(6)
-    with pytest.raises(DataError, match=r"6 events accepted, 6 arrived, 5 accounted for; nothing is committed"):
+    with pytest.raises(DataError, match=r"6 events accepted, 6 arrived, 5 accounted for\. Nothing was committed"):
         Counts(events=6, stored=3, beyond_history=2).check(6)
     with pytest.raises(DataError, match=r"7 events accepted, 6 arrived, 6 accounted for"):
         Counts(events=6, stored=6).check(7)

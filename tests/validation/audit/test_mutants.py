@@ -341,7 +341,7 @@ def one_user_dropped(timelines: Rows, requests: Rows) -> None:
         request["timeline_row"] -= request["timeline_row"] > 1
 
 
-@rewrites(OTHER_TARGETS, of_some="810 targets accepted, 811 in requests")
+@rewrites(OTHER_TARGETS, of_some="810 targets accepted, but 811 in requests")
 def one_target_duplicated(timelines: Rows, requests: Rows) -> None:
     requests[5]["targets"].append(requests[5]["targets"][-1])
 
