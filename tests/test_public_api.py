@@ -123,6 +123,7 @@ def test_the_public_names_are_listed_before_they_are_imported() -> None:
     assert imported_by(code) == set()
 
 
+@pytest.mark.slow
 def test_type_checkers_see_every_public_name(tmp_path: Path) -> None:
     uses = tmp_path / "uses.py"
     uses.write_text("import longbatch as lb\n" + "\n".join(f"reveal_type(lb.{name})" for name in lb.__all__))

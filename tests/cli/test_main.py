@@ -131,7 +131,7 @@ def test_an_existing_output_exits_with_one(spec: Path, tmp_path: Path) -> None:
     again = longbatch("build", str(spec), dataset)
     assert again.returncode == 1
     assert "error: " in again.stderr
-    assert "pass --overwrite" in again.stderr
+    assert "Pass --overwrite" in again.stderr
 
 
 def test_an_invalid_spec_exits_with_two_and_names_the_key(spec: Path, tmp_path: Path) -> None:
@@ -187,6 +187,7 @@ def test_a_finding_exits_with_one(spec: Path, tmp_path: Path) -> None:
     assert "finding: " in audited.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupt_exits_with_130_and_leaves_nothing(spec: Path, tmp_path: Path) -> None:
     spec.write_text(SPEC.replace("log.parquet", "long.csv"))
     (tmp_path / "long.csv").write_text("user_id,item_id,time,click\n" + "7,1,1700000000,0\n" * 3_000_000)

@@ -1,10 +1,10 @@
-"""The example specs: the documentation shows them word for word, they parse, and they build from rows seen here."""
+"""The example specs parse, are shown in the documentation without changes, and build from the logs of this file."""
 
 from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,14 +18,15 @@ from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.spec.build_spec import load_spec, parse_spec
 
 EXAMPLES = ROOT / "examples"
-SHOWN = re.compile(r"`examples/(\w+\.toml)`[^\n]*\n+```toml\n(.*?)```", re.DOTALL)
+SPEC_IN_DOCS = re.compile(r"`examples/(\w+\.toml)`[^\n]*\n+```toml\n(.*?)```", re.DOTALL)
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.toml"))
 NOVEMBER_15 = 1_700_006_400_000
+Columns = Mapping[str, Sequence[object]]
 
 
-def shown() -> list[tuple[str, str]]:
-    """(file name, text) of every whole spec in docs/spec.md."""
-    return SHOWN.findall((ROOT / "docs" / "spec.md").read_text(encoding="utf-8"))
+def specs_in_docs() -> list[tuple[str, str]]:
+    """File name and content of every complete spec in docs/spec.md."""
+    return SPEC_IN_DOCS.findall((ROOT / "docs" / "spec.md").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,19 +34,20 @@ def test_every_example_parses(name: str) -> None:
     assert load_spec(EXAMPLES / name).name == name.removesuffix(".toml")
 
 
-def test_the_documentation_shows_every_example_word_for_word() -> None:
-    assert {name: (EXAMPLES / name).read_text(encoding="utf-8") for name in NAMES} == dict(shown())
+def test_the_documentation_shows_every_example_without_changes() -> None:
+    assert {name: (EXAMPLES / name).read_text(encoding="utf-8") for name in NAMES} == dict(specs_in_docs())
 
 
-def test_every_whole_spec_in_the_documentation_is_an_example() -> None:
+def test_every_complete_spec_in_the_documentation_is_an_example() -> None:
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "spec.md").read_text(encoding="utf-8"), re.DOTALL)
-    whole = [block for block in blocks if "[sources." in block and "[requests]" in block]
-    assert whole == [text for _, text in shown()]
-    for text in whole:
-        parse_spec(text)
+    specs = [block for block in blocks if "[sources." in block and "[requests]" in block]
+    assert specs == [toml for _, toml in specs_in_docs()]
+    for toml in specs:
+        parse_spec(toml)
 
 
-def write(folder: Path, name: str, columns: dict[str, list[object]]) -> None:
+def write(folder: Path, name: str, columns: Columns) -> None:
+    """Write a file of the raw log, in the format of its suffix."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = pl.DataFrame(columns)
@@ -58,7 +60,7 @@ def write(folder: Path, name: str, columns: dict[str, list[object]]) -> None:
 
 
 def one_log(folder: Path) -> None:
-    rows = {
+    rows: Columns = {
         "user_id": [1, 1, 1, 1],
         "item_id": [10, 11, 12, 13],
         "time_ms": [NOVEMBER_15 - 2000, NOVEMBER_15 - 1000, NOVEMBER_15, NOVEMBER_15],
@@ -73,14 +75,23 @@ def one_log(folder: Path) -> None:
 
 
 def two_logs(folder: Path) -> None:
-    plays = {"uid": [1, 1, 2], "track_id": [10, 11, 10], "played_at": [1_700_000_000, 1_700_000_005, 1_700_000_000]}
+    plays: Columns = {
+        "uid": [1, 1, 2],
+        "track_id": [10, 11, 10],
+        "played_at": [1_700_000_000, 1_700_000_005, 1_700_000_000],
+    }
     write(folder, "plays.parquet", {**plays, "played_ratio_pct": [99, 5, 50]})
-    shown_rows = {"uid": [1, 1], "shown_track_id": [12, 13], "shown_at": [1_700_000_005] * 2, "impression_id": [5, 5]}
+    shown_rows: Columns = {
+        "uid": [1, 1],
+        "shown_track_id": [12, 13],
+        "shown_at": [1_700_000_005] * 2,
+        "impression_id": [5, 5],
+    }
     write(folder, "impressions.parquet", {**shown_rows, "played": [1, 0]})
 
 
 def csv(folder: Path) -> None:
-    rows = {
+    rows: Columns = {
         "user_id": [1, 1, 1],
         "video_id": [10, 11, 12],
         "time_ms": [NOVEMBER_15, NOVEMBER_15 + 5, NOVEMBER_15 + 5],
@@ -103,7 +114,7 @@ def jsonl(folder: Path) -> None:
 
 
 def arrow(folder: Path) -> None:
-    rows = {
+    rows: Columns = {
         "request_id": [1, 1, 2],
         "request_timestamp": [NOVEMBER_15, NOVEMBER_15, NOVEMBER_15 + 1],
         "user_id": [4, 4, 4],
@@ -117,13 +128,17 @@ def arrow(folder: Path) -> None:
 
 
 def times_numbers(folder: Path) -> None:
-    events = {"user_id": [1, 1], "item_id": [10, 11], "time_s": [1_700_000_000.25, 1_700_000_000.5]}
+    events: Columns = {"user_id": [1, 1], "item_id": [10, 11], "time_s": [1_700_000_000.25, 1_700_000_000.5]}
     write(folder, "events.parquet", {**events, "arrival_ms": [1_700_000_000_250, 1_700_000_000_750]})
     write(folder, "requests.parquet", {"user_id": [1], "item_id": [12], "time_us": [1_700_000_000_600_000]})
 
 
-def times_text(folder: Path) -> None:
-    events = {"user_id": [1, 1], "item_id": [10, 11], "time_iso": ["2024-07-01T12:00:00", "2024-07-01T10:00:00Z"]}
+def times_strings(folder: Path) -> None:
+    events: Columns = {
+        "user_id": [1, 1],
+        "item_id": [10, 11],
+        "time_iso": ["2024-07-01T12:00:00", "2024-07-01T10:00:00Z"],
+    }
     arrived = [datetime(2024, 7, 1, 10, 0, 1, tzinfo=UTC), datetime(2024, 7, 1, 10, 0, 2, tzinfo=UTC)]
     write(folder, "events.parquet", {**events, "arrived_at": arrived})
     write(folder, "requests.parquet", {"user_id": [1], "item_id": [12], "time": ["01.07.2024 12:00:02"]})
@@ -131,7 +146,7 @@ def times_text(folder: Path) -> None:
 
 def delay(folder: Path) -> None:
     minute = 60_000
-    rows = {
+    rows: Columns = {
         "user_id": [1, 1, 1],
         "item_id": [10, 11, 12],
         "event_ms": [NOVEMBER_15, NOVEMBER_15, NOVEMBER_15 + 31 * minute],
@@ -144,9 +159,9 @@ def delay(folder: Path) -> None:
 
 
 def actions(folder: Path) -> None:
-    """User 1 plays 5 times and is shown 12 items in a session; user 2 plays once; user 1's last session is held back."""
+    """User 1 plays five times and sees 12 items in a session, then one more, which is pending; user 2 plays once."""
     day, minute = 86_400_000, 60_000
-    done = {
+    done: Columns = {
         "user_id": [1] * 7 + [2],
         "item_id": [1, 2, 3, 4, 5, 20, 20, 1],
         "time_ms": [NOVEMBER_15 - 1000 * n for n in range(5, 0, -1)]
@@ -156,11 +171,11 @@ def actions(folder: Path) -> None:
     }
     write(folder, "actions/a.parquet", done)
     shown_at = [NOVEMBER_15 + n * minute for n in range(12)] + [NOVEMBER_15 + 17 * day, NOVEMBER_15]
-    seen = {"user_id": [1] * 13 + [2], "item_id": [20 + n for n in range(12)] + [50, 60], "time_ms": shown_at}
+    seen: Columns = {"user_id": [1] * 13 + [2], "item_id": [20 + n for n in range(12)] + [50, 60], "time_ms": shown_at}
     write(folder, "impressions/a.parquet", seen)
 
 
-# example -> (rows, requests, targets, sum of all history lengths)
+# example: what writes its log; the requests, targets, and summed history lengths of the dataset
 BUILT: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     "one_log": (one_log, 1, 2, 1),
     "two_logs": (two_logs, 1, 2, 1),
@@ -168,7 +183,7 @@ BUILT: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     "jsonl": (jsonl, 1, 2, 1),
     "arrow": (arrow, 2, 3, 1),
     "times_numbers": (times_numbers, 1, 1, 1),
-    "times_text": (times_text, 1, 1, 1),
+    "times_strings": (times_strings, 1, 1, 1),
     "delay": (delay, 2, 3, 1),
     "actions": (actions, 2, 12, 5 + 7),
 }
@@ -181,9 +196,9 @@ def build_example(name: str, folder: Path) -> tuple[BuildSummary, Dataset]:
 
 
 @pytest.mark.parametrize("name", sorted(BUILT))
-def test_an_example_builds_from_its_kind_of_log(name: str, tmp_path: Path) -> None:
-    make, requests, targets, history_events = BUILT[name]
-    make(tmp_path)
+def test_an_example_builds_from_its_log(name: str, tmp_path: Path) -> None:
+    write_log, requests, targets, history_events = BUILT[name]
+    write_log(tmp_path)
     summary, _ = build_example(name, tmp_path)
     assert {source: accounting.rejected for source, accounting in summary.row_accounting.items()} == dict.fromkeys(
         summary.row_accounting, 0
@@ -192,13 +207,13 @@ def test_an_example_builds_from_its_kind_of_log(name: str, tmp_path: Path) -> No
     assert (counts.requests, counts.targets, counts.history_events) == (requests, targets, history_events)
 
 
-def test_the_example_of_later_labels_counts_what_its_policies_leave_out(tmp_path: Path) -> None:
+def test_the_example_of_delayed_labels_counts_what_its_policies_leave_out(tmp_path: Path) -> None:
     actions(tmp_path)
     summary, dataset = build_example("actions", tmp_path)
     counts = summary.counts
     assert (counts.short_users, counts.pending_requests) == (1, 1)
     assert summary.row_accounting["impressions"].policies == {"pending_label": 1, "short_history": 1}
-    first, second = (row for batch in dataset.scan() for row in batch["targets"].to_pylist())
-    assert (len(first), len(second)) == (10, 2)
-    assert first[0] == {"item_id": 20, "bought": 1, "watched_ms": 7_000}
-    assert first[1] == {"item_id": 21, "bought": 0, "watched_ms": 0}
+    targets = [row["targets"] for batch in dataset.scan() for row in batch.to_pylist()]
+    assert [len(of_request) for of_request in targets] == [10, 2]
+    assert targets[0][0] == {"item_id": 20, "bought": 1, "watched_ms": 7_000}
+    assert targets[0][1] == {"item_id": 21, "bought": 0, "watched_ms": 0}

@@ -1,4 +1,4 @@
-"""Every preset builds from small files of exactly the published layout, traps included, and agrees with the reference."""
+"""Every preset builds from small files of the published layout, pitfalls included, and agrees with the reference."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ DAY = 86_400
 
 
 def built(name: str, raw: Path) -> tuple[BuildSummary, Dataset]:
-    """Build a preset, and hold all of it against the raw files."""
+    """Build a preset, and compare all of it with the raw files."""
     summary = build(load_preset(name, raw), raw / "out", engine=LocalEngine(1))
-    found = audit(raw / "out", None, ALL_USERS)
-    assert found.findings == []
-    assert found.requests_checked == summary.counts.requests > 0
+    audited = audit(raw / "out", None, ALL_USERS)
+    assert audited.findings == []
+    assert audited.requests_checked == summary.counts.requests > 0
     assert {source: accounting.rejected for source, accounting in summary.row_accounting.items()} == dict.fromkeys(
         summary.row_accounting, 0
     )
@@ -38,15 +38,15 @@ def built(name: str, raw: Path) -> tuple[BuildSummary, Dataset]:
 
 
 def shown(dataset: Dataset, user: str, request: int, *features: str) -> tuple[list[Any], list[Any]]:
-    """The history of a user's request, and its targets, as item ids or tuples that begin with them."""
-    found = describe_user(dataset, user, request)
-    events = [event["item_id"] for event in found["newest_events"]]
-    targets = [tuple(target[name] for name in ("item_id", *features)) for target in found["targets"]]
+    """The history of a user's request as item ids, and its targets as item ids or tuples of item id and features."""
+    described = describe_user(dataset, user, request)
+    events = [event["item_id"] for event in described["newest_events"]]
+    targets = [tuple(target[name] for name in ("item_id", *features)) for target in described["targets"]]
     return events, targets if features else [item for (item,) in targets]
 
 
 def published(given: pl.DataFrame, columns: str) -> pl.DataFrame:
-    """All the columns as published, in their order; those that are not given are 0."""
+    """All columns in the published order; columns that are not given are 0."""
     zeros = given.with_columns(pl.lit(0).alias(name) for name in columns.split() if name not in given.columns)
     return zeros.select(columns.split())
 
@@ -72,7 +72,7 @@ APRIL_8, APRIL_22 = 1_649_390_400_000, 1_650_600_000_000
 
 
 def exposures(start_ms: int, rows: list[tuple[int, int, float, int]], *, rand: int = 0) -> pl.DataFrame:
-    """Rows (user, video, seconds after the start, milliseconds played) as KuaiRand has them."""
+    """Rows (user, video, seconds after the start, milliseconds played) in the columns of KuaiRand."""
     columns = ["user_id", "video_id", "seconds", "play_time_ms"]
     frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.Float64), orient="row").cast(pl.Int64)
     given = frame.with_columns(
@@ -89,7 +89,7 @@ def exposures(start_ms: int, rows: list[tuple[int, int, float, int]], *, rand: i
 
 
 def kuairand(raw: Path, early: list[str], late: list[str], random: str) -> None:
-    """User 3 meets every trap, users 100 to 119 are there for volume; the parts split the users."""
+    """User 3 has every pitfall, users 100 to 119 add volume; users are split between the parts."""
     others = [(100 + n % 20, n, n * 7919 % 90_000, n * 31 % 20_000) for n in range(200)]
     before = [(3, 10, 0, 9_000), (3, 11, 20, 0), (3, 12, 400, 2_000)]
     after = [(3, 20 + n, 10 * n, 1_000) for n in range(11) if n != 4] + [(3, 5, 100, 500)]
@@ -100,7 +100,7 @@ def kuairand(raw: Path, early: list[str], late: list[str], random: str) -> None:
 
 
 @pytest.mark.parametrize(("size", "parts"), [("27k", ("_part1", "_part2")), ("1k", ("",)), ("pure", ("",))])
-def test_kuairand_merges_its_logs_and_cuts_them_into_requests(
+def test_kuairand_merges_its_logs_and_splits_them_into_requests(
     size: str, parts: tuple[str, ...], tmp_path: Path
 ) -> None:
     early, late = (
@@ -110,13 +110,13 @@ def test_kuairand_merges_its_logs_and_cuts_them_into_requests(
     summary, dataset = built(f"kuairand-{size}", tmp_path)
     accounting = summary.row_accounting["log"]
     assert (accounting.rows, accounting.accepted, summary.counts.targets) == (415, 415, 415)
-    # an exposure that was not played is a target, but no event; more than 5 minutes later begins another request
+    # an exposure that was not played is a target, but not an event; a pause of 5 minutes starts another request
     assert shown(dataset, "3", 0, "is_click") == ([], [(10, 1), (11, 0)])
     assert shown(dataset, "3", 1, "is_click") == ([10], [(12, 0)])
-    # ten exposures are a request; the random one lies in a file of its own
+    # ten exposures are a request; the random one is in a separate file
     wanted = [(20 + n, int(n == 4), int(n == 4)) for n in range(10)]
     assert shown(dataset, "3", 2, "is_rand", "long_view") == ([10, 12], wanted)
-    # the eleventh and another at the same millisecond: neither is in the history of the other
+    # the eleventh and another one of the same millisecond: neither is in the history of the other
     events, targets = shown(dataset, "3", 3)
     assert targets == [5, 30]
     assert events == [20 + n for n in range(10)]
@@ -126,7 +126,7 @@ def test_kuairand_merges_its_logs_and_cuts_them_into_requests(
 # Yambda
 
 YAMBDA_EVENTS = pl.Enum(["listen", "like", "dislike", "unlike", "undislike"])
-YAMBDA = {
+YAMBDA: dict[str, type[pl.DataType] | pl.DataType] = {
     "uid": pl.UInt32,
     "timestamp": pl.UInt32,
     "item_id": pl.UInt32,
@@ -138,7 +138,7 @@ YAMBDA = {
 
 
 @pytest.mark.parametrize("size", ["50m", "500m", "5b"])
-def test_yambda_keeps_ties_of_5_seconds_apart_and_labels_what_was_heard(size: str, tmp_path: Path) -> None:
+def test_yambda_excludes_ties_from_histories_and_labels_what_was_listened_to(size: str, tmp_path: Path) -> None:
     listens = [(0, 1, 100), (180, 2, 10), (365, 3, 60), (365, 4, 5), (600, 5, 100), (800, 6, 90), (2000, 2, 70)]
     listens += [(10_000, 7, 130), (20_000, 8, 100)]
     rows: list[tuple[Any, ...]] = [(10, time, item, 1, ratio, 200, "listen") for time, item, ratio in listens]
@@ -149,20 +149,20 @@ def test_yambda_keeps_ties_of_5_seconds_apart_and_labels_what_was_heard(size: st
     frame = pl.DataFrame(rows, schema=YAMBDA, orient="row").sort("uid", "timestamp")
     write(tmp_path, f"flat/{size}/multi_event.parquet", frame)
     summary, dataset = built(f"yambda-{size}", tmp_path)
-    # five listens are a request; track 2 was skipped, and heard to 70 % later; 3 and 4 are of one bin
+    # five listens are a request; track 2 was skipped first, and played to 70 % later; 3 and 4 have the same time
     labels = ("listened", "liked", "disliked")
     first = [(1, 1, 1, 0), (2, 0, 0, 0), (3, 1, 0, 0), (4, 0, 0, 0), (5, 1, 0, 0)]
     assert shown(dataset, "10", 0, *labels) == ([], first)
     assert shown(dataset, "10", 1, *labels) == ([1, 1, 2, 3, 4, 5], [(6, 1, 0, 0)])
-    # more than ten minutes later begins another request; a dislike at its very time is its label, not its history
+    # a pause of ten minutes starts another request; a dislike at the same time is its label, not in its history
     assert shown(dataset, "10", 2, *labels) == ([1, 1, 2, 3, 4, 5, 6], [(2, 1, 0, 0)])
     assert shown(dataset, "10", 3, *labels) == ([1, 1, 2, 3, 4, 5, 6, 2], [(7, 1, 0, 1)])
-    # the hour of the last request was not over when the log ended
+    # the label window of the last request was open when the log ended
     assert describe_user(dataset, "10")["requests_of_user"] == 4
     assert summary.counts.pending_requests == 1
     assert describe_user(dataset, "10", 0)["request_time"].startswith("1970-01-01T00:00:00")
-    kinds = [event["event_type"] for event in describe_user(dataset, "10", 1)["newest_events"]]
-    assert kinds == ["listen", "like", "listen", "listen", "listen", "listen"]
+    event_types = [event["event_type"] for event in describe_user(dataset, "10", 1)["newest_events"]]
+    assert event_types == ["listen", "like", "listen", "listen", "listen", "listen"]
 
 
 # RecFlow
@@ -176,7 +176,7 @@ JANUARY_13 = 1_705_104_000_000
 
 
 def recflow_day(rows: list[tuple[int, int, int, int, int]]) -> pl.DataFrame:
-    """Rows (request, seconds, user, video, effective view) as RecFlow's realshow has them."""
+    """Rows (request, seconds, user, video, effective view) in the columns of RecFlow's realshow."""
     given = pl.DataFrame(
         rows, schema=["request_id", "seconds", "user_id", "video_id", "effective_view"], orient="row"
     ).with_columns(
@@ -199,7 +199,7 @@ def test_recflow_takes_the_requests_of_the_serving_system(tmp_path: Path) -> Non
     summary, dataset = built("recflow", tmp_path)
     assert (summary.counts.requests, summary.counts.targets) == (28, 103)
     assert shown(dataset, "5", 0, "effective_view") == ([], [(30, 0), (31, 1), (32, 1)])
-    # requests 901 and 902 have one time: neither sees what was shown in the other
+    # requests 901 and 902 have the same time: neither sees what the other showed
     assert shown(dataset, "5", 1) == ([31, 32], [33, 34])
     assert shown(dataset, "5", 2) == ([31, 32], [35])
     assert shown(dataset, "5", 3) == ([31, 32, 34, 35], [36])
@@ -212,7 +212,7 @@ VK_SIGNALS = ["like", "dislike", "share", "bookmark", "click_on_author", "open_c
 
 
 def vk_week(rows: list[tuple[int, int, int]]) -> pl.DataFrame:
-    """Rows (user, item, seconds watched) as VK-LSVD has them; an odd item is liked."""
+    """Rows (user, item, seconds watched) in the columns of VK-LSVD; items with odd ids are liked."""
     ids = pl.DataFrame(rows, schema={"user_id": pl.UInt32, "item_id": pl.UInt32, "timespent": pl.UInt8}, orient="row")
     context = ids.with_columns(pl.lit(1, dtype=pl.UInt8).alias(name) for name in VK_CONTEXT)
     signals = context.with_columns(pl.lit(False).alias(name) for name in VK_SIGNALS)
@@ -221,7 +221,7 @@ def vk_week(rows: list[tuple[int, int, int]]) -> pl.DataFrame:
     )
 
 
-def test_vk_lsvd_has_the_order_of_its_rows(tmp_path: Path) -> None:
+def test_vk_lsvd_keeps_the_order_of_its_rows(tmp_path: Path) -> None:
     others = [(500 + n % 9, 1000 + n, n % 5) for n in range(120)]
     week_0 = [(1, item, 40 - item) for item in (39, 7, 12, 3, 40, 8, 5)]
     write(tmp_path, "train/week_00.parquet", vk_week([*others[:50], *week_0[:3], *others[50:], *week_0[3:]]))
@@ -229,13 +229,13 @@ def test_vk_lsvd_has_the_order_of_its_rows(tmp_path: Path) -> None:
     write(tmp_path, "validation/week_25.parquet", vk_week([(1, 50, 1), (1, 49, 0)]))
     summary, dataset = built("vk-lsvd", tmp_path)
     assert summary.counts.targets == 132
-    # five rows are a request, and a request ends with its week's file; item 40 was not played at all
+    # five rows are a request, and a request ends with the file of its week; item 40 was not played
     assert shown(dataset, "1", 0, "like") == ([], [(3, True), (7, True), (12, False), (39, True), (40, False)])
     assert shown(dataset, "1", 1) == ([39, 7, 12, 3], [5, 8])
     assert shown(dataset, "1", 2) == ([39, 7, 12, 3, 8, 5], [2, 20])
     assert shown(dataset, "1", 3) == ([39, 7, 12, 3, 8, 5, 20, 2], [49, 50])
-    made = datetime(2025, 1, 15, tzinfo=UTC)
-    assert describe_user(dataset, "1", 3)["request_time"] == made.isoformat()
+    synthetic_time = datetime(2025, 1, 15, tzinfo=UTC)
+    assert describe_user(dataset, "1", 3)["request_time"] == synthetic_time.isoformat()
 
 
 def test_vk_lsvd_with_the_test_week_at_the_end_of_its_paths(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_ebnerd_takes_lists_in_view_as_targets_and_earlier_clicks_as_history(tmp
     write(tmp_path, "behaviors.parquet", pl.DataFrame(behaviors))
     write(tmp_path, "history.parquet", pl.DataFrame(history))
     _, dataset = built("ebnerd", tmp_path)
-    # the click at the very time of the first request is not before it
+    # the click at the time of the first request is not before it
     assert shown(dataset, "8", 0, "position", "clicked") == ([7, 5], [(10, 1, 0), (40, 0, 1)])
     assert shown(dataset, "8", 1, "position", "clicked") == ([7, 5, 6], [(10, 1, 1), (20, 2, 0), (30, 0, 0)])
     assert describe_user(dataset, "8", 0)["page_article_id"] == 9_771_000
@@ -314,7 +314,7 @@ def test_mind_without_clicks_has_no_labels(tmp_path: Path) -> None:
         build(load_preset("mind", tmp_path), tmp_path / "out", engine=LocalEngine(1))
 
 
-def test_movielens_makes_requests_of_ratings_that_follow_each_other(tmp_path: Path) -> None:
+def test_movielens_groups_consecutive_ratings_into_requests(tmp_path: Path) -> None:
     rated = [(60, 0, 5.0), (10, 0, 4.0), (20, 200, 3.5), (30, 600, 4.5), (5, 90_000, 0.5)]
     rows = [(1, movie, rating, 1_256_677_200 + time) for movie, time, rating in rated]
     rows += [(2, movie, movie % 10 / 2 + 0.5, 1_256_677_200 + 20 * movie) for movie in range(25)]
@@ -322,7 +322,7 @@ def test_movielens_makes_requests_of_ratings_that_follow_each_other(tmp_path: Pa
     columns = {"userId": pl.Int64, "movieId": pl.Int64, "rating": pl.Float64, "timestamp": pl.Int64}
     write(tmp_path, "ratings.csv", pl.DataFrame(rows, schema=columns, orient="row").sort("userId", "movieId"))
     summary, dataset = built("movielens", tmp_path)
-    # ratings of one second are one request, and not in its history
+    # ratings of the same second are one request, and not in its history
     assert shown(dataset, "1", 0, "liked") == ([], [(10, 1), (20, 0), (60, 1)])
     assert shown(dataset, "1", 1, "liked") == ([10, 60, 20], [(30, 1)])
     assert shown(dataset, "1", 2, "liked") == ([10, 60, 20, 30], [(5, 0)])
@@ -330,7 +330,7 @@ def test_movielens_makes_requests_of_ratings_that_follow_each_other(tmp_path: Pa
     assert summary.counts.pending_requests == 0
 
 
-def test_movielens_1m_is_converted_by_the_line_that_the_page_shows(tmp_path: Path) -> None:
+def test_movielens_1m_is_converted_by_the_command_in_the_documentation(tmp_path: Path) -> None:
     (tmp_path / "ml-1m").mkdir()
     (tmp_path / "ml-1m" / "ratings.dat").write_text("1::1193::5::978300760\n1::661::3::978824268\n")
     line = re.search(r"`(\(echo userId.*)`", (ROOT / "docs" / "presets.md").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
 
 if TYPE_CHECKING:
-    from longbatch.jobs.build import Engine
+    from longbatch.jobs.engines.engine import Engine
     from longbatch.schemas.format.dataset import Dataset
     from longbatch.trainer.config import TrainConfig
 

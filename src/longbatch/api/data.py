@@ -14,7 +14,8 @@ from longbatch.schemas.types import ProgressCallback, no_progress
 from .arguments import EngineName, StrPath, make_engine, read_spec, read_time
 
 if TYPE_CHECKING:
-    from longbatch.jobs.build import BuildSummary, Engine
+    from longbatch.jobs.build import BuildSummary
+    from longbatch.jobs.engines.engine import Engine
     from longbatch.jobs.forget import Forgotten
     from longbatch.jobs.vacuum import Vacuumed
     from longbatch.jobs.validate import Validation

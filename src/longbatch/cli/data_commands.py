@@ -13,7 +13,7 @@ from longbatch.schemas.errors import SpecError
 from .console import Json, Overwrite, examples, print_result, show_progress
 
 if TYPE_CHECKING:
-    from longbatch.jobs.build import Engine
+    from longbatch.jobs.engines.engine import Engine
     from longbatch.schemas.spec.build_spec import BuildSpec
 
 app = typer.Typer()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
+from longbatch.benchmarks.checks import Check
 from longbatch.benchmarks.quality import FORMATS, compare_engines, compare_quarantine
-from longbatch.jobs.build import Engine, build
-from longbatch.jobs.engines import spark
-from longbatch.jobs.engines import stages as tasks
+from longbatch.jobs.build import build
+from longbatch.jobs.engines import stages
+from longbatch.jobs.engines.engine import Engine
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.spark import SparkEngine
 from longbatch.jobs.readers import chunks
@@ -37,12 +37,14 @@ def spark_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkEngi
     """An engine on one Spark session for all tests of this file."""
     if importlib.util.find_spec("pyspark") is None:
         pytest.skip("pyspark is not installed")
-    session, _ = SparkEngine("local[2]")._session(tmp_path_factory.mktemp("spark"), "tests")
-    yield SparkEngine()
-    spark._stop(session)
+    from longbatch.jobs.engines.spark_session import open_session
+
+    with open_session("local[2]", tmp_path_factory.mktemp("spark")):
+        yield SparkEngine()
 
 
-def differences(log: Path, engines: dict[str, Engine]) -> list[Any]:
+def failed_checks(log: Path, engines: dict[str, Engine]) -> list[Check]:
+    """The checks of a build by each engine that do not hold."""
     checks, seconds = compare_engines(log, engines)
     assert len(checks) > 35 * len(engines)
     assert len(seconds) == len(engines)
@@ -53,20 +55,21 @@ def test_the_local_engine_counts_what_was_planted_with_any_chunks_and_buckets(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 200_000)
-    monkeypatch.setattr(tasks, "ROWS_PER_BUCKET", 5_000)
-    assert differences(log, {"one": LocalEngine(1), "two": LocalEngine(2)}) == []
+    monkeypatch.setattr(stages, "ROWS_PER_BUCKET", 5_000)
+    assert failed_checks(log, {"one": LocalEngine(1), "two": LocalEngine(2)}) == []
 
 
+@pytest.mark.spark
 def test_the_spark_engine_counts_what_was_planted_and_builds_the_same_dataset(
     log: Path, spark_engine: SparkEngine
 ) -> None:
-    assert differences(log, {"local": LocalEngine(1), "spark": spark_engine}) == []
+    assert failed_checks(log, {"local": LocalEngine(1), "spark": spark_engine}) == []
 
 
 def test_a_wrong_count_is_reported(log: Path) -> None:
     truth = log / "truth.json"
     truth.write_text(truth.read_text().replace('"missing_request": ', '"missing_request": 1'))
-    off = differences(log, {"local": LocalEngine(1)})
+    off = failed_checks(log, {"local": LocalEngine(1)})
     assert {check.name.partition(": ")[2] for check in off} == {
         "reasons: missing_request",
         "quarantine: reasons whose count is off",
