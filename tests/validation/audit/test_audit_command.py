@@ -1,4 +1,4 @@
-"""`longbatch validate` as a user types it: exit codes, JSON, and what it says."""
+"""`longbatch validate` on the command line: exit codes, JSON and messages."""
 
 from __future__ import annotations
 
@@ -18,36 +18,34 @@ def validate(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["validate", *map(str, arguments), "--no-expectations"])
 
 
-def turned_label(timelines: Rows, requests: Rows) -> None:
+def flipped_label(timelines: Rows, requests: Rows) -> None:
     requests[2]["targets"][0]["click"] = 0
 
 
-def test_a_sound_dataset_ends_with_zero(tmp_path: Path) -> None:
-    found = validate(stored(tmp_path, parse_spec(SPEC), LOG))
-    assert found.exit_code == 0
-    assert (
-        "1 blocks checked for structure; 2 users, 5 requests and 6 events of their histories compared" in found.stdout
-    )
-    assert "no finding" in found.stdout
+def test_a_valid_dataset_exits_with_0(tmp_path: Path) -> None:
+    result = validate(stored(tmp_path, parse_spec(SPEC), LOG))
+    assert result.exit_code == 0
+    assert "1 blocks checked for structure; 2 users, 5 requests and 6 history events compared" in result.stdout
+    assert "no findings" in result.stdout
 
 
-def test_a_finding_ends_with_one_and_is_in_the_json(tmp_path: Path) -> None:
-    dataset = stored(tmp_path, parse_spec(SPEC), LOG, turned_label)
-    found = validate(dataset, "--users", "0", "--json")
-    assert found.exit_code == 1
-    (finding,) = json.loads(found.stdout)["findings"]
+def test_a_finding_exits_with_1_and_is_in_the_json(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, parse_spec(SPEC), LOG, flipped_label)
+    result = validate(dataset, "--users", "0", "--json")
+    assert result.exit_code == 1
+    (finding,) = json.loads(result.stdout)["findings"]
     assert finding.startswith("shard 0 (requests/00000-test.arrow), block 0: user 1, request 13: targets is")
 
 
-def test_a_dataset_whose_raw_log_is_gone_is_checked_for_structure_and_says_so(tmp_path: Path) -> None:
-    dataset = stored(tmp_path, parse_spec(SPEC), LOG, turned_label)
+def test_without_the_raw_log_only_the_structure_is_checked_with_a_note(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, parse_spec(SPEC), LOG, flipped_label)
     (tmp_path / "log.parquet").unlink()
-    found = validate(dataset)
-    assert found.exit_code == 0
-    assert "nothing was compared with the raw log: source log: " in found.stderr
+    result = validate(dataset)
+    assert result.exit_code == 0
+    assert "nothing was compared with the raw logs: source log: " in result.stderr
 
 
-def test_a_spec_with_other_paths_and_one_of_another_meaning(tmp_path: Path) -> None:
+def test_against_accepts_other_paths_but_not_another_spec(tmp_path: Path) -> None:
     dataset = stored(tmp_path, parse_spec(SPEC), LOG)
     (tmp_path / "log.parquet").rename(tmp_path / "moved.parquet")
     spec = tmp_path / "spec.toml"
@@ -64,7 +62,9 @@ def test_a_spec_with_other_paths_and_one_of_another_meaning(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["absent", "."])
-def test_no_dataset_is_an_error_that_says_what_to_do(tmp_path: Path, name: str) -> None:
-    found = validate(tmp_path / name)
-    assert isinstance(found.exception, DatasetError)
-    assert "is not a dataset: it has no snapshots. Build one with `longbatch build`" in str(found.exception)
+def test_a_folder_that_is_not_a_dataset_is_an_error_that_names_the_command_to_build_one(
+    tmp_path: Path, name: str
+) -> None:
+    result = validate(tmp_path / name)
+    assert isinstance(result.exception, DatasetError)
+    assert "is not a dataset: it has no snapshots. Build one with `longbatch build`" in str(result.exception)

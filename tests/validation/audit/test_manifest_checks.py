@@ -1,4 +1,4 @@
-"""The audit of what a snapshot lists: files, bytes of blocks, rows, totals and books."""
+"""The audit of what a snapshot lists: files, bytes of blocks, rows, totals and counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longbatch.schemas.format.snapshot import commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
 from longbatch.validation.audit.audit import audit
 
-TEXT = SPEC.replace('item_id = "item"', 'item_id = { column = "item", type = "string" }')
+STRING_ITEMS = SPEC.replace('item_id = "item"', 'item_id = { column = "item", type = "string" }')
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def recommit(dataset: Path, **changes: object) -> None:
-    """Commit the snapshot once more, with other values."""
+    """Commit the snapshot again with changed values."""
     snapshot = open_dataset(dataset).snapshot
     values = {**vars(snapshot), "number": snapshot.number + 1, **changes}
     values["fingerprint"] = fingerprint(values["spec"], values["shards"])
     commit(dataset, type(snapshot)(**values))
 
 
-def test_altered_short_and_missing_files_are_findings(dataset: Path) -> None:
+def test_altered_truncated_and_missing_files_are_findings(dataset: Path) -> None:
     path = dataset / "timelines" / "00000-test.arrow"
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
@@ -44,9 +44,9 @@ def test_altered_short_and_missing_files_are_findings(dataset: Path) -> None:
     path.write_bytes(data[:-1])
     assert any(f"has {len(data) - 1:,} bytes" in finding for finding in audit(dataset).findings)
     path.unlink()
-    found = audit(dataset, users=None).findings
-    assert any("is listed in the snapshot but missing" in finding for finding in found)
-    assert any("is in the raw log, but not in the dataset" in finding for finding in found)
+    findings = audit(dataset, users=None).findings
+    assert any("is listed in the snapshot but missing" in finding for finding in findings)
+    assert any("is in the raw log, but not in the dataset" in finding for finding in findings)
 
 
 def test_an_altered_block_is_named(dataset: Path) -> None:
@@ -58,15 +58,17 @@ def test_an_altered_block_is_named(dataset: Path) -> None:
     assert any(finding.startswith(expected) for finding in audit(dataset).findings)
 
 
-def test_bytes_that_are_not_where_the_snapshot_says_are_findings(dataset: Path) -> None:
+def test_a_wrong_offset_of_a_block_is_a_finding(dataset: Path) -> None:
     (row,) = open_dataset(dataset).shards
     block = replace(row.blocks[0], requests_offset=8, requests_bytes=row.blocks[0].requests_bytes - 8)
     recommit(dataset, shards=(replace(row, blocks=(block,)),))
-    found = audit(dataset).findings
-    assert "shard 0 (requests/00000-test.arrow), block 0: starts at byte 8, but the bytes before it end at 0" in found
+    findings = audit(dataset).findings
+    assert (
+        "shard 0 (requests/00000-test.arrow), block 0: starts at byte 8, but the bytes before it end at 0" in findings
+    )
 
 
-def test_times_of_a_shard_that_are_not_those_of_its_blocks_are_findings(dataset: Path) -> None:
+def test_a_wrong_time_of_a_shard_is_a_finding(dataset: Path) -> None:
     (row,) = open_dataset(dataset).shards
     recommit(dataset, shards=(replace(row, first_request_time=row.last_request_time),))
     (finding,) = audit(dataset).findings
@@ -81,46 +83,46 @@ def test_a_user_in_two_shards_is_a_finding(dataset: Path) -> None:
     again = write_shard(dataset, 1, "again", opened.spec, blocks)
     assert again is not None
     recommit(dataset, shards=(*opened.shards, again))
-    found = audit(dataset).findings
-    assert "user 1: is in shard 0 and in shard 1, but may be in one only (and 1 more like it)" in found
-    assert any("user 1, request 11: is duplicated in the dataset" in finding for finding in found)
+    findings = audit(dataset).findings
+    assert "user 1: is in shard 0 and in shard 1, but may be in one only (and 1 more like it)" in findings
+    assert any("user 1, request 11: is duplicated in the dataset" in finding for finding in findings)
 
 
 def test_counts_that_do_not_add_up_are_findings(dataset: Path) -> None:
     name = dataset / "snapshots" / "00000001.json"
     name.write_text(name.read_text().replace('"targets": 6', '"targets": 7').replace('"filtered": 0', '"filtered": 1'))
-    found = audit(dataset, users=None).findings
-    assert "all shards together contain 6 targets, but the snapshot lists 7" in found
-    assert any("source log: 7 rows in, but 8 accounted for" in finding for finding in found)
-    assert any("source log: the snapshot counts" in finding for finding in found)
+    findings = audit(dataset, users=None).findings
+    assert "all shards together contain 6 targets, but the snapshot lists 7" in findings
+    assert any("source log: 7 rows in, but 8 accounted for" in finding for finding in findings)
+    assert any("source log: the snapshot counts" in finding for finding in findings)
 
 
-def test_events_that_vanish_from_the_books_are_findings(dataset: Path) -> None:
+def test_event_counts_that_do_not_add_up_are_findings(dataset: Path) -> None:
     name = dataset / "snapshots" / "00000001.json"
     name.write_text(name.read_text().replace('"after_last_request": 2', '"after_last_request": 3'))
-    found = audit(dataset, users=None).findings
-    assert any("the row accounting of the snapshot is inconsistent: " in finding for finding in found)
-    assert any("events before the last request of their user" in finding for finding in found)
+    findings = audit(dataset, users=None).findings
+    assert any("the row accounting of the snapshot is inconsistent: " in finding for finding in findings)
+    assert any("events before the last request of their user" in finding for finding in findings)
 
 
-def test_rows_of_the_vocabulary_and_the_quarantine_are_counted(tmp_path: Path) -> None:
+def test_wrong_row_counts_of_vocabulary_and_quarantine_are_findings(tmp_path: Path) -> None:
     log = LOG.with_columns(pl.col("user").replace(2, None), pl.format("item {}", "item").alias("item"))
     log.write_parquet(tmp_path / "log.parquet")
-    build(parse_spec("max_rejected = 0.5" + TEXT).with_paths_from(tmp_path), tmp_path / "dataset")
+    build(parse_spec("max_rejected = 0.5" + STRING_ITEMS).with_paths_from(tmp_path), tmp_path / "dataset")
     assert audit(tmp_path / "dataset", users=None).findings == []
     snapshot = open_dataset(tmp_path / "dataset").snapshot
     for listed in ("vocabulary", "quarantine"):
         (entry,) = getattr(snapshot, listed)
         recommit(tmp_path / "dataset", **{listed: (replace(entry, rows=99),)})
-    found = audit(tmp_path / "dataset").findings
-    assert [finding.partition(" contains ")[2] for finding in found] == [
+    findings = audit(tmp_path / "dataset").findings
+    assert [finding.partition(" contains ")[2] for finding in findings] == [
         "5 rows, but the snapshot lists 99",
         "2 rows, but the snapshot lists 99",
     ]
 
 
-def test_a_snapshot_of_an_older_build_is_refused(tmp_path: Path) -> None:
-    """The older snapshot is put back after a build that replaced its files: its table of shards is gone."""
+def test_a_snapshot_of_an_older_build_is_an_error(tmp_path: Path) -> None:
+    """An older snapshot is restored after a build that replaced its files: its table of shards is missing."""
     LOG.write_parquet(tmp_path / "log.parquet")
     spec = parse_spec(SPEC).with_paths_from(tmp_path)
     build(spec, tmp_path / "dataset")
@@ -132,7 +134,7 @@ def test_a_snapshot_of_an_older_build_is_refused(tmp_path: Path) -> None:
         audit(tmp_path / "dataset")
 
 
-def test_a_shards_table_of_another_build_is_refused(dataset: Path) -> None:
+def test_a_shards_table_of_another_build_is_an_error(dataset: Path) -> None:
     name = dataset / "snapshots" / "00000001.json"
     document = json.loads(name.read_text())
     with pa.ipc.new_file(str(dataset / document["shards"]["path"]), pa.schema({"bucket": pa.int32()})):
