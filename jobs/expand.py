@@ -126,7 +126,7 @@ def expand(
         if expansion.equal:
             _check_output(root, overwrite, dataset)  # again: the folder may have appeared in the meantime
             _publish(folder, root)
-    logger.info("expand: %d rows, %d bytes, %.1f s", rows, size, time.monotonic() - started)
+    logger.info("stage expand: %d rows, %d bytes, %.2f seconds", rows, size, time.monotonic() - started)
     return expansion
 
 

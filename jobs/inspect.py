@@ -1,16 +1,18 @@
-"""`longbatch inspect`: what is in a dataset, and one user's request as people read it."""
+"""`longbatch inspect`: a description of a dataset, and one request of a user with the strings of hashed ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import pyarrow.compute as pc
 
 from longbatch.pipelines.arrays.hashing import hash_string
 from longbatch.pipelines.content_hash import content_hash
+from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import Dataset, user_requests
 from longbatch.schemas.format.manifest import SHARD_TABLES
@@ -20,41 +22,111 @@ from longbatch.schemas.time import from_microseconds
 NEWEST_SHOWN = 10
 
 
-def describe(dataset: Dataset, *, hash_content: bool = False) -> dict[str, Any]:
-    """Plain values: counts, books, time range, schemas, files and bytes; with the content hash if asked."""
-    counts, shards = dataset.counts, dataset.shards
+@dataclass(frozen=True)
+class DatasetDescription:
+    """What `longbatch inspect` reports of a dataset.
+
+    Attributes:
+        path: Where the dataset is.
+        name: Name in its spec.
+        snapshot: Number of the snapshot.
+        fingerprint: Hash of its files.
+        history_length: Newest events of a history at most.
+        compression: Codec of the files.
+        encoding: "compact" or "plain".
+        counts: Users, requests, targets and events.
+        targets_per_request: Mean targets of a request.
+        mean_history: Mean events of a history.
+        first_request_time: Earliest request, in ISO format; None without requests.
+        last_request_time: Latest request, in ISO format; None without requests.
+        shards: Number of shards.
+        blocks: Number of blocks.
+        bytes: Bytes on disk of each table.
+        bytes_per_event: Bytes on disk of all tables per stored event.
+        row_accounting: Outcomes of the raw rows of each source.
+        collisions: Strings whose hash equals that of another string.
+        log_end: End of the log, in ISO format; None if it is not known.
+        skew: Largest users and requests, and history lengths, as in the snapshot's profile.
+        timelines_schema: Arrow type of each column of the timelines.
+        requests_schema: Arrow type of each column of the requests.
+        content_hash: Hash of the content; None if it was not requested.
+    """
+
+    path: str
+    name: str
+    snapshot: int
+    fingerprint: str
+    history_length: int
+    compression: str
+    encoding: str
+    counts: Counts
+    targets_per_request: float
+    mean_history: float
+    first_request_time: str | None
+    last_request_time: str | None
+    shards: int
+    blocks: int
+    bytes: dict[str, int]
+    bytes_per_event: float
+    row_accounting: Mapping[str, RowAccounting]
+    collisions: int
+    log_end: str | None
+    skew: Mapping[str, Any]
+    timelines_schema: dict[str, str]
+    requests_schema: dict[str, str]
+    content_hash: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; without the content hash if it was not requested."""
+        document = {
+            **vars(self),
+            "counts": self.counts.as_dict(),
+            "row_accounting": {source: accounting.as_dict() for source, accounting in self.row_accounting.items()},
+        }
+        if self.content_hash is None:
+            del document["content_hash"]
+        return document
+
+
+def describe(dataset: Dataset, *, hash_content: bool = False) -> DatasetDescription:
+    """Describe a dataset: counts, row accounting, time range, schemas, files and bytes.
+
+    Args:
+        dataset: The dataset.
+        hash_content: Also compute the content hash, which reads every block.
+
+    Returns:
+        The description.
+    """
+    counts, shards, log_end = dataset.counts, dataset.shards, dataset.snapshot.log_end
     sizes = {
         table: sum(entry.size_bytes for shard in shards if (entry := getattr(shard, table))) for table in SHARD_TABLES
     }
-    described: dict[str, Any] = {
-        "path": str(dataset.path),
-        "name": dataset.spec.name,
-        "snapshot": dataset.snapshot.number,
-        "fingerprint": dataset.fingerprint,
-        "history_length": dataset.spec.history_length,
-        "compression": dataset.spec.compression,
-        "encoding": "compact" if dataset.spec.is_compact else "plain",
-        "counts": counts.as_dict(),
-        "targets_per_request": counts.targets / max(1, counts.requests),
-        "mean_history": counts.history_events / max(1, counts.requests),
-        "first_request_time": _iso(min((shard.first_request_time for shard in shards), default=None)),
-        "last_request_time": _iso(max((shard.last_request_time for shard in shards), default=None)),
-        "shards": len(shards),
-        "blocks": sum(len(shard.blocks) for shard in shards),
-        "bytes": sizes,
-        "bytes_per_event": sum(sizes.values()) / max(1, counts.stored),
-        "row_accounting": {
-            source: accounting.as_dict() for source, accounting in dataset.snapshot.row_accounting.items()
-        },
-        "collisions": dataset.snapshot.collisions,
-        "log_end": None if dataset.snapshot.log_end is None else _iso(from_microseconds(dataset.snapshot.log_end)),
-        "skew": dataset.snapshot.profile.as_dict()["skew"],
-        "timelines_schema": {field.name: str(field.type) for field in dataset.timelines_schema},
-        "requests_schema": {field.name: str(field.type) for field in dataset.requests_schema},
-    }
-    if hash_content:
-        described["content_hash"] = content_hash(dataset.blocks(), dataset.spec.history_length)
-    return described
+    return DatasetDescription(
+        path=str(dataset.path),
+        name=dataset.spec.name,
+        snapshot=dataset.snapshot.number,
+        fingerprint=dataset.fingerprint,
+        history_length=dataset.spec.history_length,
+        compression=dataset.spec.compression,
+        encoding="compact" if dataset.spec.is_compact else "plain",
+        counts=counts,
+        targets_per_request=counts.targets / max(1, counts.requests),
+        mean_history=counts.history_events / max(1, counts.requests),
+        first_request_time=_iso(min((shard.first_request_time for shard in shards), default=None)),
+        last_request_time=_iso(max((shard.last_request_time for shard in shards), default=None)),
+        shards=len(shards),
+        blocks=sum(len(shard.blocks) for shard in shards),
+        bytes=sizes,
+        bytes_per_event=sum(sizes.values()) / max(1, counts.stored),
+        row_accounting=dataset.snapshot.row_accounting,
+        collisions=dataset.snapshot.collisions,
+        log_end=None if log_end is None else _iso(from_microseconds(log_end)),
+        skew=dataset.snapshot.profile.as_dict()["skew"],
+        timelines_schema={field.name: str(field.type) for field in dataset.timelines_schema},
+        requests_schema={field.name: str(field.type) for field in dataset.requests_schema},
+        content_hash=content_hash(dataset.blocks(), dataset.spec.history_length) if hash_content else None,
+    )
 
 
 def _iso(moment: datetime | None) -> str | None:
@@ -62,7 +134,15 @@ def _iso(moment: datetime | None) -> str | None:
 
 
 def user_number(dataset: Dataset, user: str) -> int:
-    """Return a user's id in the dataset, from the text or number that the log calls the user."""
+    """Return the id that a dataset stores for a user.
+
+    Args:
+        dataset: The dataset.
+        user: The user's string or number in the raw log.
+
+    Raises:
+        SpecError: The users of the dataset are integers, but `user` is not one.
+    """
     if dataset.spec.requests.user_id.type == "string":
         return int(hash_string(pl.Series([user]))[0])
     try:
@@ -72,33 +152,48 @@ def user_number(dataset: Dataset, user: str) -> int:
 
 
 def describe_user(dataset: Dataset, user: str, request: int = -1) -> dict[str, Any]:
-    """One request of a user (by default the last): its newest events, its targets with labels, as text where known."""
+    """Describe one request of a user, with the strings of hashed ids where the vocabulary has them.
+
+    Args:
+        dataset: The dataset.
+        user: The user's string or number in the raw log.
+        request: Index of the request in the order of time; negative numbers count from the last request.
+
+    Returns:
+        The request's own columns by name, `targets` with their labels, `newest_events` of the history, and the numbers
+        `history_length` and `requests_of_user`. Times are in ISO format.
+
+    Raises:
+        DatasetError: The dataset has no request of the user.
+        SpecError: The user has no request with this index.
+    """
     number = user_number(dataset, user)
     try:
-        found = user_requests(dataset, number)
+        requests = user_requests(dataset, number)
     except DatasetError:
-        raise DatasetError(f"user {user} is not in {dataset.path}: no request of that user was built") from None
-    if not -found.num_rows <= request < found.num_rows:
-        raise SpecError(f"user {user} has {found.num_rows} requests; there is no number {request}")
-    row = found.slice(request % found.num_rows, 1).to_pylist()[0]
+        raise DatasetError(f"user {user} has no request in {dataset.path}") from None
+    if not -requests.num_rows <= request < requests.num_rows:
+        raise SpecError(f"user {user} has {requests.num_rows} requests, none with index {request}")
+    row: dict[str, Any] = requests.slice(request % requests.num_rows, 1).to_pylist()[0]
     history = row.pop("history")
-    row["requests_of_user"] = found.num_rows
+    row["requests_of_user"] = requests.num_rows
     row["history_length"] = len(history)
     row["newest_events"] = history[-NEWEST_SHOWN:]
     hashed = _hashed_names(dataset.spec)
-    texts = _texts(dataset, set(_hashes(row, hashed)))
-    return {name: _readable(value, texts, name in hashed, hashed) for name, value in row.items()}
+    strings = _strings_of(dataset, set(_hashes(row, hashed)))
+    return {name: _readable(value, strings, name in hashed, hashed) for name, value in row.items()}
 
 
 def _hashed_names(spec: BuildSpec) -> set[str]:
-    """Names under which a request, an event or a target holds hashes of text."""
+    """Names of the columns of requests, events and targets that contain hashes of strings."""
     features = {**spec.history.features, **spec.requests.features, **spec.requests.target_features}
     names = {name for name, feature in features.items() if feature.type == "id"}
     ids = {"user_id": spec.requests.user_id, "item_id": spec.requests.item_id}
     return names | {name for name, column in ids.items() if column.type == "string"}
 
 
-def _hashes(value: Any, names: set[str]) -> Iterator[int]:
+def _hashes(value: object, names: set[str]) -> Iterator[int]:
+    """All integers under one of the names, in nested lists and dicts."""
     if isinstance(value, list):
         for entry in value:
             yield from _hashes(entry, names)
@@ -109,20 +204,22 @@ def _hashes(value: Any, names: set[str]) -> Iterator[int]:
             yield from _hashes(entry, names)
 
 
-def _texts(dataset: Dataset, ids: set[int]) -> dict[int, str]:
-    """Look up the texts of those ids that are hashes."""
-    words = dataset.vocabulary()
-    if not words.num_rows:
+def _strings_of(dataset: Dataset, ids: set[int]) -> dict[int, str]:
+    """The strings of those ids that are in the vocabulary."""
+    vocabulary = dataset.vocabulary()
+    if not vocabulary.num_rows:
         return {}
-    hits = words.filter(pc.is_in(words["id"], value_set=pl.Series(sorted(ids), dtype=pl.Int64).to_arrow()))
-    return dict(zip(hits["id"].to_pylist(), hits["string"].to_pylist(), strict=True))
+    wanted = pl.Series(sorted(ids), dtype=pl.Int64).to_arrow()
+    entries = vocabulary.filter(pc.is_in(vocabulary["id"], value_set=wanted)).to_pydict()
+    return dict(zip(cast("list[int]", entries["id"]), cast("list[str]", entries["string"]), strict=True))
 
 
-def _readable(value: Any, texts: dict[int, str], is_hash: bool, hashed: set[str]) -> Any:
+def _readable(value: object, strings: Mapping[int, str], is_hash: bool, hashed: set[str]) -> object:
+    """Replace hashes by strings, and datetimes by their ISO format, in nested lists and dicts."""
     if isinstance(value, dict):
-        return {name: _readable(entry, texts, name in hashed, hashed) for name, entry in value.items()}
+        return {name: _readable(entry, strings, name in hashed, hashed) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_readable(entry, texts, is_hash, hashed) for entry in value]
+        return [_readable(entry, strings, is_hash, hashed) for entry in value]
     if isinstance(value, datetime):
         return value.isoformat()
-    return texts.get(value, value) if is_hash else value
+    return strings.get(value, value) if is_hash and isinstance(value, int) else value

@@ -111,7 +111,7 @@ def _one_thread() -> Iterator[None]:
 def _measure(dataset: Dataset, folder: Path, budget_bytes: int, seed: int, progress: ProgressCallback) -> Savings:
     rng = np.random.default_rng(seed)
     surveyed = survey(dataset, rng)
-    logger.info("survey: %d of %d blocks", len(surveyed.blocks), len(all_blocks(dataset)))
+    logger.info("stage survey: %d of %d blocks", len(surveyed.blocks), len(all_blocks(dataset)))
     means = dataset_means(dataset, surveyed)
     predicted = predict(means, surveyed.events.type.num_fields)
     stored = _stored_dataset(dataset, surveyed)
@@ -137,7 +137,7 @@ def _measure(dataset: Dataset, folder: Path, budget_bytes: int, seed: int, progr
             )
         )
         seconds = time.perf_counter() - started
-        logger.info("%s: %d slices, %.0f bytes, %.1f s", layout.title, sample.slices, sample.bytes, seconds)
+        logger.info("stage %s: %d slices, %.0f bytes, %.2f seconds", layout.title, sample.slices, sample.bytes, seconds)
     return Savings(
         version=SAVINGS_VERSION,
         dataset=_measured_dataset(dataset),

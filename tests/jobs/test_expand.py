@@ -1,4 +1,4 @@
-"""`longbatch expand`: every target once, with its own history; and a check that sees any difference."""
+"""`longbatch expand`: each target once, with its own history, and a check that detects any difference."""
 
 import errno
 import json
@@ -22,8 +22,8 @@ from paths import ROOT
 from random_logs import COLUMNS, FEATURES, Frames, frames, plain, small_specs
 from small_datasets import LOG, SPEC, stored
 
-from longbatch.jobs import expand as commands
-from longbatch.jobs import expanded_files as sample_files
+from longbatch.jobs import expand as expand_module
+from longbatch.jobs import expanded_files
 from longbatch.jobs.build import build
 from longbatch.jobs.expand import compare, expand
 from longbatch.schemas.errors import DatasetError, MachineError, SpecError
@@ -40,7 +40,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def heavy_user_log(events: int, targets: int) -> pl.DataFrame:
-    """One user with so many events, who is then shown so many items at once."""
+    """A user with `events` events, and then one request with `targets` targets."""
     n = pl.int_range(events + targets, eager=True)
     shown = n >= events
     seconds = pl.when(shown).then(events).otherwise(n)
@@ -95,8 +95,8 @@ def test_each_target_is_a_row_with_its_request_and_its_own_history(small: Datase
 
 def test_polars_reads_the_files_as_they_are(small: Dataset, tmp_path: Path) -> None:
     expand(small, tmp_path / "out")
-    found = pl.read_parquet(tmp_path / "out")
-    assert dict(found.schema) == {
+    rows = pl.read_parquet(tmp_path / "out")
+    assert dict(rows.schema) == {
         "request_id": pl.Int64,
         "user_id": pl.Int64,
         "request_time": pl.Datetime("us", "UTC"),
@@ -108,11 +108,13 @@ def test_polars_reads_the_files_as_they_are(small: Dataset, tmp_path: Path) -> N
         "target_place": pl.Float32,
         "target_click": pl.Int8,
     }
-    assert plain(found["history_score"].to_list()[3]) == (None, 0.25)
+    assert plain(rows["history_score"].to_list()[3]) == (None, 0.25)
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 4])
-def test_a_dirty_log_with_text_ids_expands_as_naively(corrupt_log: Path, tmp_path: Path, length: int) -> None:
+def test_a_corrupt_log_with_string_ids_expands_like_the_naive_expansion(
+    corrupt_log: Path, tmp_path: Path, length: int
+) -> None:
     build(load_spec(corrupt_log), tmp_path / "dataset")
     dataset = open_dataset(tmp_path / "dataset")
     expansion = expand(dataset, tmp_path / "out", history_length=length, check=True)
@@ -125,8 +127,8 @@ def test_a_dirty_log_with_text_ids_expands_as_naively(corrupt_log: Path, tmp_pat
 
 @st.composite
 def logs(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
-    """A log whose events, requests and targets have features of every kind, nulls and NaN among them."""
-    features = {name: {"column": name, "type": kind} for name, kind in FEATURES.items()}
+    """A log whose events, requests and targets have features of every type, including nulls and NaN."""
+    features = {name: {"column": name, "type": feature_type} for name, feature_type in FEATURES.items()}
     spec = {
         **draw(small_specs),
         "sources": {"log": {"path": "log.parquet"}},
@@ -153,18 +155,18 @@ def logs(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
 
 @settings(max_examples=50)
 @given(logs(), st.integers(0, 5), st.sampled_from([4, 300, 10_000]))
-def test_any_dataset_expands_as_naively_whatever_is_cut_where(
+def test_any_dataset_expands_like_the_naive_expansion_whatever_the_sizes_of_parts(
     log: tuple[BuildSpec, Frames], length: int, size: int
 ) -> None:
     spec, tables = log
     sizes = {"GROUP_BYTES": size, "PART_BYTES": 3 * size, "HASHED_EVENTS": 1 + size // 100}
-    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(sample_files, **sizes):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(expanded_files, **sizes):
         dataset = open_dataset(stored(Path(folder), spec, tables["log"]))
         assume(dataset.counts.requests)
         length = min(length, spec.history_length)
         expansion = expand(dataset, Path(folder) / "out", history_length=length, check=True, workers=2)
-        found, expected = rows_of(Path(folder) / "out"), expand_naively(dataset, length)
-    assert [plain(row) for row in found] == [plain(row) for row in expected]
+        actual, expected = rows_of(Path(folder) / "out"), expand_naively(dataset, length)
+    assert [plain(row) for row in actual] == [plain(row) for row in expected]
     assert expansion.equal
     assert expansion.actual is not None
     assert expansion.actual.events == sum(len(row["history_item_id"]) for row in expected)
@@ -197,8 +199,8 @@ CHANGES: dict[str, Change] = {
     ),
     "the order of two items": lambda rows: swap_events(rows, ("history_item_id",)),
     "the length of a history": lambda rows: [rows[1][name].pop() for name in rows[1] if name.startswith("history_")],
-    "a row less": lambda rows: rows.pop(3),
-    "a row twice": lambda rows: rows.append(rows[3]),
+    "a missing row": lambda rows: rows.pop(3),
+    "a duplicate row": lambda rows: rows.append(rows[3]),
     "a row in place of another": lambda rows: rows.__setitem__(2, rows[3]),
 }
 
@@ -210,11 +212,11 @@ def rewrite(path: Path, change: Change) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
 
 
-@pytest.mark.parametrize("what", CHANGES)
-def test_any_change_of_the_files_is_seen(small: Dataset, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_any_change_of_the_files_is_detected(small: Dataset, tmp_path: Path, change: str) -> None:
     expand(small, tmp_path / "out")
     assert compare(small, tmp_path / "out").equal
-    rewrite(tmp_path / "out" / "part-00000.parquet", CHANGES[what])
+    rewrite(tmp_path / "out" / "part-00000.parquet", CHANGES[change])
     compared = compare(small, tmp_path / "out")
     assert not compared.equal
     assert compared.expected is not None
@@ -222,7 +224,7 @@ def test_any_change_of_the_files_is_seen(small: Dataset, tmp_path: Path, what: s
     assert compared.expected.hash != compared.actual.hash
 
 
-def test_the_order_of_rows_their_files_and_another_writer_are_no_change(small: Dataset, tmp_path: Path) -> None:
+def test_row_order_file_boundaries_and_the_writer_do_not_matter(small: Dataset, tmp_path: Path) -> None:
     expand(small, tmp_path / "out")
     rows = pl.read_parquet(tmp_path / "out").reverse()
     (tmp_path / "out" / "part-00000.parquet").unlink()
@@ -231,8 +233,8 @@ def test_the_order_of_rows_their_files_and_another_writer_are_no_change(small: D
     assert compare(small, tmp_path / "out").equal
 
 
-def test_a_file_less_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_files, "PART_BYTES", 1)
+def test_a_missing_file_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expanded_files, "PART_BYTES", 1)
     spec = parse_spec(SPEC).model_copy(update={"block_targets": 1})
     dataset = open_dataset(stored(tmp_path, spec, LOG))
     assert expand(dataset, tmp_path / "out").files > 2
@@ -247,23 +249,23 @@ def test_files_of_another_history_length_are_refused(small: Dataset, tmp_path: P
         compare(small, tmp_path / "out")
 
 
-def test_files_that_are_no_expansion_are_named(small: Dataset, tmp_path: Path) -> None:
+def test_files_that_are_not_an_expansion_are_refused(small: Dataset, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"contains no Parquet files\. Expand the dataset into it first"):
         compare(small, tmp_path)
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DatasetError, match=r"a.parquet: the columns are \['a'\], expected \['request_id'"):
         compare(small, tmp_path)
-    names = sample_files.sample_schema(small.spec).names
+    names = expanded_files.sample_schema(small.spec).names
     pl.DataFrame([dict.fromkeys(names, 1)]).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DatasetError, match=r"the columns \['history_item_id', .*'history_score'\] are not lists"):
         compare(small, tmp_path)
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 damaged")
     with pytest.raises(DatasetError, match=r"a.parquet cannot be read: .*Expand the dataset again"):
         compare(small, tmp_path)
 
 
 @pytest.mark.parametrize("history", [None, [1]])
-def test_histories_that_are_null_or_differ_in_length_are_named(
+def test_histories_that_are_null_or_differ_in_length_are_refused(
     small: Dataset, tmp_path: Path, history: list[int] | None
 ) -> None:
     expand(small, tmp_path / "out")
@@ -278,21 +280,19 @@ def test_histories_that_are_null_or_differ_in_length_are_named(
 def test_an_expansion_that_fails_its_check_is_not_kept(
     small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = commands.write_part
+    write = expand_module.write_part
 
     def write_wrong(*arguments: Any) -> tuple[int, int, int]:
         written = write(*arguments)
         rewrite(arguments[-2], CHANGES["a label"])
         return written
 
-    monkeypatch.setattr(commands, "write_part", write_wrong)
+    monkeypatch.setattr(expand_module, "write_part", write_wrong)
     assert not expand(small, tmp_path / "out", check=True).equal
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_there_is_refused_and_replaced_only_if_it_is_an_expansion(
-    small: Dataset, tmp_path: Path
-) -> None:
+def test_an_existing_folder_is_refused_and_replaced_only_if_it_is_an_expansion(small: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     expand(small, out)
@@ -302,7 +302,7 @@ def test_a_folder_that_is_there_is_refused_and_replaced_only_if_it_is_an_expansi
         expand(small, out, history_length=1)
     expand(small, out, history_length=1, overwrite=True)
     assert compare(small, out, history_length=1).equal
-    (out / "notes.txt").write_text("mine")
+    (out / "notes.txt").write_text("content")
     with pytest.raises(DatasetError, match=r"out is not an expansion: it contains notes.txt. Choose another output"):
         expand(small, out, overwrite=True)
     with pytest.raises(DatasetError, match=r"notes.txt is not an expansion: it contains notes.txt"):
@@ -310,7 +310,7 @@ def test_a_folder_that_is_there_is_refused_and_replaced_only_if_it_is_an_expansi
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_no_log_and_no_part_of_a_dataset_is_ever_replaced(small: Dataset, tmp_path: Path) -> None:
+def test_logs_and_datasets_are_never_replaced(small: Dataset, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
     for name in ("events.parquet", "part-00000.parquet"):
@@ -327,7 +327,7 @@ def test_no_log_and_no_part_of_a_dataset_is_ever_replaced(small: Dataset, tmp_pa
             expand(small, out, overwrite=True)
 
 
-def test_a_full_disk_is_named_and_leaves_what_was_there(
+def test_a_full_disk_is_reported_and_leaves_the_earlier_expansion(
     small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expand(small, tmp_path / "out")
@@ -342,7 +342,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(
     assert compare(small, tmp_path / "out").equal
 
 
-def test_an_earlier_expansion_stays_where_the_new_one_cannot_take_its_name(
+def test_an_earlier_expansion_is_restored_if_the_new_one_cannot_be_renamed(
     small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expand(small, tmp_path / "out")
@@ -374,9 +374,9 @@ def test_a_request_with_many_targets_and_a_long_history_is_expanded_in_small_par
 ) -> None:
     spec = parse_spec(SPEC).model_copy(update={"history_length": 1_000})
     dataset = open_dataset(stored(tmp_path, spec, heavy_user_log(events=1_000, targets=2_000)))
-    monkeypatch.setattr(sample_files, "GROUP_BYTES", 1_000_000)
-    (blocks,) = sample_files.plan_parts(dataset, 1_000)
-    sizes = [table.nbytes for table in sample_files.row_groups(dataset, blocks, 1_000)]
+    monkeypatch.setattr(expanded_files, "GROUP_BYTES", 1_000_000)
+    (blocks,) = expanded_files.plan_parts(dataset, 1_000)
+    sizes = [table.nbytes for table in expanded_files.row_groups(dataset, blocks, 1_000)]
     assert sum(sizes) > 40_000_000
     assert max(sizes) < 1_300_000
     assert min(sizes[:-1]) >= 1_000_000
@@ -386,14 +386,16 @@ def test_a_request_with_many_targets_and_a_long_history_is_expanded_in_small_par
     assert pq.read_metadata(tmp_path / "out" / "part-00000.parquet").num_row_groups == len(sizes)
 
 
-def test_batches_to_hash_are_small_where_histories_differ_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashed_batches_are_small_even_if_history_lengths_differ_greatly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = parse_spec(SPEC).model_copy(update={"history_length": 1_000})
     short = heavy_user_log(events=1, targets=3_000).with_columns(user=pl.lit(0), request=-pl.col("request") - 1)
     dataset = open_dataset(stored(tmp_path, spec, pl.concat([short, heavy_user_log(events=1_000, targets=300)])))
     expand(dataset, tmp_path / "out")
-    monkeypatch.setattr(sample_files, "HASHED_EVENTS", 10_000)
+    monkeypatch.setattr(expanded_files, "HASHED_EVENTS", 10_000)
     with pq.ParquetFile(tmp_path / "out" / "part-00000.parquet") as file:
-        events = [len(batch["history_item_id"].flatten()) for batch in sample_files._batches(file)]
+        events = [len(batch["history_item_id"].flatten()) for batch in expanded_files._batches(file)]
     assert sum(events) == 303_000
     assert max(events) <= 11_000
 
@@ -401,7 +403,9 @@ def test_batches_to_hash_are_small_where_histories_differ_much(tmp_path: Path, m
 # The command
 
 
-def test_the_code_of_the_page_runs(small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_the_documentation_page_runs(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = (ROOT / "docs" / "expand.md").read_text()
     code = page.split("```python\n")[1].split("```")[0].replace("history_length=100", "history_length=1")
     (tmp_path / "dataset").symlink_to(small.path)
@@ -415,7 +419,7 @@ def longbatch(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_the_command_ends_with_zero_if_equal_and_with_one_if_not(small: Dataset, tmp_path: Path) -> None:
+def test_the_command_exits_with_0_if_equal_and_with_1_if_not(small: Dataset, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     written = longbatch(str(small.path), out, "--check", "--json")
     assert written.returncode == 0, written.stderr
@@ -435,7 +439,7 @@ def test_the_command_ends_with_zero_if_equal_and_with_one_if_not(small: Dataset,
     assert json.loads(replaced.stdout)["equal"] is None
 
 
-def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupt_exits_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     spec = parse_spec(SPEC).model_copy(update={"history_length": 10_000})
     dataset = stored(tmp_path, spec, heavy_user_log(events=5_000, targets=60_000))
     command = [sys.executable, "-m", "longbatch.cli.main", "expand", str(dataset), str(tmp_path / "out")]
@@ -444,7 +448,7 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
             assert expanding.poll() is None, "the command ended before it could be interrupted"
             time.sleep(0.01)
         expanding.send_signal(signal.SIGINT)
-        _, told = expanding.communicate(timeout=60)  # to its end it takes far longer
+        _, output = expanding.communicate(timeout=60)  # the complete expansion takes far longer
     assert expanding.returncode == 130
-    assert "interrupted: nothing was committed" in told
+    assert "interrupted: nothing was committed" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "log.parquet"]

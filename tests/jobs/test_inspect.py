@@ -1,4 +1,4 @@
-"""What is in a dataset, and a user's request as people read it."""
+"""Descriptions of datasets, and a user's request with the strings of hashed ids."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ labels = { click = "bool" }
 """
 
 
-def build_small(folder: Path, users: tuple[object, object], kind: str) -> Dataset:
-    """User 0 has 12 plays and two requests, user 1 has no play and one request."""
+def build_small(folder: Path, users: tuple[object, object], user_type: str) -> Dataset:
+    """Build a dataset: the first user has 12 plays and two requests, the second one has no play and one request."""
     seconds = list(range(12))
     plays = {
         "user": [users[0]] * 12,
@@ -57,8 +57,8 @@ def build_small(folder: Path, users: tuple[object, object], kind: str) -> Datase
     }
     pl.DataFrame(plays).write_parquet(folder / "plays.parquet")
     pl.DataFrame(shown).write_parquet(folder / "shown.parquet")
-    text = SPEC.replace("PLAYS", str(folder / "plays.parquet")).replace("SHOWN", str(folder / "shown.parquet"))
-    build(parse_spec(text.replace("USERS", kind)), folder / "out")
+    spec = SPEC.replace("PLAYS", str(folder / "plays.parquet")).replace("SHOWN", str(folder / "shown.parquet"))
+    build(parse_spec(spec.replace("USERS", user_type)), folder / "out")
     return open_dataset(folder / "out")
 
 
@@ -68,9 +68,9 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def test_a_dataset_is_described_in_numbers(dataset: Dataset) -> None:
-    found = describe(dataset)
+    description = describe(dataset).as_dict()
     assert {
-        name: found[name] for name in ("name", "snapshot", "history_length", "compression", "shards", "blocks")
+        name: description[name] for name in ("name", "snapshot", "history_length", "compression", "shards", "blocks")
     } == {
         "name": "small",
         "snapshot": 1,
@@ -79,36 +79,49 @@ def test_a_dataset_is_described_in_numbers(dataset: Dataset) -> None:
         "shards": 1,
         "blocks": 1,
     }
-    assert (found["counts"]["requests"], found["targets_per_request"], found["mean_history"]) == (3, 1.0, 5.0)
-    assert found["first_request_time"] == "2023-11-14T22:13:23+00:00"
-    assert found["last_request_time"] == "2023-11-14T22:14:20+00:00"
-    assert found["row_accounting"]["plays"]["accepted"] == 12
-    assert found["bytes"]["timelines"] == dataset.shards[0].timelines.size_bytes
-    assert found["timelines_schema"]["user_id"] == "int64"
-    assert "content_hash" not in found
+    assert (description["counts"]["requests"], description["targets_per_request"], description["mean_history"]) == (
+        3,
+        1.0,
+        5.0,
+    )
+    assert description["first_request_time"] == "2023-11-14T22:13:23+00:00"
+    assert description["last_request_time"] == "2023-11-14T22:14:20+00:00"
+    assert description["row_accounting"]["plays"]["accepted"] == 12
+    assert description["bytes"]["timelines"] == dataset.shards[0].timelines.size_bytes
+    assert description["timelines_schema"]["user_id"] == "int64"
+    assert "content_hash" not in description
 
 
-def test_the_content_hash_is_told_when_asked_for(dataset: Dataset) -> None:
-    assert len(describe(dataset, hash_content=True)["content_hash"]) == 32
+def test_the_content_hash_is_computed_on_request(dataset: Dataset) -> None:
+    assert len(describe(dataset, hash_content=True).as_dict()["content_hash"]) == 32
 
 
-def test_the_last_request_of_a_user_is_shown_as_text(dataset: Dataset) -> None:
-    found = describe_user(dataset, "ann")
-    assert (found["request_id"], found["user_id"], found["history_length"], found["requests_of_user"]) == (
+def test_the_last_request_of_a_user_is_described_with_strings(dataset: Dataset) -> None:
+    description = describe_user(dataset, "ann")
+    assert (
+        description["request_id"],
+        description["user_id"],
+        description["history_length"],
+        description["requests_of_user"],
+    ) == (
         8,
         "ann",
         12,
         2,
     )
-    assert found["targets"] == [{"item_id": "new", "click": False}]
-    assert len(found["newest_events"]) == 10
-    assert found["newest_events"][-1] == {"item_id": "song 11", "event_time": "2023-11-14T22:13:31+00:00", "ratio": 0.5}
+    assert description["targets"] == [{"item_id": "new", "click": False}]
+    assert len(description["newest_events"]) == 10
+    assert description["newest_events"][-1] == {
+        "item_id": "song 11",
+        "event_time": "2023-11-14T22:13:31+00:00",
+        "ratio": 0.5,
+    }
 
 
 @pytest.mark.parametrize(("number", "request_id", "events"), [(0, 7, 3), (1, 8, 12), (-2, 7, 3)])
-def test_any_request_of_a_user_can_be_shown(dataset: Dataset, number: int, request_id: int, events: int) -> None:
-    found = describe_user(dataset, "ann", number)
-    assert (found["request_id"], found["history_length"]) == (request_id, events)
+def test_any_request_of_a_user_can_be_described(dataset: Dataset, number: int, request_id: int, events: int) -> None:
+    description = describe_user(dataset, "ann", number)
+    assert (description["request_id"], description["history_length"]) == (request_id, events)
 
 
 def test_a_user_without_events_has_an_empty_history(dataset: Dataset) -> None:
@@ -117,16 +130,16 @@ def test_a_user_without_events_has_an_empty_history(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("number", [2, -3])
 def test_a_request_that_the_user_does_not_have_is_refused(dataset: Dataset, number: int) -> None:
-    with pytest.raises(SpecError, match=rf"user ann has 2 requests; there is no number {number}"):
+    with pytest.raises(SpecError, match=rf"user ann has 2 requests, none with index {number}"):
         describe_user(dataset, "ann", number)
 
 
-def test_a_user_who_is_not_there_is_named(dataset: Dataset) -> None:
-    with pytest.raises(DatasetError, match=r"user nobody is not in .*out: no request of that user was built"):
+def test_a_user_without_requests_is_refused(dataset: Dataset) -> None:
+    with pytest.raises(DatasetError, match=r"user nobody has no request in .*out"):
         describe_user(dataset, "nobody")
 
 
-def test_users_are_numbers_or_hashed_text(tmp_path: Path, dataset: Dataset) -> None:
+def test_users_are_numbers_or_hashed_strings(tmp_path: Path, dataset: Dataset) -> None:
     assert user_number(dataset, "ann") == hash_string(pl.Series(["ann"]))[0]
     (tmp_path / "numbers").mkdir()
     numbers = build_small(tmp_path / "numbers", (5, 6), "int64")
@@ -136,9 +149,9 @@ def test_users_are_numbers_or_hashed_text(tmp_path: Path, dataset: Dataset) -> N
         user_number(numbers, "ann")
 
 
-def test_numbers_that_happen_to_be_the_hash_of_a_text_stay_numbers(tmp_path: Path) -> None:
-    """The empty text hashes to 0: labels of 0 are no texts."""
-    shown = describe_user(build_small(tmp_path, ("", "bob"), "string"), "bob")
-    assert shown["targets"] == [{"item_id": "new", "click": True}]
+def test_a_number_equal_to_the_hash_of_a_string_stays_a_number(tmp_path: Path) -> None:
+    """The empty string hashes to 0, but labels of 0 are not strings."""
+    request = describe_user(build_small(tmp_path, ("", "bob"), "string"), "bob")
+    assert request["targets"] == [{"item_id": "new", "click": True}]
     assert describe_user(open_dataset(tmp_path / "out"), "")["user_id"] == ""
     assert describe_user(open_dataset(tmp_path / "out"), "bob")["history_length"] == 0

@@ -39,7 +39,7 @@ def inspect(
         described_request = describe_user(opened, user, request)
         print_result(described_request, as_json, lambda: format_user_request(described_request))
         return
-    description = describe(opened, hash_content=content_hash)
+    description = describe(opened, hash_content=content_hash).as_dict()
     print_result(description, as_json, lambda: format_dataset(description))
 
 
