@@ -1,4 +1,4 @@
-"""`longbatch bench days`: 14 days appended one by one, compared with one build of all of them; then users are forgotten.
+"""`longbatch bench days`: 14 days appended one by one, compared with one build of all; then users are forgotten.
 
 For each append the rows of the day and the bytes of incremental state are reported.
 """

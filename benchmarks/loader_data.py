@@ -1,4 +1,4 @@
-"""The datasets of the loader's benchmark: users with long timelines and several requests each, written directly as shards."""
+"""The datasets of the loader's benchmark: long timelines with several requests each, written directly as shards."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Other loaders on the same requests: each yields the same tensors, from rows of samples or of requests.
 
-A row is a dict of arrays, with its own copy of the history. Each peer stores rows as its documentation recommends, reads
-them in order, and concatenates each batch of rows to values and offsets. A peer that is not installed is skipped.
+A row is a dict of arrays, with its own copy of the history. Each peer stores rows as its documentation recommends,
+reads them in order, and concatenates each batch of rows to values and offsets. A peer that is not installed is skipped.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Peer:
         package: The package it imports.
         write: Writes rows to a folder.
         read: Reads them back in batches.
-        shares: Whether it divides the rows among the worker processes of a DataLoader by itself. None if its workers need
-            a dataset that was created before them, so that it is measured in one process only.
+        shares: Whether it divides the rows among the worker processes of a DataLoader by itself. None if its workers
+            need a dataset that was created before them, so that it is measured in one process only.
     """
 
     package: str

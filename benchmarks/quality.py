@@ -1,7 +1,7 @@
 """`longbatch bench quality`: every count of a build is compared, to the row, with what the simulator planted.
 
-A log with 3 % corrupt rows of every kind, as Parquet and as CSV, is built by each engine. The ground truth beside the log
-contains the outcome of every row. The quarantine must contain the rejected rows, each equal to its row in its file.
+A log with 3 % corrupt rows of every kind, as Parquet and as CSV, is built by each engine. The ground truth beside the
+log contains the outcome of every row. The quarantine must contain the rejected rows, each equal to its row in its file.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def compare_quarantine(dataset: Dataset, planted: RowAccounting) -> dict[str, tu
         planted: What the simulator planted.
 
     Returns:
-        For each check its actual and its expected count: all rejected rows are there, have reasons, and equal the rows of
-        the log's files.
+        For each check its actual and its expected count: all rejected rows are there, have reasons, and equal the rows
+        of the log's files.
     """
     parts = [pl.read_parquet(dataset.path / entry.path) for entry in dataset.snapshot.quarantine]
     rows = pl.concat(parts, how="diagonal_relaxed")

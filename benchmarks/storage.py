@@ -184,7 +184,7 @@ def _budget(events: int) -> list[str]:
 
 
 def _predict_from_tenth(root: Path, events: int) -> Results:
-    """Measure a log of a tenth of the users, and compare what `plan` predicts for all of them with what was measured."""
+    """Compare what `plan` predicts from a tenth of the users with what was measured for all of them."""
     tenth = _build(root, "tenth", events // EVENTS_PER_USER // 10, events // 10)
     run_longbatch("measure", str(root / "tenth"), str(root / "tenth-savings"), *_budget(events))
     shutil.rmtree(root / "tenth-log")

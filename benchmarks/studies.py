@@ -14,11 +14,10 @@ import os
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -40,6 +39,7 @@ from .studies_data import (
     PAR,
     SHORT,
     Arm,
+    StudyRun,
     arms,
     least_lead,
     least_rise,
@@ -85,10 +85,10 @@ def bench_studies(*, quick: bool, out: Path, progress: ProgressCallback) -> Resu
     out = out / "quick" if quick else out
     attainable = _data(out, size)
     todo = [(arm, seed) for seed in range(size.seeds) for arm in arms(size.steps)]
-    results = list(_results(out, todo, size, progress))
-    (out / "studies.json").write_text(as_json({"attainable": attainable, "runs": results}))
-    draw(results, attainable, out)
-    return Results(_checks(results), _figures(results, attainable))
+    runs = list(_run_all(out, todo, progress))
+    (out / "studies.json").write_text(as_json({"attainable": attainable, "runs": [asdict(run) for run in runs]}))
+    draw(runs, attainable, out)
+    return Results(_checks(runs), _figures(runs, attainable))
 
 
 def _data(out: Path, size: Size) -> dict[str, float]:
@@ -101,9 +101,8 @@ def _data(out: Path, size: Size) -> dict[str, float]:
     return attainable
 
 
-def _results(
-    out: Path, todo: list[tuple[Arm, int]], size: Size, progress: ProgressCallback
-) -> Iterable[dict[str, Any]]:
+def _run_all(out: Path, todo: list[tuple[Arm, int]], progress: ProgressCallback) -> Iterable[StudyRun]:
+    """Run arms with their seeds, as many at a time as there are cores, and yield each as it ends."""
     (out / "runs").mkdir(exist_ok=True)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         runs = [pool.submit(_run, out, arm, seed) for arm, seed in todo]
@@ -112,32 +111,32 @@ def _results(
             progress("studies", done, len(runs))
 
 
-def _run(out: Path, arm: Arm, seed: int) -> dict[str, Any]:
+def _run(out: Path, arm: Arm, seed: int) -> StudyRun:
     """Train and evaluate one arm with one seed, or read the result of an earlier run with the same config."""
     folder = out / "runs" / f"{arm.name.replace(', ', '-').replace(' ', '-')}-seed{seed}"
     path, config = folder.with_suffix(".json"), arm.config(seed)
     config_values = config.model_dump(mode="json")
     if path.exists():
-        earlier: dict[str, Any] = json.loads(path.read_text())
-        if earlier["config"] == config_values:
+        earlier = StudyRun(**json.loads(path.read_text()))
+        if earlier.config == config_values:
             return earlier
     shutil.rmtree(folder, ignore_errors=True)
     report = train(out / "dataset", folder, config)
     metrics = evaluate(folder, out / "dataset", history_lengths=arm.served, before=_test_ends(out / "dataset"))
     requests = report.steps * config.batch_size
-    result = {
-        "arm": arm.name,
-        "seed": seed,
-        "config": config_values,
-        "requests": requests,
-        "events": report.events,
-        "seconds": report.seconds,
-        "flops": training_flops(arm, requests, report.events, report.targets),
-        "auc": {str(row["history_length"]): row["auc"] for row in metrics},
-        "targets": metrics[0]["targets"],
-    }
-    path.write_text(as_json(result))
-    return result
+    run = StudyRun(
+        arm=arm.name,
+        seed=seed,
+        config=config_values,
+        requests=requests,
+        events=report.events,
+        seconds=report.seconds,
+        flops=training_flops(arm, requests, report.events, report.targets),
+        auc={str(row["history_length"]): row["auc"] for row in metrics},
+        targets=metrics[0]["targets"],
+    )
+    path.write_text(as_json(asdict(run)))
+    return run
 
 
 def _test_ends(dataset: Path) -> datetime:
@@ -145,8 +144,8 @@ def _test_ends(dataset: Path) -> datetime:
     return datetime.fromtimestamp(RequestDataset(dataset).split_time_us(TRAINED_SHARE + 0.05) / 1e6, UTC)
 
 
-def _checks(results: list[dict[str, Any]]) -> list[Check]:
-    short, full, mixed = (summary(results, f"train {name}") for name in ("2K", "10K", "mixed lengths"))
+def _checks(runs: list[StudyRun]) -> list[Check]:
+    short, full, mixed = (summary(runs, f"train {name}") for name in ("2K", "10K", "mixed lengths"))
     rises = [least_rise(mixed, shorter, longer) for shorter, longer in pairwise(LENGTHS)]
     gain, all_gain = mixed.mean(FULL) - short.mean(SHORT), full.mean(FULL) - short.mean(SHORT)
     checks = [
@@ -159,27 +158,27 @@ def _checks(results: list[dict[str, Any]]) -> list[Check]:
         ),
         Check("mixed lengths: share of full-length training's events", mixed.events / full.events, 0.4),
     ]
-    stca = summary(results, "stca, equal data")
+    stca = summary(runs, "stca, equal data")
     for other in ("din", "mean"):
-        lead = least_lead(stca, summary(results, f"{other}, equal data"))
+        lead = least_lead(stca, summary(runs, f"{other}, equal data"))
         checks.append(Check(f"least lead in AUC of STCA over {other} in a seed, equal data", lead, 0.0, ">="))
-    more = summary(results, f"stca, {EQUAL_COMPUTE_MOST} times the data")
+    more = summary(runs, f"stca, {EQUAL_COMPUTE_MOST} times the data")
     for other, arm in (("din", f"{EQUAL_COMPUTE_MOST} times the data"), ("mean", "equal compute")):
-        lead = least_lead(more, summary(results, f"{other}, {arm}"))
+        lead = least_lead(more, summary(runs, f"{other}, {arm}"))
         checks.append(Check(f"the same over {other}, both {EQUAL_COMPUTE_MOST} times the data", lead, 0.0, ">="))
     for other in ("longer", "transformer"):
-        ahead = summary(results, f"{other}, equal data").mean(COMPARED) - stca.mean(COMPARED)
+        ahead = summary(runs, f"{other}, equal data").mean(COMPARED) - stca.mean(COMPARED)
         checks.append(Check(f"AUC of {other} over STCA, equal data", ahead, PAR))
     return checks
 
 
-def _figures(results: list[dict[str, Any]], attainable: dict[str, float]) -> list[Figure]:
+def _figures(runs: list[StudyRun], attainable: dict[str, float]) -> list[Figure]:
     figures = [
         Figure(f"AUC that counting topics attains, {length:,}", attainable[str(length)])
         for length in sorted({*LENGTHS, COMPARED})
     ]
-    for arm in dict.fromkeys(result["arm"] for result in results):
-        result = summary(results, arm)
+    for arm in dict.fromkeys(run.arm for run in runs):
+        result = summary(runs, arm)
         figures += [
             Figure(f"{arm}: AUC at {length:,}", result.mean(length), f"+-{result.spread(length) / 2:.4f}")
             for length in result.auc

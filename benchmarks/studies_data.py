@@ -1,7 +1,7 @@
 """The arms of `longbatch bench studies`, and statistics over their seeds.
 
-Arms of one study differ in one property. *Equal data*: all arms train on the same requests. *Equal compute*: an arm trains
-on as many requests as take the operations of STCA's run, at most EQUAL_COMPUTE_MOST times its requests.
+Arms of one study differ in one property. *Equal data*: all arms train on the same requests. *Equal compute*: an arm
+trains on as many requests as take the operations of STCA's run, at most EQUAL_COMPUTE_MOST times its requests.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MORE_DATA: tuple[ModelName, ...] = ("stca", "din")
 COMPARED = 1_000  # history length at which models are compared; a Transformer is affordable at this length
 MIXED = Length(minimum=1_000, maximum=FULL, alpha=0.1, beta=0.8)  # U-shaped, mean 2,000
 EQUAL_COMPUTE_MOST = 4
-# Learning rates of dense weights; embeddings have half of it. The best of 0.001, 0.002 and 0.004, and of further factors
-# of two if the best was the smallest or largest, with a seed that no study uses.
+# Learning rates of dense weights; embeddings have half of it. The best of 0.001, 0.002 and 0.004, and of further
+# factors of two if the best was the smallest or largest, with a seed that no study uses.
 RATES: dict[ModelName, float] = {"stca": 2e-3, "longer": 1e-3, "transformer": 2e-3, "din": 8e-3, "mean": 4e-3}
 PAR = 0.005  # STCA is on par with a model whose AUC is at most this much higher
 
@@ -131,6 +131,33 @@ def training_flops(arm: Arm, requests: int, events: int, targets: int) -> float:
 
 
 @dataclass(frozen=True)
+class StudyRun:
+    """The result of one run, as it is saved.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: Seed of the run.
+        config: The training config, as JSON values.
+        requests: Requests it trained on.
+        events: Events it encoded.
+        seconds: Wall time of the training.
+        flops: Operations of the training.
+        auc: History length at inference -> test AUC.
+        targets: Targets that were evaluated.
+    """
+
+    arm: str
+    seed: int
+    config: dict[str, Any]
+    requests: int
+    events: int
+    seconds: float
+    flops: float
+    auc: dict[str, float]
+    targets: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """The runs of an arm.
 
@@ -153,18 +180,18 @@ class Summary:
         return max(self.auc[length]) - min(self.auc[length])
 
 
-def summary(results: Iterable[dict[str, Any]], arm: str) -> Summary:
+def summary(runs: Iterable[StudyRun], arm: str) -> Summary:
     """Summarize the seeds of one arm.
 
     Args:
-        results: Results of all runs.
+        runs: All runs.
         arm: Name of the arm.
     """
-    seeds = sorted((result for result in results if result["arm"] == arm), key=lambda result: int(result["seed"]))
+    seeds = sorted((run for run in runs if run.arm == arm), key=lambda run: run.seed)
     return Summary(
-        {int(length): [float(seed["auc"][length]) for seed in seeds] for length in seeds[0]["auc"]},
-        statistics.mean(seed["events"] for seed in seeds),
-        statistics.mean(seed["flops"] for seed in seeds),
+        {int(length): [run.auc[length] for run in seeds] for length in seeds[0].auc},
+        statistics.mean(run.events for run in seeds),
+        statistics.mean(run.flops for run in seeds),
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .studies_data import COMPARED, LENGTHS, summary
+from .studies_data import COMPARED, LENGTHS, StudyRun, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,24 +17,24 @@ INK, GRID = "#1c2430", "#dfe4ea"
 COLORS = ("#1f6fb2", "#c8553d", "#3a7d44", "#8b5fbf", "#b8860b")
 
 
-def draw(results: Sequence[dict[str, Any]], attainable: dict[str, float], folder: Path) -> None:
+def draw(runs: Sequence[StudyRun], attainable: dict[str, float], folder: Path) -> None:
     """Write training.png, sizes.png and models.png.
 
     Args:
-        results: Results of all runs.
+        runs: All runs.
         attainable: AUC that counting topics attains, by history length.
         folder: Folder of the plots.
     """
     known = [attainable[str(length)] for length in LENGTHS]
     policies = {f"trained at {name}": f"train {name}" for name in ("2K", "10K", "mixed lengths")}
     sizes = {"width 16": "width 16", "width 32": "train mixed lengths", "width 64": "width 64"}
-    _lengths(results, known, policies, "Effect of the training length", folder / "training.png")
-    _lengths(results, known, sizes, "Effect of the model size", folder / "sizes.png")
-    _models(results, folder / "models.png")
+    _lengths(runs, known, policies, "Effect of the training length", folder / "training.png")
+    _lengths(runs, known, sizes, "Effect of the model size", folder / "sizes.png")
+    _models(runs, folder / "models.png")
 
 
 def _lengths(
-    results: Sequence[dict[str, Any]],
+    runs: Sequence[StudyRun],
     attainable: Sequence[float],
     arms: dict[str, str],
     title: str,
@@ -42,7 +42,7 @@ def _lengths(
 ) -> None:
     figure, axes = _axes(title, "history length at inference", "test AUC of click")
     for (label, arm), color in zip(arms.items(), COLORS, strict=False):
-        seeds = summary(results, arm)
+        seeds = summary(runs, arm)
         _bars(axes, LENGTHS, [seeds.auc[n] for n in LENGTHS], label, color)
     axes.plot(LENGTHS, attainable, color=INK, linestyle=":", label="counting topics in as many events (all times)")
     axes.set_xscale("log")
@@ -52,16 +52,16 @@ def _lengths(
     figure.savefig(path)
 
 
-def _models(results: Sequence[dict[str, Any]], path: Path) -> None:
+def _models(runs: Sequence[StudyRun], path: Path) -> None:
     figure, axes = _axes(
         f"Models at {COMPARED:,} events",
         "operations of training, TFLOP (logarithmic)",
         "test AUC of click",
     )
-    known = {result["arm"] for result in results}
+    known = {run.arm for run in runs}
     for label, color in zip(("STCA", "LONGER", "Transformer", "DIN", "mean"), COLORS, strict=True):
         arms = [arm for arm in known if arm.startswith(f"{label.lower()}, ")]
-        by_cost = sorted((summary(results, arm) for arm in arms), key=lambda arm: arm.flops)
+        by_cost = sorted((summary(runs, arm) for arm in arms), key=lambda arm: arm.flops)
         cost = [arm.flops / 1e12 for arm in by_cost]
         _bars(axes, cost, [arm.auc[COMPARED] for arm in by_cost], label, color)
     axes.set_xscale("log")

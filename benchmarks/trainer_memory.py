@@ -2,8 +2,8 @@
 
     python -m longbatch.benchmarks.trainer_memory DATASET LENGTH ROWS
 
-Prints the peak resident memory in bytes, as the kernel records it. ROWS is "requests", "samples" (the same targets in one
-batch, with a copy of the history each), or "no history" (the same targets without histories).
+Prints the peak resident memory in bytes, as the kernel records it. ROWS is "requests", "samples" (the same targets in
+one batch, with a copy of the history each), or "no history" (the same targets without histories).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`longbatch expand`: the sample level of a dataset as Parquet files, one row per target with its history copied into it.
+"""`longbatch expand`: the sample level of a dataset as Parquet, one row per target with its history copied into it.
 
     OUT/part-00000.parquet ...   rows in the dataset's order, columns as in `longbatch.pipelines.expansion`
 

@@ -1,4 +1,4 @@
-"""The files of an expansion: which blocks go into which file, how a file is written, and what it contains when read back.
+"""The files of an expansion: which blocks go into which file, how files are written, and how they are read back.
 
 Histories are copied one row group at a time, so row groups bound the memory, not blocks, requests or histories. Each
 file holds consecutive blocks and is written by one thread.
@@ -66,7 +66,8 @@ class Expander:
 def plan_parts(dataset: Dataset, history_length: int) -> list[Blocks]:
     """Split the blocks into one run of consecutive blocks for each file.
 
-    The size of an expanded block is estimated: all its requests have equally many targets, and each value takes 8 bytes.
+    The size of an expanded block is estimated: all its requests have equally many targets, and each value takes 8
+    bytes.
 
     Args:
         dataset: The dataset to expand.

@@ -1,0 +1,1 @@
+"""Sizes and times of storage layouts: `longbatch measure` and `longbatch plan`."""

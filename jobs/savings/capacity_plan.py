@@ -196,8 +196,8 @@ def plan_capacity(savings: Savings, volume: Volume, demand: Demand) -> CapacityP
         Storage of each layout, cost of the build and of reading, and cautions.
 
     Example:
-        volume = steady_volume(users=1e9, requests_per_user_day=30, targets=8, length=10_000, days=30, events_per_user_day=240)
-        plan = plan_capacity(read_savings("savings/savings.json"), volume, Demand())
+        volume = steady_volume(users=1e9, requests_per_user_day=30, targets=8, length=10_000, days=30,
+        events_per_user_day=240) plan = plan_capacity(read_savings("savings/savings.json"), volume, Demand())
         print(plan.layout("dataset").disk_bytes)
     """
     layouts, build = _plan_layouts(savings, volume), _plan_build(savings, volume)
@@ -234,7 +234,8 @@ def _plan_layouts(savings: Savings, volume: Volume) -> list[PlannedLayout]:
 
     Shuffled, no copy of a history is near another one, so each copied event costs as much as an event stored once.
     Sorted by user, each event costs that once, and every copy costs what the sample measured. Log order is between the
-    two and depends on how many users are active at once, so it is not predicted. The rows' own columns are added to all.
+    two and depends on how many users are active at once, so it is not predicted. The rows' own columns are added to
+    all.
     """
     predicted = predict(_means_at(savings, volume), savings.rates.event_fields)
     memory_bytes = {level: prediction.bytes_per_target * volume.targets for level, prediction in predicted.items()}
@@ -317,8 +318,8 @@ def _cautions(savings: Savings, volume: Volume, build: BuildPlan) -> list[str]:
     for name, (measured, planned) in means.items():
         if not 1 / FAR_FROM_SAMPLE <= planned / max(measured, 1e-9) <= FAR_FROM_SAMPLE:
             cautions.append(
-                f"{name}: {_number(planned)} planned, {_number(measured)} in the sample. The sizes of layouts sorted by "
-                "user are fitted to the sample; measure a sample that is closer to the plan"
+                f"{name}: {_number(planned)} planned, {_number(measured)} in the sample. The sizes of layouts sorted "
+                "by user are fitted to the sample; measure a sample that is closer to the plan"
             )
     if sample.users < FEW_USERS:
         cautions.append(f"the sample has {sample.users:,.0f} users; rates of fewer than {FEW_USERS:,} users vary")

@@ -141,7 +141,8 @@ class Lines:
         x_label: Label of the x axis.
         y_label: Label of the y axis.
         log_x: Whether the x axis is logarithmic; every x is then above 0.
-        from_zero: Whether the y axis starts at zero. Otherwise it starts near the smallest value, and the chart says so.
+        from_zero: Whether the y axis starts at zero. Otherwise it starts near the smallest value, and the chart says
+            so.
     """
 
     title: str

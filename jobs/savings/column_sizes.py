@@ -1,4 +1,4 @@
-"""What each column of a dataset takes on disk: as it is stored, as plain Arrow, and as Parquet with the better encoding."""
+"""Size of each column of a dataset on disk: as stored, as plain Arrow, and as Parquet with the better encoding."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def measure_columns(dataset: Dataset, blocks: Sequence[BlockId]) -> list[ColumnB
         blocks: The blocks that are read; sizes are scaled up from them.
 
     Returns:
-        The sizes of all columns, of the dictionary files, and of what surrounds the columns. The `stored` sizes add up to
-        the size of the dataset.
+        The sizes of all columns, of the dictionary files, and of what surrounds the columns. The `stored` sizes add up
+        to the size of the dataset.
     """
     entries = [dataset.shards[shard].blocks[block] for shard, block in blocks]
     compression = dataset.spec.compression

@@ -1,4 +1,4 @@
-"""The cost model: sizes in memory of every level, predicted from means, and the rates per record of a measured dataset."""
+"""The cost model: sizes in memory predicted from means, and the rates per record of a measured dataset."""
 
 from __future__ import annotations
 

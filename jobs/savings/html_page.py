@@ -59,10 +59,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, highlight: C
         HTML.
     """
     head = "".join(f"<th>{escape(header)}</th>" for header in headers)
-    body = "".join(
-        f"<tr{' class=highlight' if index in highlight else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
-        for index, row in enumerate(rows)
-    )
+    body = ""
+    for index, row in enumerate(rows):
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        body += f"<tr{' class=highlight' if index in highlight else ''}>{cells}</tr>"
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -14,31 +14,31 @@ LEVELS = ("sample_level_by_log", "request_level_by_log", "user_level")
 SHOWN_FORMATS = ("Parquet zstd", "Arrow zstd", "Arrow lz4")
 
 ON_DISK = (
-    "A codec with a large window (zstd) compresses copies of a history that are close together to almost nothing. A codec "
-    "with a small window (lz4 and snappy: 64 KB) misses every copy that is further away. Row order and codec therefore "
-    "matter more here than the layout, and a single ratio is misleading. Log order is measured at both extremes: with the "
-    "targets of a request adjacent, as if logged when they are served; and shuffled, as if samples are logged one by one "
-    "when feedback arrives, among those of more users than a page has rows."
+    "A codec with a large window (zstd) compresses copies of a history that are close together to almost nothing. A "
+    "codec with a small window (lz4 and snappy: 64 KB) misses every copy that is further away. Row order and codec "
+    "therefore matter more here than the layout, and a single ratio is misleading. Log order is measured at both "
+    "extremes: with the targets of a request adjacent, as if logged when they are served; and shuffled, as if samples "
+    "are logged one by one when feedback arrives, among those of more users than a page has rows."
 )
 READING = (
-    "Whatever a codec compressed must be decompressed at every read, and then copied, collated and moved to the device. "
-    "These times end at the Arrow arrays, so a reader spends at least as much."
+    "Whatever a codec compressed must be decompressed at every read, and then copied, collated and moved to the "
+    "device. These times end at the Arrow arrays, so a reader spends at least as much."
 )
 BASELINES = (
-    "Rows are appended as feedback arrives, each with its history joined in, or were shuffled for training: compare with "
-    "sample level, shuffled.",
+    "Rows are appended as feedback arrives, each with its history joined in, or were shuffled for training: compare "
+    "with sample level, shuffled.",
     "All rows of a request are appended together when it is served: compare with sample level, in log order.",
-    "The table is sorted or clustered by user, for example by the sort order of a table format: compare with sample level, "
-    "sorted by user. It is the strongest sample-level baseline, and requires a sort.",
+    "The table is sorted or clustered by user, for example by the sort order of a table format: compare with sample "
+    "level, sorted by user. It is the strongest sample-level baseline, and requires a sort.",
     "Rows are grouped by request: compare with request level. What remains to be saved is the overlap of one user's "
     "histories.",
     "The user level in other formats is longbatch's own layout: it shows the cost of the file format alone.",
 )
 LIMITATIONS = (
-    "A single sample is easier to fetch from the sample level, where one row contains all of it. Here it takes the request "
-    "and its timeline, although both are in one pair of blocks.",
-    "With one target in most requests, short histories, or users who come only once, there is little to share. The formula "
-    "above predicts this.",
+    "A single sample is easier to fetch from the sample level, where one row contains all of it. Here it takes the "
+    "request and its timeline, although both are in one pair of blocks.",
+    "With one target in most requests, short histories, or users who come only once, there is little to share. The "
+    "formula above predicts this.",
     "Shuffling is by blocks and requests, not by single targets of any user.",
 )
 
@@ -54,9 +54,10 @@ def savings_page(savings: Savings) -> str:
     """
     counts, drawn = savings.dataset, charts(savings)
     lead = paragraph(
-        f"{counts.targets:,} targets in {counts.requests:,} requests of {counts.users:,} users. The history of a request is "
-        f"the newest {counts.history_length:,} events of its user at most. The same data is stored in each layout in common "
-        "use, and as longbatch stores it: each event of a user once, and each request as a slice of the user's events."
+        f"{counts.targets:,} targets in {counts.requests:,} requests of {counts.users:,} users. The history of a "
+        f"request is the newest {counts.history_length:,} events of its user at most. The same data is stored in each "
+        "layout in common use, and as longbatch stores it: each event of a user once, and each request as a slice of "
+        "the user's events."
     )
     return page(
         f"What longbatch saves: {counts.name}",
@@ -144,9 +145,9 @@ def _facts(savings: Savings) -> list[tuple[str, str]]:
 def _memory_section(savings: Savings, chart: Bars) -> str:
     means, levels = savings.means, [savings.layout(name) for name in LEVELS]
     words = paragraph(
-        f"A formula predicts these sizes from means: an event takes {means.event_bytes:.3g} bytes, a copied history serves "
-        f"{means.targets_per_history:.3g} targets of its request, and a stored event belongs to the histories of "
-        f"{means.requests_per_event:.3g} requests. The request level saves the first factor, the user level both. "
+        f"A formula predicts these sizes from means: an event takes {means.event_bytes:.3g} bytes, a copied history "
+        f"serves {means.targets_per_history:.3g} targets of its request, and a stored event belongs to the histories "
+        f"of {means.requests_per_event:.3g} requests. The request level saves the first factor, the user level both. "
         "No codec changes these sizes: a model reads decoded arrays."
     )
     rows = [
@@ -163,10 +164,10 @@ def _memory_section(savings: Savings, chart: Bars) -> str:
 
 def _columns_section(savings: Savings) -> str:
     words = paragraph(
-        "The size of each column. A dash in the first column means that the values are in a dictionary of the shard, under "
-        "another name. The other two sizes are of the same rows in plain columns: in Arrow files with the dataset's codec, "
-        "and in Parquet zstd with or without a dictionary, whichever is smaller. File headers are counted for the dataset "
-        "only."
+        "The size of each column. A dash in the first column means that the values are in a dictionary of the shard, "
+        "under another name. The other two sizes are of the same rows in plain columns: in Arrow files with the "
+        "dataset's codec, and in Parquet zstd with or without a dictionary, whichever is smaller. File headers are "
+        "counted for the dataset only."
     )
     events = max(1, savings.dataset.stored_events)
 
@@ -247,27 +248,28 @@ def _method(savings: Savings) -> list[str]:
     ]
     bounds = (
         [
-            "Only some of the blocks were surveyed. In a table of fewer users, more histories of one user share a page than "
-            "in the full table, so the shuffled layout and those in log order would take more bytes than shown: their sizes "
-            "are lower bounds."
+            "Only some of the blocks were surveyed. In a table of fewer users, more histories of one user share a "
+            "page than in the full table, so the shuffled layout and those in log order would take more bytes than "
+            "shown: their sizes are lower bounds."
         ]
         if any(layout.is_lower_bound for layout in savings.layouts)
         else []
     )
     return [
-        f"Slices are ranges of the table as it would be on disk, chosen at random (seed {sampling.seed}), one from each "
-        f"equal part, at most {format_number(sampling.budget_bytes, 'B')} in memory per layout; from {sampling.blocks:,} of "
-        f"the dataset's {sampling.blocks_in_dataset:,} blocks. Totals are scaled up by bytes in memory, which are known for "
-        "all surveyed blocks; ± is the standard error of that, from the differences between slices.",
+        f"Slices are ranges of the table as it would be on disk, chosen at random (seed {sampling.seed}), one from "
+        f"each equal part, at most {format_number(sampling.budget_bytes, 'B')} in memory per layout; from "
+        f"{sampling.blocks:,} of the dataset's {sampling.blocks_in_dataset:,} blocks. Totals are scaled up by bytes "
+        "in memory, which are known for all surveyed blocks; ± is the standard error of that, from the differences "
+        "between slices.",
         *bounds,
         *samples,
-        "A slice below about 64 MB is shorter than a file should be. Arrow zstd, whose window ends with the record batch, "
-        "then compresses layouts sorted by user worse than it could: raise the budget.",
+        "A slice below about 64 MB is shorter than a file should be. Arrow zstd, whose window ends with the record "
+        "batch, then compresses layouts sorted by user worse than it could: raise the budget.",
         *(f"{name.capitalize()}: {words}." for name, words in savings.settings.items()),
-        "Times are of single runs on one thread and vary by some tens of percent between runs. The dataset as stored was "
-        "read through its own reader, which checks every offset.",
-        "The size of the dataset on disk is that of its timelines, requests and dictionaries files, without vocabulary and "
-        "quarantine.",
-        f"Sizes by column are of the first {sampling.column_blocks:,} surveyed blocks, of {sampling.blocks_in_dataset:,} in "
-        "the dataset, scaled up.",
+        "Times are of single runs on one thread and vary by some tens of percent between runs. The dataset as stored "
+        "was read through its own reader, which checks every offset.",
+        "The size of the dataset on disk is that of its timelines, requests and dictionaries files, without "
+        "vocabulary and quarantine.",
+        f"Sizes by column are of the first {sampling.column_blocks:,} surveyed blocks, of "
+        f"{sampling.blocks_in_dataset:,} in the dataset, scaled up.",
     ]

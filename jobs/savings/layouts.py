@@ -1,9 +1,9 @@
 """The storage layouts that `longbatch measure` compares, built slice by slice from a surveyed dataset.
 
 A layout is a virtual table: it is never built as a whole. Its rows are addressed by byte offset, each row being as long
-as its Arrow arrays are in memory, and a slice of the table is the rows that start in a range of bytes. A slice therefore
-contains exactly what the real table contains at that offset: in log order the requests of all users around it, sorted by
-user the adjacent requests of one user. All sizes in this module are bytes in memory.
+as its Arrow arrays are in memory, and a slice of the table is the rows that start in a range of bytes. A slice
+therefore contains exactly what the real table contains at that offset: in log order the requests of all users around
+it, sorted by user the adjacent requests of one user. All sizes in this module are bytes in memory.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Layout:
         name: Identifier, such as "sample_level_by_log".
         title: The same in words.
         level: What a row is: a sample (one target), a request, or a timeline.
-        mixes_users: Whether adjacent rows belong to many users. A survey of some of the users then has more rows of each
-            user within a page than the full table has, so it compresses better.
+        mixes_users: Whether adjacent rows belong to many users. A survey of some of the users then has more rows of
+            each user within a page than the full table has, so it compresses better.
         runs: The whole table as one slice.
         tables: Builds the Arrow tables of a slice.
         scale: Bytes of the whole dataset in this layout per surveyed byte.

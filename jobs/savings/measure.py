@@ -172,11 +172,11 @@ def _settings() -> dict[str, str]:
     """How files are written and read, and on which machine, in words for the report."""
     unit = f"one per file, of at most {SLICE_BYTES // 1_000_000} MB in memory"
     return {
-        "arrow": f"Arrow IPC files; record batches: {unit}; zstd level {ZSTD_LEVEL}; the user level is written like the "
-        "other layouts",
-        "parquet": f"Parquet 2.6 with data pages of version 1 and 8 MiB; row groups: {unit}; zstd level {ZSTD_LEVEL}; each "
-        f"column with or without a dictionary, whichever was smaller in {TRIALS} trials of {TRIAL_BYTES // 1_000_000} MB "
-        "per layout; the standard error does not cover what another choice would change",
+        "arrow": f"Arrow IPC files; record batches: {unit}; zstd level {ZSTD_LEVEL}; the user level is written like "
+        "the other layouts",
+        "parquet": f"Parquet 2.6 with data pages of version 1 and 8 MiB; row groups: {unit}; zstd level {ZSTD_LEVEL}; "
+        f"each column with or without a dictionary, whichever was smaller in {TRIALS} trials of "
+        f"{TRIAL_BYTES // 1_000_000} MB per layout; the standard error does not cover what another choice would change",
         "reading": "all columns of every file into memory, by one thread; files are in the page cache, so times do not "
         "include disk or network; files are not memory-mapped, except for the dataset as stored",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
@@ -185,7 +185,7 @@ def _settings() -> dict[str, str]:
 
 
 def _stored_dataset(dataset: Dataset, surveyed: Survey) -> StoredDataset:
-    """The dataset as stored: its size from the manifest, size in memory and read time from reading the surveyed blocks."""
+    """Size on disk from the manifest; size in memory and read time from reading the surveyed blocks."""
     disk_bytes = float(sum(entry.size_bytes for shard in dataset.shards for entry in shard.files))
     started, surveyed_bytes = time.perf_counter(), 0
     for block in read_blocks(dataset, surveyed.blocks):
