@@ -27,7 +27,8 @@ from longbatch.loaders import RequestDataset
 from longbatch.schemas.json_text import as_json
 from longbatch.schemas.spec.build_spec import load_spec
 from longbatch.schemas.types import ProgressCallback
-from longbatch.trainer.train import evaluate, train
+from longbatch.trainer.evaluate import RequestSelection, evaluate
+from longbatch.trainer.train import train
 
 from .checks import Check, Figure, Results
 from .studies_data import (
@@ -122,7 +123,8 @@ def _run(out: Path, arm: Arm, seed: int) -> StudyRun:
             return earlier
     shutil.rmtree(folder, ignore_errors=True)
     report = train(out / "dataset", folder, config)
-    metrics = evaluate(folder, out / "dataset", history_lengths=arm.served, before=_test_ends(out / "dataset"))
+    evaluated = RequestSelection(before=_test_ends(out / "dataset"))
+    metrics = evaluate(folder, out / "dataset", history_lengths=arm.served, requests=evaluated)
     requests = report.steps * config.batch_size
     run = StudyRun(
         arm=arm.name,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from longbatch.trainer.config import Length, ModelConfig, ModelName, TrainConfig
+from longbatch.trainer.config import ModelConfig, ModelName, SampledLength, TrainConfig
 from longbatch.trainer.models.flops import request_flops
 
 LABEL = "click"
@@ -19,7 +19,7 @@ LENGTHS = (500, 2_000, 4_000, 10_000)
 SHORT, FULL = 2_000, 10_000
 MORE_DATA: tuple[ModelName, ...] = ("stca", "din")
 COMPARED = 1_000  # history length at which models are compared; a Transformer is affordable at this length
-MIXED = Length(minimum=1_000, maximum=FULL, alpha=0.1, beta=0.8)  # U-shaped, mean 2,000
+MIXED = SampledLength(minimum=1_000, maximum=FULL, alpha=0.1, beta=0.8)  # U-shaped, mean 2,000
 EQUAL_COMPUTE_MOST = 4
 # Learning rates of dense weights; embeddings have half of it. The best of 0.001, 0.002 and 0.004, and of further
 # factors of two if the best was the smallest or largest, with a seed that no study uses.
@@ -42,7 +42,7 @@ class Arm:
 
     name: str
     model: ModelConfig
-    length: int | Length
+    length: int | SampledLength
     steps: int
     served: tuple[int, ...] = LENGTHS
     run: int = 1
@@ -62,7 +62,7 @@ class Arm:
             learning_rate=RATES[self.model.name],
             embedding_learning_rate=RATES[self.model.name] / 2,
             warmup_steps=min(10, self.steps // 4),
-            decay="cosine",
+            lr_schedule="cosine",
             epochs=1_000,
             max_steps=self.steps,
             evaluate_requests=1,
@@ -70,8 +70,12 @@ class Arm:
         )
 
 
-def _model(name: ModelName = "stca", width: int = 32, elapsed: Literal["event", "attention"] = "event") -> ModelConfig:
-    return ModelConfig(name=name, width=width, elapsed=elapsed, id_rows=4_096)
+def _model(
+    name: ModelName = "stca",
+    width: int = 32,
+    time_encoding: Literal["event_feature", "attention_bias"] = "event_feature",
+) -> ModelConfig:
+    return ModelConfig(name=name, width=width, time_encoding=time_encoding, id_table_rows=4_096)
 
 
 def arms(steps: int) -> list[Arm]:
@@ -86,7 +90,10 @@ def arms(steps: int) -> list[Arm]:
         Arm("train 10K", stca, FULL, steps),
         Arm("train mixed lengths", stca, MIXED, steps),
         *(Arm(f"width {width}", _model(width=width), MIXED, steps) for width in (16, 64)),
-        *(Arm(f"train 2K, {run} of a user", _model(elapsed="attention"), SHORT, steps, run=run) for run in (1, 8)),
+        *(
+            Arm(f"train 2K, {run} of a user", _model(time_encoding="attention_bias"), SHORT, steps, run=run)
+            for run in (1, 8)
+        ),
     ]
     for name in MORE_DATA:
         arm = f"{name}, {EQUAL_COMPUTE_MOST} times the data"

@@ -21,11 +21,12 @@ from longbatch.loaders import RequestBatch, RequestDataset
 from longbatch.loaders.batch import Histories
 from longbatch.schemas.types import ProgressCallback
 from longbatch.trainer.config import ModelConfig, ModelName, TrainConfig
+from longbatch.trainer.fit import train_step
 from longbatch.trainer.models.flops import request_flops
 from longbatch.trainer.models.request_model import loss_sum
 from longbatch.trainer.optimizers import make_optimizers
 from longbatch.trainer.serving import Scorer
-from longbatch.trainer.train import new_model, train, train_step
+from longbatch.trainer.train import new_model, train
 
 from . import loader_data
 from .checks import WORK_PREFIX, Check, Figure, Results, medians, run_parts
@@ -60,8 +61,12 @@ def bench_trainer(*, quick: bool, repeats: int, progress: ProgressCallback) -> R
         return run_parts("trainer", parts, progress)
 
 
-def _config(name: ModelName = "stca", elapsed: Literal["event", "attention"] = "event") -> TrainConfig:
-    return TrainConfig(model=ModelConfig(name=name, width=WIDTH, heads=HEADS, layers=LAYERS, elapsed=elapsed))
+def _config(
+    name: ModelName = "stca", time_encoding: Literal["event_feature", "attention_bias"] = "event_feature"
+) -> TrainConfig:
+    return TrainConfig(
+        model=ModelConfig(name=name, width=WIDTH, heads=HEADS, layers=LAYERS, time_encoding=time_encoding)
+    )
 
 
 def _batch(path: Path, length: int, requests: int, histories: Histories = "per_request") -> RequestBatch:
@@ -118,7 +123,7 @@ def _peaks(path: Path, length: int) -> Results:
 
 def _shared_timelines(path: Path, length: int, repeats: int) -> Results:
     """The same requests, 8 of each user, with per-request histories and with shared timelines."""
-    config = _config(elapsed="attention")
+    config = _config(time_encoding="attention_bias")
     histories: tuple[Histories, ...] = ("per_request", "shared")
     batches = [_batch(path, length, 2 * REQUESTS, each) for each in histories]
     losses = [_loss(path, config, batch) for batch in batches]
@@ -178,11 +183,14 @@ def _scorings(path: Path, quick: bool, repeats: int) -> Results:
     request, figures = _batch(path, length, 1), []
     for name in names:
         scorer = Scorer(new_model(RequestDataset(path), _config(name)))
-        cache = scorer.encode(request)
+        cache = scorer.encode_history(request)
         for count in (10, 100, 500):
             picks = torch.arange(count) % request.num_targets
             candidates = {column: values[picks] for column, values in request.targets.items()}
-            both = [partial(_encode_and_score, scorer, request, candidates), partial(scorer.score, cache, candidates)]
+            both = [
+                partial(_encode_and_score, scorer, request, candidates),
+                partial(scorer.score_targets, cache, candidates),
+            ]
             uncached, cached = medians(both, repeats)
             cost = request_flops(scorer.model.config, length, count)
             figures += [
@@ -194,4 +202,4 @@ def _scorings(path: Path, quick: bool, repeats: int) -> Results:
 
 
 def _encode_and_score(scorer: Scorer, request: RequestBatch, candidates: dict[str, torch.Tensor]) -> torch.Tensor:
-    return scorer.score(scorer.encode(request), candidates)
+    return scorer.score_targets(scorer.encode_history(request), candidates)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from longbatch.loaders import RequestDataset
 from longbatch.trainer.config import ModelConfig, TrainConfig
+from longbatch.trainer.fit import train_step
 from longbatch.trainer.optimizers import make_optimizers
-from longbatch.trainer.train import new_model, train_step
+from longbatch.trainer.train import new_model
 
 REQUESTS = 4
 

@@ -1,13 +1,14 @@
-"""A trained model on disk: one file, written whole or not at all, read without running its content.
+"""A trained model on disk: one file, written atomically, read without executing code from it.
 
-`RUN/checkpoint.pt` holds the format version, the weights, the optimizers, the state of each rank's random numbers, the steps
-done, and as JSON the training config and the columns of the model; where evaluation starts and which dataset it was
-trained on. A reader needs nothing else, and neither does who goes on training. Of several that are kept, the older ones lie beside it as
-`checkpoint-STEPS.pt`.
+`RUN/checkpoint.pt` contains the format version, the weights, the states of the optimizers, the random-number state of
+each rank, the number of steps done, the training config and the model's columns as JSON, where evaluation starts, and
+the fingerprint of the dataset. Evaluating and resuming need nothing else. With `keep_checkpoints` above 1 the older
+ones are next to it as `checkpoint-STEPS.pt`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from dataclasses import dataclass
@@ -22,18 +23,26 @@ from longbatch.trainer.models.request_model import RequestModel
 
 from .config import ModelColumns, TrainConfig
 
-VERSION = 3
+logger = logging.getLogger(__name__)
+
+VERSION = 4
 FILE_NAME = "checkpoint.pt"
+OptimizerState = dict[str, Any]  # PyTorch's own record: the `state_dict` of an optimizer
 
 
 @dataclass(frozen=True)
-class Run:
-    """A model with what is needed to evaluate it.
+class Checkpoint:
+    """A model with what is needed to evaluate it and to continue its training.
 
-    evaluate_from_us: the request time, in microseconds since 1970 UTC, up to which it was trained; None
-    where it was trained on everything.  fingerprint: of the dataset it was trained on.
-    steps: done since the first one.  optimizers: their `state_dict`s, in the order of `make_optimizers`.
-    random: the state of each rank's random numbers on the CPU, by rank.
+    Attributes:
+        model: The model.
+        config: The run's config.
+        evaluate_from_us: The request time, in microseconds since 1970 UTC, before which the model was trained; None
+            where it was trained on everything.
+        fingerprint: Fingerprint of the dataset that it was trained on.
+        steps: Steps done since the start of the run.
+        optimizer_states: The optimizers' `state_dict`s, in the order of `make_optimizers`.
+        rng_states: The state of the CPU's random-number generator of each rank.
     """
 
     model: RequestModel
@@ -41,59 +50,81 @@ class Run:
     evaluate_from_us: int | None
     fingerprint: str
     steps: int
-    optimizers: tuple[dict[str, Any], ...]
-    random: tuple[torch.Tensor, ...]
+    optimizer_states: tuple[OptimizerState, ...]
+    rng_states: tuple[torch.Tensor, ...]
 
 
-def save(run: Run, run_dir: Path | str) -> Path:
-    """Write the run's checkpoint atomically and return its path; the folder is made where missing."""
+def save(checkpoint: Checkpoint, run_dir: Path | str) -> Path:
+    """Write a run's checkpoint atomically: a reader sees the previous file or the new one, never a part.
+
+    Args:
+        checkpoint: What to write.
+        run_dir: The run's folder, created if missing.
+
+    Returns:
+        The path of the file.
+    """
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path, partial = folder / FILE_NAME, folder / f".{FILE_NAME}.{os.getpid()}"
     content = {
         "version": VERSION,
-        "model": run.model.state_dict(),
-        "config": run.config.model_dump_json(),
-        "columns": run.model.columns.model_dump_json(),
-        "evaluate_from_us": run.evaluate_from_us,
-        "fingerprint": run.fingerprint,
-        "steps": run.steps,
-        "optimizers": list(run.optimizers),
-        "random": list(run.random),
+        "model": checkpoint.model.state_dict(),
+        "config": checkpoint.config.model_dump_json(),
+        "columns": checkpoint.model.columns.model_dump_json(),
+        "evaluate_from_us": checkpoint.evaluate_from_us,
+        "fingerprint": checkpoint.fingerprint,
+        "steps": checkpoint.steps,
+        "optimizer_states": list(checkpoint.optimizer_states),
+        "rng_states": list(checkpoint.rng_states),
     }
     try:
         with partial.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        _keep(path, run.config.keep_checkpoints - 1, run.steps)
+        _rotate(path, checkpoint.config.keep_checkpoints - 1, checkpoint.steps)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    logger.debug("saved %s at step %d", path, checkpoint.steps)
     return path
 
 
-def _keep(path: Path, older: int, steps: int) -> None:
-    """Give the checkpoint that is there the name of its steps, where older ones are kept, and remove what is more than those."""
-    if older and path.is_file() and (before := _read(path, "cpu", mmap=True)["steps"]) != steps:
-        kept = path.with_name(f"checkpoint-{before:09d}.pt")
-        kept.unlink(missing_ok=True)
-        os.link(path, kept)
-    for more in sorted(path.parent.glob("checkpoint-*.pt"), reverse=True)[older:]:
-        more.unlink()
+def _rotate(path: Path, keep_older: int, steps: int) -> None:
+    """Link the existing checkpoint under the name of its steps, if older ones are kept, and delete the oldest."""
+    if keep_older and path.is_file() and (previous := _read(path, "cpu", mmap=True)["steps"]) != steps:
+        older = path.with_name(f"checkpoint-{previous:09d}.pt")
+        older.unlink(missing_ok=True)
+        os.link(path, older)
+    for surplus in sorted(path.parent.glob("checkpoint-*.pt"), reverse=True)[keep_older:]:
+        surplus.unlink()
 
 
-def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
-    """Read a run's newest checkpoint, or the one whose file is given.
+def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint.
 
-    Raises DatasetError where there is none, or it is damaged or of another version.
+    Args:
+        run_dir: A run's folder, for its newest checkpoint, or a checkpoint file.
+        device: Where to put the model.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        DatasetError: There is no checkpoint, or it is damaged or of another version.
+
+    Example:
+        ```python
+        model = load("run", "cuda").model
+        ```
     """
     path = Path(run_dir) if Path(run_dir).is_file() else Path(run_dir) / FILE_NAME
     content = _read(path, device)
     if content.get("version") != VERSION:
         raise DatasetError(
-            f"{path} has version {content.get('version')}, and this longbatch reads version {VERSION}; "
-            "train again, or use the longbatch that wrote it"
+            f"{path} has checkpoint version {content.get('version')}, but this release reads version {VERSION}; "
+            "train again, or use the release of longbatch that wrote it"
         )
     config = TrainConfig.model_validate_json(content["config"])
     model = make_model(config.model, ModelColumns.model_validate_json(content["columns"]))
@@ -101,28 +132,31 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Run:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
         raise DatasetError(
-            f"{path} has other weights than {config.model.name} has in this longbatch; "
-            f"train again, or use the longbatch that wrote it ({error})"
+            f"the weights in {path} do not match the model {config.model.name} of this release; "
+            f"train again, or use the release of longbatch that wrote it ({error})"
         ) from None
-    return Run(
+    return Checkpoint(
         model=model.to(device),
         config=config,
         evaluate_from_us=content["evaluate_from_us"],
         fingerprint=content["fingerprint"],
         steps=content["steps"],
-        optimizers=tuple(content["optimizers"]),
-        random=tuple(state.cpu() for state in content["random"]),
+        optimizer_states=tuple(content["optimizer_states"]),
+        rng_states=tuple(state.cpu() for state in content["rng_states"]),
     )
 
 
 def _read(path: Path, device: torch.device | str, *, mmap: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint; mmap: of weights only what is looked at."""
+    """The content of a checkpoint. With mmap only the weights that are accessed are read."""
     if not path.is_file():
-        raise DatasetError(f"{path} is not there; train first, or give the folder a training run wrote")
+        raise DatasetError(f"checkpoint not found: {path}; train first, or pass the folder of a training run")
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise DatasetError(f"{path} is damaged ({type(error).__name__}); restore it or train again") from error
     if not isinstance(content, dict):
-        raise DatasetError(f"{path} is no checkpoint of longbatch; give the folder a training run wrote")
+        raise DatasetError(
+            f"{path} is not a longbatch checkpoint: it contains a {type(content).__name__}; "
+            "pass the folder of a training run"
+        )
     return content

@@ -1,7 +1,8 @@
-"""The compile switch: `torch.compile` of what maps rows one by one, such as SwiGLU with its LayerNorm.
+"""`compile = true`: `torch.compile` for the modules that map rows one by one, such as SwiGLU with its LayerNorm.
 
-Their only dynamic size is the number of rows, so ragged batches do not compile anew: each module has one graph, and others for
-no row and for one. What depends on the ragged structure (tilings, look-ups, attention) stays as it is.
+Their only dynamic size is the number of rows, so ragged batches do not recompile: each module has one graph, and
+others for zero rows and one row. What depends on the ragged structure (tiling, table look-ups, attention) is not
+compiled.
 """
 
 from __future__ import annotations
@@ -11,21 +12,25 @@ import shutil
 from longbatch.schemas.errors import MachineError
 from longbatch.trainer.models.request_model import RequestModel
 
-from .predictions import device_of
+from .devices import device_of
 
 BACKEND = "inductor"
+CPU_COMPILERS = ("c++", "g++", "clang++")
 
 
-def compile_rows(model: RequestModel) -> None:
-    """Compile the model's modules of rows, in place, when they first run; weights and their names stay.
+def compile_rowwise_modules(model: RequestModel) -> None:
+    """Compile the model's row-wise modules, in place, when they first run. Weights and their names do not change.
 
-    Raises MachineError where the CPU's code would need a C++ compiler that is not there.
+    Args:
+        model: The model on its device.
+
+    Raises:
+        MachineError: The model is on a CPU and there is no C++ compiler.
     """
-    if (
-        BACKEND == "inductor"
-        and device_of(model).type == "cpu"
-        and not any(map(shutil.which, ("c++", "g++", "clang++")))
-    ):
-        raise MachineError("compile = true needs a C++ compiler on a CPU; install g++, or train without it")
-    for module in model.row_modules():
+    on_cpu = BACKEND == "inductor" and device_of(model).type == "cpu"
+    if on_cpu and not any(map(shutil.which, CPU_COMPILERS)):
+        raise MachineError(
+            "compile = true requires a C++ compiler on a CPU, none was found; install g++ or remove the key"
+        )
+    for module in model.rowwise_modules():
         module.compile(dynamic=True, backend=BACKEND)

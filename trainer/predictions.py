@@ -1,62 +1,76 @@
-"""Scoring targets with a model, and the metrics of the scores.
+"""Predictions of a model over many batches, and the metrics of the predictions.
 
-A batch is read once at the longest history length asked for and cut to each of the others.
+Each batch is read once, at the longest history length, and truncated to each of the others.
+
+Shapes: G targets, R requests of a batch, B labels.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from longbatch.loaders.batch import RequestBatch
+from longbatch.schemas.types import BoolArray, Int64Array
 from longbatch.trainer.models.request_model import RequestModel
 
 from . import metrics
+from .devices import device_of
+from .progress import TrainingProgress, TrainingProgressCallback
 
-Metrics = dict[str, float | int | str]
-HISTORY_EDGES = (0, 100, 500, 2_000, 5_000, 10_000)  # where buckets of history lengths begin
+Float32Array = NDArray[np.float32]
+HISTORY_EDGES = (0, 100, 500, 2_000, 5_000, 10_000)  # events at which the buckets of history lengths begin
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands. total_steps: 0 where unknown. loss: the mean since the last report.
+class Metrics(TypedDict):
+    """The metrics of one label at one history length; see `metrics` for their definitions.
 
-    events: history events trained on.  waiting: the share of the time spent waiting for batches.
+    Attributes:
+        history_length: Newest events that the model saw of each history.
+        label: The label's name.
+        auc: Area under the ROC curve.
+        log_loss: Mean binary cross entropy, in nats.
+        ne: Normalized entropy.
+        gauc: Mean AUC of users, weighted by their targets.
+        gauc_by_request: Mean AUC of requests, weighted by their targets.
+        targets: Number of targets.
+        events: The bucket of history lengths, such as "500-1999"; only in `Scores.metrics_by_history`.
     """
 
-    stage: str
-    step: int
-    total_steps: int
-    seconds: float
+    history_length: int
+    label: str
+    auc: float
+    log_loss: float
+    ne: float
+    gauc: float
+    gauc_by_request: float
     targets: int
-    loss: float = float("nan")
-    events: int = 0
-    waiting: float = 0.0
-
-
-ProgressCallback = Callable[[Progress], None]
+    events: NotRequired[str]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Predictions of G targets: logits by history length (G, labels), labels by name (G,), users (G,).
+    """The predictions of G targets.
 
-    requests: (G,), numbers that tell the requests apart, in the order in which they were scored.
-    events: (G,), how many events the history of a target's request has, of the newest that were read.
+    Attributes:
+        logits: By history length, (G, B).
+        labels: By label name, (G,).
+        users: The user of each target (G,).
+        requests: The request of each target (G,), numbered from 0 in the order of scoring.
+        events: Number of events of each target's history (G,), as far as it was read.
     """
 
-    logits: dict[int, NDArray[np.float32]]
-    labels: dict[str, NDArray[np.float32]]
-    users: NDArray[np.int64]
-    requests: NDArray[np.int64]
-    events: NDArray[np.int64]
+    logits: dict[int, Float32Array]
+    labels: dict[str, Float32Array]
+    users: Int64Array
+    requests: Int64Array
+    events: Int64Array
 
     @property
     def num_targets(self) -> int:
@@ -64,30 +78,48 @@ class Scores:
         return len(self.users)
 
     def metrics(self, length: int, label: str) -> Metrics:
-        """All metrics of one label at one history length."""
+        """Compute the metrics of all targets.
+
+        Args:
+            length: A history length that was scored.
+            label: A label's name.
+
+        Returns:
+            The metrics.
+        """
         return self._metrics(length, label, np.ones(self.num_targets, dtype=np.bool_))
 
-    def by_history(self, length: int, label: str) -> list[Metrics]:
-        """The same for the targets of each bucket of HISTORY_EDGES that has any; `events` says which, as "500-1999"."""
-        bucket = np.searchsorted(HISTORY_EDGES, self.events, side="right") - 1
-        ends = [f"-{end - 1}" for end in HISTORY_EDGES[1:]] + ["-"]
-        return [
-            {"events": f"{HISTORY_EDGES[place]}{ends[place]}", **self._metrics(length, label, bucket == place)}
-            for place in np.unique(bucket).tolist()
-        ]
+    def metrics_by_history(self, length: int, label: str) -> list[Metrics]:
+        """Compute the metrics of each bucket of history lengths (HISTORY_EDGES) that has targets.
 
-    def _metrics(self, length: int, label: str, which: NDArray[np.bool_]) -> Metrics:
-        logits = self.logits[length][which, list(self.labels).index(label)]
-        truth = self.labels[label][which]
+        Args:
+            length: A history length that was scored.
+            label: A label's name.
+
+        Returns:
+            The metrics by bucket, from short to long; `events` names the bucket.
+        """
+        bucket_G = np.searchsorted(HISTORY_EDGES, self.events, side="right") - 1
+        ends = [f"-{end - 1}" for end in HISTORY_EDGES[1:]] + ["-"]
+        rows = []
+        for bucket in np.unique(bucket_G).tolist():
+            row = self._metrics(length, label, bucket_G == bucket)
+            row["events"] = f"{HISTORY_EDGES[bucket]}{ends[bucket]}"
+            rows.append(row)
+        return rows
+
+    def _metrics(self, length: int, label: str, mask: BoolArray) -> Metrics:
+        logits = self.logits[length][mask, list(self.labels).index(label)]
+        labels = self.labels[label][mask]
         return {
             "history_length": length,
             "label": label,
-            "auc": metrics.auc(truth, logits),
-            "log_loss": metrics.log_loss(truth, logits),
-            "ne": metrics.normalized_entropy(truth, logits),
-            "gauc": metrics.gauc(truth, logits, self.users[which]),
-            "gauc_by_request": metrics.gauc(truth, logits, self.requests[which]),
-            "targets": int(which.sum()),
+            "auc": metrics.auc(labels, logits),
+            "log_loss": metrics.log_loss(labels, logits),
+            "ne": metrics.normalized_entropy(labels, logits),
+            "gauc": metrics.gauc(labels, logits, self.users[mask]),
+            "gauc_by_request": metrics.gauc(labels, logits, self.requests[mask]),
+            "targets": int(mask.sum()),
         }
 
 
@@ -98,47 +130,50 @@ def predict(
     history_lengths: Sequence[int],
     *,
     total_steps: int = 0,
-    progress: ProgressCallback | None = None,
+    progress: TrainingProgressCallback | None = None,
 ) -> Scores:
-    """Score all targets at each history length; each batch is read once and cut to each length."""
+    """Score all targets at each history length.
+
+    Args:
+        model: The model; set to evaluation mode.
+        batches: Batches on the CPU, read at the longest of the lengths.
+        history_lengths: Newest events of each history to score with.
+        total_steps: Number of batches, for the progress; 0 where unknown.
+        progress: Called after each batch.
+
+    Returns:
+        The predictions, in the order of the batches.
+    """
     model.eval()
-    logits: dict[int, list[NDArray[np.float32]]] = {length: [] for length in history_lengths}
-    labels: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.columns.labels}
-    users: list[NDArray[np.int64]] = []
-    counts: list[NDArray[np.int64]] = []
-    events: list[NDArray[np.int64]] = []
+    logits: dict[int, list[Float32Array]] = {length: [] for length in history_lengths}
+    labels: dict[str, list[Float32Array]] = {name: [] for name in model.columns.labels}
+    users: list[Int64Array] = []
+    target_counts: list[Int64Array] = []
+    events: list[Int64Array] = []
     started, targets = time.perf_counter(), 0
     for step, batch in enumerate(batches, start=1):
-        for name, parts in labels.items():
-            parts.append(batch.labels[name].float().numpy().copy())  # else a view that keeps the batch
+        for name, label_parts in labels.items():
+            label_parts.append(batch.labels[name].float().numpy().copy())  # a view would keep the whole batch in memory
         count_R, (starts_R, ends_R) = batch.target_offsets.diff(), batch.spans
-        counts.append(count_R.numpy())
+        target_counts.append(count_R.numpy())
         events.append((ends_R - starts_R).repeat_interleave(count_R).numpy())
         users.append(batch.user_id.repeat_interleave(count_R).numpy())
         on_device = batch.to(device_of(model), non_blocking=True)
-        for length, parts in logits.items():
-            parts.append(model(on_device.newest(length)).float().cpu().numpy())
+        for length, logit_parts in logits.items():
+            logit_parts.append(model(on_device.newest(length)).float().cpu().numpy())
         targets += batch.num_targets
         if progress:
-            progress(Progress("evaluate", step, total_steps, time.perf_counter() - started, targets))
+            progress(TrainingProgress("evaluate", step, total_steps, time.perf_counter() - started, targets))
     empty = np.zeros((0, len(labels)), dtype=np.float32)
-    count = np.concatenate([np.zeros(0, dtype=np.int64), *counts])
+    targets_by_request = _concatenate(target_counts)
     return Scores(
         logits={length: np.concatenate([empty, *parts]) for length, parts in logits.items()},
         labels={name: np.concatenate([empty[:, 0], *parts]) for name, parts in labels.items()},
-        users=np.concatenate([np.zeros(0, dtype=np.int64), *users]),
-        requests=np.repeat(np.arange(len(count)), count),
-        events=np.concatenate([np.zeros(0, dtype=np.int64), *events]),
+        users=_concatenate(users),
+        requests=np.repeat(np.arange(len(targets_by_request)), targets_by_request),
+        events=_concatenate(events),
     )
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """The device that holds the model."""
-    return next(model.parameters()).device
-
-
-def best_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+def _concatenate(parts: Sequence[Int64Array]) -> Int64Array:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])

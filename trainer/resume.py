@@ -1,17 +1,12 @@
-"""Where training starts, anew or from a checkpoint, and how Ctrl-C ends it between two steps.
+"""Where training starts: from new weights, or from a run's checkpoint.
 
-The order of the data is a function of seed and epoch, so the number of steps done says which batch comes next.
+The order of the data is a function of the seed and the epoch, so the number of steps done determines the next batch.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -19,98 +14,116 @@ from longbatch.schemas.errors import SpecError
 from longbatch.trainer.models.request_model import RequestModel
 
 from . import checkpoint
+from .checkpoint import Checkpoint
 from .config import TrainConfig
+from .devices import best_device
+from .fit import TrainingState
 from .optimizers import make_optimizers
-from .predictions import best_device
 
-BUDGETS = (
-    "epochs",
-    "max_steps",
-    "max_seconds",
-    "checkpoint_steps",
-    "keep_checkpoints",
-    "evaluate_before",
-    "evaluate_requests",
-    "num_workers",
-    "tensorboard",
+# Keys that may differ when a run is resumed, because they do not change what a step computes
+CHANGEABLE_KEYS = frozenset(
+    {
+        "epochs",
+        "max_steps",
+        "max_seconds",
+        "checkpoint_steps",
+        "keep_checkpoints",
+        "evaluate_before",
+        "evaluate_requests",
+        "num_workers",
+        "tensorboard",
+    }
 )
 
 
 @dataclass(frozen=True)
-class Start:
-    """A model with its optimizers and the steps they have done."""
+class RunContext:
+    """What identifies a run, and this process's part in it.
 
-    model: RequestModel
-    optimizers: list[torch.optim.Optimizer]
-    step: int
-
-
-def start(
-    run_dir: Path | str,
-    fresh: RequestModel,
-    config: TrainConfig,
-    fingerprint: str,
-    split_us: int | None,
-    resume: bool,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Start:
-    """The fresh model at step 0 or, to resume, the run's model where it was saved.
-
-    Raises SpecError where the run was trained on another dataset, up to another time (split_us), on another number of ranks, or by a
-    config that differs in more than BUDGETS; and, to train anew, where the folder holds a run.
+    Attributes:
+        run_dir: The run's folder.
+        config: Its config.
+        fingerprint: Fingerprint of the dataset.
+        evaluate_from_us: Request time before which requests are trained on, in microseconds since 1970 UTC; None for
+            all.
+        rank: This process's rank.
+        world_size: Number of ranks.
     """
-    if not resume:
-        if (Path(run_dir) / checkpoint.FILE_NAME).exists():
-            raise SpecError(f"{run_dir} holds a run; go on from it with --resume, or choose another folder")
-        model = fresh.to(best_device())
-        return Start(model, make_optimizers(model, config), 0)
-    run = checkpoint.load(run_dir, best_device())
-    _check(run, config, fingerprint, run_dir)
-    run.model.config = config.model
-    if run.evaluate_from_us != split_us:
+
+    run_dir: Path
+    config: TrainConfig
+    fingerprint: str
+    evaluate_from_us: int | None
+    rank: int = 0
+    world_size: int = 1
+
+
+def start_run(context: RunContext, new_model: RequestModel) -> TrainingState:
+    """Start a run from new weights.
+
+    Args:
+        context: The run.
+        new_model: A model with its initial weights.
+
+    Returns:
+        The model on this process's device, at step 0.
+
+    Raises:
+        SpecError: The folder already contains a run.
+    """
+    if (context.run_dir / checkpoint.FILE_NAME).exists():
         raise SpecError(
-            f"{run_dir} was trained on requests up to another time; resume it with the same evaluate_before"
+            f"{context.run_dir} already contains a training run; continue it with --resume, or choose another folder"
         )
-    if len(run.random) != world_size:
-        raise SpecError(f"{run_dir} was trained on {len(run.random)} ranks, and there are {world_size}; use as many")
-    optimizers = make_optimizers(run.model, config)
-    for optimizer, state in zip(optimizers, run.optimizers, strict=True):
+    model = new_model.to(best_device())
+    return TrainingState(model, make_optimizers(model, context.config))
+
+
+def resume_run(context: RunContext) -> TrainingState:
+    """Continue a run from its checkpoint, and restore this rank's random-number state.
+
+    Args:
+        context: The run, with the config to continue with.
+
+    Returns:
+        The model, its optimizers and the steps done.
+
+    Raises:
+        SpecError: The run was trained on another dataset, up to another time, with another number of ranks, or with a
+            config that differs in more than CHANGEABLE_KEYS.
+        DatasetError: There is no checkpoint, or it is damaged or of another version.
+    """
+    saved = checkpoint.load(context.run_dir, best_device())
+    _check_same_run(saved, context)
+    saved.model.config = context.config.model
+    optimizers = make_optimizers(saved.model, context.config)
+    for optimizer, state in zip(optimizers, saved.optimizer_states, strict=True):
         optimizer.load_state_dict(state)
-    if rank < len(run.random):
-        torch.set_rng_state(run.random[rank])
-    return Start(run.model, optimizers, run.steps)
+    torch.set_rng_state(saved.rng_states[context.rank])
+    return TrainingState(saved.model, optimizers, saved.steps)
 
 
-def _check(run: checkpoint.Run, config: TrainConfig, fingerprint: str, run_dir: Path | str) -> None:
-    if run.fingerprint != fingerprint:
-        raise SpecError(f"{run_dir} was trained on another dataset; resume it on that one, or train anew")
-    free = set(BUDGETS)
-    if config.decay != "constant":
-        free -= {"epochs", "max_steps"}  # which say how learning rates fall
-    if config.accumulate > 1:
-        free -= {"epochs"}  # a step may hold batches of two epochs, and the last step fewer
-    before, now = run.config.model_dump(exclude=free), config.model_dump(exclude=free)
-    before["model"]["attention"] = now["model"]["attention"]  # which changes no number
+def _check_same_run(saved: Checkpoint, context: RunContext) -> None:
+    run_dir, config = context.run_dir, context.config
+    if saved.fingerprint != context.fingerprint:
+        raise SpecError(f"{run_dir} was trained on another dataset; resume it with that dataset, or start a new run")
+    changeable = set(CHANGEABLE_KEYS)
+    if config.lr_schedule != "constant":
+        changeable -= {"epochs", "max_steps"}  # they determine the learning rates
+    if config.gradient_accumulation_steps > 1:
+        changeable -= {"epochs"}  # a step may contain batches of two epochs, and the last step fewer
+    before, now = saved.config.model_dump(exclude=changeable), config.model_dump(exclude=changeable)
+    before["model"]["attention"] = now["model"]["attention"]  # both implementations compute the same numbers
     if changed := sorted(name for name in now if now[name] != before[name]):
-        raise SpecError(f"{run_dir} was trained with another {', '.join(changed)}; resume it with the same config")
-
-
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C only makes the yielded function true; the second interrupts as ever."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set  # only the main thread may handle signals
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)
+        details = ", ".join(f"{name} was {before[name]!r}, now {now[name]!r}" for name in changed)
+        raise SpecError(f"{run_dir} was trained with another config: {details}; resume it with the same values")
+    if saved.evaluate_from_us != context.evaluate_from_us:
+        raise SpecError(
+            f"{run_dir} was trained on requests before another time (now evaluate_before moves the split); "
+            "resume it with the same evaluate_before"
+        )
+    if len(saved.rng_states) != context.world_size:
+        raise SpecError(
+            f"{run_dir} was trained with {len(saved.rng_states)} ranks, but this is a run of {context.world_size}; "
+            "start the same number of processes"
+        )

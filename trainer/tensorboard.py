@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: what progress tells, and the metrics at its end."""
+"""A run's TensorBoard log: the progress of training, and the metrics at its end."""
 
 from __future__ import annotations
 
@@ -7,44 +7,71 @@ from pathlib import Path
 
 from longbatch.schemas.errors import MachineError
 
-from .predictions import Metrics, Progress, ProgressCallback
+from .predictions import Metrics
+from .progress import TrainingProgress, TrainingProgressCallback
 
-SHOWN = ("auc", "log_loss", "ne", "gauc", "gauc_by_request")
 
+class TensorBoardLog:
+    """A progress callback that writes `RUN/tensorboard`.
 
-class Board:
-    """Writes `RUN/tensorboard` as training goes on; MachineError where TensorBoard is not installed.
+    Scalars: train/loss; train/targets_per_second and train/events_per_second since the last report; train/waiting, the
+        share of
+    the time spent waiting for batches; evaluation/METRIC/LABEL/LENGTH, the metrics on the evaluated requests.
 
-    train/loss, and per second since the last report: train/targets_per_second, train/events_per_second.  train/waiting: the share
-    of the time spent waiting for batches.  evaluation/METRIC/LABEL/LENGTH: metrics on the newer requests.
+    Args:
+        run_dir: The run's folder.
+        forward: Another callback to pass the progress to.
+
+    Raises:
+        MachineError: TensorBoard is not installed.
     """
 
-    def __init__(self, run_dir: Path, forward: ProgressCallback | None) -> None:
+    def __init__(self, run_dir: Path, forward: TrainingProgressCallback | None) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise MachineError("tensorboard = true needs TensorBoard; install longbatch[tensorboard]") from None
+            raise MachineError(
+                "tensorboard = true requires TensorBoard, which is not installed; "
+                "run pip install 'longbatch[tensorboard]'"
+            ) from None
         self._writer = SummaryWriter(str(run_dir / "tensorboard"))
         self._forward = forward
-        self._before = Progress("train", 0, 0, 0.0, 0)
+        self._previous = TrainingProgress("train", 0, 0, 0.0, 0)
 
-    def __call__(self, now: Progress) -> None:
-        """Show progress, and tell it to who else wants it."""
-        if now.stage == "train":
-            seconds = max(now.seconds - self._before.seconds, 1e-9)
-            self._add("train/loss", now.loss, now.step)
-            self._add("train/targets_per_second", (now.targets - self._before.targets) / seconds, now.step)
-            self._add("train/events_per_second", (now.events - self._before.events) / seconds, now.step)
-            self._add("train/waiting", now.waiting, now.step)
-            self._before = now
+    def __call__(self, progress: TrainingProgress) -> None:
+        """Write one report of training and forward it.
+
+        Args:
+            progress: The report.
+        """
+        if progress.stage == "train":
+            previous = self._previous
+            seconds = max(progress.seconds - previous.seconds, 1e-9)
+            self._add("train/loss", progress.loss, progress.step)
+            self._add("train/targets_per_second", (progress.targets - previous.targets) / seconds, progress.step)
+            self._add("train/events_per_second", (progress.events - previous.events) / seconds, progress.step)
+            self._add("train/waiting", progress.waiting_share, progress.step)
+            self._previous = progress
         if self._forward:
-            self._forward(now)
+            self._forward(progress)
 
     def close(self, metrics: Sequence[Metrics], step: int) -> None:
-        """Show the metrics, and finish the file."""
+        """Write the metrics and close the file.
+
+        Args:
+            metrics: The run's metrics.
+            step: Steps done.
+        """
         for row in metrics:
-            for name in SHOWN:
-                self._add(f"evaluation/{name}/{row['label']}/{row['history_length']}", float(row[name]), step)
+            values = {
+                "auc": row["auc"],
+                "log_loss": row["log_loss"],
+                "ne": row["ne"],
+                "gauc": row["gauc"],
+                "gauc_by_request": row["gauc_by_request"],
+            }
+            for name, value in values.items():
+                self._add(f"evaluation/{name}/{row['label']}/{row['history_length']}", value, step)
         self._writer.close()
 
     def _add(self, name: str, value: float, step: int) -> None:

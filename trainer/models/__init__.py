@@ -1,0 +1,1 @@
+"""The models: a shared interface, token embedding and head, and one file per architecture."""

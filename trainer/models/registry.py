@@ -20,5 +20,13 @@ MODELS: dict[ModelName, type[RequestModel]] = {
 
 
 def make_model(config: ModelConfig, columns: ModelColumns) -> RequestModel:
-    """The model that the config names, with random initial weights."""
+    """Make the model that the config names.
+
+    Args:
+        config: The model's name and size.
+        columns: The columns it reads; see `config.model_columns`.
+
+    Returns:
+        The model with random initial weights, on the CPU.
+    """
     return MODELS[config.name](config, columns)

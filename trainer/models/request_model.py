@@ -1,11 +1,12 @@
-"""What every model of the trainer is: tokens, a history side, a target side, a head.
+"""The interface of all models: token embedding, history encoding, target scoring, head.
 
 Shapes: R requests, G targets, T events, D width, B labels.
 
-A model says what of a history can be computed without knowing the targets (`history_side`), and how targets
-read it (`target_side`). Training runs one after the other. Serving keeps the first and repeats the second
-(`scorer.py`), so it scores with the very code that was trained. No model lets a history see its targets;
-hence a batch of requests means what its expansion to one target per request means.
+A model splits its forward pass in two. `encode_history` computes what does not depend on the targets, once per
+request. `score_targets` computes the logits of targets from it. Training runs one after the other; serving keeps the
+`HistoryCache` and calls `score_targets` as often as needed (`serving.py`), with the very code that was trained. In no
+model does an event attend to a target; hence a batch of requests gives the same loss as its expansion to one
+target per request (request-level batching, RLB in STCA, arXiv 2511.06077).
 """
 
 from __future__ import annotations
@@ -21,94 +22,183 @@ from torch import Tensor, nn
 from longbatch.loaders.batch import RequestBatch
 from longbatch.trainer.config import ModelColumns, ModelConfig
 
-from .embedding import Tokens
+from .embedding import TokenEmbedding
 from .head import make_head
 from .spans import Spans
 
-Kept = tuple[Tensor, ...]
+HistoryStates = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """All that R requests are to a model but for their targets.
+class HistoryCache:
+    """Everything a model needs of R requests to score any targets for them.
 
-    history_offsets: (R + 1,), of timelines where those are shared.  spans: where the histories lie among the events.
-    user_RD, request_RD: their tokens.  kept: what the model's history side returned; its shapes are the model's own.
+    Attributes:
+        history_offsets: Offsets (R + 1,) of the histories; of the timelines where requests share them.
+        spans: Where the history of each request is among the events.
+        user_RD: User tokens (R, D).
+        request_RD: Request tokens (R, D).
+        states: What the model's `history_states` returned, such as keys and values per layer.
     """
 
     history_offsets: Tensor
     spans: Spans
     user_RD: Tensor
     request_RD: Tensor
-    kept: Kept
+    states: HistoryStates
 
 
 class RequestModel(nn.Module, ABC):
-    """A RequestBatch to one logit per target and label."""
+    """Maps a RequestBatch to one logit per target and label.
+
+    A new model implements `history_states` and `attend_targets` and is added to `registry.MODELS`.
+
+    Args:
+        config: The model's size.
+        columns: The columns that it reads.
+    """
 
     def __init__(self, config: ModelConfig, columns: ModelColumns) -> None:
         super().__init__()
         self.config, self.columns = config, columns
-        self.tokens = Tokens(config, columns)
+        self.tokens = TokenEmbedding(config, columns)
         self.head = make_head(config, len(columns.labels))
 
     @abstractmethod
-    def history_side(self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float) -> Kept:
-        """What targets will read of the histories; targets_per_event (m) may decide in which form."""
+    def history_states(
+        self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float
+    ) -> HistoryStates:
+        """Compute what targets read of the histories.
+
+        Args:
+            history_TD: Event tokens (T, D).
+            offsets: Offsets (R + 1,) of the histories in the events.
+            user_RD: User tokens (R, D).
+            targets_per_event: Mean number of targets that attend to an event (m); decides which implementation is
+                cheaper.
+
+        Returns:
+            Tensors for `attend_targets`; their shapes are the model's own.
+        """
 
     @abstractmethod
-    def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
-        """z (G, D): each target in the light of its request's history."""
+    def attend_targets(self, cache: HistoryCache, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
+        """Compute z, each target's view of the history of its request.
 
-    def row_modules(self) -> Iterator[nn.Module]:
-        """Modules that map rows (N, inputs) one by one, whatever N is: what can be compiled for ragged batches."""
+        Args:
+            cache: The encoded histories.
+            target_GD: Target tokens (G, D).
+            target_offsets: Offsets (R + 1,) of each request's targets.
+
+        Returns:
+            z (G, D).
+        """
+
+    def rowwise_modules(self) -> Iterator[nn.Module]:
+        """Iterate over the modules that map rows (N, inputs) one by one: those that compile well for ragged batches.
+
+        Yields:
+            Modules whose only dynamic size is N.
+        """
         yield self.head
 
-    def encode(self, batch: RequestBatch, target_offsets: Tensor | None = None) -> Encoded:
-        """The requests without their targets, in the form that these targets want, or many.
+    def encode_history(self, batch: RequestBatch, target_offsets: Tensor | None = None) -> HistoryCache:
+        """Encode the requests of a batch without reading their targets.
 
-        A batch of shared timelines is turned into windows where the model's events depend on the request.
+        Shared timelines are first copied to per-request histories where event tokens depend on the request.
+
+        Args:
+            batch: The requests.
+            target_offsets: Offsets (R + 1,) of the targets that will be scored, which decide how STCA attends;
+                None for many targets.
+
+        Returns:
+            The cache for `score_targets`.
         """
         batch = batch if self.config.shares_timelines else batch.to_per_request()
         times = (batch.request_time, batch.history["event_time"]) if self.config.shares_timelines else (None, None)
-        spans, user_RD = Spans(*batch.spans, batch.num_events, *times), self.tokens.users(batch)
+        spans, user_RD = Spans(*batch.spans, batch.num_events, *times), self.tokens.user_tokens(batch)
         targets_per_event = math.inf if target_offsets is None else spans.targets_per_event(target_offsets)
-        kept = self.history_side(self.tokens.history(batch), batch.history_offsets, user_RD, targets_per_event)
-        return Encoded(batch.history_offsets, spans, user_RD, self.tokens.requests(batch), kept)
+        history_TD = self.tokens.event_tokens(batch)
+        states = self.history_states(history_TD, batch.history_offsets, user_RD, targets_per_event)
+        return HistoryCache(batch.history_offsets, spans, user_RD, self.tokens.request_tokens(batch), states)
 
-    def score(self, encoded: Encoded, targets: Mapping[str, Tensor], target_offsets: Tensor) -> Tensor:
-        """Logits (G, B) of targets, given as columns (G,) with offsets (R + 1,) into them."""
-        target_GD = self.tokens.targets(targets)
-        owner_G = owners(target_offsets)
-        z_GD = self.target_side(encoded, target_GD, target_offsets)
-        user_GD, request_GD = (token.index_select(0, owner_G) for token in (encoded.user_RD, encoded.request_RD))
+    def score_targets(self, cache: HistoryCache, targets: Mapping[str, Tensor], target_offsets: Tensor) -> Tensor:
+        """Score targets against encoded histories.
+
+        Args:
+            cache: The encoded requests.
+            targets: `item_id` and the target features, each (G,).
+            target_offsets: Offsets (R + 1,) of each request's targets.
+
+        Returns:
+            Logits (G, B).
+        """
+        target_GD = self.tokens.target_tokens(targets)
+        request_G = segment_ids(target_offsets)
+        z_GD = self.attend_targets(cache, target_GD, target_offsets)
+        user_GD, request_GD = (token.index_select(0, request_G) for token in (cache.user_RD, cache.request_RD))
         logits_GB: Tensor = self.head(z_GD, target_GD, user_GD, request_GD)
         return logits_GB
 
     def forward(self, batch: RequestBatch) -> Tensor:
-        """Logits (G, B), labels in the order of `columns.labels`."""
-        return self.score(self.encode(batch, batch.target_offsets), batch.targets, batch.target_offsets)
+        """Score the targets of a batch.
+
+        Args:
+            batch: The requests, with per-request histories or shared timelines.
+
+        Returns:
+            Logits (G, B), labels in the order of `columns.labels`.
+        """
+        cache = self.encode_history(batch, batch.target_offsets)
+        return self.score_targets(cache, batch.targets, batch.target_offsets)
 
 
-def owners(offsets: Tensor) -> Tensor:
-    """The row (N,) that each of N ragged values belongs to, from offsets (R + 1,)."""
+def segment_ids(offsets: Tensor) -> Tensor:
+    """Find the row that each ragged value belongs to.
+
+    Args:
+        offsets: Offsets (R + 1,).
+
+    Returns:
+        Rows (N,) int64.
+
+    Example:
+        >>> segment_ids(torch.tensor([0, 2, 2, 5])).tolist()
+        [0, 0, 2, 2, 2]
+    """
     rows = torch.arange(offsets.shape[0] - 1, device=offsets.device)
     return torch.repeat_interleave(rows, offsets.diff())
 
 
 def loss_sum(logits_GB: Tensor, batch: RequestBatch, labels: tuple[str, ...]) -> Tensor:
-    """Binary cross entropy summed over targets and averaged over labels.
+    """Sum the binary cross entropy over targets and average it over labels.
 
-    Divided by the number of targets (of all ranks) it is the loss of point-wise training, whatever the
-    number of targets per request; per-request means would not be.
+    Divided by the number of targets (of all ranks) this is the loss of point-wise training, whatever the number of
+    targets per request. The mean over requests of per-request means would not be.
+
+    Args:
+        logits_GB: Logits (G, B).
+        batch: The batch with the labels, 0 or 1.
+        labels: The names of the B labels.
+
+    Returns:
+        A scalar, in nats.
     """
     labels_GB = torch.stack([batch.labels[name] for name in labels], dim=1).to(logits_GB.dtype)
     total = nn.functional.binary_cross_entropy_with_logits(logits_GB, labels_GB, reduction="sum")
     return total / len(labels)
 
 
-def parameter_count(model: nn.Module) -> tuple[int, int]:
-    """Numbers of (dense, embedding) parameters."""
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Count the parameters of a model.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The numbers of dense parameters and of parameters in embedding tables.
+    """
     tables = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}
     sizes = [(parameter.numel(), id(parameter) in tables) for parameter in model.parameters()]
     return sum(n for n, is_table in sizes if not is_table), sum(n for n, is_table in sizes if is_table)

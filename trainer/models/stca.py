@@ -1,18 +1,20 @@
-"""STCA (arXiv 2511.06077): stacked target-to-history cross attention, history encoded once per request.
+"""STCA: stacked target-to-history cross attention, the history encoded once per request.
 
-Shapes: R requests, G targets, T events, D width, I layers, N tokens of the head, B labels.
+Source: STCA (arXiv 2511.06077), sections on history encoding, query fusion and the reordered attention.
 
-Layer i: `X_i = LN(SwiGLU_i(X))` of the raw event tokens, never chained, so it does not depend on the
-target; `q_1 = LN(SwiGLU_1(x))` of the target token, `q_i = LN(SwiGLU_i([o_1 || .. || o_(i-1) || x] WC))`
-after (dense fusion, no residual); `o_i` is the attention of q_i over X_i. At last
-`z = SwiGLU([o_1 || .. || o_I || x] WZ)`, without a LayerNorm.
+Shapes: R requests, G targets, T events, D width, M layers, S heads of keys and values, E width of one head.
 
-Choices where the paper is silent: the history's and the query's SwiGLU have their own weights, expansion
-r = 2, no biases in the linear maps; the head is that of `head.py`.
+Layer i encodes the history by `X_i = LN(SwiGLU_i(X))` of the raw event tokens X. Layers are not chained, so X_i does
+not depend on the target. The query is `q_1 = LN(SwiGLU_1(x))` of the target token x, then
+`q_i = LN(SwiGLU_i([o_1 || .. || o_(i-1) || x] WC))` (dense fusion, no residual). `o_i` is the attention of q_i over
+X_i. The output is `z = SwiGLU([o_1 || .. || o_M || x] WZ)`, without a LayerNorm.
 
-Initial weights are chosen so that attention starts by similarity: a query's SwiGLU starts as a copy of the
-history's, fusion starts near x alone, and WK as a copy of WQ. From independent random weights, that events
-like the target matter took thousands of steps to be found, where it was found at all.
+Choices where the paper is silent: SwiGLU of history and query have separate weights, expansion r = 2, no biases in the
+linear maps; `head.py` is the head.
+
+The initial weights make attention start by similarity: the query's SwiGLU starts as a copy of the history's, the fusion
+starts close to x alone, and WK starts as a copy of WQ. From independent random weights it took thousands of steps to
+learn that events similar to the target matter, if it was learned at all.
 """
 
 from __future__ import annotations
@@ -25,67 +27,110 @@ from torch import Tensor, nn
 
 from longbatch.trainer.config import ModelColumns, ModelConfig
 
-from .attention import Attend, TargetAttention, tiled
-from .flex_attention import FlexAttend
-from .request_model import Encoded, Kept, RequestModel
+from .attention import AttentionFunction, TargetAttention, tiled_attention
+from .flex_attention import FlexAttention
+from .request_model import HistoryCache, HistoryStates, RequestModel
 from .spans import Spans
-from .swiglu import SwiGLU, output_map
+from .swiglu import SwiGLU, make_output_map
 
 
 class Layer(nn.Module):
-    """One layer: its own view of the history, a query from all that came before, attention."""
+    """One layer: its own encoding of the history, a query from all previous outputs, and attention.
 
-    def __init__(self, config: ModelConfig, before: int) -> None:
+    Args:
+        config: The model's size.
+        index: Number of layers before this one.
+    """
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         width = config.width
         history = SwiGLU(width, width, config.expansion)
-        query = SwiGLU((before + 1) * width, width, config.expansion)
-        self.history = nn.Sequential(history, nn.LayerNorm(width))
-        self.query = nn.Sequential(query, nn.LayerNorm(width))
-        self.attention = TargetAttention(width, config.heads, config.elapsed == "attention")
-        query.start_as(history)
+        query = SwiGLU((index + 1) * width, width, config.expansion)
+        self.history_encoder = nn.Sequential(history, nn.LayerNorm(width))
+        self.query_encoder = nn.Sequential(query, nn.LayerNorm(width))
+        self.attention = TargetAttention(width, config.heads, config.time_encoding == "attention_bias")
+        query.copy_initial_weights(history)
 
     def keys_and_values(self, history_TD: Tensor, targets_per_event: float) -> tuple[Tensor, Tensor]:
-        """What this layer's queries read of the raw event tokens (T, D)."""
-        return self.attention.keys_and_values(self.history(history_TD), targets_per_event)
+        """Encode the raw event tokens for this layer's queries.
 
-    def forward(self, seen_GD: list[Tensor], key_TSE: Tensor, value_TSE: Tensor, attend: Attend) -> Tensor:
-        """o_i (G, D), from [o_1, .., o_(i-1), x] and what `keys_and_values` returned."""
-        output_GD: Tensor = self.attention.read(self.query(torch.cat(seen_GD, dim=-1)), key_TSE, value_TSE, attend)
+        Args:
+            history_TD: Event tokens (T, D).
+            targets_per_event: Mean number of targets that attend to an event.
+
+        Returns:
+            Keys and values (T, S, E); see `TargetAttention.keys_and_values`.
+        """
+        return self.attention.keys_and_values(self.history_encoder(history_TD), targets_per_event)
+
+    def forward(self, inputs_GD: list[Tensor], key_TSE: Tensor, value_TSE: Tensor, attend: AttentionFunction) -> Tensor:
+        """Compute the layer's output for each target.
+
+        Args:
+            inputs_GD: [o_1, .., o_(i-1), x], each (G, D).
+            key_TSE: Keys of this layer.
+            value_TSE: Values of this layer.
+            attend: The attention over this batch.
+
+        Returns:
+            o_i (G, D).
+        """
+        query_GD = self.query_encoder(torch.cat(inputs_GD, dim=-1))
+        output_GD: Tensor = self.attention.attend(query_GD, key_TSE, value_TSE, attend)
         return output_GD
 
 
 class STCA(RequestModel):
-    """The model: a RequestBatch to one logit per target and label."""
+    """The STCA model (arXiv 2511.06077).
+
+    Args:
+        config: The model's size.
+        columns: The columns that it reads.
+
+    Example:
+        >>> from longbatch.trainer.config import Column, ModelColumns, ModelConfig
+        >>> author = Column(name="author_id", feature_type="id", rows=1_000)
+        >>> columns = ModelColumns(history=(author,), targets=(author,), requests=(), labels=("click",))
+        >>> model = STCA(ModelConfig(width=16, heads=2, layers=2), columns)
+        >>> model.output_map.fuse.in_features  # two layers' outputs and the target
+        48
+    """
 
     def __init__(self, config: ModelConfig, columns: ModelColumns) -> None:
         super().__init__(config, columns)
-        layers = nn.ModuleList(Layer(config, before) for before in range(config.layers))
-        self.layers = cast("Sequence[Layer]", layers)  # which type checkers cannot know of a ModuleList
-        self.final = output_map((config.layers + 1) * config.width, config.width, config.expansion)
+        layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
+        self.layers = cast("Sequence[Layer]", layers)  # type checkers do not know what a ModuleList contains
+        self.output_map = make_output_map((config.layers + 1) * config.width, config.width, config.expansion)
 
-    def row_modules(self) -> Iterator[nn.Module]:
-        """Besides the head all encodings of events and queries, and the map to z."""
-        yield from super().row_modules()
+    def rowwise_modules(self) -> Iterator[nn.Module]:
+        """Iterate over the head, the encoders of events and queries, and the output map.
+
+        Yields:
+            Modules whose only dynamic size is the number of rows.
+        """
+        yield from super().rowwise_modules()
         for layer in self.layers:
-            yield from (layer.history, layer.query)
-        yield self.final
+            yield from (layer.history_encoder, layer.query_encoder)
+        yield self.output_map
 
-    def history_side(self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float) -> Kept:
-        """Keys and values of each layer: the layer's own encoding, projected or, for few targets, as it is."""
-        return tuple(part for layer in self.layers for part in layer.keys_and_values(history_TD, targets_per_event))
+    def history_states(
+        self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float
+    ) -> HistoryStates:
+        """Compute the keys and values of each layer, alternating; see `RequestModel.history_states`."""
+        return tuple(state for layer in self.layers for state in layer.keys_and_values(history_TD, targets_per_event))
 
-    def target_side(self, encoded: Encoded, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
-        """z (G, D), from all layers' outputs and the target."""
-        kept, attend = encoded.kept, self._attend(encoded.spans, target_offsets)
+    def attend_targets(self, cache: HistoryCache, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
+        """Compute z (G, D) from all layers' outputs and the target; see `RequestModel.attend_targets`."""
+        attend = self._attention(cache.spans, target_offsets)
         outputs_GD: list[Tensor] = []
-        for place, layer in enumerate(self.layers):
-            seen_GD = [*outputs_GD, target_GD]
-            outputs_GD.append(layer(seen_GD, kept[2 * place], kept[2 * place + 1], attend))
-        z_GD: Tensor = self.final(torch.cat([*outputs_GD, target_GD], dim=-1))
+        for layer, key_TSE, value_TSE in zip(self.layers, cache.states[::2], cache.states[1::2], strict=True):
+            outputs_GD.append(layer([*outputs_GD, target_GD], key_TSE, value_TSE, attend))
+        z_GD: Tensor = self.output_map(torch.cat([*outputs_GD, target_GD], dim=-1))
         return z_GD
 
-    def _attend(self, spans: Spans, target_offsets: Tensor) -> Attend:
+    def _attention(self, spans: Spans, target_offsets: Tensor) -> AttentionFunction:
+        """The configured implementation. Only CUDA devices have FlexAttention's backward pass; others use tiles."""
         if self.config.attention == "flex" and target_offsets.is_cuda:
-            return FlexAttend(spans, target_offsets)
-        return tiled(spans, target_offsets, self.config.heads, self.config.width)
+            return FlexAttention(spans, target_offsets)
+        return tiled_attention(spans, target_offsets, self.config.heads, self.config.width)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,25 +52,14 @@ def read_train_config(
     Raises:
         SpecError: The file cannot be read, or a key or value is invalid.
     """
-    from pydantic import ValidationError
+    from longbatch.trainer.config import TrainConfig, load_config, validate_config
 
-    from longbatch.trainer.config import TrainConfig
-
-    try:
-        values: Mapping[str, object]
-        if config is None or isinstance(config, Mapping):
-            values = config or {}
-        elif isinstance(config, TrainConfig):
-            values = config.model_dump(exclude_unset=True)
-        else:
-            values = tomllib.loads(Path(config).read_text(encoding="utf-8"))
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return TrainConfig.model_validate({**values, **given})
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"cannot read the training config {config}: {error}") from None
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise SpecError(f"the training config is invalid: {problems}") from None
+    if isinstance(config, TrainConfig):
+        config = config.model_dump(exclude_unset=True)
+    if not isinstance(config, Mapping):
+        return load_config(None if config is None else Path(config), **overrides)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return validate_config({**config, **given})
 
 
 def read_spec(spec: StrPath | BuildSpec) -> BuildSpec:

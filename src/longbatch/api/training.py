@@ -11,8 +11,9 @@ from .arguments import StrPath, read_time, read_train_config
 
 if TYPE_CHECKING:
     from longbatch.trainer.config import TrainConfig
-    from longbatch.trainer.predictions import Metrics, ProgressCallback
-    from longbatch.trainer.train import TrainReport
+    from longbatch.trainer.fit import TrainReport
+    from longbatch.trainer.predictions import Metrics
+    from longbatch.trainer.progress import TrainingProgressCallback
 
 
 def train(
@@ -24,7 +25,7 @@ def train(
     steps: int | None = None,
     history_length: int | None = None,
     resume: bool = False,
-    progress: ProgressCallback | None = None,
+    progress: TrainingProgressCallback | None = None,
 ) -> TrainReport:
     """Train a reference model on the older requests of a dataset, and evaluate it on the newer ones.
 
@@ -68,7 +69,7 @@ def evaluate(
     before: str | datetime | None = None,
     max_requests: int | None = None,
     by_history: bool = False,
-    progress: ProgressCallback | None = None,
+    progress: TrainingProgressCallback | None = None,
 ) -> list[Metrics]:
     """Evaluate a trained model on later requests, at several history lengths.
 
@@ -94,15 +95,14 @@ def evaluate(
         >>> len(metrics)  # two history lengths, three labels
         6
     """
-    from longbatch.trainer.train import evaluate as run_evaluation
+    from longbatch.trainer.evaluate import RequestSelection
+    from longbatch.trainer.evaluate import evaluate as run_evaluation
 
     return run_evaluation(
         Path(run),
         Path(dataset),
         history_lengths=history_lengths,
-        after=read_time(after),
-        before=read_time(before),
-        max_requests=max_requests,
+        requests=RequestSelection(read_time(after), read_time(before), max_requests),
         by_history=by_history,
         progress=progress,
     )

@@ -14,7 +14,8 @@ from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.json_text import as_json
 from longbatch.schemas.spec.build_spec import load_spec
 from longbatch.trainer.config import ModelConfig, TrainConfig
-from longbatch.trainer.train import evaluate, train
+from longbatch.trainer.evaluate import RequestSelection, evaluate
+from longbatch.trainer.train import train
 from longbatch.validation.audit.audit import audit
 
 from .console import ProgressDisplay
@@ -23,7 +24,7 @@ from .training_commands import training_progress
 
 HISTORY_LENGTHS = (100, 500, 2_000, 10_000)
 DEMO_LOG = Simulation(users=1_200, events=7_200_000, seed=0)
-DEMO_MODEL = ModelConfig(id_rows=4_096)  # the log has few users: larger id tables would only memorize them
+DEMO_MODEL = ModelConfig(id_table_rows=4_096)  # the log has few users: larger id tables would only memorize them
 AUDITED_USERS = 20
 MEASURED_BYTES = 200_000_000
 EVALUATED_REQUESTS = 1_500
@@ -67,7 +68,7 @@ def run_demo(out: Path, *, train_seconds: float, overwrite: bool, progress: Prog
         run,
         dataset,
         history_lengths=HISTORY_LENGTHS,
-        max_requests=EVALUATED_REQUESTS,
+        requests=RequestSelection(max_requests=EVALUATED_REQUESTS),
         progress=training_progress(progress),
     )
     timer.finish("evaluate")

@@ -11,8 +11,8 @@ from longbatch.jobs.savings import html_page
 from longbatch.jobs.savings.charts import Bars, Lines, format_number
 from longbatch.jobs.savings.results import Savings
 from longbatch.jobs.simulation.simulate import SimulationReport
+from longbatch.trainer.fit import TrainReport
 from longbatch.trainer.predictions import Metrics
-from longbatch.trainer.train import TrainReport
 from longbatch.validation.audit.audit import Audit
 
 

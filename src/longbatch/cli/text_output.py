@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from longbatch.jobs.simulation.simulate import SimulationReport
     from longbatch.jobs.vacuum import Vacuumed
     from longbatch.jobs.validate import Validation
-    from longbatch.trainer.predictions import Metrics, Progress
-    from longbatch.trainer.train import TrainReport
+    from longbatch.trainer.fit import TrainReport
+    from longbatch.trainer.predictions import Metrics
+    from longbatch.trainer.progress import TrainingProgress
     from longbatch.validation.audit.audit import Audit
 
     from .report import DemoResults
@@ -181,12 +182,12 @@ def format_training(report: TrainReport) -> str:
     )
 
 
-def format_training_note(progress: Progress) -> str:
+def format_training_note(progress: TrainingProgress) -> str:
     """Format loss and throughput of training so far; empty for evaluation."""
     if progress.stage != "train" or not progress.seconds:
         return ""
     targets, events = progress.targets / progress.seconds, progress.events / progress.seconds
-    return f"loss {progress.loss:.4f}, {targets:,.0f} targets/s, {events:,.0f} events/s, waiting {progress.waiting:.1%}"
+    return f"loss {progress.loss:.4f}, {targets:,.0f} targets/s, {events:,.0f} events/s, waiting {progress.waiting_share:.1%}"
 
 
 def format_metrics(metrics: Sequence[Metrics]) -> str:

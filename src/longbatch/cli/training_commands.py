@@ -13,7 +13,7 @@ from longbatch.schemas.errors import SpecError
 from .console import Json, ProgressDisplay, examples, print_result, show_progress
 
 if TYPE_CHECKING:
-    from longbatch.trainer.predictions import Progress, ProgressCallback
+    from longbatch.trainer.progress import TrainingProgress, TrainingProgressCallback
 
 app = typer.Typer()
 
@@ -100,11 +100,11 @@ def parse_history_lengths(option: str) -> list[int]:
     return lengths
 
 
-def training_progress(show: ProgressDisplay, max_seconds: float | None = None) -> ProgressCallback:
+def training_progress(show: ProgressDisplay, max_seconds: float | None = None) -> TrainingProgressCallback:
     """Return a callback that shows the progress of training by time if that is its limit, else by steps."""
     from .text_output import format_training_note
 
-    def callback(progress: Progress) -> None:
+    def callback(progress: TrainingProgress) -> None:
         note = format_training_note(progress)
         if progress.stage == "train" and max_seconds:
             show(progress.stage, min(progress.seconds, max_seconds), max_seconds, note)

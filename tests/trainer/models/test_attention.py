@@ -1,59 +1,73 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from longbatch.loaders.batch import offsets_of
-from longbatch.trainer.models import attention
-from longbatch.trainer.models.attention import TargetAttention, make_tiling, prefers_reorder, tiled
+from longbatch.trainer.models import tiling
+from longbatch.trainer.models.attention import TargetAttention, prefers_reorder, tiled_attention
 from longbatch.trainer.models.spans import Spans
+from longbatch.trainer.models.tiling import make_tiling
 
-WIDTH, HEADS = 8, 2
+WIDTH, HEADS, HOUR_US = 8, 2, 3_600_000_000
+
+Implementation = Callable[[TargetAttention, Tensor, Tensor, Spans, Tensor], Tensor]
 
 
-def spans_of(history_lengths):
-    """Each request's own events, one after another."""
+def spans_of(history_lengths: list[int]) -> Spans:
+    """Each request's own events, one request after another."""
     offsets = offsets_of(torch.tensor(history_lengths, dtype=torch.int64))
     return Spans(offsets[:-1], offsets[1:], int(offsets[-1]))
 
 
-def outputs_and_gradients(form, module, query, history, spans, target_offsets):
+def naive(module: TargetAttention, query: Tensor, history: Tensor, spans: Spans, target_offsets: Tensor) -> Tensor:
+    return module.attend_naive(query, history, spans, target_offsets)
+
+
+def projected(module: TargetAttention, query: Tensor, history: Tensor, spans: Spans, target_offsets: Tensor) -> Tensor:
+    return module.attend_projected(query, history, tiled_attention(spans, target_offsets, module.heads, WIDTH))
+
+
+def reordered(module: TargetAttention, query: Tensor, history: Tensor, spans: Spans, target_offsets: Tensor) -> Tensor:
+    return module.attend_reordered(query, history, tiled_attention(spans, target_offsets, module.heads, WIDTH))
+
+
+def outputs_and_gradients(
+    implementation: Implementation,
+    module: TargetAttention,
+    inputs: tuple[Tensor, Tensor],
+    spans: Spans,
+    offsets: Tensor,
+) -> list[Tensor]:
     module.zero_grad()
-    query, history = query.clone().requires_grad_(), history.clone().requires_grad_()
-    output = form(module, query, history, spans, target_offsets)
-    (output * torch.arange(1, 1 + output.numel(), dtype=torch.float64).view_as(output).sin()).sum().backward()
-    inputs = [query, history, *module.parameters()]
-    return [output, *(torch.zeros_like(p) if p.grad is None else p.grad for p in inputs)]
+    query, history = (values.clone().requires_grad_() for values in inputs)
+    output = implementation(module, query, history, spans, offsets)
+    weights = torch.arange(1, 1 + output.numel(), dtype=torch.float64).view_as(output).sin()
+    torch.autograd.backward((output * weights).sum())
+    leaves = [query, history, *module.parameters()]
+    return [output, *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)]
 
 
-def naive(module, query, history, spans, target_offsets):
-    return module.naive(query, history, spans, target_offsets)
-
-
-def projected(module, query, history, spans, target_offsets):
-    return module.projected(query, history, tiled(spans, target_offsets, module.heads, WIDTH))
-
-
-def reordered(module, query, history, spans, target_offsets):
-    return module.reordered(query, history, tiled(spans, target_offsets, module.heads, WIDTH))
-
-
-def assert_all_forms_agree(spans, target_counts, elapsed=False, heads=HEADS):
+def assert_implementations_agree(
+    spans: Spans, target_counts: list[int], time_bias: bool = False, heads: int = HEADS
+) -> None:
     torch.manual_seed(0)
-    module = TargetAttention(WIDTH, heads, elapsed).double()
-    if elapsed:
-        torch.nn.init.normal_(module.elapsed.weight)
-    target_offsets = offsets_of(torch.tensor(target_counts, dtype=torch.int64))
-    query = torch.randn(int(target_offsets[-1]), WIDTH, dtype=torch.float64) * 3
+    module = TargetAttention(WIDTH, heads, time_bias).double()
+    if module.time_bias is not None:
+        torch.nn.init.normal_(module.time_bias.weight)
+    offsets = offsets_of(torch.tensor(target_counts, dtype=torch.int64))
+    query = torch.randn(int(offsets[-1]), WIDTH, dtype=torch.float64) * 3
     history = torch.randn(spans.num_events, WIDTH, dtype=torch.float64) * 3
-    wanted = outputs_and_gradients(naive, module, query, history, spans, target_offsets)
-    for form in (projected, reordered):
-        found = outputs_and_gradients(form, module, query, history, spans, target_offsets)
-        for left, right in zip(found, wanted, strict=True):
+    expected = outputs_and_gradients(naive, module, (query, history), spans, offsets)
+    for implementation in (projected, reordered):
+        actual = outputs_and_gradients(implementation, module, (query, history), spans, offsets)
+        for left, right in zip(actual, expected, strict=True):
             torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
@@ -70,62 +84,56 @@ def assert_all_forms_agree(spans, target_counts, elapsed=False, heads=HEADS):
     ],
 )
 @pytest.mark.parametrize("heads", [1, 2, 8])
-def test_every_form_gives_the_same_output_and_gradients(history_lengths, target_counts, heads):
-    assert_all_forms_agree(spans_of(history_lengths), target_counts, heads=heads)
+def test_all_implementations_give_the_same_output_and_gradients(
+    history_lengths: list[int], target_counts: list[int], heads: int
+) -> None:
+    assert_implementations_agree(spans_of(history_lengths), target_counts, heads=heads)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 150), st.integers(0, 20)), max_size=4))
-def test_every_form_agrees_on_any_ragged_batch(requests):
-    assert_all_forms_agree(spans_of([length for length, _ in requests]), [count for _, count in requests])
+def test_all_implementations_agree_on_any_ragged_batch(requests: list[tuple[int, int]]) -> None:
+    assert_implementations_agree(spans_of([length for length, _ in requests]), [count for _, count in requests])
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 150), st.integers(0, 150), st.integers(0, 20)), max_size=5))
-def test_every_form_agrees_on_spans_that_overlap_with_a_bias_by_elapsed_time(requests):
+def test_all_implementations_agree_on_overlapping_spans_with_a_time_bias(requests: list[tuple[int, int, int]]) -> None:
     edges = torch.tensor([sorted(edges) for *edges, _ in requests], dtype=torch.int64).view(-1, 2)
-    event_time = torch.arange(150) * 3_600_000_000
-    request_time = event_time.new_tensor([end * 3_600_000_000 + 1 for _, end in edges.tolist()])
+    event_time = torch.arange(150) * HOUR_US
+    request_time = event_time.new_tensor([end * HOUR_US + 1 for _, end in edges.tolist()])
     spans = Spans(edges[:, 0], edges[:, 1], 150, request_time, event_time)
-    assert_all_forms_agree(spans, [count for *_, count in requests], elapsed=True)
+    assert_implementations_agree(spans, [count for *_, count in requests], time_bias=True)
 
 
-def test_chunks_do_not_change_the_result(monkeypatch):
-    monkeypatch.setattr(attention, "VALUES_PER_CHUNK", 9000)
+def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "VALUES_PER_CHUNK", 9000)
     spans, counts = spans_of([300, 0, 70, 10]), [2, 3, 40, 1]
     assert len(make_tiling(spans, offsets_of(torch.tensor(counts)), HEADS, WIDTH).chunks) > 2
-    assert_all_forms_agree(spans, counts)
-    hours = torch.arange(spans.num_events) * 3_600_000_000
+    assert_implementations_agree(spans, counts)
+    hours = torch.arange(spans.num_events) * HOUR_US
     timed = replace(spans, request_time_R=hours[-1] + hours[1 : len(counts) + 1], event_time_T=hours)
-    assert_all_forms_agree(timed, counts, elapsed=True)
+    assert_implementations_agree(timed, counts, time_bias=True)
 
 
-def test_a_target_without_history_gets_zeros():
+def test_a_target_without_history_gets_zeros() -> None:
     module = TargetAttention(WIDTH, HEADS)
-    attend = tiled(spans_of([0]), torch.tensor([0, 1]), HEADS, WIDTH)
-    assert module.projected(torch.randn(1, WIDTH), torch.zeros(0, WIDTH), attend).tolist() == [[0.0] * WIDTH]
+    attend = tiled_attention(spans_of([0]), torch.tensor([0, 1]), HEADS, WIDTH)
+    assert module.attend_projected(torch.randn(1, WIDTH), torch.zeros(0, WIDTH), attend).tolist() == [[0.0] * WIDTH]
 
 
-def test_large_scores_stay_finite():
+def test_large_scores_do_not_overflow() -> None:
     module = TargetAttention(WIDTH, HEADS)
-    attend = tiled(spans_of([100]), torch.tensor([0, 2]), HEADS, WIDTH)
-    output = module.projected(torch.randn(2, WIDTH) * 1e4, torch.randn(100, WIDTH) * 1e4, attend)
+    attend = tiled_attention(spans_of([100]), torch.tensor([0, 2]), HEADS, WIDTH)
+    output = module.attend_projected(torch.randn(2, WIDTH) * 1e4, torch.randn(100, WIDTH) * 1e4, attend)
     assert output.isfinite().all()
-
-
-def test_padding_is_bounded_by_one_tile_per_request():
-    lengths = torch.tensor([10_000, *[1] * 31])
-    tiling = make_tiling(spans_of(lengths.tolist()), torch.arange(33) * 4, HEADS, WIDTH)
-    assert tiling.events_IB.numel() <= int(lengths.sum()) + 32 * attention.EVENTS_PER_TILE
 
 
 @pytest.mark.parametrize(
     ("width", "heads", "targets", "reorder"),
     [(1024, 16, 68, True), (1024, 16, 69, False), (32, 4, 10, True), (32, 4, 11, False), (32, 1, 9999, True)],
 )
-def test_the_form_is_chosen_by_the_break_even(width, heads, targets, reorder):
+def test_the_implementation_with_fewer_operations_is_chosen(
+    width: int, heads: int, targets: int, reorder: bool
+) -> None:
     assert prefers_reorder(width, heads, targets) is reorder
-
-
-def test_targets_per_event_weighs_requests_by_their_events():
-    assert spans_of([30, 10]).targets_per_event(torch.tensor([0, 1, 6])) == (30 * 1 + 10 * 5) / 40

@@ -1,22 +1,31 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from training_data import make_batch, small_model
 
-from longbatch.trainer.config import ModelConfig
+from longbatch.trainer.config import ModelConfig, ModelName
 from longbatch.trainer.models.flops import layer_flops, merged_layer_flops, request_flops
-from longbatch.trainer.models.registry import MODELS, make_model
+from longbatch.trainer.models.registry import MODELS
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
-def counted(function, *arguments):
-    """What PyTorch counts, attention by its matrix products."""
+def count_flops(
+    function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> tuple[int, Result]:
+    """What PyTorch counts, attention by its matrix products, and the function's result."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        result = function(*arguments)
+        result = function(*args, **kwargs)
     return counter.get_total_flops(), result
 
 
-def test_longers_published_figures_come_out_of_the_counter():
+def test_the_published_counts_of_longer_are_reproduced() -> None:
     vanilla, merged = layer_flops(2048, 32), merged_layer_flops(2048, 32, 4)
     assert vanilla == 24 * 2048 * 32**2 + 4 * 2048**2 * 32
     assert (round(vanilla / 1e6), round(merged / 1e6)) == (587, 336)
@@ -26,17 +35,16 @@ def test_longers_published_figures_come_out_of_the_counter():
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("targets", [1, 5])
 @pytest.mark.parametrize("head", ["rankmixer", "mlp"])
-def test_the_count_is_what_pytorch_counts(make_batch, small_model, name, targets, head):
-    config = small_model[0].model_copy(update={"name": name, "layers": 3, "newest": 4, "head": head})
-    model, batch = make_model(config, small_model[1]), make_batch([64], [targets])
-    wanted = request_flops(config, 64, targets, labels=2)
-    history, encoded = counted(model.encode, batch, batch.target_offsets)
-    target, _ = counted(model.score, encoded, batch.targets, batch.target_offsets)
-    assert (history, target) == (wanted.history, targets * wanted.target)
-    assert counted(model, batch)[0] == wanted.request
+def test_the_count_equals_that_of_pytorch(name: ModelName, targets: int, head: str) -> None:
+    model, batch = small_model(name, layers=3, query_tokens=4, head=head), make_batch([64], [targets])
+    expected = request_flops(model.config, 64, targets, labels=2)
+    history, cache = count_flops(model.encode_history, batch, batch.target_offsets)
+    target, _ = count_flops(model.score_targets, cache, batch.targets, batch.target_offsets)
+    assert (history, target) == (expected.history, targets * expected.target)
+    assert count_flops(model.forward, batch)[0] == expected.request
 
 
-def test_nearly_all_of_stcas_cost_is_shared_by_the_targets_of_a_request():
+def test_targets_of_a_request_share_nearly_all_of_the_cost_of_stca() -> None:
     large = ModelConfig(width=1024, heads=16, layers=4)
     request = request_flops(large, 10_000, 8)
     assert request.history == pytest.approx(0.5e12, rel=0.05)
@@ -44,7 +52,7 @@ def test_nearly_all_of_stcas_cost_is_shared_by_the_targets_of_a_request():
     assert request.shared_share > 0.95
 
 
-def test_only_self_attention_grows_with_the_square_of_the_length():
+def test_only_self_attention_grows_with_the_square_of_the_length() -> None:
     growth = {}
     for name in MODELS:
         config = ModelConfig(name=name, width=32, layers=2)

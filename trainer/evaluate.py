@@ -1,0 +1,106 @@
+"""Evaluation of a trained model on the requests after its training."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+
+from longbatch.loaders.dataset import RequestDataset
+from longbatch.loaders.loader import make_dataloader
+from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.time import from_microseconds
+
+from . import checkpoint
+from .devices import best_device
+from .predictions import Metrics, predict
+from .progress import TrainingProgressCallback
+
+logger = logging.getLogger(__name__)
+
+EVENTS_PER_BATCH = 131_072  # bounds the memory of a batch, whatever the history length
+MAX_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class RequestSelection:
+    """Which requests of a dataset to evaluate.
+
+    Attributes:
+        after: Requests from this time on; None for where the run's training ended.
+        before: Requests before this time; None for all.
+        max_requests: About this many of them, drawn at random; None for all.
+    """
+
+    after: datetime | None = None
+    before: datetime | None = None
+    max_requests: int | None = None
+
+
+def evaluate(
+    run_dir: Path | str,
+    dataset_path: Path | str,
+    *,
+    history_lengths: Sequence[int] | None = None,
+    requests: RequestSelection | None = None,
+    by_history: bool = False,
+    progress: TrainingProgressCallback | None = None,
+) -> list[Metrics]:
+    """Compute the metrics of a run by history length and label.
+
+    Args:
+        run_dir: The run's folder, or one of its checkpoint files.
+        dataset_path: The dataset.
+        history_lengths: Newest events of each history that the model sees; by default the longest of training.
+        requests: The requests to evaluate; by default all after the run's training. A run that was trained on all
+            requests is evaluated on the same requests.
+        by_history: Split the metrics by how many events the history of a request has.
+        progress: Called after each batch.
+
+    Returns:
+        The metrics for each length, from short to long, and label; with `by_history` also for each bucket of histories.
+
+    Raises:
+        DatasetError: There are no targets to evaluate, or no readable checkpoint.
+
+    Example:
+        ```python
+        for row in evaluate("run", "dataset", history_lengths=[500, 10_000]):
+            print(row["history_length"], row["label"], row["auc"])
+        ```
+    """
+    run = checkpoint.load(run_dir, best_device())
+    lengths = sorted(set(history_lengths or [run.config.max_history_length]))
+    requests, started = requests or RequestSelection(), time.perf_counter()
+    after = requests.after
+    if after is None and run.evaluate_from_us is not None:
+        after = from_microseconds(run.evaluate_from_us)
+    batch_size = max(1, min(MAX_BATCH_SIZE, EVENTS_PER_BATCH // max(1, lengths[-1])))
+    dataset = RequestDataset(
+        dataset_path,
+        batch_size=batch_size,
+        history_length=lengths[-1],
+        after=after,
+        before=requests.before,
+        shuffle=requests.max_requests is not None,
+        rank=0,
+        world_size=1,
+    )
+    steps = len(dataset)
+    if requests.max_requests is not None:
+        steps = min(steps, -(-requests.max_requests // batch_size))
+    batches = islice(make_dataloader(dataset, num_workers=run.config.num_workers), steps)
+    scores = predict(run.model, batches, lengths, total_steps=steps, progress=progress)
+    if not scores.num_targets:
+        raise DatasetError(
+            f"{dataset_path} has no targets from {after} to {requests.before}; choose another time range"
+        )
+    logger.info("evaluate: %d batches, %d targets, %.1f s", steps, scores.num_targets, time.perf_counter() - started)
+    labels = run.model.columns.labels
+    if by_history:
+        return [row for length in lengths for label in labels for row in scores.metrics_by_history(length, label)]
+    return [scores.metrics(length, label) for length in lengths for label in labels]
