@@ -76,8 +76,9 @@ def write(root: Path) -> Path:
         pa.RecordBatch.from_pylist(timelines, schema=timelines_schema(spec)),
         pa.RecordBatch.from_pylist(requests, schema=requests_schema(spec)),
     )
-    shards = (write_shard(root, 0, "0", spec, [block]),)
-    commit(root, Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
+    shard = write_shard(root, 0, "0", spec, [block])
+    assert shard is not None
+    commit(root, Snapshot(1, spec, Counts(), {}, 0, (shard,), (), (), fingerprint(spec, (shard,))))
     return root
 
 

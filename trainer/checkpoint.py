@@ -115,9 +115,8 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
         DatasetError: There is no checkpoint, or it is damaged or of another version.
 
     Example:
-        ```python
-        model = load("run", "cuda").model
-        ```
+        >>> load("run").config.model.name
+        'stca'
     """
     path = Path(run_dir) if Path(run_dir).is_file() else Path(run_dir) / FILE_NAME
     content = _read(path, device)

@@ -68,10 +68,9 @@ def evaluate(
         DatasetError: There are no targets to evaluate, or no readable checkpoint.
 
     Example:
-        ```python
-        for row in evaluate("run", "dataset", history_lengths=[500, 10_000]):
-            print(row["history_length"], row["label"], row["auc"])
-        ```
+        >>> metrics = evaluate("run", "dataset", history_lengths=[4, 16])
+        >>> [row["history_length"] for row in metrics if row["label"] == "click"]
+        [4, 16]
     """
     run = checkpoint.load(run_dir, best_device())
     lengths = sorted(set(history_lengths or [run.config.max_history_length]))

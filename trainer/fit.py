@@ -124,9 +124,12 @@ def fit(
         DataError: The loss is not finite.
 
     Example:
-        ```python
-        report = fit(TrainingState.initial(model, config), batches, config)
-        ```
+        >>> from longbatch.loaders import RequestDataset
+        >>> from longbatch.trainer.train import new_model
+        >>> dataset, config = RequestDataset("dataset", batch_size=8), TrainConfig(max_steps=2)
+        >>> state = TrainingState.initial(new_model(dataset, config), config)
+        >>> fit(state, dataset, config).steps
+        2
     """
     model = state.model
     model.train()

@@ -34,11 +34,14 @@ class Scorer:
         ValueError: `candidates_per_chunk` is below 1.
 
     Example:
-        ```python
-        scorer = Scorer(checkpoint.load("run").model)
-        cache = scorer.encode_history(batch[:1])
-        logits = scorer.score_targets(cache, {"item_id": torch.tensor([3, 5, 8])})
-        ```
+        >>> import longbatch as lb
+        >>> from longbatch.trainer.checkpoint import load
+        >>> scorer = lb.Scorer(load("run").model)
+        >>> request = next(iter(lb.RequestDataset("dataset", batch_size=1)))
+        >>> cache = scorer.encode_history(request)  # once
+        >>> logits = scorer.score_targets(cache, request.targets)  # for any candidates, any number of times
+        >>> logits.shape[0] == request.num_targets
+        True
     """
 
     def __init__(self, model: RequestModel, *, candidates_per_chunk: int = CANDIDATES_PER_CHUNK) -> None:

@@ -67,11 +67,9 @@ def train(
         DataError: The loss is not finite.
 
     Example:
-        ```python
-        config = TrainConfig(model=ModelConfig(name="stca", width=32), history_length=500, max_seconds=120)
-        report = train("dataset", "run", config)
-        print(report.metrics[0]["auc"])
-        ```
+        >>> report = train("dataset", "short_run", TrainConfig(history_length=10, max_steps=2))
+        >>> report.steps, [row["label"] for row in report.metrics]
+        (2, ['click', 'like'])
     """
     config = config or TrainConfig()
     with process_group() as rank:
