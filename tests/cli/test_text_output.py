@@ -206,6 +206,7 @@ METRICS: Metrics = {
     "label": "click",
     "auc": 0.75,
     "gauc": 0.5,
+    "gauc_by_request": 0.4,
     "log_loss": 0.25,
     "ne": 0.9,
     "targets": 1_234,
