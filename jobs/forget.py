@@ -1,7 +1,8 @@
-"""`longbatch forget`: remove users from a dataset everywhere, rewriting only the files that hold something of them.
+"""`longbatch forget`: remove users from a dataset, rewriting only the files that contain their rows.
 
-The new snapshot lists rewritten files in place of theirs. Files of older snapshots still hold the users, until
-`vacuum` removes them. Before it commits, a scan of all that the new snapshot lists proves that nothing is left.
+The new snapshot lists the rewritten files instead of the original ones. Files of older snapshots still contain the
+users until `vacuum` removes them. Before the commit, all files that the new snapshot lists are read once more to check
+that the users are gone.
 """
 
 from __future__ import annotations
@@ -9,32 +10,43 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 
-from longbatch.jobs.commit.rewrite import hashed_ids_in_use, keep_words, without_rows
+from longbatch.jobs.commit.rewrite import RowFilter, hashed_ids_in_use, read_table, rewrite_file
 from longbatch.jobs.commit.write_lock import attempt
 from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.schemas.format.manifest import COUNT_NAMES, FileEntry, ShardEntry
-from longbatch.schemas.format.shard_reader import ShardReader
+from longbatch.schemas.format.manifest import FileEntry, ShardEntry
+from longbatch.schemas.format.shard_reader import Block, ShardReader
 from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
-from longbatch.schemas.profile import Profile
+from longbatch.schemas.profile import Large, Profile
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.schemas.types import Int64Array
+from longbatch.schemas.types import ArrowArray, Int64Array
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was done: users asked for, those that had a timeline, and files rewritten, of how many."""
+    """What `forget` did.
+
+    Attributes:
+        path: The dataset's folder.
+        snapshot: Number of the new snapshot.
+        users: Number of distinct users to forget.
+        users_with_requests: Number of those that had a timeline in the dataset.
+        rewritten_shards: Number of shards that were rewritten or removed.
+        shards: Number of shards before.
+        rewritten_files: Number of other files that were rewritten or removed.
+        seconds: Duration.
+    """
 
     path: str
     snapshot: int
@@ -46,198 +58,250 @@ class Forgotten:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dict(self.__dict__)
+        """Convert to plain values for JSON."""
+        return asdict(self)
 
 
 def read_users(path: Path) -> list[str]:
-    """The users of a text file, one a line, as the log calls them."""
+    """Read a text file of users.
+
+    Args:
+        path: A file with one user a line, as the log names them.
+
+    Returns:
+        The users, without empty lines.
+
+    Raises:
+        SpecError: The file cannot be read or is empty.
+    """
     try:
         users = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read the users to forget from {path}: {error}") from None
     if not users:
-        raise SpecError(f"{path} names no user; write one a line")
+        raise SpecError(f"{path} contains no users. Write one user a line.")
     return users
 
 
 def user_ids(spec: BuildSpec, users: list[str]) -> Int64Array:
-    """Ids, (N,) ascending, of users as the log calls them."""
+    """Convert users to ids.
+
+    Args:
+        spec: The build spec, which decides whether users are strings or integers.
+        users: Users as the log names them.
+
+    Returns:
+        Distinct ids, (N,), ascending.
+
+    Raises:
+        SpecError: The dataset's users are integers and a user is not one.
+    """
     if spec.requests.user_id.type == "string":
         return np.unique(hash_string(pl.Series(users, dtype=pl.String)).to_numpy())
-    odd = [user for user in users if not re.fullmatch(r"[+-]?\d+", user)]
-    if odd:
-        raise SpecError(f"user {odd[0]!r} is not a number, but the users of this dataset are integers")
+    invalid = [user for user in users if not re.fullmatch(r"[+-]?\d+", user)]
+    if invalid:
+        raise SpecError(f"user {invalid[0]!r} is not an integer, but the users of this dataset are integers.")
     return np.unique(np.array([int(user) for user in users], dtype=np.int64))
 
 
 def forget(dataset: str | Path, users: list[str]) -> Forgotten:
-    """Commit a snapshot without these users. Raises SpecError, DatasetError, MachineError."""
+    """Commit a snapshot without these users.
+
+    Args:
+        dataset: The dataset's folder.
+        users: Users as the log names them. Unknown users are no error.
+
+    Returns:
+        What was rewritten.
+
+    Raises:
+        SpecError: A user is not of the dataset's type.
+        DatasetError: The folder is not a dataset, a file is damaged, or another build committed first.
+        MachineError: The disk is full.
+    """
     root, started = Path(dataset), time.monotonic()
     before = read_snapshot(root)
     ids = user_ids(before.spec, users)
+    rows = _UserRows(before.spec, users, ids)
     with attempt(root) as name:
-        shards, removed = _without_users(root, before, ids, name)
-        files = _Files(root, before.spec, users, ids, name)
+        shards, removed = _rewrite_shards(root, before, ids, name)
+        files = _FileRewriter(root, name)
         after = replace(
             before,
             number=before.number + 1,
             shards=shards,
             fingerprint=fingerprint(before.spec, shards),
-            counts=before.counts + _minus(before.counts, removed),
-            profile=_unnamed(before.profile, {str(number) for number in ids.tolist()}),
-            quarantine=files.each(before.quarantine, files.quarantine),
-            samples=files.each(before.samples, files.by_id),
-            state=files.each(before.state, files.by_id),
+            counts=before.counts + _negative_counts(before.counts, removed),
+            profile=_without_names(before.profile, set(map(str, ids.tolist()))),
+            quarantine=files.rewrite(before.quarantine, rows.drop_from_quarantine),
+            samples=files.rewrite(before.samples, rows.drop_by_id),
+            state=files.rewrite(before.state, rows.drop_by_id),
         )
         in_use = hashed_ids_in_use(root, after) if before.vocabulary else pl.Series([], dtype=pl.Int64)
-        after = replace(after, vocabulary=files.each(before.vocabulary, lambda path, rows: keep_words(rows, in_use)))
-        _prove(root, after, files)
+        vocabulary = files.rewrite(before.vocabulary, lambda words: words.filter(pl.col("id").is_in(in_use.implode())))
+        after = replace(after, vocabulary=vocabulary)
+        _check_users_are_gone(root, after, rows)
         commit(root, after, name)
-    kept = {row.timelines.path for row in before.shards}
+    unchanged = {shard.timelines.path for shard in before.shards} & {shard.timelines.path for shard in shards}
     return Forgotten(
         path=str(root),
         snapshot=after.number,
         users=len(ids),
         users_with_requests=removed.users,
-        rewritten_shards=len(before.shards) - sum(row.timelines.path in kept for row in shards),
+        rewritten_shards=len(before.shards) - len(unchanged),
         shards=len(before.shards),
         rewritten_files=files.rewritten,
         seconds=time.monotonic() - started,
     )
 
 
-class _Files:
-    """Rewrites the files, other than shards, that hold rows to be removed."""
+class _UserRows:
+    """Drops the rows of users from the tables of a dataset."""
 
-    def __init__(self, root: Path, spec: BuildSpec, users: list[str], ids: Int64Array, attempt_name: str) -> None:
-        self.root, self.attempt = root, attempt_name
+    def __init__(self, spec: BuildSpec, users: list[str], ids: Int64Array) -> None:
         self.ids = pl.Series(ids)
-        self.texts = pl.Series([*users, *map(str, ids.tolist())]).unique()
-        self.user_columns = {spec.section(role).user_id.column for role in spec.roles}
-        self.rewritten = 0
+        # Rejected rows contain users as the log names them; if users are integers, also in other notations.
+        self.names = pl.Series([*users, *map(str, ids.tolist())]).unique()
+        self.columns = {spec.section(role).user_id.column for role in spec.roles}
 
-    def each(
-        self, entries: tuple[FileEntry, ...], left: Callable[[Path, pl.DataFrame], pl.DataFrame]
-    ) -> tuple[FileEntry, ...]:
-        """The entries with those rows that are left; files that lose nothing stay as they are."""
-        found = []
-        for entry in entries:
-            kept = without_rows(self.root, entry, self.attempt, left)
-            self.rewritten += kept is not entry
-            found += [kept] if kept else []
-        return tuple(found)
-
-    def by_id(self, path: Path, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows of other users, of a table with their ids."""
+    def drop_by_id(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Drop by the column `user_id`."""
         return rows.filter(~pl.col("user_id").is_in(self.ids.implode()))
 
-    def quarantine(self, path: Path, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows that do not name the users in the column of users, nor, as lines that were no rows, anywhere."""
-        named = [self._names(pl.col(column)) for column in self.user_columns if column in rows.columns]
+    def drop_words(self, words: pl.DataFrame) -> pl.DataFrame:
+        """Drop the users' own strings from a vocabulary."""
+        return words.filter(~pl.col("id").is_in(self.ids.implode()))
+
+    def drop_from_quarantine(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Drop original rows by their user column, and malformed lines that contain a user's name as a word."""
+        matches = [self._is_user(pl.col(column)) for column in self.columns if column in rows.columns]
         if "_text" in rows.columns:
-            words = "|".join(re.escape(text) for text in self.texts.to_list())
-            named.append(pl.col("_text").str.contains(rf"(^|\W)({words})(\W|$)").fill_null(False))
-        return rows.filter(~pl.any_horizontal(named)) if named else rows
+            words = "|".join(re.escape(name) for name in self.names.to_list())
+            matches.append(pl.col("_text").str.contains(rf"(^|\W)({words})(\W|$)").fill_null(False))
+        return rows.filter(~pl.any_horizontal(matches)) if matches else rows
 
-    def _names(self, column: pl.Expr) -> pl.Expr:
-        text = column.cast(pl.String).str.strip_chars().str.replace(r"\.0+$", "")
-        return text.is_in(self.texts.implode()).fill_null(False)
+    def _is_user(self, column: pl.Expr) -> pl.Expr:
+        # A column of floats shows the integer 7 as "7.0".
+        string = column.cast(pl.String).str.strip_chars().str.replace(r"\.0+$", "")
+        return string.is_in(self.names.implode()).fill_null(False)
 
 
-def _without_users(root: Path, before: Snapshot, ids: Int64Array, name: str) -> tuple[tuple[ShardEntry, ...], Counts]:
-    """The shards without the users, and what was in them; only shards of the users' buckets are looked at."""
+class _FileRewriter:
+    """Rewrites files of one attempt and counts those that changed."""
+
+    def __init__(self, root: Path, attempt_name: str) -> None:
+        self._root, self._attempt = root, attempt_name
+        self.rewritten = 0
+
+    def rewrite(self, entries: tuple[FileEntry, ...], keep: RowFilter) -> tuple[FileEntry, ...]:
+        """Rewrite those files that lose rows, and return the entries of all files that still have rows."""
+        kept = []
+        for entry in entries:
+            new = rewrite_file(self._root, entry, self._attempt, keep)
+            self.rewritten += new is not entry
+            kept += [new] if new else []
+        return tuple(kept)
+
+
+def _rewrite_shards(root: Path, before: Snapshot, ids: Int64Array, name: str) -> tuple[tuple[ShardEntry, ...], Counts]:
+    """The shards without the users, and the counts of what was removed. Only shards of the users' buckets are read."""
     buckets = set(bucket_of(ids, before.buckets).tolist()) if before.buckets else None
-    gone = pa.array(ids)
+    users: ArrowArray = pa.array(ids)
     shards: list[ShardEntry] = []
     removed = Counts()
-    users: set[int] = set()
-    for number, row in enumerate(before.shards):
-        if buckets is not None and row.bucket not in buckets:
-            shards.append(row)
+    users_with_requests: set[int] = set()
+    for number, shard in enumerate(before.shards):
+        present = _users_in(root, shard, before.spec, ids) if buckets is None or shard.bucket in buckets else set()
+        if not present:
+            shards.append(shard)
             continue
-        found = [_users_of(block.timelines, gone) for block in _blocks(root, row, before.spec)]
-        if not any(len(hit) for hit in found):
-            shards.append(row)
-            continue
-        users.update(*(hit.to_pylist() for hit in found))
-        left = (_left(block, gone) for block in _blocks(root, row, before.spec))
-        rewritten = write_shard(root, row.bucket, f"{name}-{number:05d}", before.spec, (b for b in left if b))
+        users_with_requests |= present
+        blocks = (_without_users(block, users) for block in _blocks(root, shard, before.spec))
+        remaining = ((block.timelines, block.requests) for block in blocks if block)
+        rewritten = write_shard(root, shard.bucket, f"{name}-{number:05d}", before.spec, remaining)
         shards += [rewritten] if rewritten else []
-        removed += _lost(row, rewritten)
-    return tuple(shards), removed + Counts(users=len(users))
+        removed += _removed_counts(shard, rewritten)
+    return tuple(shards), removed + Counts(users=len(users_with_requests))
 
 
-def _blocks(root: Path, row: ShardEntry, spec: BuildSpec) -> Iterator[Any]:
-    reader = ShardReader(root, row, spec)
-    return (reader.block(number) for number in range(len(row.blocks)))
+def _blocks(root: Path, shard: ShardEntry, spec: BuildSpec) -> Iterator[Block]:
+    reader = ShardReader(root, shard, spec)
+    return (reader.block(number) for number in range(len(shard.blocks)))
 
 
-def _users_of(timelines: pa.RecordBatch, gone: pa.Array) -> pa.Array:
-    users = timelines["user_id"]
-    return users.filter(pa.compute.is_in(users, value_set=gone)).unique()
+def _users_in(root: Path, shard: ShardEntry, spec: BuildSpec, ids: Int64Array) -> set[int]:
+    """Those of the users that have a timeline in a shard."""
+    present: set[int] = set()
+    for block in _blocks(root, shard, spec):
+        users = np.asarray(block.timelines["user_id"].to_numpy(zero_copy_only=False))
+        present.update(np.intersect1d(users, ids).tolist())
+    return present
 
 
-def _left(block: Any, gone: pa.Array) -> tuple[pa.RecordBatch, pa.RecordBatch] | None:
-    """A block without the users, its requests pointing to where their timelines are now; None if none is left."""
-    stays = pa.compute.invert(pa.compute.is_in(block.timelines["user_id"], value_set=gone))
-    timelines = block.timelines.filter(stays)
+def _without_users(block: Block, users: ArrowArray) -> Block | None:
+    """A block without the users, whose requests point to the new rows of their timelines; None if it becomes empty.
+
+    timelines of users  a b c, without b  -> a c, and new_row = [0, 0, 1]
+    requests point to   0 1 2 2           -> rows 0 2 2 remain, which point to 0 1 1
+    """
+    is_kept = pc.invert(pc.is_in(block.timelines["user_id"], value_set=users))
+    timelines = block.timelines.filter(is_kept)
     if not timelines.num_rows:
         return None
-    place = np.cumsum(stays.to_numpy(zero_copy_only=False)) - 1
-    requests = block.requests.filter(pa.compute.invert(pa.compute.is_in(block.requests["user_id"], value_set=gone)))
-    rows = pa.array(place[requests["timeline_row"].to_numpy()].astype(np.int32))
-    return timelines, requests.set_column(requests.schema.get_field_index("timeline_row"), "timeline_row", rows)
+    new_row = np.cumsum(is_kept.to_numpy(zero_copy_only=False)) - 1
+    requests = block.requests.filter(pc.invert(pc.is_in(block.requests["user_id"], value_set=users)))
+    rows = pa.array(new_row[requests["timeline_row"].to_numpy()].astype(np.int32))
+    position = requests.schema.get_field_index("timeline_row")
+    return Block(timelines, requests.set_column(position, "timeline_row", rows))
 
 
-def _lost(row: ShardEntry, rewritten: ShardEntry | None) -> Counts:
-    lost = {name: row.total(name) - (rewritten.total(name) if rewritten else 0) for name in COUNT_NAMES}
+def _removed_counts(shard: ShardEntry, rewritten: ShardEntry | None) -> Counts:
+    """What a shard lost; `rewritten` is None if it lost everything."""
     return Counts(
-        segments=lost["segments"],
-        requests=lost["requests"],
-        targets=lost["targets"],
-        stored_with_overlap=lost["events"],
-        history_events=lost["history_events"],
+        segments=shard.total_segments - (rewritten.total_segments if rewritten else 0),
+        requests=shard.total_requests - (rewritten.total_requests if rewritten else 0),
+        targets=shard.total_targets - (rewritten.total_targets if rewritten else 0),
+        stored_with_overlap=shard.total_events - (rewritten.total_events if rewritten else 0),
+        history_events=shard.total_history_events - (rewritten.total_history_events if rewritten else 0),
     )
 
 
-def _minus(before: Counts, removed: Counts) -> Counts:
-    """What the counts lose. Of events only those stored are known by user, those that segments repeat in proportion."""
+def _negative_counts(before: Counts, removed: Counts) -> Counts:
+    """What to add to the counts of the snapshot before.
+
+    Shards only count stored events, including those that overlapping segments repeat. Distinct events are reduced in
+    proportion, and events that were never stored are not reduced.
+    """
     share = removed.stored_with_overlap / max(1, before.stored_with_overlap)
     stored = round(before.stored * share)
-    lost = replace(removed, stored=stored, events=stored)
-    return Counts(**{name: -count for name, count in lost.as_dict().items()})
+    total = replace(removed, stored=stored, events=stored)
+    return Counts(**{name: -count for name, count in total.as_dict().items()})
 
 
-def _unnamed(profile: Profile, users: set[str]) -> Profile:
-    """The profile without the users' names among the largest."""
+def _without_names(profile: Profile, users: set[str]) -> Profile:
+    """The profile without the users among the largest users and requests."""
+
+    def others(entries: tuple[Large, ...], user_of: Callable[[str], str] = str) -> tuple[Large, ...]:
+        return tuple(entry for entry in entries if user_of(entry.name) not in users)
+
     skew = profile.skew
-    return replace(
-        profile,
-        skew=replace(
-            skew,
-            users=tuple(large for large in skew.users if large.name not in users),
-            requests=tuple(large for large in skew.requests if large.name.split("/")[0] not in users),
-            policy_users={
-                policy: tuple(large for large in found if large.name not in users)
-                for policy, found in skew.policy_users.items()
-            },
-        ),
-    )
+    policy_users = {policy: others(entries) for policy, entries in skew.policy_users.items()}
+    requests = others(skew.requests, lambda name: name.split("/")[0])  # "user/request"
+    return replace(profile, skew=replace(skew, users=others(skew.users), requests=requests, policy_users=policy_users))
 
 
-def _prove(root: Path, after: Snapshot, files: _Files) -> None:
-    """Raise DatasetError if a file that the snapshot lists still holds something of the users."""
-    gone = pa.array(files.ids.to_numpy())
-    for row in after.shards:
-        if any(len(_users_of(block.timelines, gone)) for block in _blocks(root, row, after.spec)):
-            raise DatasetError(f"{root / row.timelines.path} still holds a user; please report this as a bug")
-    rest = _Files(root, after.spec, files.texts.to_list(), files.ids.to_numpy(), "")
-    for entries, left in (
-        (after.quarantine, rest.quarantine),
-        ((*after.samples, *after.state), rest.by_id),
-        (after.vocabulary, lambda path, words: words.filter(~pl.col("id").is_in(files.ids.implode()))),
+def _check_users_are_gone(root: Path, after: Snapshot, rows: _UserRows) -> None:
+    """Raise DatasetError if a file that the snapshot lists still contains the users."""
+    ids = rows.ids.to_numpy()
+    remaining = [shard.timelines.path for shard in after.shards if _users_in(root, shard, after.spec, ids)]
+    for entries, drop in (
+        (after.quarantine, rows.drop_from_quarantine),
+        ((*after.samples, *after.state), rows.drop_by_id),
+        (after.vocabulary, rows.drop_words),
     ):
-        for entry in entries:
-            if without_rows(root, entry, None, left) is not entry:
-                raise DatasetError(f"{root / entry.path} still holds a user; please report this as a bug")
+        tables = ((entry, read_table(root / entry.path)) for entry in entries)
+        remaining += [entry.path for entry, table in tables if drop(table).height < table.height]
+    if remaining:
+        raise DatasetError(
+            f"{root / remaining[0]} still contains a forgotten user. Nothing was committed. Please report this bug."
+        )

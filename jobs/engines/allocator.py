@@ -1,16 +1,19 @@
-"""Memory that is freed stays with the process: a build allocates and frees the same large arrays over and over.
+"""Keep freed memory in the process, because a build allocates and frees the same large arrays again and again.
 
-Given back and asked for again, every page of them is a fault that the kernel fills with zeros: a quarter of the time
-of a build, measured on a virtual machine. Must be called before Polars is imported, whose allocator reads its settings once.
+The kernel fills every page with zeros that is returned to it and allocated again. On a virtual machine this took a
+quarter of the time of a build.
 """
 
 from __future__ import annotations
 
 import os
 
-KEPT_MS = 10_000
+RETAINED_MS = 10_000
 
 
 def keep_freed_memory() -> None:
-    """Let Polars' allocator keep freed pages for seconds; settings of the user's own win."""
-    os.environ.setdefault("_RJEM_MALLOC_CONF", f"dirty_decay_ms:{KEPT_MS},muzzy_decay_ms:-1")
+    """Let Polars' allocator (jemalloc) keep freed pages for some seconds, unless the user has configured it.
+
+    Call it before Polars is imported, whose allocator reads its settings once.
+    """
+    os.environ.setdefault("_RJEM_MALLOC_CONF", f"dirty_decay_ms:{RETAINED_MS},muzzy_decay_ms:-1")

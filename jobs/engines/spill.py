@@ -1,4 +1,4 @@
-"""Rows split by bucket on this machine's disk, until their bucket is built."""
+"""Rows that are split by bucket on this machine's disk until their bucket is built."""
 
 from __future__ import annotations
 
@@ -10,35 +10,51 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from longbatch.jobs.commit.disk_errors import writing
 from longbatch.pipelines.arrays.narrow_ints import widen
-from longbatch.schemas.errors import MachineError
-from longbatch.schemas.format.disk import disk_message
+from longbatch.schemas.types import Int64Array
 
 
 class Partition:
-    """Frames of one kind, split by bucket on disk: a file per chunk, in it one encapsulated record batch per bucket.
+    """Frames of equal columns, split by bucket: one file per chunk, with one Arrow record batch per bucket.
 
-    Where each bucket begins in each file is kept here, so that reading a bucket reads nothing else.
+    The offsets of the buckets in each file are kept in memory, so that reading a bucket reads nothing else.
+
+    Args:
+        folder: Folder of the files, which must not exist.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, tuple[pa.Schema, np.ndarray]] = {}
+        self._files: dict[str, tuple[pa.Schema, Int64Array]] = {}
         self._lock = threading.Lock()
         folder.mkdir(parents=True)
 
     def write(self, name: str, batches: list[pa.RecordBatch]) -> None:
-        """Write one chunk's batches, one per bucket; empty ones take no room."""
+        """Write one chunk; call it from any thread.
+
+        Args:
+            name: Name of the chunk, which decides the order of rows when a bucket is read.
+            batches: One batch per bucket; empty ones take no space.
+
+        Raises:
+            MachineError: The disk is full.
+        """
         path = self.folder / name
-        try:
+        with writing(path):
             sizes = _write_batches(path, batches)
-        except OSError as error:
-            raise MachineError(disk_message(error, path)) from None
         with self._lock:
             self._files[name] = batches[0].schema, np.concatenate([[0], np.cumsum(sizes)])
 
     def read(self, bucket: int) -> pl.DataFrame | None:
-        """Read all rows of one bucket, in the order of the chunks' names, or return None if there are none."""
+        """Read all rows of one bucket.
+
+        Args:
+            bucket: Number of the bucket.
+
+        Returns:
+            Rows in the order of the names of the chunks; None if there are none.
+        """
         batches = []
         for name, (schema, offsets) in sorted(self._files.items()):
             start, end = (int(offset) for offset in offsets[bucket : bucket + 2])
@@ -48,7 +64,7 @@ class Partition:
 
 
 def _write_batches(path: Path, batches: list[pa.RecordBatch]) -> list[int]:
-    """Write batches one behind the other; return the bytes of each, 0 of those without rows."""
+    """Write batches one after the other; return the bytes of each, 0 for those without rows."""
     with path.open("xb") as file:
         return [file.write(batch.serialize()) if batch.num_rows else 0 for batch in batches]
 
@@ -58,6 +74,7 @@ def _read_range(path: Path, start: int, end: int) -> pa.Buffer:
     handle = os.open(path, os.O_RDONLY)
     try:
         view, done = memoryview(buffer), 0
+        # A read may return fewer bytes than requested, at most 2 GiB on Linux.
         while done < len(view) and (count := os.preadv(handle, [view[done:]], start + done)):
             done += count
     finally:

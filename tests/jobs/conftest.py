@@ -1,8 +1,11 @@
+"""A corrupt log, the contents of the dataset that it becomes, and one Spark session for all tests of a process."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
@@ -10,6 +13,9 @@ import pytest
 from longbatch.jobs.build import BuildSummary
 from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.format.dataset import open_dataset
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 T = 1_700_000_000
 CORRUPT_SPEC = """
@@ -39,8 +45,8 @@ labels = { click = "int8" }
 """
 
 
-def dirty_rows() -> pl.DataFrame:
-    """240 rows of 7 users with text ids: duplicates, nulls, times out of range, a shared request id in 24 rows."""
+def corrupt_rows() -> pl.DataFrame:
+    """240 rows of 7 users with string ids: duplicates, nulls, times out of range, a shared request id in 24 rows."""
     n = pl.int_range(240)
     return pl.select(
         user=pl.when(n % 53 == 7).then(None).otherwise(pl.format("user {}", n % 7)),
@@ -57,8 +63,8 @@ def dirty_rows() -> pl.DataFrame:
 
 @pytest.fixture
 def corrupt_log(tmp_path: Path) -> Path:
-    """A spec beside a corrupt log in four Parquet files, some of whose rows are there twice, in two files."""
-    rows = dirty_rows()
+    """A spec beside a corrupt log in four Parquet files; some rows are duplicated in another file."""
+    rows = corrupt_rows()
     folder = tmp_path / "in" / "log"
     folder.mkdir(parents=True)
     parts = [rows[:80], rows[80:100], rows[100:].reverse(), rows[60:90]]
@@ -69,8 +75,8 @@ def corrupt_log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def books() -> Callable[[Path, BuildSummary], dict[str, Any]]:
-    """Everything of a dataset that must not depend on how it was built."""
+def contents() -> Callable[[Path, BuildSummary], dict[str, Any]]:
+    """Return everything of a dataset that must not depend on how it was built."""
 
     def read(out: Path, summary: BuildSummary) -> dict[str, Any]:
         opened = open_dataset(out)
@@ -94,3 +100,23 @@ def books() -> Callable[[Path, BuildSummary], dict[str, Any]]:
         }
 
     return read
+
+
+@pytest.fixture(scope="session")
+def spark_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """The session that the engine itself would start, shared by all tests of this process. It leaves no files behind."""
+    pytest.importorskip("pyspark")
+    from longbatch.jobs.engines.spark_session import open_session
+
+    original, cwd = Path.cwd(), tmp_path_factory.mktemp("cwd")
+    scratch = tmp_path_factory.mktemp("spark") / "scratch"
+    os.chdir(cwd)  # Java keeps the folder in which it starts
+    try:
+        opened = open_session("local[2]", scratch)
+        session = opened.__enter__()
+    finally:
+        os.chdir(original)
+    yield session
+    opened.__exit__(None, None, None)
+    assert list(cwd.iterdir()) == []
+    assert [path.name for path in scratch.parent.iterdir()] == ["scratch"]

