@@ -87,9 +87,8 @@ def total_findings(dataset: Dataset, state: StructureState) -> Iterator[str]:
         Findings.
     """
     counts = dataset.counts
-    stored = state.totals["events"]
-    totals: dict[str, int] = {**state.totals, "users": len(state.users().user_id), "stored_with_overlap": stored}
-    del totals["events"]
+    totals: dict[str, int] = {name: total for name, total in state.totals.items() if name != "events"}
+    totals |= {"users": len(state.users().user_id), "stored_with_overlap": state.totals["events"]}
     for name, total in totals.items():
         listed = getattr(counts, name)
         if total != listed:

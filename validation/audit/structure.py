@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 
 import numpy as np
@@ -103,10 +104,16 @@ def _shard_findings(shard: int, entry: ShardEntry, totals: dict[CountName, int])
             yield f"shard {shard}: its blocks contain {total:,} {name}, but the snapshot lists {listed:,}"
     first = min(block.first_request_time for block in entry.blocks)
     last = max(block.last_request_time for block in entry.blocks)
+    for finding in _time_findings(first, last, entry):
+        yield f"shard {shard}, all blocks: {finding}"
+
+
+def _time_findings(first: datetime, last: datetime, entry: BlockEntry | ShardEntry) -> Iterator[str]:
+    """Compare the first and last request time of a block or shard with those that the snapshot lists."""
     if first != entry.first_request_time:
-        yield f"shard {shard}: first_request_time of its blocks is {first}, but the snapshot lists {entry.first_request_time}"
+        yield f"first_request_time is {first}, but the snapshot lists {entry.first_request_time}"
     if last != entry.last_request_time:
-        yield f"shard {shard}: last_request_time of its blocks is {last}, but the snapshot lists {entry.last_request_time}"
+        yield f"last_request_time is {last}, but the snapshot lists {entry.last_request_time}"
 
 
 def _home_findings(state: StructureState, home: Int64Array) -> Iterator[str]:
@@ -151,11 +158,7 @@ def _count_findings(spec: BuildSpec, block: Block, entry: BlockEntry, state: Str
         if value != entry.count(name):
             yield f"{name} is {value}, but the snapshot lists {entry.count(name)}"
     times = pc.min_max(block.requests["request_time"])
-    first, last = times["min"].as_py(), times["max"].as_py()
-    if first != entry.first_request_time:
-        yield f"first_request_time is {first}, but the snapshot lists {entry.first_request_time}"
-    if last != entry.last_request_time:
-        yield f"last_request_time is {last}, but the snapshot lists {entry.last_request_time}"
+    yield from _time_findings(times["min"].as_py(), times["max"].as_py(), entry)
 
 
 def _timeline_order_findings(block: Block, shard: int, state: StructureState) -> Iterator[str]:

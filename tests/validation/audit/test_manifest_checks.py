@@ -73,7 +73,7 @@ def test_a_wrong_time_of_a_shard_is_a_finding(dataset: Path) -> None:
     recommit(dataset, shards=(replace(row, first_request_time=row.last_request_time),))
     (finding,) = audit(dataset).findings
     assert finding.startswith(
-        "shard 0: first_request_time of its blocks is 2023-11-14 22:13:21+00:00, but the snapshot lists 2023"
+        "shard 0, all blocks: first_request_time is 2023-11-14 22:13:21+00:00, but the snapshot lists 2023"
     )
 
 

@@ -17,9 +17,9 @@ from longbatch.validation.reference.values import string_id
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_rows_of_users_include_rows_of_others_with_the_same_request_id(tmp_path: Path, suffix: str) -> None:
     spec = write_log(tmp_path, suffix)
-    found = read_raw(spec, "log", {1})
-    assert found["item"].cast(pl.Int64).to_list() == [10, 11]
-    assert sorted(found.columns) == ["item", "request", "shown", "time", "user"]
+    rows = read_raw(spec, "log", {1})
+    assert rows["item"].cast(pl.Int64).to_list() == [10, 11]
+    assert sorted(rows.columns) == ["item", "request", "shown", "time", "user"]
     assert read_raw(spec, "log", {3})["item"].cast(pl.Int64).to_list() == [13, 14]
     assert read_raw(spec, "log", ()).height == 0
     assert read_raw(spec, "log").height == 5
