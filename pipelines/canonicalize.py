@@ -90,6 +90,7 @@ def canonicalize(
     schema = source_schema(spec, source)
     exploded, empty = _exploded(raw, spec, source)
     readings = _readings(exploded.schema, spec, schema)
+    # Strings are parsed here, once; values, faults and filters below all refer to the typed columns.
     typed = exploded.with_columns(
         **{name: column for of_role in readings.values() for r in of_role.values() for name, column in r.typed.items()}
     )
@@ -103,6 +104,7 @@ def canonicalize(
         if faults.width
         else pl.repeat(False, exploded.height, eager=True)
     )
+    # A row has one outcome: filtered if no role selects it, rejected if any role that does has a fault, else kept.
     keep, reject = is_selected & ~is_faulty, is_selected & is_faulty
     values = _values(typed, selected, readings, keep, schema)
     rows, vocabulary = _hash_columns(values, _hashed_columns(schema, readings))
@@ -134,6 +136,7 @@ def needed_columns(spec: BuildSpec, source: str) -> list[str]:
     """
     schema, synthetic_time = source_schema(spec, source), spec.sources[source].synthetic_time
     generated = schema.exploded_to | ({synthetic_time.column} if synthetic_time else set())
+    # Columns that exist only after reading or exploding are not in the files.
     names = [name for name in (*schema.raw_columns, *where_columns(schema)) if name not in generated]
     return list(dict.fromkeys([*names, *schema.exploded_from]))
 
@@ -199,6 +202,7 @@ def _exploded(raw: pl.DataFrame, spec: BuildSpec, source: str) -> tuple[pl.DataF
         exploded = explode(numbered, settings)
     except SourceError as error:
         raise SourceError(f"source {source}: {error}") from None
+    # A row without elements leaves no trace after exploding, except its missing number.
     return exploded, numbered.height - exploded[ROW].n_unique()
 
 
@@ -251,6 +255,7 @@ def _faults(
             for reason, fault in reading.faults.items():
                 has_fault = pl.lit(mask) & fault
                 faults[reason] = faults[reason] | has_fault if reason in faults else has_fault
+            # Only the second pass knows conflicts; it marks their rows for quarantine.
             if conflicts is not None and role == "requests" and name == REQUEST_ID:
                 faults[CONFLICTING_REQUEST] = pl.lit(mask) & reading.value.is_in(conflicts.implode())
     return typed.select(**{reason: fault.fill_null(False) for reason, fault in faults.items()})
@@ -266,6 +271,7 @@ def _values(
             value = reading.value
             if name in selected:
                 value = pl.when(pl.lit(selected[name])).then(value)
+            # Roles that share a reading share the canonical column.
             values.setdefault(schema.names[role][name], value)
     if len(readings) > 1:
         values |= {ROLE_COLUMN[role]: pl.lit(selected[role]) for role in readings}
@@ -290,6 +296,7 @@ def _hash_columns(rows: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame,
     ids = {}
     for name in columns:
         ids[name] = hash_string(rows[name])
+        # Distinct pairs per column first: far fewer rows to concatenate.
         vocabulary.append(pl.DataFrame({"id": ids[name], "string": rows[name]}).drop_nulls().unique())
     return rows.with_columns(**ids), pl.concat(vocabulary).unique()
 

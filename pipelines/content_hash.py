@@ -143,6 +143,7 @@ def _row_hashes(columns: Sequence[ArrowArray]) -> UInt64Array:
     hashed = np.zeros(len(columns[0]), dtype=np.uint64)
     for part in cached_parts(len(hashed)):
         for values in bits:
+            # Adding 1 makes the hash depend on the number of columns, also where values are zero.
             hashed[part] = mix(hashed[part] ^ values[part]) + np.uint64(1)
     return hashed
 

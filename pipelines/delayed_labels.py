@@ -61,6 +61,7 @@ def add_delayed_labels(spec: BuildSpec, requests: Requests, actions: pl.DataFram
     targets = requests.requests.select("user_id", "request_id", "request_time")[owner]
     targets = targets.with_columns(requests.targets["item_id"])
     keys = ["user_id", "item_id", *(["request_id"] if "request_id" in actions.columns else [])]
+    # Numbering the distinct keys turns several columns, some of them strings, into one integer.
     groups = targets.select(keys).unique().with_row_index(GROUP)
     target_group = targets.join(groups, on=keys, how="left", maintain_order="left")[GROUP].to_numpy()
     matches = actions.join(groups, on=keys, how="inner")
@@ -111,7 +112,7 @@ def _reduced(label: Label, values: npt.NDArray[np.generic], low: Int64Array, hig
 
 
 def _integer_sums(values: Int64Array, low: Int64Array, high: Int64Array) -> pl.Series:
-    """Return exact sums of ranges of integers, (G,), by prefix sums modulo 2^64; null where one needs more than 64 bits.
+    """Return exact sums of ranges of integers, (G,), by prefix sums modulo 2^64; null where 64 bits are too few.
 
     Values [3, 4, 5] have the prefix sums [0, 3, 7, 12].
     The sum of range [1, 3) is 12 - 3 = 9; wrap-around cancels out in the difference.

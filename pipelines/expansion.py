@@ -75,6 +75,7 @@ class HistorySlices:
     @property
     def copy_bytes(self) -> npt.NDArray[np.float64]:
         """Bytes in memory of each request's own columns and its history copied out, (R,)."""
+        # A copied history is one list per event column, each with an offset.
         offsets = OFFSET_BYTES * self.events.type.num_fields
         return np.asarray(self.request_bytes + offsets + self.history_sizes * self.event_bytes)
 
@@ -95,6 +96,7 @@ def slice_histories(block: Block, history_length: int) -> HistorySlices:
     """
     events = cast("ArrowListArray", block.timelines["events"])
     targets = cast("ArrowListArray", block.requests["targets"])
+    # timeline_row points to a timeline, and history_end counts from the start of that timeline.
     starts = list_offsets(events)[:-1][block.requests["timeline_row"].to_numpy()]
     ends = starts + block.requests["history_end"].to_numpy()
     return HistorySlices(

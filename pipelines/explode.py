@@ -28,7 +28,9 @@ def explode(raw: pl.DataFrame, settings: Explode) -> pl.DataFrame:
     """
     frame = _with_lists(raw, settings)
     lists = list(settings.lists) or [PARTS]
+    # Polars would explode an empty list to a row of nulls.
     frame = frame.filter(pl.any_horizontal(pl.col(name).list.len() > 0 for name in lists))
+    # Positions are exploded as one more parallel list.
     if settings.position:
         frame = frame.with_columns(pl.int_ranges(0, pl.col(lists[0]).list.len()).alias(settings.position))
         lists.append(settings.position)

@@ -53,6 +53,7 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
     """
     canonical = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
     row_accounting = {source: part.accounting for source, part in canonical.items()}
+    # What buckets need to know of each other is gathered before any bucket is built.
     owners = canonical[spec.requests.source].owners
     conflicts = None if owners is None else conflicting_requests(owners)
     facts = gather_log_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
@@ -62,6 +63,7 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
     }
     blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]] = []
     counts = Counts()
+    # A user's rows are all in one bucket, so buckets are independent.
     for number in range(buckets):
         rows = {source: part.rows.filter(bucket_of_row[source] == number) for source, part in canonical.items()}
         bucket = build_bucket(spec, rows, facts)

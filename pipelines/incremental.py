@@ -143,6 +143,7 @@ def events_to_keep(
     user = events["user_id"].to_numpy()
     starts = np.flatnonzero(starts_run(user))
     ends = np.append(starts[1:], len(user))
+    # Per user, the first event to keep; the two conditions below only move it back.
     first = np.maximum(starts, ends - spec.history_length)
     distinct = user[starts]
     np.minimum.at(first, np.searchsorted(distinct, pending_user), pending_start)

@@ -139,6 +139,7 @@ def build_bucket(
         sound[source], row_accounting[source] = _sound_rows(spec, source_schema(spec, source), frame, facts.conflicts)
     events, targets = (_role_rows(spec, sound, role) for role in ("history", "requests"))
     new_targets = targets.height
+    # Continue from the previous increment: its events come before the new ones.
     events, status = state.join_events(events)
     targets = state.join_rows("targets", targets)
     outcomes = apply_user_policies(spec.users, events["user_id"].to_numpy(), targets["user_id"].to_numpy())
@@ -148,6 +149,7 @@ def build_bucket(
     requests = group_targets(spec, _kept(targets, target_outcome))
     counts = outcomes.counts
     pending = PendingRequests(targets.head(0), requests.requests.head(0), targets.head(0))
+    # Requests whose label windows are open wait for a later increment.
     if spec.requests.delayed_labels:
         actions = state.join_rows("actions", _role_rows(spec, sound, "actions"))
         closed = closed_requests(spec, requests.requests, facts.log_end)
@@ -194,6 +196,7 @@ def advance_state(
     pending = bucket.pending
     start, end = _history_bounds(spec, bucket.timelines, pending.requests)
     user = pending.requests["user_id"].to_numpy()
+    # A pending request of a user without events has no history to keep.
     has_events = np.isin(user, bucket.timelines.user_id)
     first = np.maximum(start, end - spec.history_length)
     events = bucket.timelines.events.with_columns(pl.Series(STATUS, status))
@@ -239,12 +242,14 @@ def _sound_rows(
         request_id = schema.names["requests"]["request_id"]
         has_conflict = pl.col(request_id).is_in(conflicts.implode())
         is_target = ROLE_COLUMN["requests"]
+        # A row that is not a target keeps its other roles; a null id has no conflict.
         keep = (~(has_conflict & pl.col(is_target) if is_target in rows.columns else has_conflict)).fill_null(True)
         before = rows.height
         rows = rows.filter(keep)
         conflicting = before - rows.height
     if "history" in schema.roles:
         rows = rows.with_columns(visible_time(spec).alias(VISIBLE_TIME))
+    # One sort by all columns gives the timeline order and puts duplicates next to each other.
     order = sort_rows(rows, _sort_columns(schema, rows.columns))
     repeated = repeated_rows(rows, order)
     accounting = RowAccounting(
@@ -313,7 +318,7 @@ def _account_policies(
     target_outcome: OutcomeCodes,
     row_accounting: dict[str, RowAccounting],
 ) -> None:
-    """Move rows that policies left out of all their roles from `accepted` to the policy, in each source's accounting."""
+    """Move rows that policies left out of all their roles from `accepted` to the policy, per source."""
     outcomes: tuple[tuple[Role, OutcomeCodes], ...] = (("history", event_outcome), ("requests", target_outcome))
     for source, rows in sound.items():
         per_role = []

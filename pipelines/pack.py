@@ -72,12 +72,15 @@ def plan_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
     user_id = bucket.requests.requests["user_id"].to_numpy()
     # ceil((history_end - S) / (S - L)), not below 0
     range_number = np.maximum(0, -(-(bucket.history_end - span) // (span - length)))
+    # Requests are sorted by user and time already, so one range per user needs no sort.
     order = np.lexsort((range_number, user_id)) if range_number.any() else np.arange(len(range_number))
     user_id, range_number = user_id[order], range_number[order]
     sizes = np.diff(bucket.requests.target_offsets)[order]
+    # Part of the range: how many full target budgets come before the request.
     part = sums_before_in_run(sizes, starts_run(user_id, range_number)) // spec.block_targets
     starts = np.flatnonzero(starts_run(user_id, range_number, part))
     history_end = bucket.history_end[order]
+    # A segment is the union of its requests' histories, not the whole range.
     history_start = np.maximum(0, history_end - length)
     base = bucket.event_start[order]
     request_start = np.append(starts, len(order))
@@ -178,6 +181,7 @@ def event_status(bucket: Bucket, segments: Segments) -> EventStatus:
     users = bucket.requests.requests["user_id"].to_numpy()
     starts = np.flatnonzero(starts_run(users))
     last_end = _reduce(np.maximum, bucket.history_end, starts)
+    # Each user's events up to the furthest history end are visible to some request.
     visible = _covered(count, bucket.event_start[starts], bucket.event_start[starts] + last_end)
     status = np.where(stored, STORED, np.where(visible, BEYOND_HISTORY, AFTER_LAST_REQUEST)).astype(np.int8)
     return np.maximum(status, bucket.previous_status)
@@ -204,6 +208,7 @@ def _blocks(
     names = {f.name: f.name if f.name in ("item_id", "event_time") else f"history.{f.name}" for f in type_of_event}
     values = _struct(events, names, type_of_event)
     requests, target_offsets, targets = _requests_in_order(bucket, spec, segments)
+    # history_end counts from the user's first event; in the file it counts from the segment's first event.
     end_in_segment = (bucket.history_end + bucket.event_start)[segments.request_order]
     end_in_segment = end_in_segment - segments.event_start[segments.request_segment]
     for first, last in pairwise(bounds.tolist()):
@@ -215,6 +220,7 @@ def _blocks(
             ],
             schema=timelines_schema(spec),
         )
+        # The requests of consecutive segments are consecutive too.
         begin, end = int(segments.request_start[first]), int(segments.request_start[last])
         owner = segments.request_segment[begin:end]
         columns: dict[str, ArrowArray] = {

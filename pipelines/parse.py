@@ -62,6 +62,7 @@ def read_column(mapped: MappedColumn, role: Role, name: str, raw_schema: pl.Sche
     Raises:
         SourceError: The raw column is missing or has a type that cannot be read as declared.
     """
+    # An action that is only counted adds 1, whatever its columns hold.
     if isinstance(mapped, ActionValue) and mapped.column is None:
         return Reading({}, pl.lit(1, dtype=pl.Int8), {})
     if isinstance(mapped, Label) and mapped.contained_in:
@@ -107,6 +108,7 @@ def _typed_name(column: str, reading: str) -> str:
 
 def _typed(column: str, reading: str, expression: pl.Expr) -> tuple[dict[str, pl.Expr], pl.Expr, dict[str, pl.Expr]]:
     """Return the typed column to add, the expression that refers to it, and the fault of unreadable values."""
+    # Equal readings have equal names, so a column that two roles share is parsed once.
     name = _typed_name(column, reading)
     value = pl.col(name)
     return {name: expression}, value, {unparsable(column): pl.col(column).is_not_null() & value.is_null()}
@@ -184,6 +186,7 @@ def _as_integer(column: str, dtype: pl.DataType, target_type: pl.DataType) -> pl
     if dtype == target_type:
         return value
     if dtype.is_float() or dtype.is_decimal():
+        # A float with a fraction is a fault, never truncated.
         return pl.when(value == value.floor()).then(value.cast(target_type, strict=False))
     if dtype == pl.String:
         return value.map_batches(partial(_integers_of_string, target_type=target_type), return_dtype=target_type)

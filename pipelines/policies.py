@@ -57,6 +57,7 @@ def apply_user_policies(users: Users, event_user: Int64Array, target_user: Int64
     """
     if users.max_events is None and not users.min_events:
         return PolicyOutcomes(_all_kept(len(event_user)), _all_kept(len(target_user)), Counts(), {})
+    # Users without events have no run in `event_user`, so users are counted by search.
     known = np.unique(np.concatenate([event_user, target_user]))
     first = np.searchsorted(event_user, known)
     sizes = np.searchsorted(event_user, known, side="right") - first

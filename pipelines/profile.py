@@ -56,6 +56,7 @@ def _tables(spec: BuildSpec, bucket: Bucket) -> TableSamples:
     features = [name for name in grouped.requests.columns if name.startswith("request.")]
     context = grouped.requests.select("request_id", "user_id", "request_time", *features)
     impressions = pl.concat([context[owners_of(grouped.target_offsets)], grouped.targets], how="horizontal")
+    # Age of the newest event that each request sees: how fresh histories are.
     newest_event = bucket.event_start + bucket.history_end - 1
     visible = bucket.timelines.visible_time
     has_history = bucket.history_end > 0

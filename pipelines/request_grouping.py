@@ -53,14 +53,17 @@ def group_targets(spec: BuildSpec, targets: pl.DataFrame) -> Requests:
     if "request_id" not in targets.columns:
         targets = _with_request_ids(spec, targets)
     columns = _target_columns(targets)
+    # First sort: rows of a request next to each other.
     targets = targets[sort_rows(targets, ["user_id", "request_id"]).permutation]
     starts = _run_starts(targets, ["user_id", "request_id"])
     first = _first_of_each(targets, starts, columns)
+    # Second sort: requests by time, which is known only now.
     order = sort_rows(first, ["user_id", "request_time", "request_id"]).permutation
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))  # the inverse permutation
     sizes = np.diff(np.append(starts, targets.height))
     targets = targets.select("item_id", *columns, ROW).with_columns(pl.Series(REQUEST, np.repeat(rank, sizes)))
+    # Third sort: targets by request; a total order, so that the result does not depend on the order of the log.
     targets = targets[sort_rows(targets, [REQUEST, "item_id", *columns]).permutation]
     return Requests(
         requests=first[order],
@@ -98,6 +101,7 @@ def _session_starts(user: Int64Array, time: Int64Array, gap_us: int, max_targets
     starts = starts_run(user)
     starts[1:] |= time[1:] - time[:-1] > gap_us
     if max_targets is not None:
+        # Every max_targets-th row of a session starts a new request; row 0 does anyway.
         starts = positions_in_run(starts) % max_targets == 0
     return np.flatnonzero(starts).astype(np.int64)
 

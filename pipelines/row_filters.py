@@ -53,6 +53,7 @@ def select_rows(typed: pl.DataFrame, spec: BuildSpec, schema: SourceSchema, read
     Raises:
         SpecError: A filter is invalid, or cannot be computed on the columns of the source.
     """
+    # CSV and JSON lines arrive as strings; other formats already have types.
     is_text = spec.sources[schema.source].file_format in TEXT_FORMATS
     view = _typed_view(typed, schema, readings) if is_text else typed
     masks = {}

@@ -1,0 +1,1 @@
+"""Operations on whole arrays: sorting, runs of equal rows, hashing, narrow integers."""

@@ -38,6 +38,7 @@ def narrow(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Code]]:
     for column in frame.iter_columns():
         if column.dtype == pl.Int64 and len(column) and not column.null_count():
             values = column.to_numpy()
+            # Two passes over the column: one for its range and unit, one for the codes.
             scale = scale_of(values)
             if scale.bits <= 32:
                 codes[column.name] = scale.low, scale.unit

@@ -80,6 +80,7 @@ def _packed_key(frame: pl.DataFrame, columns: list[str]) -> tuple[UInt64Array, i
                 return key, index
         codes, bits = compact(column.to_numpy())
         is_sparse = index == 0 and bits > frame.height.bit_length() + 2
+        # Users and times may span many bits, but have few distinct values.
         if index < 2 and (is_sparse or used + bits > KEY_BITS):
             codes, bits = dense_rank(column.to_numpy())
         if used + bits > KEY_BITS:
