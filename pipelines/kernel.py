@@ -1,6 +1,6 @@
 """The kernel: canonical rows of one user bucket -> ordered timelines, grouped requests, and history ends.
 
-All rules of docs/meaning.md that need the rows of a user together are applied here, on whole columns. Both engines
+All rules of docs/semantics.md that need the rows of a user together are applied here, on whole columns. Both engines
 call `build_bucket` once per bucket. Nothing here reads or writes files.
 """
 

@@ -1,4 +1,4 @@
-"""Target rows -> requests: by the log's request id, or by time if the log has none (docs/meaning.md, Requests)."""
+"""Target rows -> requests: by the log's request id, or by time if the log has none (docs/semantics.md, Requests)."""
 
 from __future__ import annotations
 

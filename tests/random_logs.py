@@ -87,12 +87,12 @@ def check(spec: BuildSpec, frames: Frames, buckets: int) -> None:
     blocks = list(built.blocks)
     requests = list(built_requests(spec, blocks))
     order = [(row["user_id"], row["segment"], row["request_time"], row["request_id"]) for row in requests]
-    for user, places in groupby(order, key=lambda place: place[0]):
-        listed = list(places)
+    for user, positions in groupby(order, key=lambda position: position[0]):
+        listed = list(positions)
         assert listed == sorted(listed), f"the requests of user {user} are out of order"
-    found = sorted(requests, key=lambda row: (row["user_id"], row["request_time"], row["request_id"]))
+    rows = sorted(requests, key=lambda row: (row["user_id"], row["request_time"], row["request_id"]))
     within = ("segment", "timeline_row", "history_end")
-    assert [{k: v for k, v in row.items() if k not in within} for row in found] == reference_requests(spec, reference)
+    assert [{k: v for k, v in row.items() if k not in within} for row in rows] == reference_requests(spec, reference)
     check_counts(spec, built, reference)
     check_segments(spec, blocks)
 
@@ -103,9 +103,9 @@ def check_counts(spec: BuildSpec, built: InMemoryDataset, reference: Reference) 
     assert events.stored + events.beyond_history == reference.events.stored_or_beyond
     assert events.after_last_request == reference.events.after_last_request
     reached = {
-        (request.user_id, place)
+        (request.user_id, position)
         for request in reference.requests
-        for place in range(request.history_start, request.history_end)
+        for position in range(request.history_start, request.history_end)
     }
     assert len(reached) <= events.stored
     assert built.counts.targets == reference.targets
@@ -113,7 +113,7 @@ def check_counts(spec: BuildSpec, built: InMemoryDataset, reference: Reference) 
     assert events.history_events == sum(len(request.history) for request in reference.requests)
     assert events.users == len({request.user_id for request in reference.requests})
     left_out = [
-        name for name in reference.left_out.as_dict() if name.startswith(("capped", "rejected", "short", "held"))
+        name for name in reference.left_out.as_dict() if name.startswith(("capped", "rejected", "short", "pending"))
     ]
     assert {n: getattr(events, n) for n in left_out} == {n: getattr(reference.left_out, n) for n in left_out}
 
@@ -157,7 +157,7 @@ IDS = ("user", "request", "origin", "item")
 
 @st.composite
 def frames(draw: st.DrawFn, names: list[str], string_ids: set[str]) -> pl.DataFrame:
-    """Draw up to 30 rows, nulls in any column, some rows (almost) twice, some ids as text.
+    """Draw up to 30 rows, nulls in any column, some rows (almost) twice, some ids as strings.
 
     The values come from a generator that Hypothesis seeds, many times faster than one draw for each; failing
     examples still shrink by rows and by spec.
@@ -166,7 +166,8 @@ def frames(draw: st.DrawFn, names: list[str], string_ids: set[str]) -> pl.DataFr
     random = Random(seed)
     nulls = draw(st.sampled_from([(), (), *((name,) for name in names), tuple(names)]))
     rows = [[a_value(random, name, name in nulls) for name in names] for _ in range(size)]
-    if rows and draw(st.booleans()):
+    has_duplicates: bool = draw(st.booleans())
+    if rows and has_duplicates:
         rows += random.choices(rows, k=random.randint(1, 3))
         rows += [almost(random, names, row) for row in random.choices(rows, k=random.randint(1, 3))]
     frame = pl.DataFrame(rows, schema={name: COLUMNS[name][0] for name in names}, orient="row")
@@ -179,8 +180,8 @@ def frames(draw: st.DrawFn, names: list[str], string_ids: set[str]) -> pl.DataFr
 
 def almost(random: Random, names: list[str], row: list[Any]) -> list[Any]:
     """Return the row with one other value."""
-    place = random.randrange(len(names))
-    return [a_value(random, name, False) if i == place else row[i] for i, name in enumerate(names)]
+    changed = random.randrange(len(names))
+    return [a_value(random, name, False) if i == changed else row[i] for i, name in enumerate(names)]
 
 
 def a_value(random: Random, name: str, may_be_null: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Stable hashes, the same on every engine and in every version (specified in docs/meaning.md).
+"""Stable hashes, the same on every engine and in every version (specified in docs/semantics.md).
 
 A string is hashed over the 8-byte words of its UTF-8 bytes, all rows of a column at once.
 """

@@ -48,9 +48,9 @@ def log(*rows: Row, **types: Any) -> pl.DataFrame:
     return pl.DataFrame(filled, schema_overrides=types, infer_schema_length=None)
 
 
-def reasons(found: Canonical) -> list[tuple[int, list[str]]]:
+def reasons(canonical: Canonical) -> list[tuple[int, list[str]]]:
     """(row, reasons) of the rejected rows."""
-    return [(row["_row"], row["_reasons"]) for row in found.rejected.to_dicts()]
+    return [(row["_row"], row["_reasons"]) for row in canonical.rejected.to_dicts()]
 
 
 def test_accepted_rows_have_every_canonical_column_and_their_roles() -> None:
@@ -81,36 +81,36 @@ def test_accepted_rows_have_every_canonical_column_and_their_roles() -> None:
 def test_each_fault_has_its_reason(row: Row, reason: str) -> None:
     features = {"features": {"tab": "int8"}, "labels": {"click": "int8"}}
     raw = log({"click": 1, "tab": "1"}, {"click": 1, "tab": "1", **row})
-    found = canonicalize(raw, spec_of(requests=features), "log")
-    assert reasons(found) == [(1, [reason])]
-    assert (found.accounting.rows, found.accounting.accepted, found.accounting.rejected) == (2, 1, 1)
-    assert found.accounting.reasons == {reason: 1}
+    canonical = canonicalize(raw, spec_of(requests=features), "log")
+    assert reasons(canonical) == [(1, [reason])]
+    assert (canonical.accounting.rows, canonical.accounting.accepted, canonical.accounting.rejected) == (2, 1, 1)
+    assert canonical.accounting.reasons == {reason: 1}
 
 
 def test_a_row_may_have_many_reasons_and_is_rejected_once() -> None:
-    found = canonicalize(log({}, {"user": None, "item": None, "time": 1}), spec_of(), "log")
-    assert reasons(found) == [(1, ["missing_user", "time_out_of_range", "missing_item"])]
-    assert found.accounting.rejected == 1
-    assert found.accounting.reasons == {"missing_item": 1, "missing_user": 1, "time_out_of_range": 1}
+    canonical = canonicalize(log({}, {"user": None, "item": None, "time": 1}), spec_of(), "log")
+    assert reasons(canonical) == [(1, ["missing_user", "time_out_of_range", "missing_item"])]
+    assert canonical.accounting.rejected == 1
+    assert canonical.accounting.reasons == {"missing_item": 1, "missing_user": 1, "time_out_of_range": 1}
 
 
 def test_a_fault_counts_only_in_a_role_that_selects_the_row() -> None:
     """A history row needs no label, a target no event feature, a filtered row nothing."""
     spec = spec_of(
-        history={"where": "kind = 'event'", "features": {"tab": "int8"}},
-        requests={"where": "kind = 'target'", "labels": {"click": "int8"}},
+        history={"where": "row_type = 'event'", "features": {"tab": "int8"}},
+        requests={"where": "row_type = 'target'", "labels": {"click": "int8"}},
     )
     raw = log(
-        {"kind": "event", "tab": "1", "click": None, "request": None},
-        {"kind": "target", "tab": "x", "click": 1},
-        {"kind": "other", "tab": "x", "click": None, "user": None},
-        {"kind": None, "tab": "1", "click": 1},
-        {"kind": "event", "tab": "x", "click": 1},
-        {"kind": "target", "tab": "1", "click": None},
+        {"row_type": "event", "tab": "1", "click": None, "request": None},
+        {"row_type": "target", "tab": "x", "click": 1},
+        {"row_type": "other", "tab": "x", "click": None, "user": None},
+        {"row_type": None, "tab": "1", "click": 1},
+        {"row_type": "event", "tab": "x", "click": 1},
+        {"row_type": "target", "tab": "1", "click": None},
     )
-    found = canonicalize(raw, spec, "log")
-    assert reasons(found) == [(4, ["unparsable:tab"]), (5, ["missing_label:click"])]
-    accounting = found.accounting
+    canonical = canonicalize(raw, spec, "log")
+    assert reasons(canonical) == [(4, ["unparsable:tab"]), (5, ["missing_label:click"])]
+    accounting = canonical.accounting
     assert (accounting.rows, accounting.filtered, accounting.rejected, accounting.accepted) == (6, 2, 2, 2)
 
 
@@ -119,20 +119,20 @@ def test_the_request_id_of_an_event_may_be_missing() -> None:
     assert canonicalize(log({"request": None}), spec, "log").accounting.accepted == 1
 
 
-def test_rejected_rows_keep_their_raw_columns_and_place() -> None:
-    found = canonicalize(log({}, {"user": None, "more": "as it came"}), spec_of(), "log")
-    assert found.rejected.to_dicts() == [
+def test_rejected_rows_keep_their_raw_columns_and_row_number() -> None:
+    canonical = canonicalize(log({}, {"user": None, "more": "as it came"}), spec_of(), "log")
+    assert canonical.rejected.to_dicts() == [
         {"_row": 1, **ROW, "user": None, "more": "as it came", "_reasons": ["missing_user"]}
     ]
 
 
-def test_no_rows_are_no_trouble() -> None:
-    found = canonicalize(log({}).head(0), spec_of(), "log")
-    assert (found.accounting.rows, found.rows.height, found.rejected.height) == (0, 0, 0)
-    assert found.rejected.schema["_reasons"] == pl.List(pl.String)
+def test_an_empty_chunk_is_canonicalized() -> None:
+    canonical = canonicalize(log({}).head(0), spec_of(), "log")
+    assert (canonical.accounting.rows, canonical.rows.height, canonical.rejected.height) == (0, 0, 0)
+    assert canonical.rejected.schema["_reasons"] == pl.List(pl.String)
 
 
-def test_text_ids_are_hashed_and_their_words_kept() -> None:
+def test_string_ids_are_hashed_and_added_to_the_vocabulary() -> None:
     ids = {"user_id": {"column": "user", "type": "string"}, "item_id": {"column": "item", "type": "string"}}
     spec = spec_of(history=ids, requests={**ids, "features": {"city": "id"}})
     raw = log(
@@ -140,18 +140,18 @@ def test_text_ids_are_hashed_and_their_words_kept() -> None:
         {"user": "ann", "item": "y", "city": None},
         {"user": None, "item": "z", "city": "Oslo"},
     )
-    found = canonicalize(raw, spec, "log")
-    assert found.rows["user#id(string)"].to_list() == hash_string(pl.Series(["ann", "ann"])).to_list()
-    words = dict(found.vocabulary.rows())
-    assert sorted(words.values()) == ["Rome", "ann", "x", "y"], "the words of rejected rows are not kept"
-    assert hash_string(pl.Series(list(words.values()))).to_list() == list(words)
-    assert found.rows["city#id"].to_list() == [hash_string(pl.Series(["Rome"]))[0], None]
+    canonical = canonicalize(raw, spec, "log")
+    assert canonical.rows["user#id(string)"].to_list() == hash_string(pl.Series(["ann", "ann"])).to_list()
+    vocabulary = dict(canonical.vocabulary.rows())
+    assert sorted(vocabulary.values()) == ["Rome", "ann", "x", "y"], "the vocabulary of rejected rows are not kept"
+    assert hash_string(pl.Series(list(vocabulary.values()))).to_list() == list(vocabulary)
+    assert canonical.rows["city#id"].to_list() == [hash_string(pl.Series(["Rome"]))[0], None]
 
 
-def test_a_default_text_id_is_hashed_too() -> None:
+def test_the_default_of_a_string_id_is_hashed_too() -> None:
     spec = spec_of(requests={"features": {"city": {"column": "city", "type": "id", "default": "?"}}})
-    found = canonicalize(log({"city": None}, {"city": "Rome"}), spec, "log")
-    assert found.rows["city#id default='?'"].to_list() == hash_string(pl.Series(["?", "Rome"])).to_list()
+    canonical = canonicalize(log({"city": None}, {"city": "Rome"}), spec, "log")
+    assert canonical.rows["city#id default='?'"].to_list() == hash_string(pl.Series(["?", "Rome"])).to_list()
 
 
 def test_owners_are_the_pairs_of_request_and_user_among_the_targets() -> None:
@@ -171,8 +171,8 @@ def test_ids_of_several_users_conflict() -> None:
 
 def test_rows_of_known_conflicts_are_rejected_where_the_requests_select_them() -> None:
     raw = log({"request": 1}, {"request": 1, "item": 9}, {"request": 2})
-    found = canonicalize(raw, spec_of(requests={"where": "item < 5"}), "log", conflicts=pl.Series([1, 4]))
-    assert reasons(found) == [(0, ["conflicting_request"])]
+    canonical = canonicalize(raw, spec_of(requests={"where": "item < 5"}), "log", conflicts=pl.Series([1, 4]))
+    assert reasons(canonical) == [(0, ["conflicting_request"])]
 
 
 def exploded(source: Row, raw: pl.DataFrame, features: Row | None = None, **requests: Any) -> Canonical:
@@ -206,50 +206,50 @@ def test_lists_become_a_row_per_element() -> None:
         {"item": None, "price": None},
         {"item": [7], "price": [2.5]},
     )
-    found = exploded({"lists": ["item", "price"], "position": "place"}, raw, {"price": "float32", "place": "int16"})
-    assert found.rows["item#id(int64)"].to_list() == [5, 6, 7]
-    assert found.rows["price#float32"].to_list() == [0.5, 1.5, 2.5]
-    assert found.rows["place#int16"].to_list() == [0, 1, 0]
-    assert (found.accounting.rows, found.accounting.empty_list) == (3, 2)
+    canonical = exploded({"lists": ["item", "price"], "position": "rank"}, raw, {"price": "float32", "rank": "int16"})
+    assert canonical.rows["item#id(int64)"].to_list() == [5, 6, 7]
+    assert canonical.rows["price#float32"].to_list() == [0.5, 1.5, 2.5]
+    assert canonical.rows["rank#int16"].to_list() == [0, 1, 0]
+    assert (canonical.accounting.rows, canonical.accounting.empty_list) == (3, 2)
 
 
 def test_a_rejected_element_keeps_the_row_of_the_file_it_came_from() -> None:
-    found = exploded({"lists": "item"}, log({"item": [5]}, {"item": [6, None]}))
-    assert reasons(found) == [(1, ["missing_item"])]
+    canonical = exploded({"lists": "item"}, log({"item": [5]}, {"item": [6, None]}))
+    assert reasons(canonical) == [(1, ["missing_item"])]
 
 
-def test_text_that_holds_a_list_becomes_a_row_per_part() -> None:
+def test_a_string_list_becomes_a_row_per_part() -> None:
     """MIND's `N1-1 N2-0`: items and whether they were clicked."""
     raw = log({"shown": "N1-1 N2-0"}, {"shown": " N3-1  "}, {"shown": ""}, {"shown": None}, {"shown": "N4"}).drop(
         "item"
     )
-    text = {"column": "shown", "separator": " ", "fields": ["item", "click"], "field_separator": "-"}
-    found = exploded(
-        {"string": text, "position": "place"},
+    string_list = {"column": "shown", "separator": " ", "fields": ["item", "click"], "field_separator": "-"}
+    canonical = exploded(
+        {"string": string_list, "position": "rank"},
         raw,
-        {"place": "int16"},
+        {"rank": "int16"},
         item_id={"column": "item", "type": "string"},
         labels={"click": "int8"},
     )
-    assert found.rows["item#id(string)"].to_list() == hash_string(pl.Series(["N1", "N2", "N3"])).to_list()
-    assert found.rows["click#int8"].to_list() == [1, 0, 1]
-    assert found.rows["place#int16"].to_list() == [0, 1, 0]
-    assert reasons(found) == [(4, ["missing_label:click"])]
-    assert (found.accounting.rows, found.accounting.empty_list) == (4, 2)
+    assert canonical.rows["item#id(string)"].to_list() == hash_string(pl.Series(["N1", "N2", "N3"])).to_list()
+    assert canonical.rows["click#int8"].to_list() == [1, 0, 1]
+    assert canonical.rows["rank#int16"].to_list() == [0, 1, 0]
+    assert reasons(canonical) == [(4, ["missing_label:click"])]
+    assert (canonical.accounting.rows, canonical.accounting.empty_list) == (4, 2)
 
 
-def test_text_of_one_field_is_the_part_itself() -> None:
-    found = exploded(
+def test_a_string_list_with_one_field_gives_the_parts_themselves() -> None:
+    canonical = exploded(
         {"string": {"column": "shown", "separator": ",", "fields": ["item"]}}, log({"shown": "5,6"}).drop("item")
     )
-    assert found.rows["item#id(int64)"].to_list() == [5, 6]
+    assert canonical.rows["item#id(int64)"].to_list() == [5, 6]
 
 
-def test_a_label_may_look_for_the_item_in_another_list() -> None:
+def test_a_label_can_search_for_the_item_in_another_list() -> None:
     raw = log({"item": [5, 6], "clicked": [6]}, {"item": [5], "clicked": []}, {"item": [5], "clicked": None})
-    found = exploded({"lists": "item"}, raw, labels={"click": {"contained_in": "clicked"}})
-    assert found.rows["#in(clicked,int8)"].to_list() == [0, 1, 0]
-    assert reasons(found) == [(2, ["missing_label:click"])]
+    canonical = exploded({"lists": "item"}, raw, labels={"click": {"contained_in": "clicked"}})
+    assert canonical.rows["#in(clicked,int8)"].to_list() == [0, 1, 0]
+    assert reasons(canonical) == [(2, ["missing_label:click"])]
 
 
 @pytest.mark.parametrize(
@@ -280,8 +280,8 @@ def test_an_explode_that_does_not_fit_is_refused(explode: Row, rows: Row, messag
         exploded(explode, raw)
 
 
-def test_where_compares_numbers_of_text_columns() -> None:
-    """All columns of a CSV file are text; `where` sees them as the spec types them."""
+def test_where_compares_numbers_in_string_columns() -> None:
+    """All columns of a CSV file are strings; `where` sees them as the spec types them."""
     spec = spec_of(
         source={"path": "log.csv"},
         history={"where": "tab > 9", "features": {"tab": "int32"}},
@@ -295,19 +295,21 @@ def test_where_compares_numbers_of_text_columns() -> None:
 
 
 def test_where_sees_columns_that_are_not_mapped() -> None:
-    spec = spec_of(history={"where": "kind = 'a' or coalesce(dwell, 0) > 5"}, requests={"where": "kind in ('b', 'c')"})
-    raw = log({"kind": "a", "dwell": 1}, {"kind": "b", "dwell": 9}, {"kind": None, "dwell": None})
-    found = canonicalize(raw, spec, "log")
-    assert found.rows["in_history"].to_list() == [True, True]
-    assert found.rows["is_target"].to_list() == [False, True]
-    assert where_columns(source_schema(spec, "log")) == ["kind", "dwell"]
+    spec = spec_of(
+        history={"where": "row_type = 'a' or coalesce(dwell, 0) > 5"}, requests={"where": "row_type in ('b', 'c')"}
+    )
+    raw = log({"row_type": "a", "dwell": 1}, {"row_type": "b", "dwell": 9}, {"row_type": None, "dwell": None})
+    canonical = canonicalize(raw, spec, "log")
+    assert canonical.rows["in_history"].to_list() == [True, True]
+    assert canonical.rows["is_target"].to_list() == [False, True]
+    assert where_columns(source_schema(spec, "log")) == ["row_type", "dwell"]
 
 
 @pytest.mark.parametrize(
     ("where", "message"),
     [
         ("item >", r"requests\.where is not an expression of Polars SQL: 'item >'"),
-        ("kind = 1", r"requests\.where cannot be computed on source log: 'kind = 1'.*kind"),
+        ("row_type = 1", r"requests\.where cannot be computed on source log: 'row_type = 1'.*row_type"),
         ("item", r"requests\.where cannot be computed on source log: 'item'"),
         (
             "item = MAX(item)",
@@ -322,13 +324,13 @@ def test_a_where_that_cannot_be_computed_is_refused(where: str, message: str) ->
         canonicalize(log({}), spec_of(requests={"where": where}), "log")
 
 
-def test_a_column_with_a_name_that_quarantine_needs_is_refused() -> None:
+def test_a_column_with_a_reserved_name_is_refused() -> None:
     message = r"source log: the column name '_reasons' is reserved for quarantine files. Rename the column in the log."
     with pytest.raises(SourceError, match=message):
         canonicalize(log({"_reasons": 1}), spec_of(history={"features": {"_reasons": "int8"}}), "log")
 
 
-def test_a_column_that_is_not_there_is_named_with_its_source() -> None:
+def test_a_missing_column_is_named_with_its_source() -> None:
     with pytest.raises(
         SourceError, match=r"source log: column 'click' is not in the source; its columns are .*user, item"
     ):
@@ -340,9 +342,11 @@ def test_only_needed_columns_are_read() -> None:
     assert needed_columns(spec, "log") == ["user", "time", "item", "request", "clicked", "dwell"]
 
 
-def test_of_an_exploded_source_the_lists_are_read_and_not_what_they_make() -> None:
-    text = {"column": "shown", "fields": ["item", "click"], "field_separator": "-"}
-    spec = spec_of(source={"explode": {"string": text, "position": "place"}}, requests={"features": {"place": "int8"}})
+def test_an_exploded_source_reads_the_lists_and_not_their_fields() -> None:
+    string_list = {"column": "shown", "fields": ["item", "click"], "field_separator": "-"}
+    spec = spec_of(
+        source={"explode": {"string": string_list, "position": "rank"}}, requests={"features": {"rank": "int8"}}
+    )
     assert needed_columns(spec, "log") == ["user", "time", "request", "shown"]
     lists = spec_of(source={"explode": {"lists": ["item", "extra"]}})
     assert needed_columns(lists, "log") == ["user", "time", "item", "request", "extra"]

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from arrow_values import flat_values, values_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +37,7 @@ SPEC = BuildSpec.model_validate(
             "item_id": "item",
             "request_time": {"column": "time", "unit": "s"},
             "request_id": {"column": "request", "type": "string"},
-            "features": {"place": "int8"},
+            "features": {"rank": "int8"},
             "target_features": {"price": "float32"},
             "labels": {"click": "int8"},
         },
@@ -55,12 +56,12 @@ PLAYS = pl.DataFrame(
 )
 SHOWN = pl.DataFrame(
     [
-        {"user": 1, "request": "r1", "time": T + 3, "item": 5, "place": 1, "price": 0.5, "click": 0},
-        {"user": 1, "request": "r1", "time": T + 3, "item": 6, "place": 1, "price": None, "click": 1},
-        {"user": 1, "request": "r2", "time": T + 9, "item": 5, "place": None, "price": 1.5, "click": 1},
-        {"user": 2, "request": "r3", "time": T + 9, "item": 7, "place": 0, "price": 1.5, "click": 0},
+        {"user": 1, "request": "r1", "time": T + 3, "item": 5, "rank": 1, "price": 0.5, "click": 0},
+        {"user": 1, "request": "r1", "time": T + 3, "item": 6, "rank": 1, "price": None, "click": 1},
+        {"user": 1, "request": "r2", "time": T + 9, "item": 5, "rank": None, "price": 1.5, "click": 1},
+        {"user": 2, "request": "r3", "time": T + 9, "item": 7, "rank": 0, "price": 1.5, "click": 0},
     ],
-    schema_overrides={"place": pl.Int8, "price": pl.Float32, "click": pl.Int8},
+    schema_overrides={"rank": pl.Int8, "price": pl.Float32, "click": pl.Int8},
 )
 
 
@@ -74,7 +75,7 @@ def hashed(*arguments: Any, **named: Any) -> str:
     return content_hash(blocks(*arguments, **named), 4)
 
 
-def test_the_hash_does_not_see_how_the_content_is_stored() -> None:
+def test_the_hash_does_not_depend_on_storage() -> None:
     expected = hashed()
     assert len(expected) == 32
     assert hashed(buckets=7) == expected
@@ -87,7 +88,7 @@ def test_the_hash_does_not_see_how_the_content_is_stored() -> None:
     assert hashed(shown=pl.concat([SHOWN, SHOWN.head(1)])) == expected, "a duplicate row is no content"
 
 
-def test_a_whale_cut_into_segments_has_the_same_hash() -> None:
+def test_a_heavy_user_split_into_segments_has_the_same_hash() -> None:
     plays = pl.DataFrame(
         {"user": 1, "item": range(100), "time": range(T, T + 100), "tab": 1, "word": "a", "score": 0.5, "flag": True}
     )
@@ -97,13 +98,13 @@ def test_a_whale_cut_into_segments_has_the_same_hash() -> None:
             "request": [str(n) for n in range(100)],
             "time": range(T, T + 100),
             "item": 5,
-            "place": 1,
+            "rank": 1,
             "price": 0.5,
             "click": 1,
         }
     )
     cut = SPEC.model_copy(update={"block_events": 2, "block_targets": 7})
-    assert max(block.timelines["segment"].to_pylist()[-1] for block in blocks(cut, plays, shown)) > 5
+    assert max(values_of(block.timelines["segment"])[-1] for block in blocks(cut, plays, shown)) > 5
     assert hashed(cut, plays, shown) == hashed(SPEC, plays, shown)
 
 
@@ -126,7 +127,7 @@ CHANGES = [
         ("shown", 0, "item", 4),
         ("shown", 2, "time", T + 8),
         ("shown", 2, "request", "r9"),
-        ("shown", 2, "place", 0),
+        ("shown", 2, "rank", 0),
         ("shown", 0, "price", 0.25),
         ("shown", 1, "price", 0.0),
         ("shown", 0, "click", 1),
@@ -136,7 +137,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("frame", "row", "column", "value"), CHANGES)
-def test_the_hash_sees_every_value(frame: str, row: int, column: str, value: Any) -> None:
+def test_the_hash_depends_on_every_value(frame: str, row: int, column: str, value: Any) -> None:
     original = {"plays": PLAYS, "shown": SHOWN}[frame]
     changed = original.with_columns(
         pl.when(pl.int_range(pl.len()) == row)
@@ -152,9 +153,9 @@ def rewritten(block: Block, table: str, column: str, order: list[int]) -> Block:
     """Take the elements of the first list of a column in another order."""
     batch = getattr(block, table)
     rows = batch.to_pylist()
-    rows[0][column] = [rows[0][column][place] for place in order]
-    made = {"timelines": block.timelines, "requests": block.requests}
-    return Block(**{**made, table: pa.RecordBatch.from_pylist(rows, schema=batch.schema)})
+    rows[0][column] = [rows[0][column][index] for index in order]
+    batches = {"timelines": block.timelines, "requests": block.requests}
+    return Block(**{**batches, table: pa.RecordBatch.from_pylist(rows, schema=batch.schema)})
 
 
 @pytest.mark.parametrize(
@@ -165,18 +166,18 @@ def rewritten(block: Block, table: str, column: str, order: list[int]) -> Block:
         ("requests", "targets", [1, 0]),
     ],
 )
-def test_the_hash_sees_the_order_within_a_history_and_among_targets(table: str, column: str, order: list[int]) -> None:
+def test_the_hash_depends_on_the_order_of_events_and_targets(table: str, column: str, order: list[int]) -> None:
     (block,) = blocks()
     assert content_hash([block], 4) == hashed()
     assert content_hash([rewritten(block, table, column, order)], 4) != hashed()
 
 
-def test_the_hash_sees_the_length_of_histories() -> None:
+def test_the_hash_depends_on_the_history_length() -> None:
     (block,) = blocks()
     assert len({content_hash([block], length) for length in (0, 1, 2, 3, 4)}) == 5
 
 
-def test_the_hash_sees_requests_that_are_missing_or_there_twice() -> None:
+def test_the_hash_depends_on_missing_and_repeated_requests() -> None:
     (block,) = blocks()
     fewer = Block(block.timelines, block.requests.slice(0, 2))
     assert len({content_hash(part, 4) for part in ([], [fewer], [block], [block, block])}) == 4
@@ -187,7 +188,7 @@ def test_no_blocks_hash_to_zero() -> None:
     assert content_hash(empty, 4) == "0" * 32
 
 
-def test_events_that_no_request_reaches_are_no_content() -> None:
+def test_events_outside_every_history_do_not_change_the_hash() -> None:
     later = PLAYS.head(1).with_columns(time=pl.lit(T + 100), item=pl.lit(77))
     stranger = PLAYS.head(1).with_columns(user=pl.lit(9))
     assert hashed(plays=pl.concat([PLAYS, later, stranger], how="vertical_relaxed")) == hashed()
@@ -200,9 +201,9 @@ def test_events_that_no_request_reaches_are_no_content() -> None:
     st.integers(1, 3),
     st.integers(1, 4),
 )
-def test_any_log_hashes_alike_however_it_is_stored(
+def test_the_hash_of_any_log_does_not_depend_on_storage(
     events: list[tuple[int, int, int]],
-    asked: list[tuple[int, int]],
+    requests: list[tuple[int, int]],
     block_events: int,
     block_targets: int,
     buckets: int,
@@ -211,14 +212,14 @@ def test_any_log_hashes_alike_however_it_is_stored(
         "user", "item", time=T + pl.col("second"), tab=pl.lit(1), word=pl.lit("a"), score=pl.lit(0.5), flag=pl.lit(True)
     )
     shown = (
-        pl.DataFrame(asked, schema=["user", "second"], orient="row")
+        pl.DataFrame(requests, schema=["user", "second"], orient="row")
         .with_row_index("row")
         .select(
             "user",
             request=pl.format("{}-{}", "user", "second"),
             time=T + pl.col("second"),
             item=pl.col("row").cast(pl.Int64),
-            place=pl.lit(1),
+            rank=pl.lit(1),
             price=pl.lit(0.5),
             click=pl.lit(1),
         )
@@ -233,20 +234,20 @@ def test_any_log_hashes_alike_however_it_is_stored(
 
 
 def expanded(block: Block, length: int) -> pa.RecordBatch:
-    cuts = slice_histories(block, length)
-    owners = np.repeat(np.arange(block.requests.num_rows), cuts.target_counts)
-    (batch,) = sample_level(cuts, owners, np.arange(len(owners))).to_batches()
+    slices = slice_histories(block, length)
+    owners = np.repeat(np.arange(block.requests.num_rows), slices.target_counts)
+    (batch,) = sample_level(slices, owners, np.arange(len(owners))).to_batches()
     return batch
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 4])
-def test_the_samples_of_a_dataset_are_those_of_the_rows_it_expands_to(length: int) -> None:
+def test_the_digest_of_a_block_equals_the_digest_of_its_expanded_rows(length: int) -> None:
     (whole,) = blocks()
     expected = digest_block(whole, length)
     rows = expanded(whole, length)
     assert digest_rows(rows, SPEC) == expected
     assert expected.rows == 4
-    assert expected.events == len(rows["history_item_id"].flatten())
+    assert expected.events == len(flat_values(rows["history_item_id"]))
     small = SPEC.model_copy(update={"block_events": 1, "block_targets": 1})
     parts = blocks(small, buckets=2)
     assert len(parts) > 1
@@ -254,9 +255,12 @@ def test_the_samples_of_a_dataset_are_those_of_the_rows_it_expands_to(length: in
     assert sum((digest_rows(rows[n : n + 1], SPEC) for n in (2, 0, 3, 1)), SampleDigest()) == expected
 
 
-def test_samples_count_how_often_a_row_is_there() -> None:
+def test_a_digest_counts_repeated_rows() -> None:
     (block,) = blocks()
     rows = expanded(block, 4)
-    once, twice = digest_rows(rows[:1], SPEC), digest_rows(pa.concat_batches([rows[:1], rows[:1]]), SPEC)
+    once, twice = (
+        digest_rows(rows[:1], SPEC),
+        digest_rows(pa.Table.from_batches([rows[:1], rows[:1]]).combine_chunks().to_batches()[0], SPEC),
+    )
     assert twice == once + once
     assert len({SampleDigest().hash, once.hash, twice.hash}) == 3

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from arrow_values import lists_of
 
 from longbatch.pipelines.in_memory import InMemoryDataset, build_in_memory
 from longbatch.schemas.errors import DataError
@@ -42,7 +43,7 @@ def build(
 
 
 def labels(built: InMemoryDataset) -> list[Any]:
-    return [target["x"] for _, batch in built.blocks for row in batch["targets"].to_pylist() for target in row]
+    return [target["x"] for _, batch in built.blocks for row in lists_of(batch["targets"]) for target in row]
 
 
 @pytest.mark.parametrize(
@@ -50,16 +51,16 @@ def labels(built: InMemoryDataset) -> list[Any]:
     [(T - 1, 0), (T, 1), (T + MINUTE - 1, 1), (T + MINUTE, 0)],
     ids=["just before the request", "at the request", "just before the end", "at the end"],
 )
-def test_an_action_counts_from_the_request_to_before_the_windows_end(time: int, counts: int) -> None:
+def test_an_action_counts_from_the_request_until_before_the_window_ends(time: int, counts: int) -> None:
     assert labels(build([(time, 1, None), END], {"aggregate": "any"})) == [counts, 0]
 
 
-@pytest.mark.parametrize(("end", "held"), [(T + MINUTE - 1, 1), (T + MINUTE, 0)])
-def test_a_request_is_held_back_until_its_window_is_over(end: int, held: int) -> None:
+@pytest.mark.parametrize(("end", "pending"), [(T + MINUTE - 1, 1), (T + MINUTE, 0)])
+def test_a_request_is_pending_until_its_label_window_closes(end: int, pending: int) -> None:
     built = build([(end, 9, None)], {"aggregate": "any"})
-    assert built.counts.pending_requests == held
-    assert built.row_accounting["shown"].policies == ({"pending_label": 2} if held else {})
-    assert len(labels(built)) == 2 - 2 * held
+    assert built.counts.pending_requests == pending
+    assert built.row_accounting["shown"].policies == ({"pending_label": 2} if pending else {})
+    assert len(labels(built)) == 2 - 2 * pending
 
 
 def test_a_declared_end_closes_windows_that_the_last_action_does_not() -> None:
@@ -69,7 +70,7 @@ def test_a_declared_end_closes_windows_that_the_last_action_does_not() -> None:
     assert built.counts.pending_requests == 1
 
 
-def test_without_any_action_every_request_is_held_back() -> None:
+def test_without_any_action_every_request_is_pending() -> None:
     assert build([], {"aggregate": "any"}).counts.pending_requests == 1
 
 
@@ -111,7 +112,7 @@ def test_a_sum_that_does_not_fit_its_type_is_an_error_that_names_it(
         build(actions, label, pl.Float64 if type_name.startswith("float") else pl.Int64)
 
 
-def test_an_unreadable_value_rejects_only_actions_that_the_label_looks_at() -> None:
+def test_an_unreadable_value_rejects_only_actions_that_the_label_selects() -> None:
     actions = [(T + 1, 1, "x"), (T + 2, 1, "5"), END]
     label = {"aggregate": "sum", "column": "v"}
     assert build(actions, label, pl.String).row_accounting["done"].reasons == {"unparsable:v": 1}

@@ -1,6 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from arrow_values import values_of
 
 from longbatch.pipelines.expansion import request_level, sample_level, sample_schema, slice_histories
 from longbatch.schemas.errors import SpecError
@@ -52,19 +53,19 @@ def a_block(spec: BuildSpec) -> Block:
     )
 
 
-def test_the_sample_level_has_a_row_for_each_target_in_any_order_asked_for() -> None:
+def test_the_sample_level_has_a_row_per_target_in_the_given_order() -> None:
     spec = parse_spec(SPEC)
-    cuts = slice_histories(a_block(spec), 1)
-    table = sample_level(cuts, np.array([2, 0, 0]), np.array([2, 1, 0]))
+    slices = slice_histories(a_block(spec), 1)
+    table = sample_level(slices, np.array([2, 0, 0]), np.array([2, 1, 0]))
     table.validate(full=True)
     assert table.schema.equals(sample_schema(spec))
     rows = [(r["request_id"], r["target_item_id"], r["history_item_id"], r["history_word"]) for r in table.to_pylist()]
     assert rows == [(20, 9, [], []), (10, 8, [2], ["w2"]), (10, 7, [2], ["w2"])]
 
 
-def test_the_request_level_has_a_row_for_each_request_its_targets_nested() -> None:
-    cuts = slice_histories(a_block(parse_spec(SPEC)), 3)
-    table = request_level(cuts, np.array([1, 2, 0]))
+def test_the_request_level_has_a_row_per_request_with_nested_targets() -> None:
+    slices = slice_histories(a_block(parse_spec(SPEC)), 3)
+    table = request_level(slices, np.array([1, 2, 0]))
     table.validate(full=True)
     assert table.column_names == [
         "request_id",
@@ -85,13 +86,13 @@ def test_the_request_level_has_a_row_for_each_request_its_targets_nested() -> No
     ]
 
 
-def test_the_cuts_of_a_part_of_a_block_are_those_of_its_rows() -> None:
+def test_the_slices_of_a_part_of_a_block_are_those_of_its_rows() -> None:
     whole = a_block(parse_spec(SPEC))
     part = slice_histories(Block(whole.timelines, whole.requests.slice(1)), 3)
     assert part.history_start.tolist() == [1, 4]
     assert part.history_end.tolist() == [4, 4]
     assert part.target_counts.tolist() == [0, 1]
-    assert part.targets.to_pylist() == [{"item_id": 9, "click": 1}]
+    assert values_of(part.targets) == [{"item_id": 9, "click": 1}]
 
 
 def test_a_request_feature_named_like_a_column_of_history_or_targets_is_refused() -> None:

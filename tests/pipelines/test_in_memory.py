@@ -1,4 +1,4 @@
-"""The whole transformation in memory: buckets change nothing, conflicts are found over all of them."""
+"""The whole build in memory: the number of buckets changes nothing, and conflicts are found across buckets."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ LOG = pl.DataFrame(
 
 
 def requests(built: InMemoryDataset) -> list[tuple[int, int]]:
-    found = [(row["request_id"], row["history_end"]) for _, batch in built.blocks for row in batch.to_pylist()]
-    return sorted(found)
+    ends = [(row["request_id"], row["history_end"]) for _, batch in built.blocks for row in batch.to_pylist()]
+    return sorted(ends)
 
 
-def test_the_number_of_buckets_changes_nothing_but_the_blocks() -> None:
+def test_the_number_of_buckets_changes_only_the_blocks() -> None:
     one, many = build_in_memory(SPEC, {"log": LOG}), build_in_memory(SPEC, {"log": LOG}, buckets=8)
     assert requests(one) == requests(many) == [(1, 0), (2, 1), (3, 0)]
     assert one.row_accounting == many.row_accounting
@@ -53,14 +53,14 @@ def test_the_number_of_buckets_changes_nothing_but_the_blocks() -> None:
     assert (len(one.blocks), len(many.blocks)) == (1, 2)
 
 
-def test_the_books_say_what_became_of_every_row() -> None:
+def test_the_accounting_has_an_outcome_for_every_row() -> None:
     built = build_in_memory(SPEC, {"log": LOG}, buckets=3)
     reasons = {"conflicting_request": 2, "missing_user": 1}
     assert built.row_accounting == {"log": RowAccounting(rows=7, rejected=3, duplicate=1, accepted=3, reasons=reasons)}
     assert (built.counts.targets, built.counts.events) == (3, 3)
 
 
-def test_the_vocabulary_reads_the_hashed_users_back() -> None:
+def test_the_vocabulary_maps_hashed_users_to_their_strings() -> None:
     words = build_in_memory(SPEC, {"log": LOG}).vocabulary
     assert sorted(words["string"]) == ["ann", "bob", "cid", "dan"]
     assert hash_string(words["string"]).to_list() == words["id"].to_list()

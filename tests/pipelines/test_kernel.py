@@ -1,4 +1,4 @@
-"""The kernel, rule by rule of docs/meaning.md; test_kernel_against_reference.py tries them all together."""
+"""The kernel, rule by rule of docs/semantics.md; test_kernel_against_reference.py tries them all together."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def kernel(spec: BuildSpec, plays: list[Row], shown: list[Row], conflicts: pl.Se
 
 
 def history_ends(spec: BuildSpec, plays: list[Row], shown: list[Row]) -> dict[int, int]:
-    made = kernel(spec, plays, shown)
-    return dict(zip(made.requests.requests["request_id"].to_list(), made.history_end.tolist(), strict=True))
+    bucket = kernel(spec, plays, shown)
+    return dict(zip(bucket.requests.requests["request_id"].to_list(), bucket.history_end.tolist(), strict=True))
 
 
 def test_an_event_is_visible_strictly_before_the_request() -> None:
@@ -63,17 +63,17 @@ def test_an_event_is_visible_strictly_before_the_request() -> None:
     assert history_ends(spec_of(), plays, shown) == {1: 0, 2: 1, 3: 2, 4: 3}
 
 
-def test_a_delay_moves_events_out_of_sight() -> None:
+def test_a_delay_hides_events_from_earlier_requests() -> None:
     spec = spec_of(history={"delay": "1500ms"})
     assert history_ends(spec, [{"time": 3}, {"time": 4, "item": 11}], [{"time": 5}]) == {1: 1}
 
 
-def test_an_event_is_seen_when_it_arrives_however_early_it_happened() -> None:
+def test_an_event_is_visible_from_its_arrival_on() -> None:
     spec = spec_of(history={"arrival_time": {"column": "arrival", "unit": "s"}})
     plays = [{"time": 0, "arrival": 9}, {"time": 3, "arrival": 2, "item": 11}]
-    made = kernel(spec, plays, [{"time": 5}])
-    assert made.history_end.tolist() == [1]
-    assert made.timelines.events["item_id"].to_list() == [11, 10], "by visible time, not by event time"
+    bucket = kernel(spec, plays, [{"time": 5}])
+    assert bucket.history_end.tolist() == [1]
+    assert bucket.timelines.events["item_id"].to_list() == [11, 10], "by visible time, not by event time"
 
 
 def test_events_that_tie_are_ordered_by_item_then_features() -> None:
@@ -109,43 +109,43 @@ def test_events_that_tie_are_ordered_by_item_then_features() -> None:
     )
 
 
-def test_rows_equal_in_every_mapped_column_are_one() -> None:
+def test_rows_that_are_equal_in_every_mapped_column_are_duplicates() -> None:
     plays = [{"more": 1}, {"more": 2}, {"item": 11, "more": 1}]
-    made = kernel(spec_of(), plays, [{}, {}, {}])
-    assert made.timelines.events.height == 2
-    assert made.requests.targets.height == 1
-    assert (made.row_accounting["plays"].duplicate, made.row_accounting["plays"].accepted) == (1, -1)
-    assert (made.row_accounting["shown"].duplicate, made.row_accounting["shown"].accepted) == (2, -2)
+    bucket = kernel(spec_of(), plays, [{}, {}, {}])
+    assert bucket.timelines.events.height == 2
+    assert bucket.requests.targets.height == 1
+    assert (bucket.row_accounting["plays"].duplicate, bucket.row_accounting["plays"].accepted) == (1, -1)
+    assert (bucket.row_accounting["shown"].duplicate, bucket.row_accounting["shown"].accepted) == (2, -2)
 
 
-def test_rows_of_one_request_id_are_one_request_at_its_earliest_time() -> None:
+def test_rows_with_one_request_id_are_one_request_at_its_earliest_time() -> None:
     spec = spec_of(requests={"features": {"tab": "int8"}})
     shown = [{"time": 7, "item": 1, "tab": 1}, {"time": 5, "item": 9, "tab": 2}, {"time": 5, "item": 8, "tab": 3}]
-    made = kernel(spec, [{"time": 4}, {"time": 6, "item": 11}], shown)
-    assert made.requests.requests.rows() == [(1, 1, (T + 5) * US, 3)], "its features are those of its first row"
-    assert made.requests.targets["item_id"].to_list() == [1, 8, 9]
-    assert made.history_end.tolist() == [1]
+    bucket = kernel(spec, [{"time": 4}, {"time": 6, "item": 11}], shown)
+    assert bucket.requests.requests.rows() == [(1, 1, (T + 5) * US, 3)], "its features are those of its first row"
+    assert bucket.requests.targets["item_id"].to_list() == [1, 8, 9]
+    assert bucket.history_end.tolist() == [1]
 
 
 def test_one_request_id_of_two_users_of_a_bucket_stays_two_requests() -> None:
-    made = kernel(spec_of(), [], [{"user": 1}, {"user": 2}])
-    assert made.requests.requests["user_id"].to_list() == [1, 2]
+    bucket = kernel(spec_of(), [], [{"user": 1}, {"user": 2}])
+    assert bucket.requests.requests["user_id"].to_list() == [1, 2]
 
 
-def test_rows_of_known_conflicts_leave_the_accepted() -> None:
-    made = kernel(spec_of(), [], [{"request": 1}, {"request": 2}], pl.Series([1]))
-    assert made.requests.requests["request_id"].to_list() == [2]
-    accounting = made.row_accounting["shown"]
+def test_rows_of_known_conflicts_are_rejected() -> None:
+    bucket = kernel(spec_of(), [], [{"request": 1}, {"request": 2}], pl.Series([1]))
+    assert bucket.requests.requests["request_id"].to_list() == [2]
+    accounting = bucket.row_accounting["shown"]
     assert (accounting.rejected, accounting.accepted, accounting.reasons) == (1, -1, {"conflicting_request": 1})
 
 
-def test_without_request_ids_a_user_and_a_time_are_a_request() -> None:
+def test_without_request_ids_a_user_and_a_time_make_a_request() -> None:
     spec = spec_of().model_dump()
     spec["requests"]["request_id"] = None
     shown = [{"time": 5}, {"time": 5, "item": 21}, {"time": 6}, {"user": 2, "time": 5}]
-    made = kernel(BuildSpec.model_validate(spec), [], shown)
-    requests = made.requests.requests
-    assert made.requests.target_offsets.tolist() == [0, 2, 3, 4]
+    bucket = kernel(BuildSpec.model_validate(spec), [], shown)
+    requests = bucket.requests.requests
+    assert bucket.requests.target_offsets.tolist() == [0, 2, 3, 4]
     expected = request_ids_of(requests["user_id"].to_numpy(), requests["request_time"].to_numpy())
     assert requests["request_id"].to_list() == expected.tolist()
 
@@ -161,10 +161,14 @@ def test_requests_are_ordered_by_user_time_and_id() -> None:
     assert requests["request_id"].to_list() == [10, 8, 9, 1]
 
 
-def test_a_request_never_sees_an_event_of_its_own() -> None:
+def test_a_history_ends_before_the_first_event_with_the_requests_own_id() -> None:
     """Event 11 carries request 1's id and an early clock: request 1 sees nothing from there on, request 2 all."""
     spec = spec_of(history={"request_id": "request"})
-    plays = [{"time": 1, "request": None}, {"time": 2, "item": 11, "request": 1}, {"time": 3, "item": 12, "request": 7}]
+    plays: list[Row] = [
+        {"time": 1, "request": None},
+        {"time": 2, "item": 11, "request": 1},
+        {"time": 3, "item": 12, "request": 7},
+    ]
     assert history_ends(spec, plays, [{"request": 1, "time": 9}, {"request": 2, "time": 9}]) == {1: 1, 2: 3}
 
 
@@ -174,7 +178,7 @@ def test_another_users_event_with_the_same_request_id_hides_nothing() -> None:
     assert history_ends(spec, plays, [{"request": 1, "time": 9}]) == {1: 1}
 
 
-def test_users_far_apart_and_times_far_apart_do_not_mix() -> None:
+def test_distant_users_and_times_stay_separate() -> None:
     plays = [{"user": user, "time": time} for user in (-(2**63), 0, 2**63 - 1) for time in (0, 1)]
     shown = [
         {"user": user, "time": time, "request": number}
@@ -183,13 +187,13 @@ def test_users_far_apart_and_times_far_apart_do_not_mix() -> None:
     assert history_ends(spec_of(), plays, shown) == {0: 1, 1: 2, 2: 0, 3: 0}
 
 
-def test_an_empty_bucket_is_no_trouble() -> None:
-    made = kernel(spec_of(), [], [])
-    assert (made.history_end.tolist(), made.requests.target_offsets.tolist()) == ([], [0])
+def test_an_empty_bucket_is_built() -> None:
+    bucket = kernel(spec_of(), [], [])
+    assert (bucket.history_end.tolist(), bucket.requests.target_offsets.tolist()) == ([], [0])
 
 
 @pytest.mark.parametrize("selected", ["history", "requests"])
-def test_of_one_log_each_role_takes_the_rows_it_selects(selected: str) -> None:
+def test_each_role_of_one_log_takes_the_rows_that_it_selects(selected: str) -> None:
     both = {"source": "log", "user_id": "user", "item_id": "item"}
     time = {"column": "time", "unit": "s"}
     where = {selected: {"where": "item < 12"}}
@@ -201,7 +205,7 @@ def test_of_one_log_each_role_takes_the_rows_it_selects(selected: str) -> None:
         }
     )
     raw = pl.DataFrame({"user": 1, "item": [10, 11, 12], "time": [T, T + 1, T + 2]})
-    made = build_bucket(spec, {"log": canonicalize(raw, spec, "log").rows})
-    counts = made.timelines.events.height, made.requests.requests.height
+    bucket = build_bucket(spec, {"log": canonicalize(raw, spec, "log").rows})
+    counts = bucket.timelines.events.height, bucket.requests.requests.height
     assert counts == ((2, 3) if selected == "history" else (3, 2))
-    assert made.history_end.tolist() == ([0, 1, 2] if selected == "history" else [0, 1])
+    assert bucket.history_end.tolist() == ([0, 1, 2] if selected == "history" else [0, 1])

@@ -43,7 +43,7 @@ def one_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     columns = ids(IDS, string_ids)
     named = draw(st.sampled_from(["no", "requests", "both", "both", "other"]))
     own = {"both": "request", "other": "origin"}.get(named)
-    asked = draw(st.sampled_from(["time", "time", "asked"]))
+    time_column = draw(st.sampled_from(["time", "time", "asked"]))
     label = {"column": "click"} | ({"default": 0} if draw(st.booleans()) else {})
     spec = {
         **draw(small_specs),
@@ -64,7 +64,7 @@ def one_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
             "where": draw(wheres),
             "user_id": columns["user"],
             "item_id": columns["item"],
-            "request_time": {"column": asked, "unit": "s"},
+            "request_time": {"column": time_column, "unit": "s"},
             "request_id": None if named == "no" else columns["request"],
             "features": features(draw),
             "target_features": features(draw, "target_"),
@@ -88,7 +88,7 @@ def two_logs(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     position: dict[str, Any] = {}
     if explode:
         impressions = listed(draw, impressions, may_be_null="default" in clicked)
-        position = {"target_place": {"column": "place", "type": "int16"}}
+        position = {"target_rank": {"column": "rank", "type": "int16"}}
     request = {
         "source": "impressions",
         "where": draw(wheres.filter(lambda where: where is None or "click" not in where)),
@@ -100,7 +100,7 @@ def two_logs(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
         "target_features": features(draw, "target_") | position,
         "labels": {"click": clicked if explode else {"column": "click"}},
     }
-    how = {"lists": ["item"], "position": "place"} if explode else None
+    how = {"lists": ["item"], "position": "rank"} if explode else None
     spec = {
         **draw(small_specs),
         "sources": {
@@ -153,7 +153,7 @@ def test_a_log_of_events_and_a_log_of_impressions(case: tuple[BuildSpec, Frames]
 
 @st.composite
 def text_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
-    """Draw a log as a CSV file gives it, all text, with values that cannot be read here and there."""
+    """Draw a log as a CSV file gives it, all strings, with values that cannot be read here and there."""
     junk = [
         "",
         " ",
@@ -172,7 +172,7 @@ def text_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
         "TRUE",
         "99999999999999999999",
     ]
-    kinds = {
+    strings: dict[str, list[str | None]] = {
         "user": ["1", "2"],
         "item": ["1", "2", "3"],
         "time": [str(T + second) for second in range(7)],
@@ -181,11 +181,11 @@ def text_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
         "score": ["0", "-0.0", "1.5", ".5", "1e9", "inf", "NaN"],
         "flag": ["true", "False", "1", "0"],
     }
-    spoilt = draw(st.sampled_from([*kinds, None]))
+    column_with_junk = draw(st.sampled_from([*strings, None]))
     random = Random(draw(st.integers(0, 2**32)))
-    choices = {name: values + ([*junk, None] if name == spoilt else []) for name, values in kinds.items()}
+    choices = {name: values + ([*junk, None] if name == column_with_junk else []) for name, values in strings.items()}
     rows = [[random.choice(values) for values in choices.values()] for _ in range(draw(st.integers(0, 20)))]
-    frame = pl.DataFrame(rows, schema=dict.fromkeys(kinds, pl.String), orient="row")
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(strings, pl.String), orient="row")
     types = {"tab": draw(st.sampled_from(["int8", "int64", "id"])), "flag": "bool"}
     types |= {"score": draw(st.sampled_from(["float32", "float64"]))}
     time = {"column": "time", "unit": "s"}
@@ -210,7 +210,7 @@ def text_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
 
 @every_case
 @given(text_log())
-def test_a_log_of_text(case: tuple[BuildSpec, Frames]) -> None:
+def test_a_log_of_strings(case: tuple[BuildSpec, Frames]) -> None:
     check(*case, 1)
 
 
@@ -243,7 +243,7 @@ def test_a_timeline_in_segments(case: tuple[BuildSpec, Frames]) -> None:
 
 # Cases that the two once disagreed on
 
-LITERAL = {
+LITERAL: dict[str, dict[str, Any]] = {
     "sources": {"log": {"path": "log.parquet"}},
     "history": {
         "source": "log",
@@ -271,7 +271,7 @@ def literal(history: Row | None = None, requests: Row | None = None, **spec: Any
     return BuildSpec.model_validate(LITERAL | sections | spec)
 
 
-def test_an_event_with_another_requests_id_is_hidden_from_that_request() -> None:
+def test_an_event_with_a_requests_id_is_hidden_from_that_request() -> None:
     """The first row is a target of request 1, but its event says that it came out of request 2."""
     log = pl.DataFrame({"user": [1, 1], "request": [1, 2], "origin": [2, 3], "item": [5, 6], "time": [T, T + 5]})
     spec = literal(history={"request_id": "origin"})
@@ -283,7 +283,7 @@ def test_an_event_with_another_requests_id_is_hidden_from_that_request() -> None
 
 
 def test_events_of_segments_that_go_back_in_the_timeline_are_counted_as_stored() -> None:
-    """Request 3 (T+6) reaches event 1; request 4 (T+6), kept from its own event 0, reaches nothing before it."""
+    """Request 3 (T+6) includes event 1; the history of request 4 (T+6) ends before its own event 0: it has nothing before it."""
     rows = [(1, 4, 0, T + 1, T, T + 6), (1, 1, 1, T, T, T + 5), (1, 3, 2, T + 5, T, T + 6)]
     log = pl.DataFrame(rows, schema=["user", "request", "item", "time", "arrival", "asked"], orient="row")
     spec = literal(
@@ -323,7 +323,7 @@ def test_a_decimal_time_keeps_its_fraction() -> None:
     check(spec, {"log": log}, 1)
 
 
-def test_rows_that_differ_only_in_the_roles_that_select_them_are_no_duplicates() -> None:
+def test_rows_that_differ_only_in_their_roles_are_not_duplicates() -> None:
     """`shown` is mapped to nothing, but makes the second row alone a target; both rows are the same event."""
     log = pl.DataFrame({"user": [1, 1], "request": [1, 1], "item": [5, 5], "time": [T, T], "shown": [0, 1]})
     spec = literal(requests={"where": "shown = 1"})

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from arrow_values import lists_of, values_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,8 +44,8 @@ def bucket_of(spec: BuildSpec, plays: list[tuple[int, int]], shown: list[tuple[i
     """Events (user, second) and requests (user, second, number of targets)."""
     events = pl.DataFrame(plays, schema=["user", "time"], orient="row").with_columns(item=pl.int_range(pl.len()))
     targets = [(user, second, item) for user, second, count in shown for item in range(count)]
-    asked = pl.DataFrame(targets, schema=["user", "time", "item"], orient="row").with_columns(click=pl.lit(1))
-    raw = {"plays": events, "shown": asked}
+    impressions = pl.DataFrame(targets, schema=["user", "time", "item"], orient="row").with_columns(click=pl.lit(1))
+    raw = {"plays": events, "shown": impressions}
     timed = {name: frame.with_columns(pl.col("time") + T) for name, frame in raw.items()}
     return build_bucket(spec, {name: canonicalize(frame, spec, name).rows for name, frame in timed.items()})
 
@@ -59,15 +60,15 @@ def events_on_disk(blocks: list[tuple[pa.RecordBatch, pa.RecordBatch]]) -> list[
 
 
 def test_a_user_is_one_segment_with_the_reachable_events_only() -> None:
-    """Events at seconds 0 to 9; requests at 5 and 8 reach back two events each: 3 to 7 of ten."""
+    """Events at seconds 0 to 9; requests at 5 and 8 include two events each: 3 to 7 of ten."""
     spec = spec_of(2, 100, 100)
     blocks, counts = packed(spec, bucket_of(spec, [(1, second) for second in range(10)], [(1, 5, 1), (1, 8, 2)]))
     ((timelines, requests),) = blocks
     assert events_on_disk(blocks) == [[3, 4, 5, 6, 7]]
     assert timelines.drop_columns("events").to_pylist() == [{"user_id": 1, "segment": 0}]
     assert requests["history_end"].to_pylist() == [2, 5]
-    assert requests["timeline_row"].to_pylist() == [0, 0]
-    assert [len(targets) for targets in requests["targets"].to_pylist()] == [1, 2]
+    assert values_of(requests["timeline_row"]) == [0, 0]
+    assert [len(targets) for targets in lists_of(requests["targets"])] == [1, 2]
     assert counts == Counts(
         users=1,
         segments=1,
@@ -82,7 +83,7 @@ def test_a_user_is_one_segment_with_the_reachable_events_only() -> None:
     )
 
 
-def test_a_whale_is_cut_into_segments_that_overlap_by_the_history_length() -> None:
+def test_a_heavy_user_is_split_into_segments_that_overlap_by_the_history_length() -> None:
     """60 events, a request before each, at most 3 visible: spans of max(4 x 2, 4 x 3) = 12 overlap by 3."""
     spec = spec_of(3, 2, 100)
     bucket = bucket_of(spec, [(1, second) for second in range(60)], [(1, second, 1) for second in range(61)])
@@ -95,7 +96,7 @@ def test_a_whale_is_cut_into_segments_that_overlap_by_the_history_length() -> No
     assert segments.segment.tolist() == list(range(len(bounds)))
 
 
-def test_a_whale_of_few_requests_stores_nothing_between_them() -> None:
+def test_a_heavy_user_with_few_requests_stores_nothing_between_them() -> None:
     spec = spec_of(3, 2, 100)
     bucket = bucket_of(spec, [(1, second) for second in range(60)], [(1, 5, 1), (1, 50, 1)])
     blocks, counts = packed(spec, bucket)
@@ -117,7 +118,7 @@ def test_no_requests_make_no_blocks() -> None:
     assert counts == Counts(events=2, after_last_request=2)
 
 
-def test_users_are_gathered_into_blocks_up_to_the_budget() -> None:
+def test_users_share_blocks_up_to_the_budget() -> None:
     spec = spec_of(3, 8, 100)
     plays = [(user, second) for user in range(10) for second in range(3)]
     bucket = bucket_of(spec, plays, [(user, 9, 1) for user in range(10)])
@@ -126,19 +127,19 @@ def test_users_are_gathered_into_blocks_up_to_the_budget() -> None:
     assert bounds == [0, 3, 6, 8, 10]
 
 
-def test_a_request_of_fifty_thousand_targets_is_whole_and_counted() -> None:
+def test_a_request_with_fifty_thousand_targets_is_stored_in_one_block() -> None:
     spec = spec_of(3, 1_000, 1_000)
     bucket = bucket_of(spec, [(1, 0), (2, 0)], [(1, 5, 50_000), (1, 6, 1), (2, 5, 2)])
     blocks, counts = packed(spec, bucket)
-    sizes = [len(targets) for _, requests in blocks for targets in requests["targets"].to_pylist()]
+    sizes = [len(targets) for _, requests in blocks for targets in lists_of(requests["targets"])]
     assert sorted(sizes) == [1, 2, 50_000]
-    big = next(requests for _, requests in blocks if requests["targets"].value_lengths()[0].as_py() == 50_000)
+    big = next(requests for _, requests in blocks if len(lists_of(requests["targets"])[0]) == 50_000)
     assert big.num_rows == 1, "whatever follows the budget's end is in another block"
-    assert big["targets"].to_pylist()[0][49_999]["item_id"] == 49_999
+    assert lists_of(big["targets"])[0][49_999]["item_id"] == 49_999
     assert counts.targets == 50_003
 
 
-def test_a_user_of_many_requests_is_cut_by_targets_each_part_with_its_events() -> None:
+def test_a_user_with_many_requests_is_split_by_targets() -> None:
     spec = spec_of(3, 100, 10)
     bucket = bucket_of(spec, [(1, second) for second in range(20)], [(1, second, 4) for second in range(20)])
     blocks, counts = packed(spec, bucket)
@@ -156,7 +157,7 @@ logs = st.tuples(
 
 @often
 @given(logs, st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-def test_packing_any_log_keeps_its_laws(
+def test_packing_any_log_keeps_the_accounting_identities(
     log: tuple[list[tuple[int, int]], list[tuple[int, int, int]]], length: int, block_events: int, block_targets: int
 ) -> None:
     spec = spec_of(length, block_events, block_targets)
@@ -180,10 +181,10 @@ def test_packing_any_log_keeps_its_laws(
     assert counts.stored_with_overlap == sum(map(len, on_disk))
     assert counts.segments == len(on_disk)
     for timelines, requests in blocks:
-        sizes = [len(events) for events in timelines["events"].to_pylist()]
+        sizes = [len(events) for events in lists_of(timelines["events"])]
         assert sum(sizes[:-1]) < 2 * block_events, "only the last segment of a block may go beyond the budget"
-        asked = [len(targets) for targets in requests["targets"].to_pylist()]
+        target_counts = [len(targets) for targets in lists_of(requests["targets"])]
         before_last = [
-            n for n, row in zip(asked, requests["timeline_row"].to_pylist(), strict=True) if row < len(sizes) - 1
+            n for n, row in zip(target_counts, values_of(requests["timeline_row"]), strict=True) if row < len(sizes) - 1
         ]
         assert sum(before_last) < 2 * block_targets + 4

@@ -34,10 +34,10 @@ def read(
     frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype, strict=False), **others})
     name = "request_time" if isinstance(mapped, TimeColumn) else role
     reading = read_column(mapped, "requests", name, frame.schema, SPEC)
-    found = frame.with_columns(**reading.typed).select(
+    rows = frame.with_columns(**reading.typed).select(
         reading.value.alias("value"), *(f.alias(r) for r, f in reading.faults.items())
     )
-    return [(row.pop("value"), [r for r, hit in row.items() if hit]) for row in found.to_dicts()]
+    return [(row.pop("value"), [r for r, hit in row.items() if hit]) for row in rows.to_dicts()]
 
 
 def values(mapped: MappedColumn, raw: Any, **options: Any) -> list[Any]:
@@ -67,13 +67,13 @@ BAD = "unparsable:x"
         ("string", [1, None], ["1", None]),
     ],
 )
-def test_a_feature_is_read_as_its_type_or_is_at_fault(type_name: Any, raw: list[Any], expected: list[Any]) -> None:
-    found = read(Feature(column="x", type=type_name), raw)
-    assert str([value for value, _ in found]) == str([None if value == "!" else value for value in expected])
-    assert [reasons for _, reasons in found] == [[BAD] if value == "!" else [] for value in expected]
+def test_a_feature_is_read_as_its_type_or_is_a_fault(type_name: Any, raw: list[Any], expected: list[Any]) -> None:
+    rows = read(Feature(column="x", type=type_name), raw)
+    assert str([value for value, _ in rows]) == str([None if value == "!" else value for value in expected])
+    assert [reasons for _, reasons in rows] == [[BAD] if value == "!" else [] for value in expected]
 
 
-def test_unsigned_numbers_beyond_int64_are_at_fault() -> None:
+def test_unsigned_numbers_beyond_int64_are_faults() -> None:
     assert values(Feature(column="x", type="int64"), [1, 2**64 - 1], dtype=pl.UInt64) == [1, "!"]
 
 
@@ -97,18 +97,18 @@ def test_a_value_that_cannot_be_read_does_not_take_the_default() -> None:
     assert [reasons for _, reasons in read(Feature(column="x", type="int8", default=0), ["x"])] == [[BAD]]
 
 
-def test_an_id_feature_is_hashed_where_it_is_text() -> None:
+def test_an_id_feature_is_hashed_if_it_is_a_string() -> None:
     schema = pl.Schema({"x": pl.String, "n": pl.Int32})
     assert read_column(Feature(column="x", type="id"), "requests", "x", schema, SPEC).is_hashed
     assert not read_column(Feature(column="n", type="id"), "requests", "x", schema, SPEC).is_hashed
 
 
-def test_a_text_default_for_a_column_of_numbers_is_refused() -> None:
+def test_a_string_default_for_a_column_of_numbers_is_refused() -> None:
     with pytest.raises(SourceError, match=r"default '\?' is a string, but column 'x' has numbers"):
         read(Feature(column="x", type="id", default="?"), [1])
 
 
-def test_a_label_without_a_value_is_a_fault_and_with_a_default_is_none() -> None:
+def test_a_label_without_a_value_is_a_fault_unless_it_has_a_default() -> None:
     assert read(Label(column="x"), [1, None], "label.click") == [(1, []), (None, ["missing_label:click"])]
     assert read(Label(column="x", default=0), [1, None], "label.click") == [(1, []), (0, [])]
     assert read(Label(column="x"), ["1", "x"], "label.click") == [(1, []), (None, [BAD])]
@@ -120,11 +120,11 @@ def test_a_null_id_is_missing(role: str, reason: str) -> None:
     assert read(IdColumn(column="x", type="string"), ["a", None], role) == [("a", []), (None, [reason])]
 
 
-def test_an_id_that_is_no_whole_number_is_at_fault() -> None:
+def test_an_id_that_is_not_an_integer_is_a_fault() -> None:
     assert read(IdColumn(column="x"), ["5", "a", "1.5"], "user_id") == [(5, []), (None, [BAD]), (None, [BAD])]
 
 
-def test_a_request_id_stays_text() -> None:
+def test_a_request_id_stays_a_string() -> None:
     schema = pl.Schema({"x": pl.String})
     reading = read_column(RequestIdColumn(column="x", type="string"), "requests", "request_id", schema, SPEC)
     assert not reading.is_hashed
@@ -174,7 +174,7 @@ def test_numbers_become_microseconds_by_their_unit(unit: Any, raw: list[Any], ex
         ("iso", [None], "missing_time"),
     ],
 )
-def test_a_time_that_cannot_be_has_one_reason(unit: Any, raw: list[Any], reason: str) -> None:
+def test_an_impossible_time_has_one_reason(unit: Any, raw: list[Any], reason: str) -> None:
     dtype = pl.String if unit == "iso" else None
     assert read(TimeColumn(column="x", unit=unit), raw, dtype=dtype or (pl.Int64 if raw == [None] else None)) == [
         (None, [reason])
@@ -194,7 +194,7 @@ def test_both_ends_of_the_range_are_within_it(unit: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "hour", "microsecond"),
+    ("string", "hour", "microsecond"),
     [
         ("2024-01-01T05:00:00", 5, 0),
         ("2024-01-01 05:00:00", 5, 0),
@@ -209,24 +209,24 @@ def test_both_ends_of_the_range_are_within_it(unit: Any) -> None:
         ("2024-01-01", 0, 0),
     ],
 )
-def test_iso_text_with_and_without_an_offset(text: str, hour: int, microsecond: int) -> None:
+def test_iso_strings_are_read_with_and_without_an_offset(string: str, hour: int, microsecond: int) -> None:
     expected = int(datetime(2024, 1, 1, hour, tzinfo=UTC).timestamp()) * US + microsecond
-    assert values(TimeColumn(column="x", unit="iso"), [text]) == [expected]
+    assert values(TimeColumn(column="x", unit="iso"), [string]) == [expected]
 
 
-def test_iso_text_without_an_offset_is_local_to_the_time_zone() -> None:
+def test_iso_strings_without_an_offset_are_local_to_the_time_zone() -> None:
     berlin = TimeColumn(column="x", unit="iso", timezone="Europe/Berlin")
     expected = [
         datetime(2024, 7, 1, 10, tzinfo=UTC),
         datetime(2024, 7, 1, 12, tzinfo=UTC),
         datetime(2024, 10, 27, 0, 30, tzinfo=UTC),
     ]
-    texts = ["2024-07-01T12:00:00", "2024-07-01T12:00:00Z", "2024-10-27T02:30:00"]
-    assert values(berlin, texts) == [int(moment.timestamp()) * US for moment in expected]
+    strings = ["2024-07-01T12:00:00", "2024-07-01T12:00:00Z", "2024-10-27T02:30:00"]
+    assert values(berlin, strings) == [int(moment.timestamp()) * US for moment in expected]
     assert values(berlin, ["2024-03-31T02:30:00"]) == ["!"], "an hour that the clocks skip"
 
 
-def test_text_in_a_format_of_its_own() -> None:
+def test_strings_are_read_in_a_declared_format() -> None:
     expected = int(datetime(2024, 2, 1, 12, tzinfo=UTC).timestamp()) * US
     assert values(TimeColumn(column="x", format="%d.%m.%Y %H:%M"), ["01.02.2024 12:00", "2024"]) == [expected, "!"]
     with_offset = TimeColumn(column="x", format="%d.%m.%Y %H:%M %z")
@@ -235,7 +235,7 @@ def test_text_in_a_format_of_its_own() -> None:
     assert values(paris, ["01.02.2024 13:00"]) == [expected]
 
 
-def test_timestamp_columns_are_taken_as_they_are() -> None:
+def test_timestamp_columns_are_used_as_they_are() -> None:
     moment = datetime(2024, 7, 1, 12)
     utc = int(moment.replace(tzinfo=UTC).timestamp()) * US
     plain = TimeColumn(column="x")
@@ -259,7 +259,7 @@ def test_numbers_without_a_unit_are_refused(mapped: TimeColumn, raw: list[Any]) 
         read(mapped, raw)
 
 
-def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
+def test_a_missing_column_is_named_with_the_available_ones() -> None:
     with pytest.raises(SourceError, match=r"column 'y' is not in the source; its columns are x"):
         read(Feature(column="y", type="int8"), [1])
     with pytest.raises(SourceError, match=r"column 'y' is not in the source; its columns are x"):
@@ -274,15 +274,15 @@ def test_a_nested_column_is_refused(raw: list[Any]) -> None:
         read(Feature(column="x", type="int8"), raw)
 
 
-def test_a_label_says_whether_the_item_is_in_the_list() -> None:
+def test_a_contained_in_label_is_whether_the_item_is_in_the_list() -> None:
     label = Label(contained_in="x")
-    found = read(label, [[1, 2], [1], [], None, [None]], "label.click", item=[2, 2, 2, 2, 2])
-    assert found == [(1, []), (0, []), (0, []), (None, ["missing_label:click"]), (0, [])]
+    rows = read(label, [[1, 2], [1], [], None, [None]], "label.click", item=[2, 2, 2, 2, 2])
+    assert rows == [(1, []), (0, []), (0, []), (None, ["missing_label:click"]), (0, [])]
     assert values(Label(contained_in="x", type="bool"), [["a"], ["b"]], item=["a", "a"]) == [True, False]
     assert values(Label(contained_in="x", default=0), [None, [2]], item=[2, 2]) == [0, 1]
 
 
-def test_a_list_of_another_kind_than_the_item_is_refused() -> None:
+def test_a_list_of_another_type_than_the_item_is_refused() -> None:
     with pytest.raises(
         SourceError, match=r"compares 'item' with the elements of 'x', but their types are Int64 and String"
     ):

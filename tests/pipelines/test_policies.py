@@ -29,7 +29,7 @@ def test_without_a_policy_everything_is_kept() -> None:
     assert judged.users == {}
 
 
-def test_a_whale_keeps_the_newest_events_and_all_targets() -> None:
+def test_a_heavy_user_keeps_the_newest_events_and_all_targets() -> None:
     judged = apply_user_policies(Users(max_events=2), EVENTS, TARGETS)
     assert judged.events.tolist() == [HEAVY_USER_CAP, KEPT, KEPT, KEPT, KEPT, KEPT]
     assert not judged.targets.any()
@@ -37,11 +37,11 @@ def test_a_whale_keeps_the_newest_events_and_all_targets() -> None:
     assert judged.users == {"heavy_user_cap": (Large(3, "1"),)}
 
 
-def test_a_user_with_exactly_the_most_events_is_no_whale() -> None:
+def test_a_user_with_exactly_max_events_is_not_heavy() -> None:
     assert not apply_user_policies(Users(max_events=3), EVENTS, TARGETS).events.any()
 
 
-def test_a_rejected_user_goes_with_events_and_targets() -> None:
+def test_a_rejected_user_loses_events_and_targets() -> None:
     judged = apply_user_policies(Users(max_events=2, over_max_events="reject_user"), EVENTS, TARGETS)
     assert judged.events.tolist() == [REJECTED_USER] * 3 + [KEPT] * 3
     assert judged.targets.tolist() == [KEPT, REJECTED_USER, KEPT, KEPT]
@@ -49,7 +49,7 @@ def test_a_rejected_user_goes_with_events_and_targets() -> None:
     assert (counts.rejected_users, counts.rejected_events, counts.rejected_targets) == (1, 3, 1)
 
 
-def test_a_user_without_events_has_too_few() -> None:
+def test_a_user_without_events_has_a_short_history() -> None:
     judged = apply_user_policies(Users(min_events=2), EVENTS, TARGETS)
     assert judged.counts.short_users == 2
     assert (judged.counts.short_events, judged.counts.short_targets) == (1, 2)
@@ -62,7 +62,7 @@ def test_a_row_counts_under_the_policy_that_took_its_last_role() -> None:
     assert policy_counts(events, targets, np.zeros(5, dtype=np.bool_)) == {"pending_label": 2}
 
 
-def test_a_row_that_is_an_action_too_stays_accepted() -> None:
+def test_a_row_that_is_also_an_action_stays_accepted() -> None:
     gone = np.array([REJECTED_USER, REJECTED_USER], dtype=np.uint8)
     assert policy_counts(gone, gone, np.array([True, False])) == {"rejected_user": 1}
 
@@ -100,7 +100,7 @@ def test_a_capped_event_that_is_a_target_stays_a_target() -> None:
     assert (built.counts.capped_events, built.counts.targets, built.counts.events) == (2, 3, 3)
 
 
-def test_the_books_of_a_build_with_policies_balance() -> None:
+def test_the_accounting_of_a_build_with_policies_adds_up() -> None:
     built = build({"max_events": 2, "over_max_events": "reject_user", "min_events": 1})
     accounting = built.row_accounting["log"]
     assert (accounting.accepted, accounting.policies) == (1, {"rejected_user": 4})

@@ -31,7 +31,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def delayed_labels(draw: st.DrawFn) -> dict[str, Any]:
     """Choose labels from later events, of all aggregates."""
-    some = {
+    some: dict[str, dict[str, Any]] = {
         "clicked": {"aggregate": "any", "where": "click = 1"},
         "seen": {"aggregate": "count"},
         "tabs": {"aggregate": "sum", "column": "tab", "type": draw(st.sampled_from(["int32", "int64"]))},
@@ -116,7 +116,7 @@ def cases(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
 
 @every_case
 @given(cases(), buckets)
-def test_policies_sessions_and_labels_from_later_events(case: tuple[BuildSpec, Frames], buckets: int) -> None:
+def test_policies_sessions_and_delayed_labels(case: tuple[BuildSpec, Frames], buckets: int) -> None:
     check(*case, buckets)
 
 
@@ -160,5 +160,5 @@ def busy(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
 
 @every_case
 @given(busy())
-def test_windows_of_a_busy_user(case: tuple[BuildSpec, Frames]) -> None:
+def test_sessions_of_a_busy_user(case: tuple[BuildSpec, Frames]) -> None:
     check(*case, 1)

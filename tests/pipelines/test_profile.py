@@ -50,10 +50,10 @@ LOG = pl.DataFrame(
 
 def profiled(log: pl.DataFrame, rows: int = 100, buckets: int = 1) -> tuple[Profile, list[TableSamples]]:
     typed = canonicalize(log, SPEC, "log").rows
-    place = pl.Series(bucket_of(typed["user#id(int64)"].to_numpy(), buckets))
-    parts = [build_bucket(SPEC, {"log": typed.filter(place == n)}) for n in range(buckets)]
-    made = [profile_bucket(SPEC, part, rows) for part in parts]
-    return sum((profile for profile, _ in made), Profile()), [samples for _, samples in made]
+    bucket = pl.Series(bucket_of(typed["user#id(int64)"].to_numpy(), buckets))
+    parts = [build_bucket(SPEC, {"log": typed.filter(bucket == n)}) for n in range(buckets)]
+    profiles = [profile_bucket(SPEC, part, rows) for part in parts]
+    return sum((profile for profile, _ in profiles), Profile()), [samples for _, samples in profiles]
 
 
 def test_counters_are_exact() -> None:
@@ -75,20 +75,20 @@ def test_the_profile_does_not_depend_on_the_buckets() -> None:
     assert profiled(LOG)[0] == profiled(LOG, buckets=3)[0]
 
 
-def test_the_skew_names_the_largest_and_bins_history_lengths() -> None:
+def test_the_skew_lists_the_largest_and_bins_history_lengths() -> None:
     skew = profiled(LOG)[0].skew
     assert skew.users == (Large(4, "1"), Large(1, "2"))
     assert {large.size for large in skew.requests} == {1}
     assert skew.history_lengths == {0: 2, 2: 1}
 
 
-def test_a_small_table_is_taken_whole_in_order() -> None:
+def test_a_small_table_is_sampled_completely_in_order() -> None:
     events = profiled(LOG)[1][0]["events"]
     assert events["item_id"].to_list() == [10, 11, 12, 13, 10]
     assert events["event_time"].dtype == pl.Datetime("us", "UTC")
 
 
-def test_a_sample_is_bounded_spread_and_the_same_whatever_the_order_of_rows() -> None:
+def test_a_sample_is_bounded_and_does_not_depend_on_the_order_of_rows() -> None:
     users = [user for user in range(50) for _ in range(20)]
     log = pl.DataFrame({"user": users, "item": [n % 20 for n in range(1000)]}).with_columns(
         t=T + pl.col("item"), ratio=pl.lit(1.0), shown=pl.col("item") == 19, click=pl.lit(True)
@@ -101,13 +101,13 @@ def test_a_sample_is_bounded_spread_and_the_same_whatever_the_order_of_rows() ->
     assert sample.equals(sample.sort("user_id", "visible_time"))
 
 
-def test_a_profile_survives_json() -> None:
+def test_a_profile_is_equal_after_json() -> None:
     profile, _ = profiled(LOG)
     document: Any = json.loads(json.dumps(profile.as_dict()))
     assert profile_of(document) == profile
 
 
-def test_no_rows_have_a_profile_too() -> None:
+def test_an_empty_bucket_has_a_profile() -> None:
     profile, samples = profiled(LOG.head(0))
     assert profile.tables["events"].rows == 0
     assert samples[0]["requests"].height == 0

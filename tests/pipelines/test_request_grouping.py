@@ -32,16 +32,16 @@ def group(rows: list[tuple[int, int, int]], **keys: object) -> list[tuple[int, i
     ]
 
 
-def test_rows_of_one_time_are_a_request() -> None:
+def test_rows_with_one_time_are_one_request() -> None:
     assert group([(1, 5, 8), (1, 5, 7), (1, 6, 9), (2, 5, 7)]) == [(1, 5, [7, 8]), (1, 6, [9]), (2, 5, [7])]
 
 
-def test_a_gap_exactly_reached_is_one_session_and_a_microsecond_more_two() -> None:
+def test_a_session_continues_over_exactly_the_gap_but_not_over_a_longer_one() -> None:
     rows = [(1, 0, 1), (1, 2 * US, 2), (1, 4 * US, 3), (1, 6 * US + 1, 4)]
     assert group(rows, session_gap="2s") == [(1, 0, [1, 2, 3]), (1, 6 * US + 1, [4])]
 
 
-def test_a_session_is_cut_into_windows_from_its_first_row() -> None:
+def test_a_session_is_split_into_parts_from_its_first_row() -> None:
     rows = [(1, n, n) for n in range(5)] + [(1, 9 * US, 9)]
     assert group(rows, session_gap="1s", max_targets=2) == [
         (1, 0, [0, 1]),
@@ -51,13 +51,13 @@ def test_a_session_is_cut_into_windows_from_its_first_row() -> None:
     ]
 
 
-def test_ties_at_a_cut_are_decided_by_the_item() -> None:
+def test_ties_at_a_split_are_decided_by_the_item() -> None:
     rows = [(1, 7, 3), (1, 7, 1), (1, 7, 2)]
     assert sorted(group(rows, max_targets=2)) == [(1, 7, [1, 2]), (1, 7, [3])]
     assert sorted(group(rows[::-1], max_targets=2)) == [(1, 7, [1, 2]), (1, 7, [3])]
 
 
-def test_windows_of_one_user_and_time_have_different_ids() -> None:
+def test_sessions_with_the_same_user_and_time_have_different_ids() -> None:
     user, time = pl.Series([1, 1, 1]).to_numpy(), pl.Series([7, 7, 7]).to_numpy()
     first, second, third = request_ids_of(user, time, pl.Series([0, 1, 2]).to_numpy()).tolist()
     base = mix(mix(pl.Series([1], dtype=pl.UInt64).to_numpy()) ^ pl.Series([7], dtype=pl.UInt64).to_numpy())
@@ -66,5 +66,5 @@ def test_windows_of_one_user_and_time_have_different_ids() -> None:
     assert len({first, second, third}) == 3
 
 
-def test_no_rows_are_no_requests() -> None:
+def test_no_rows_give_no_requests() -> None:
     assert group([], session_gap="1s", max_targets=3) == []

@@ -79,24 +79,23 @@ def one_log() -> BuildSpec:
 
 
 def test_each_reading_of_a_raw_column_is_one_canonical_column() -> None:
-    assert source_schema(one_log(), "log").arrow_schema == pa.schema(
-        {
-            "user#id(int64)": pa.int64(),
-            "time#time(ms,None,UTC)": pa.int64(),
-            "arrival#time(ms,None,UTC)": pa.int64(),
-            "item#id(string)": pa.int64(),
-            "tab#int8": pa.int8(),
-            "word#string": pa.string(),
-            "request#request_id(string)": pa.string(),
-            "time#time(s,None,UTC)": pa.int64(),
-            "tab#int16": pa.int16(),
-            "price#float32 default=0.5": pa.float32(),
-            "#in(clicked,int8)": pa.int8(),
-            "like#bool": pa.bool_(),
-            "in_history": pa.bool_(),
-            "is_target": pa.bool_(),
-        }
-    )
+    columns: dict[str, pa.DataType] = {
+        "user#id(int64)": pa.int64(),
+        "time#time(ms,None,UTC)": pa.int64(),
+        "arrival#time(ms,None,UTC)": pa.int64(),
+        "item#id(string)": pa.int64(),
+        "tab#int8": pa.int8(),
+        "word#string": pa.string(),
+        "request#request_id(string)": pa.string(),
+        "time#time(s,None,UTC)": pa.int64(),
+        "tab#int16": pa.int16(),
+        "price#float32 default=0.5": pa.float32(),
+        "#in(clicked,int8)": pa.int8(),
+        "like#bool": pa.bool_(),
+        "in_history": pa.bool_(),
+        "is_target": pa.bool_(),
+    }
+    assert source_schema(one_log(), "log").arrow_schema == pa.schema(columns)
 
 
 def test_roles_point_to_canonical_columns_in_the_order_that_breaks_ties() -> None:
@@ -126,14 +125,16 @@ def test_the_raw_columns_are_named_once_each() -> None:
 def test_exploded_and_searched_columns_hold_lists() -> None:
     schema = source_schema(one_log(), "log")
     assert schema.list_columns == {"item", "clicked"}
-    assert (schema.exploded_from, schema.exploded_to) == (("item",), frozenset())
+    assert schema.exploded_from == ("item",)
+    assert schema.exploded_to == frozenset()
     assert source_schema(parse_spec(TWO_LOGS), "shown").list_columns == frozenset()
 
 
 def test_a_string_list_is_read_from_its_column_and_gives_its_fields_and_the_position() -> None:
     schema = source_schema(parse_spec(STRING_LIST), "log")
     assert schema.list_columns == frozenset()
-    assert (schema.exploded_from, schema.exploded_to) == (("shown",), {"item", "clicked", "rank"})
+    assert schema.exploded_from == ("shown",)
+    assert schema.exploded_to == {"item", "clicked", "rank"}
 
 
 def test_filters_are_named_by_their_key_in_the_spec() -> None:

@@ -1,4 +1,4 @@
-"""The hashes, against docs/meaning.md restated one number at a time."""
+"""The hashes, against docs/semantics.md restated one number at a time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from longbatch.pipelines.arrays.hashing import bucket_of, hash_string, mix, request_ids_of
 
-often = settings(max_examples=2 * settings.default.max_examples, deadline=None)
-texts = st.lists(st.none() | st.text(max_size=40), max_size=20)
+often = settings(max_examples=2 * settings().max_examples, deadline=None)
+strings = st.lists(st.none() | st.text(max_size=40), max_size=20)
 
 
 def slow_mix(x: int) -> int:
@@ -22,8 +22,8 @@ def slow_mix(x: int) -> int:
     return x ^ x >> 31
 
 
-def slow_hash(text: str) -> int:
-    data = text.encode("utf-8")
+def slow_hash(string: str) -> int:
+    data = string.encode("utf-8")
     hashed = len(data) * 0x9E3779B97F4A7C15 % 2**64
     for start in range(0, len(data), 8):
         hashed = slow_mix(hashed ^ int.from_bytes(data[start : start + 8], "little"))
@@ -40,22 +40,22 @@ def slow_unmix(x: int) -> int:
 
 
 @often
-@given(texts)
-def test_text_is_hashed_as_documented(values: list[str | None]) -> None:
-    expected = [None if text is None else slow_hash(text) for text in values]
+@given(strings)
+def test_strings_are_hashed_as_documented(values: list[str | None]) -> None:
+    expected = [None if string is None else slow_hash(string) for string in values]
     assert hash_string(pl.Series("x", values, dtype=pl.String)).to_list() == expected
 
 
 @often
-@given(texts, st.integers(0, 20), st.integers(0, 20))
-def test_a_slice_is_hashed_like_its_own_rows(values: list[str | None], start: int, length: int) -> None:
+@given(strings, st.integers(0, 20), st.integers(0, 20))
+def test_a_slice_has_the_hashes_of_its_rows(values: list[str | None], start: int, length: int) -> None:
     sliced = pl.Series("x", values, dtype=pl.String).slice(start, length)
-    expected = [None if text is None else slow_hash(text) for text in values[start : start + length]]
+    expected = [None if string is None else slow_hash(string) for string in values[start : start + length]]
     assert hash_string(sliced).to_list() == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "hashed"),
+    ("string", "hashed"),
     [
         ("", 0),
         ("a", slow_hash("a")),
@@ -65,11 +65,11 @@ def test_a_slice_is_hashed_like_its_own_rows(values: list[str | None], start: in
         ("😀" * 5, slow_hash("😀" * 5)),
     ],
 )
-def test_lengths_around_a_word(text: str, hashed: int) -> None:
-    assert hash_string(pl.Series([text])).to_list() == [hashed]
+def test_strings_around_the_length_of_a_word_are_hashed(string: str, hashed: int) -> None:
+    assert hash_string(pl.Series([string])).to_list() == [hashed]
 
 
-def test_trailing_zeros_make_another_text() -> None:
+def test_trailing_zero_bytes_change_the_hash() -> None:
     assert hash_string(pl.Series(["", "\0", "a", "a\0", "a" * 8, "a" * 8 + "\0"])).n_unique() == 6
 
 
@@ -81,7 +81,7 @@ def test_the_hash_never_changes() -> None:
     ]
 
 
-def test_chunks_and_categories_and_nothing_are_hashed() -> None:
+def test_chunked_categorical_and_empty_columns_are_hashed() -> None:
     chunked = pl.concat([pl.Series(["a"]), pl.Series(["b", None])], rechunk=False)
     assert hash_string(chunked).to_list() == [slow_hash("a"), slow_hash("b"), None]
     assert hash_string(chunked.cast(pl.Categorical)).to_list() == [slow_hash("a"), slow_hash("b"), None]
@@ -89,7 +89,7 @@ def test_chunks_and_categories_and_nothing_are_hashed() -> None:
     assert hash_string(pl.Series("x", [], dtype=pl.String)).dtype == pl.Int64
 
 
-def test_a_hash_is_an_id() -> None:
+def test_a_hash_is_a_nonnegative_int64() -> None:
     hashed = hash_string(pl.Series([str(number) for number in range(10_000)]))
     assert (hashed >= 0).all()
     assert hashed.n_unique() == 10_000

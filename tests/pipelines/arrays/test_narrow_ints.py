@@ -20,9 +20,9 @@ def sent(frame: pl.DataFrame) -> pa.RecordBatch:
 
 
 @given(chunks)
-def test_every_value_comes_back(parts: list[list[int | None]]) -> None:
+def test_every_value_is_restored(parts: list[list[int | None]]) -> None:
     frames = [
-        pl.DataFrame({"n": part, "text": list(map(str, part))}, schema_overrides={"n": pl.Int64}) for part in parts
+        pl.DataFrame({"n": part, "string": list(map(str, part))}, schema_overrides={"n": pl.Int64}) for part in parts
     ]
     assert widen([sent(frame) for frame in frames]).equals(pl.concat(frames))
 
@@ -34,7 +34,7 @@ def test_times_of_a_day_in_milliseconds_take_four_bytes() -> None:
     assert codes == {"time": (1_700_000_000_000_000, 1_000)}
 
 
-def test_types_that_are_no_64_bit_integers_travel_as_they_are() -> None:
+def test_types_other_than_64_bit_integers_stay_as_they_are() -> None:
     frame = pl.DataFrame(
         {"small": [1, 2], "flag": [True, None], "score": [0.5, None]}, schema_overrides={"small": pl.Int8}
     )

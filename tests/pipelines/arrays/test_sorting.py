@@ -23,7 +23,7 @@ COLUMNS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "huge": (pl.Int64, st.sampled_from([-(2**63), -1, 0, 1, 2**63 - 1])),
     "unsigned": (pl.UInt64, st.sampled_from([0, 1, 2**63, 2**64 - 1])),
     "maybe": (pl.Int64, st.none() | st.integers(-(2**63), 2**63 - 1)),
-    "text": (pl.String, st.none() | st.sampled_from(["", "a", "b", "ab", "é", "😀"])),
+    "string": (pl.String, st.none() | st.sampled_from(["", "a", "b", "ab", "é", "😀"])),
     "float": (pl.Float64, st.none() | st.sampled_from([0.0, -0.0, 1.5, -1.5, math.inf, -math.inf, math.nan])),
     "flag": (pl.Boolean, st.none() | st.booleans()),
 }
@@ -38,7 +38,7 @@ def frames(draw: st.DrawFn) -> pl.DataFrame:
 
 @often
 @given(frames())
-def test_the_order_is_that_of_a_sort_by_all_columns(frame: pl.DataFrame) -> None:
+def test_the_order_equals_a_sort_by_all_columns(frame: pl.DataFrame) -> None:
     order = sort_rows(frame, frame.columns)
     assert sorted(order.permutation.tolist()) == list(range(frame.height))
     assert_frame_equal(frame[order.permutation], frame.sort(frame.columns, nulls_last=False))
@@ -46,13 +46,13 @@ def test_the_order_is_that_of_a_sort_by_all_columns(frame: pl.DataFrame) -> None
 
 @often
 @given(frames())
-def test_only_rows_marked_as_tied_may_equal_a_neighbour(frame: pl.DataFrame) -> None:
+def test_only_rows_marked_as_tied_can_equal_a_neighbor(frame: pl.DataFrame) -> None:
     order = sort_rows(frame, frame.columns)
     rows = frame[order.permutation].rows()
-    for place in range(1, len(rows)):
-        if same(rows[place], rows[place - 1]):
-            assert order.tied[place]
-            assert order.tied[place - 1]
+    for index in range(1, len(rows)):
+        if same(rows[index], rows[index - 1]):
+            assert order.tied[index]
+            assert order.tied[index - 1]
 
 
 def same(row: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
@@ -69,23 +69,23 @@ def test_a_repeated_row_equals_the_one_before_it(frame: pl.DataFrame, random: An
         frame = frame[[random.randrange(frame.height) for _ in range(20)]]
     order = sort_rows(frame, frame.columns)
     rows = frame[order.permutation].rows()
-    expected = [place > 0 and same(rows[place], rows[place - 1]) for place in range(len(rows))]
+    expected = [index > 0 and same(rows[index], rows[index - 1]) for index in range(len(rows))]
     assert repeated_rows(frame, order).tolist() == expected
 
 
-def test_the_order_may_look_at_some_columns_only() -> None:
+def test_rows_can_be_sorted_by_some_columns() -> None:
     frame = pl.DataFrame({"a": [2, 1, 1], "b": ["x", "z", "y"], "c": [1, 2, 3]})
     assert frame[sort_rows(frame, ["a", "b"]).permutation]["c"].to_list() == [3, 2, 1]
 
 
-def test_no_rows_have_an_order() -> None:
+def test_an_empty_frame_has_an_order() -> None:
     frame = pl.DataFrame(schema={"a": pl.Int64})
     order = sort_rows(frame, ["a"])
     assert (len(order.permutation), len(order.tied)) == (0, 0)
     assert len(repeated_rows(frame, order)) == 0
 
 
-def test_distinct_rows_are_repeated_nowhere() -> None:
+def test_distinct_rows_are_never_marked_as_repeated() -> None:
     frame = pl.DataFrame({"a": [1, 2]})
     assert repeated_rows(frame, Order(np.array([0, 1]), np.array([False, False]))).tolist() == [False, False]
 
@@ -102,7 +102,7 @@ def test_distinct_rows_are_repeated_nowhere() -> None:
         ([1_700_000_000_000_001, 1_700_086_400_000_000], 37),
     ],
 )
-def test_codes_keep_the_order_in_as_few_bits_as_it_takes(values: list[int], bits: int) -> None:
+def test_codes_keep_the_order_in_as_few_bits_as_possible(values: list[int], bits: int) -> None:
     codes, needed = compact(np.array(values, dtype=np.int64))
     assert needed == bits
     assert int(codes[0]) == 0
@@ -110,6 +110,6 @@ def test_codes_keep_the_order_in_as_few_bits_as_it_takes(values: list[int], bits
     assert int(codes.max()).bit_length() <= bits
 
 
-def test_ranks_count_distinct_values() -> None:
+def test_the_rank_is_the_number_of_smaller_distinct_values() -> None:
     codes, bits = dense_rank(np.array([2**62, -5, 2**62, 0], dtype=np.int64))
     assert (codes.tolist(), bits) == ([2, 0, 2, 1], 2)
