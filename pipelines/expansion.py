@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longbatch.pipelines.arrays.arrow import gather_slices, int32_array
+from longbatch.schemas.arrow import gather_slices, int32_array
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.ragged import list_offsets, offsets_of

@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from longbatch.pipelines.arrays.arrow import int32_array
 from longbatch.pipelines.arrays.runs import positions_in_run, starts_run, sums_before_in_run
 from longbatch.schemas.accounting import Counts
+from longbatch.schemas.arrow import int32_array
 from longbatch.schemas.ragged import concatenated_ranges, offsets_of
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, requests_schema, target_type, timelines_schema

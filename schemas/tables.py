@@ -24,14 +24,14 @@ FEATURE_TYPES: dict[FeatureType, pa.DataType] = {
 def event_type(spec: BuildSpec) -> pa.StructType:
     """Arrow type of one event of a timeline."""
     features = {name: FEATURE_TYPES[feature.type] for name, feature in spec.history.features.items()}
-    return pa.struct({"item_id": pa.int64(), "event_time": TIMESTAMP, **features})
+    return pa.struct(list({"item_id": pa.int64(), "event_time": TIMESTAMP, **features}.items()))
 
 
 def target_type(spec: BuildSpec) -> pa.StructType:
     """Arrow type of one target of a request: item, target features, labels."""
     features = {name: FEATURE_TYPES[feature.type] for name, feature in spec.requests.target_features.items()}
     labels = {name: FEATURE_TYPES[label.type] for name, label in spec.requests.labels.items()}
-    return pa.struct({"item_id": pa.int64(), **features, **labels})
+    return pa.struct(list({"item_id": pa.int64(), **features, **labels}.items()))
 
 
 def timelines_schema(spec: BuildSpec) -> pa.Schema:

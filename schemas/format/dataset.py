@@ -1,18 +1,21 @@
-"""Opening a dataset: what is in it, its blocks, and one row per request with its history, without a copy."""
+"""Open a dataset: its counts and schemas, its blocks, and a scan with one row per request without copying histories."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.schemas.accounting import Counts
+from longbatch.schemas.arrow import list_column
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, requests_schema, timelines_schema
+from longbatch.schemas.types import ArrowArray
 
 from .disk import check_file
 from .local_files import Files, LocalFiles
@@ -25,7 +28,13 @@ from .snapshot import Snapshot, read_snapshot
 
 @dataclass(frozen=True)
 class Dataset:
-    """A committed snapshot of a dataset. Holds numbers and paths only: it can be pickled and sent anywhere."""
+    """A committed snapshot of a dataset. It contains only numbers and paths, so it can be pickled.
+
+    Attributes:
+        path: Root of the dataset; of a remote dataset the URI as a path, for messages.
+        snapshot: The snapshot.
+        remote: Where a remote dataset is and how it is cached.
+    """
 
     path: Path
     snapshot: Snapshot
@@ -33,17 +42,17 @@ class Dataset:
 
     @property
     def spec(self) -> BuildSpec:
-        """The build spec the dataset was made by."""
+        """The build spec of the dataset."""
         return self.snapshot.spec
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the content, the same wherever the dataset lies."""
+        """Hash of the content, which does not depend on where the dataset is."""
         return self.snapshot.fingerprint
 
     @property
     def counts(self) -> Counts:
-        """Users, requests, targets, events."""
+        """Numbers of users, requests, targets and events."""
         return self.snapshot.counts
 
     @property
@@ -58,9 +67,9 @@ class Dataset:
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns of `scan`: those of requests, with `history` in place of what points to it."""
-        pointing = ("segment", "timeline_row", "history_end")
-        fields = [field for field in self.requests_schema if field.name not in pointing]
+        """Columns of `scan`: those of requests, with `history` instead of the columns that point to it."""
+        pointers = ("segment", "timeline_row", "history_end")
+        fields = [field for field in self.requests_schema if field.name not in pointers]
         return pa.schema([*fields[:-1], pa.field("history", pa.list_view(event_type(self.spec))), fields[-1]])
 
     @property
@@ -69,50 +78,98 @@ class Dataset:
         return self.snapshot.shards
 
     def shard(self, number: int, fields: Fields = ALL_FIELDS, files: Files | None = None) -> ShardReader:
-        """Open the files of one shard, to read all fields of events and targets or those given; `files` reads bytes."""
+        """Open the files of a shard.
+
+        Args:
+            number: Index of the shard.
+            fields: Fields of events and targets to read; by default all.
+            files: Reads the bytes; by default a new reader of local or remote files.
+
+        Returns:
+            A reader of the shard's blocks.
+
+        Raises:
+            DatasetError: A file is missing or was altered.
+        """
         if files is None and self.remote is not None:
             files = self.open_files()
         return ShardReader(self.path, self.shards[number], self.spec, fields, files)
 
     def open_files(self) -> Files:
-        """What reads the bytes of the shards, opened in the process that calls."""
+        """Return a new reader of the shards' bytes, for the process that calls."""
         return LocalFiles(self.path) if self.remote is None else RemoteFiles(self.remote)
 
     def blocks(self) -> Iterator[Block]:
-        """Read all blocks in order, one at a time."""
+        """Read all blocks in order, one at a time.
+
+        Yields:
+            Blocks, each checked.
+        """
         for number, shard in enumerate(self.shards):
             reader = self.shard(number)
             for block in range(len(shard.blocks)):
                 yield reader.block(block)
 
     def scan(self, history_length: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield one record batch per block, one row per request, `history` a list_view into the block's timelines.
+        """Read all requests with their histories.
 
-        Histories of one user overlap in one values buffer: nothing is copied, whatever the history length,
-        which may be anything up to the built one (the default).
+        `history` is a list view into the block's timelines: histories of a user overlap in one values buffer, so
+        nothing is copied, whatever the history length.
+
+        Args:
+            history_length: Newest events of each history, up to the built length, which is the default.
+
+        Yields:
+            One record batch per block, with one row per request.
+
+        Raises:
+            SpecError: The history length is out of range.
+
+        Example:
+            >>> dataset = open_dataset("dataset")  # doctest: +SKIP
+            >>> next(dataset.scan())["history"]  # doctest: +SKIP
         """
         length = check_history_length(self.spec, history_length)
         for block in self.blocks():
             yield _with_history(block, length, self.schema)
 
     def vocabulary(self) -> pa.Table:
-        """All (id, text) pairs of hashed text."""
-        schema = pa.schema({"id": pa.int64(), "string": pa.string()})
+        """Read all (id, string) pairs of hashed strings.
+
+        Returns:
+            A table of ids and strings.
+
+        Raises:
+            DatasetError: A file is missing or not readable.
+        """
+        schema = pa.schema([pa.field("id", pa.int64()), pa.field("string", pa.string())])
         tables = [schema.empty_table()]
         for entry in self.snapshot.vocabulary:
             path = check_file(self.path, entry)
             try:
                 tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all().cast(schema))
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise DatasetError(f"{path} is not the Arrow file that was written: {error}; build it again") from None
+                raise DatasetError(f"{path} is not the Arrow file that was written: {error}. Build it again.") from None
         return pa.concat_tables(tables)
 
 
 def open_dataset(path: str | Path | RemoteRoot, snapshot: int | None = None) -> Dataset:
-    """Open a dataset at its newest snapshot, or at the one given: a folder, a URI, or a URI with a cache of its own.
+    """Open a dataset.
 
-    Raises DatasetError naming the file if there is none, it was altered, or its format is not known; MachineError if
-    a remote store stays away.
+    Args:
+        path: A folder, a URI, or a URI with settings of its cache.
+        snapshot: Number of the snapshot; by default the newest.
+
+    Returns:
+        The dataset. All of its files are there, but their checksums were not computed.
+
+    Raises:
+        DatasetError: There is no such dataset, a file is missing or altered, or the format is unknown; names the file.
+        MachineError: A remote store does not answer.
+
+    Example:
+        >>> open_dataset("dataset").counts.requests  # doctest: +SKIP
+        118364
     """
     if isinstance(path, str) and "://" in path:
         path = RemoteRoot(path)
@@ -127,35 +184,66 @@ def open_dataset(path: str | Path | RemoteRoot, snapshot: int | None = None) -> 
 
 
 def check_history_length(spec: BuildSpec, history_length: int | None) -> int:
-    """Return the history length to read at; raise SpecError unless it is within 0 and the built one."""
+    """Check a history length.
+
+    Args:
+        spec: Build spec of the dataset.
+        history_length: Newest events of each history; None for the built length.
+
+    Returns:
+        The history length to read.
+
+    Raises:
+        SpecError: It is negative or greater than the built length.
+    """
     if history_length is None:
         return spec.history_length
     if not 0 <= history_length <= spec.history_length:
         raise SpecError(
             f"history_length {history_length:,} is not between 0 and {spec.history_length:,}, "
-            "the length the dataset was built for; build it with a larger one"
+            "the history_length of the dataset's spec. Use a smaller one, or build with a larger one."
         )
     return history_length
 
 
 def _with_history(block: Block, length: int, schema: pa.Schema) -> pa.RecordBatch:
-    """Turn timeline_row and history_end into list views: offset and size of each request's slice."""
-    events = block.timelines["events"]
+    """Replace the pointers of requests by list views: offset and size of each request's slice of the events.
+
+    Example:
+        timelines      offsets 0 5 6              two timelines, of 5 events and 1
+        requests       timeline_row 0, history_end 4, length 3
+        list view      offset 1, size 3           from 0 + 4 - 3
+    """
+    events = list_column(block.timelines, "events")
     row, end = block.requests["timeline_row"], block.requests["history_end"]
     sizes = pc.min_element_wise(end, pa.scalar(length, pa.int32()))
     offsets = pc.subtract(pc.add(events.offsets.slice(0, len(events)).take(row), end), sizes)
-    history = pa.ListViewArray.from_arrays(offsets, sizes, events.values, type=schema.field("history").type)
+    # The stubs lack the parameters `sizes` and `type`.
+    make = cast("Callable[..., ArrowArray]", pa.ListViewArray.from_arrays)
+    history = make(offsets, sizes, events.values, type=schema.field("history").type)
     columns = {**{name: block.requests[name] for name in block.requests.schema.names}, "history": history}
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def user_requests(dataset: Dataset, user_id: int) -> pa.Table:
-    """All requests of one user, as `scan` yields them. Raises DatasetError if the user is not in the dataset."""
-    found = [
-        batch.filter(pc.equal(batch["user_id"], user_id))
-        for batch in dataset.scan()
-        if pc.any(pc.equal(batch["user_id"], user_id)).as_py()
-    ]
-    if not found:
-        raise DatasetError(f"user {user_id} is not in {dataset.path}: no request of that user was built")
-    return pa.Table.from_batches(found)
+    """Read all requests of a user.
+
+    Args:
+        dataset: The dataset.
+        user_id: The user; the hash if the log's ids are strings.
+
+    Returns:
+        Rows as `Dataset.scan` yields them.
+
+    Raises:
+        DatasetError: The dataset has no request of the user.
+    """
+    wanted = pa.scalar(user_id, pa.int64())
+    batches = []
+    for batch in dataset.scan():
+        is_user = pc.equal(batch["user_id"], wanted)
+        if pc.any(is_user).as_py():
+            batches.append(batch.filter(is_user))
+    if not batches:
+        raise DatasetError(f"user {user_id} is not in {dataset.path}: the dataset has no request of this user.")
+    return pa.Table.from_batches(batches)

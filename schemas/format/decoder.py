@@ -1,20 +1,22 @@
-"""Blocks of a shard, as they are stored -> as they are meant; see `stored`."""
+"""Decode the blocks of a shard: from the stored columns of `physical_schema` to the tables in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from longbatch.schemas.arrow import list_column
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.ragged import list_offsets
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import TIMESTAMP, event_type, requests_schema, target_type
-from longbatch.schemas.types import Int64Array
+from longbatch.schemas.types import ArrowArray, ArrowField, ArrowListArray, Int64Array
 
-from .back_references import REFERENCE, referred_places, shared_fields
+from .back_references import REFERENCE, referenced_events, shared_fields
 from .byte_planes import (
     TIME_UNITS_US,
     Deltas,
@@ -28,97 +30,138 @@ from .physical_schema import ALL_FIELDS, FIRST_TIME, TIME_UNIT, Fields, StoredCo
 
 
 class Decoder:
-    """Decodes stored blocks of one shard. dictionaries: those of its file; fields: what to decode.
+    """Decodes the blocks of one shard. Errors do not name the file, which the caller adds.
 
-    Raises DatasetError, without a place, where a block is not what an encoder wrote.
+    Args:
+        spec: Build spec.
+        dictionaries: Dictionaries of the shard, from `read_dictionaries`.
+        fields: Fields of events and targets to decode.
     """
 
     def __init__(self, spec: BuildSpec, dictionaries: Mapping[str, Columns], fields: Fields = ALL_FIELDS) -> None:
         self._dictionaries, self._one_log = dictionaries, spec.one_log
-        self._event_fields = fields.of("events", event_type(spec))
-        self._target_fields = fields.of("targets", target_type(spec))
-        asked = {field.name for field in self._target_fields}
-        self._shared = [name for name in ("item_id", *shared_fields(spec)) if name in asked] if spec.one_log else []
-        events = {field.name for field in self._event_fields}.union(self._shared)
-        self._events = _giving(spec, "events", events)
-        self._targets = _giving(spec, "targets", asked | {REFERENCE})
-        self._wanted = events | asked | {REFERENCE}
+        self._event_fields = fields.select("events", event_type(spec))
+        self._target_fields = fields.select("targets", target_type(spec))
+        target_names = {field.name for field in self._target_fields}
+        self._shared = (
+            [name for name in ("item_id", *shared_fields(spec)) if name in target_names] if spec.one_log else []
+        )
+        # A target that refers to an event takes its shared fields from there, so these events' fields are decoded too.
+        event_names = {field.name for field in self._event_fields}.union(self._shared)
+        self._events = _columns_of(spec, "events", event_names)
+        self._targets = _columns_of(spec, "targets", target_names | {REFERENCE})
+        self._wanted = event_names | target_names | {REFERENCE}
         self._own = [name for name in requests_schema(spec).names if name != "targets"]
 
     @property
     def stored_events(self) -> list[str]:
-        """The list columns of timelines that the chosen fields need."""
+        """The list columns of the timelines file that the chosen fields need."""
         return [f"events.{column.name}" for column in self._events]
 
     def timelines(self, stored: pa.RecordBatch) -> tuple[pa.RecordBatch, Columns]:
-        """The logical timelines, and all decoded columns of events, for the targets that refer to them."""
+        """Decode timelines.
+
+        Args:
+            stored: Record batch of the timelines file.
+
+        Returns:
+            The timelines, and the decoded columns of events, which `requests` needs.
+
+        Raises:
+            DatasetError: The batch is not valid.
+        """
         lists, offsets = _common_lists(stored, self.stored_events)
-        columns = self._columns(self._events, lambda name: stored[f"events.{name}"].flatten())
+        columns = self._columns(self._events, lambda name: list_column(stored, f"events.{name}").flatten())
         columns["event_time"] = _times(stored, columns["event_time"], offsets)
         events = make_lists(offsets, _structs(columns, self._event_fields), lists)
         arrays = [stored["user_id"], stored["segment"], events]
         return pa.RecordBatch.from_arrays(arrays, ["user_id", "segment", "events"]), columns
 
     def requests(self, stored: pa.RecordBatch, timelines: pa.RecordBatch, events: Columns) -> pa.RecordBatch:
-        """The logical requests; `timeline_row` and `history_end` must have been checked."""
-        lists, offsets = stored["targets"], list_offsets(stored["targets"])
-        columns = self._columns(self._targets, lists.flatten().field)
+        """Decode requests.
+
+        Args:
+            stored: Record batch of the requests file, whose `timeline_row` and `history_end` were checked.
+            timelines: Decoded timelines.
+            events: Decoded columns of their events.
+
+        Returns:
+            The requests.
+
+        Raises:
+            DatasetError: The batch is not valid.
+        """
+        lists = list_column(stored, "targets")
+        offsets = list_offsets(lists)
+        columns = self._columns(self._targets, cast(pa.StructArray, lists.flatten()).field)
         if self._one_log:
-            ahead = columns[REFERENCE]
-            places = referred_places(stored, list_offsets(timelines["events"]), offsets, ahead)
-            refers = ahead.is_valid()
+            references = columns[REFERENCE]
+            event_offsets = list_offsets(list_column(timelines, "events"))
+            indices = referenced_events(stored, event_offsets, offsets, references)
+            is_reference = references.is_valid()
             for name in self._shared:
-                columns[name] = pc.if_else(refers, events[name].take(places), columns[name])
+                columns[name] = pc.if_else(is_reference, events[name].take(indices), columns[name])
         targets = make_lists(offsets, _structs(columns, self._target_fields), lists)
         return pa.RecordBatch.from_arrays([*(stored[name] for name in self._own), targets], [*self._own, "targets"])
 
-    def _columns(self, stored: Sequence[StoredColumn], values_of: Callable[[str], pa.Array]) -> Columns:
+    def _columns(self, stored: Sequence[StoredColumn], values_of: Callable[[str], ArrowArray]) -> Columns:
         """The wanted fields of all records, (T,) each, from the values of the stored columns."""
         columns: Columns = {}
         for column in stored:
             values = values_of(column.name)
-            values = from_planes(values, column.kind) if has_planes(column.kind) else values
+            values = _assembled(values, column)
             if column.dictionary is None:
                 columns[column.name] = values
                 continue
             entries = self._dictionaries[column.dictionary]
-            _check_places(values, entries, column.dictionary)
-            for name in self._wanted.intersection(column.gives):
-                columns[name] = pc.take(entries[name], values, boundscheck=False)
+            _check_indices(values, entries, column.dictionary)
+            for name in self._wanted.intersection(column.fields):
+                columns[name] = pc.take(entries[name], values, boundscheck=False)  # _check_indices did
         return columns
 
 
-def _giving(spec: BuildSpec, table: TableName, names: set[str]) -> list[StoredColumn]:
-    """The stored columns that give any of these fields."""
-    return [column for column in stored_columns(spec, table) if names.intersection(column.gives)]
+def _assembled(values: ArrowArray, column: StoredColumn) -> ArrowArray:
+    """The values of a stored column, assembled from byte planes where its type has them."""
+    return from_planes(cast(pa.StructArray, values), column.value_type) if has_planes(column.value_type) else values
 
 
-def _structs(columns: Columns, fields: list[pa.Field]) -> pa.StructArray:
+def _columns_of(spec: BuildSpec, table: TableName, names: set[str]) -> list[StoredColumn]:
+    """The stored columns that any of these fields is decoded from."""
+    return [column for column in stored_columns(spec, table) if names.intersection(column.fields)]
+
+
+def _structs(columns: Columns, fields: list[ArrowField]) -> pa.StructArray:
     return pa.StructArray.from_arrays([columns[field.name] for field in fields], fields=fields)
 
 
-def _times(stored: pa.RecordBatch, steps: pa.Array, offsets: Int64Array) -> pa.Array:
-    units = stored[TIME_UNIT].unique().to_pylist()
-    if len(units) > 1 or not set(units) <= set(TIME_UNITS_US) or stored[FIRST_TIME].null_count:
-        raise DatasetError(f"{TIME_UNIT} is {units}, and must be one of {TIME_UNITS_US}; or {FIRST_TIME} is null")
+def _times(stored: pa.RecordBatch, steps: ArrowArray, offsets: Int64Array) -> ArrowArray:
+    # The unit is the same for all timelines of a block, stored in every row.
+    units = cast("list[int]", stored[TIME_UNIT].unique().to_pylist())
+    if len(units) > 1 or not set(units) <= set(TIME_UNITS_US):
+        raise DatasetError(f"{TIME_UNIT} is {units}, but must be one of {TIME_UNITS_US}")
+    if stored[FIRST_TIME].null_count:
+        raise DatasetError(f"{FIRST_TIME} has nulls but must have none")
     first = stored[FIRST_TIME].view(pa.int64()).to_numpy()
     return from_deltas(Deltas(first, units[0] if units else 1, steps), offsets, TIMESTAMP)
 
 
-def _check_places(places: pa.Array, entries: Columns, name: str) -> None:
-    bounds, count = pc.min_max(places), len(next(iter(entries.values())))
+def _check_indices(indices: ArrowArray, entries: Columns, name: str) -> None:
+    bounds, count = pc.min_max(indices), len(next(iter(entries.values())))
     if bounds["min"].is_valid and not 0 <= bounds["min"].as_py() <= bounds["max"].as_py() < count:
         raise DatasetError(
-            f"a place in the dictionary {name!r} is outside its {count} entries: "
+            f"an index into the dictionary {name!r} is outside its {count} entries: "
             f"{bounds['min'].as_py()} to {bounds['max'].as_py()}"
         )
 
 
-def _common_lists(stored: pa.RecordBatch, names: Sequence[str]) -> tuple[pa.ListArray, Int64Array]:
-    """The offsets that all list columns have. Raises DatasetError if they differ."""
-    first = stored[names[0]]
+def _common_lists(stored: pa.RecordBatch, names: Sequence[str]) -> tuple[ArrowListArray, Int64Array]:
+    """The first of the list columns, and the offsets that all of them must have."""
+    first = list_column(stored, names[0])
     offsets = list_offsets(first)
     for name in names[1:]:
-        if not np.array_equal(list_offsets(stored[name]), offsets) or stored[name].null_count != first.null_count:
+        if (
+            not np.array_equal(list_offsets(list_column(stored, name)), offsets)
+            or stored[name].null_count != first.null_count
+        ):
             raise DatasetError(f"the lists of {names[0]!r} and {name!r} differ in length")
     return first, offsets

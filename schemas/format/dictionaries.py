@@ -1,80 +1,99 @@
-"""The dictionaries of a shard: values that many events and targets share, each held once, and places in them.
+"""The dictionaries of a shard: values that many events and targets share, stored once and referred to by index.
 
-Which columns have one follows from the spec alone: ids that are hashed text, and text, whose bytes are as good as random
-and do not compress; and the item with the features that the spec's [items] declares to be the item's own. An entry
-of `items` is a distinct combination, so features that do vary within an item cost bytes and lose nothing.
+The spec alone decides which columns have a dictionary: hashed ids and strings, whose bytes look random and do not
+compress, and the item with the features that [items] declares to belong to it. An entry of `items` is a distinct
+combination of values, so a feature that does vary within an item costs bytes but loses nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from longbatch.schemas.arrow import int32_array, int64_array, list_column
 from longbatch.schemas.errors import DataError, DatasetError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import event_type, target_type
-from longbatch.schemas.types import Int64Array
+from longbatch.schemas.types import ArrowArray, ArrowField, Int64Array
 
 from .byte_planes import from_planes, has_planes, plane_type, to_planes
 
 TableName = Literal["events", "targets"]
-Columns = dict[str, pa.Array]
+Columns = dict[str, ArrowArray]
 INDEX = pa.int32()
-MAX_STRING_BYTES = (1 << 31) - 1
-ITEM = "#item"  # the stored column of places in `items`; no feature can have its name
+MAX_STRING_BYTES = (1 << 31) - 1  # 32-bit offsets of an Arrow string array reach no further
+ITEM = "#item"  # stored column of indices into `items`; features cannot have this name
 
 
 @dataclass(frozen=True)
 class Dictionary:
-    """A dictionary of the spec. column: the stored column of places in it; fields: the columns of its entries.
+    """A dictionary.
 
-    tables: which of events and targets point into it.
+    Attributes:
+        name: Its name.
+        column: Stored column of indices into it.
+        fields: Columns of its entries.
+        tables: Tables that refer to it: events, targets or both.
     """
 
     name: str
     column: str
-    fields: tuple[pa.Field, ...]
+    fields: tuple[ArrowField, ...]
     tables: tuple[TableName, ...]
 
 
 def dictionaries_of(spec: BuildSpec) -> tuple[Dictionary, ...]:
-    """The dictionaries of a spec's shards, in the order of their columns; none if it stores plainly."""
+    """List the dictionaries of a spec's shards.
+
+    Args:
+        spec: Build spec.
+
+    Returns:
+        Dictionaries in the order of their columns; none with the plain encoding.
+    """
     if not spec.is_compact:
         return ()
-    kinds: dict[TableName, pa.StructType] = {"events": event_type(spec), "targets": target_type(spec)}
-    items = _items(spec, kinds)
-    found = [items] if items.tables else []
+    types: dict[TableName, pa.StructType] = {"events": event_type(spec), "targets": target_type(spec)}
+    items = _items(spec, types)
+    dictionaries = [items] if items.tables else []
     features = {"events": spec.history.features, "targets": spec.requests.target_features}
-    for table, kind in kinds.items():
+    for table, table_type in types.items():
         taken = {field.name for field in items.fields} if table in items.tables else set()
-        found += [
-            Dictionary(f"{table}.{name}", name, (kind.field(name),), (table,))
+        dictionaries += [
+            Dictionary(f"{table}.{name}", name, (table_type.field(name),), (table,))
             for name, feature in features[table].items()
             if feature.type in ("string", "id") and name not in taken
         ]
-    return tuple(found)
+    return tuple(dictionaries)
 
 
-def _items(spec: BuildSpec, kinds: Mapping[TableName, pa.StructType]) -> Dictionary:
-    """The item and its own features; for targets too if they have the same features, with the same types."""
-    own = tuple(kinds["events"].field(name) for name in spec.items.features)
+def _items(spec: BuildSpec, types: Mapping[TableName, pa.StructType]) -> Dictionary:
+    """The item with its own features; targets use it too if they have these features with the same types."""
+    own = tuple(types["events"].field(name) for name in spec.items.features)
     ids: dict[TableName, str] = {"events": spec.history.item_id.type, "targets": spec.requests.item_id.type}
     tables = tuple(
         table
-        for table, kind in kinds.items()
+        for table, table_type in types.items()
         if (own or ids[table] == "string")
-        and all(kind.get_field_index(f.name) >= 0 and kind.field(f.name) == f for f in own)
+        and all(table_type.get_field_index(f.name) >= 0 and table_type.field(f.name) == f for f in own)
     )
-    return Dictionary("items", ITEM, (kinds["events"].field("item_id"), *own), tables)
+    return Dictionary("items", ITEM, (types["events"].field("item_id"), *own), tables)
 
 
 def dictionaries_schema(spec: BuildSpec) -> pa.Schema:
-    """Columns of a shard's dictionaries file: one list for each column of each dictionary, in one row."""
+    """Return the columns of a shard's dictionaries file, which has one row with a list for each dictionary column.
+
+    Args:
+        spec: Build spec.
+
+    Returns:
+        The Arrow schema, without columns if there are no dictionaries.
+    """
     return pa.schema(
         {
             _stored_name(dictionary, field): pa.list_(plane_type(field.type) if has_planes(field.type) else field.type)
@@ -84,59 +103,81 @@ def dictionaries_schema(spec: BuildSpec) -> pa.Schema:
     )
 
 
-def _stored_name(dictionary: Dictionary, field: pa.Field) -> str:
+def _stored_name(dictionary: Dictionary, field: ArrowField) -> str:
     return f"items.{field.name}" if dictionary.name == "items" else dictionary.name
 
 
-def build_dictionary(dictionary: Dictionary, tables: Sequence[Columns]) -> tuple[Columns, list[pa.Array]]:
-    """The distinct entries of some tables' columns, by their values, and each table's places in them, (N,) int32.
+def build_dictionary(dictionary: Dictionary, tables: Sequence[Columns]) -> tuple[Columns, list[ArrowArray]]:
+    """Collect the distinct entries of several tables, and replace rows by indices into them.
 
-    A row whose first column is null has a null place.
+    Args:
+        dictionary: The dictionary.
+        tables: Columns of each table, (N,) each.
+
+    Returns:
+        The entries, sorted by value, and for each table the index of each row's entry, (N,) int32. A row whose first
+        column is null has a null index.
+
+    Raises:
+        DataError: The strings are too large for an Arrow column.
+
+    Example:
+        rows       b  a  b  -       the last one is null
+        numbers    0  1  0  2       in order of appearance, see `_number_rows`
+        entries    a  b             sorted
+        indices    1  0  1  -
     """
     columns = [_joined([table[field.name] for table in tables]) for field in dictionary.fields]
-    entry, entries = _number(columns)
-    known = columns[0].is_valid().to_numpy(False)
-    first = np.full(entries, -1, dtype=np.int64)
-    rows = np.flatnonzero(known)[::-1]
-    first[entry[rows]] = rows
-    first = first[first >= 0]
-    order = _sort([column.take(pa.array(first)) for column in columns])
-    place = np.zeros(entries, dtype=np.int32)
-    place[entry[first[order]]] = np.arange(len(order))
-    places = pa.array(place[entry], mask=~known)
+    numbers, count = _number_rows(columns)
+    is_valid = columns[0].is_valid().to_numpy(False)
+    # The first row of each number: written in reverse order, so that the earliest row is written last and stays.
+    first_rows = np.full(count, -1, dtype=np.int64)
+    rows = np.flatnonzero(is_valid)[::-1]
+    first_rows[numbers[rows]] = rows
+    first_rows = first_rows[first_rows >= 0]
+    order = _sort([column.take(int64_array(first_rows)) for column in columns])
+    # Sorting makes the file independent of the order of the rows, and item ids compress well as differences.
+    index_of_number = np.zeros(count, dtype=np.int32)
+    index_of_number[numbers[first_rows[order]]] = np.arange(len(order))
+    indices: ArrowArray = pa.array(index_of_number[numbers], mask=~is_valid)
     sizes = [len(table[dictionary.fields[0].name]) for table in tables]
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
-    chosen = pa.array(first[order])
+    entry_rows = int64_array(first_rows[order])
     values = {
-        field.name: _narrowed(column.take(chosen), field, dictionary)
+        field.name: _narrowed(column.take(entry_rows), field, dictionary)
         for field, column in zip(dictionary.fields, columns, strict=True)
     }
-    return values, [places.slice(start, size) for start, size in zip(starts, sizes, strict=True)]
+    return values, [indices.slice(start, size) for start, size in zip(starts, sizes, strict=True)]
 
 
-def _joined(parts: Sequence[pa.Array]) -> pa.Array:
-    """The arrays one after another; text in 64-bit offsets where 32 bits do not reach."""
+def _joined(parts: Sequence[ArrowArray]) -> ArrowArray:
+    """Concatenate arrays; strings get 64-bit offsets where 32 bits do not suffice."""
     if pa.types.is_string(parts[0].type) and sum(part.nbytes for part in parts) > MAX_STRING_BYTES:
         parts = [part.cast(pa.large_string()) for part in parts]
     return pa.concat_arrays(parts)
 
 
-def _narrowed(values: pa.Array, field: pa.Field, dictionary: Dictionary) -> pa.Array:
-    """The values in the field's own type. Raises DataError for text that no Arrow string column holds."""
+def _narrowed(values: ArrowArray, field: ArrowField, dictionary: Dictionary) -> ArrowArray:
+    """Cast large strings back to the field's own type; raise DataError if they do not fit."""
     if values.type == field.type:
         return values
     if values.nbytes > MAX_STRING_BYTES:
         raise DataError(
-            f"the distinct texts of {dictionary.name}.{field.name} in one bucket of users take {values.nbytes:,} bytes, and a "
-            f'dictionary holds {MAX_STRING_BYTES:,}; store it with encoding = "plain", or leave the feature out'
+            f"the distinct strings of {dictionary.name}.{field.name} in one user bucket take {values.nbytes:,} bytes, but a "
+            f'dictionary is limited to {MAX_STRING_BYTES:,}. Set encoding = "plain" in the spec, or remove the feature.'
         )
     return values.cast(field.type)
 
 
-def _number(columns: Sequence[pa.Array]) -> tuple[Int64Array, int]:
-    """Number rows, (N,), from 0, equal rows alike, nulls equal; and how many numbers there are.
+def _number_rows(columns: Sequence[ArrowArray]) -> tuple[Int64Array, int]:
+    """Number rows from 0, the same number for equal rows (nulls are equal): (N,), and the count of numbers.
 
-    A column that is a function of those before it, as an author is of an item, changes no number and is not hashed with them.
+    A column that is a function of the columns before it, as an author is of an item, splits no number. It is detected
+    and skipped, which is several times faster than hashing all columns together.
+
+    Example:
+        items      a  b  a  b       numbers 0 1 0 1
+        prices     5  5  5  6       not a function of the item: the numbers become 0 1 0 2
     """
     numbers, count = np.zeros(len(columns[0]), dtype=np.int64), 1
     for column in columns:
@@ -148,50 +189,70 @@ def _number(columns: Sequence[pa.Array]) -> tuple[Int64Array, int]:
     return numbers, count
 
 
-def _codes(column: pa.Array) -> tuple[Int64Array, int]:
-    """Number the values of a column, (N,), from 0; and how many there are."""
-    if pa.types.is_floating(column.type):  # by their bits: 0.0 is not -0.0, and any NaN equals itself
+def _codes(column: ArrowArray) -> tuple[Int64Array, int]:
+    """Number the values of a column from 0: (N,), and the count of distinct values."""
+    if pa.types.is_floating(column.type):  # compare bits: 0.0 is not -0.0, and NaN equals itself
         column = column.view(pa.int32() if column.type.bit_width == 32 else pa.int64())
     encoded = column.dictionary_encode(null_encoding="encode")
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), len(encoded.dictionary)
 
 
-def _sort(columns: Sequence[pa.Array]) -> Int64Array:
+def _sort(columns: Sequence[ArrowArray]) -> Int64Array:
     names = [str(number) for number in range(len(columns))]
     order = pc.sort_indices(pa.table(list(columns), names), sort_keys=[(name, "ascending") for name in names])
     return np.asarray(order.to_numpy(), dtype=np.int64)
 
 
 def dictionaries_batch(spec: BuildSpec, built: Mapping[str, Columns]) -> pa.RecordBatch:
-    """The one row of a shard's dictionaries file; the first column of `items`, ascending, as distances."""
-    schema, arrays = dictionaries_schema(spec), []
+    """Make the one row of a shard's dictionaries file.
+
+    Args:
+        spec: Build spec.
+        built: Entries by dictionary, from `build_dictionary`.
+
+    Returns:
+        A record batch of `dictionaries_schema`. Sorted ids are stored as differences.
+    """
+    schema = dictionaries_schema(spec)
+    arrays: list[ArrowArray] = []
     for dictionary in dictionaries_of(spec):
         for field in dictionary.fields:
             values = built[dictionary.name][field.name]
-            if _ascends(dictionary, field):
-                values = pa.array(np.diff(values.to_numpy(), prepend=np.int64(0)))
+            if _is_sorted_ids(dictionary, field):
+                values = int64_array(np.diff(values.to_numpy(), prepend=np.int64(0)))
             stored = to_planes(values) if has_planes(field.type) else values
-            arrays.append(pa.ListArray.from_arrays(pa.array([0, len(stored)], pa.int32()), stored))
+            arrays.append(pa.ListArray.from_arrays(int32_array(np.array([0, len(stored)])), stored))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _ascends(dictionary: Dictionary, field: pa.Field) -> bool:
+def _is_sorted_ids(dictionary: Dictionary, field: ArrowField) -> bool:
     return field is dictionary.fields[0] and bool(pa.types.is_int64(field.type))
 
 
 def read_dictionaries(spec: BuildSpec, batch: pa.RecordBatch) -> dict[str, Columns]:
-    """Dictionary -> column -> values, from the one row of the file. Raises DatasetError if it is not one row."""
+    """Decode the one row of a dictionaries file.
+
+    Args:
+        spec: Build spec.
+        batch: Record batch of `dictionaries_schema`.
+
+    Returns:
+        Entries: dictionary -> column -> values.
+
+    Raises:
+        DatasetError: There is not exactly one row, or the columns of a dictionary differ in length.
+    """
     if batch.num_rows != 1 or any(column.null_count for column in batch.columns):
-        raise DatasetError(f"it holds {batch.num_rows} rows, some of them null perhaps, where one was written")
-    found: dict[str, Columns] = {}
+        raise DatasetError(f"it has {batch.num_rows} rows or nulls instead of 1 row without nulls")
+    dictionaries: dict[str, Columns] = {}
     for dictionary in dictionaries_of(spec):
-        found[dictionary.name] = {}
+        columns = dictionaries[dictionary.name] = {}
         for field in dictionary.fields:
-            stored = batch[_stored_name(dictionary, field)].flatten()
-            values = from_planes(stored, field.type) if has_planes(field.type) else stored
-            if _ascends(dictionary, field):
-                values = pa.array(np.cumsum(values.to_numpy(zero_copy_only=False)))
-            found[dictionary.name][field.name] = values
-        if len({len(values) for values in found[dictionary.name].values()}) > 1:
+            stored = list_column(batch, _stored_name(dictionary, field)).flatten()
+            values = from_planes(cast(pa.StructArray, stored), field.type) if has_planes(field.type) else stored
+            if _is_sorted_ids(dictionary, field):
+                values = int64_array(np.cumsum(values.to_numpy(zero_copy_only=False)))
+            columns[field.name] = values
+        if len({len(values) for values in columns.values()}) > 1:
             raise DatasetError(f"the columns of its dictionary {dictionary.name!r} differ in length")
-    return found
+    return dictionaries

@@ -1,19 +1,21 @@
-"""Blocks of a shard, as they are meant -> as they are stored; see `stored`."""
+"""Encode the blocks of a shard: from the tables in memory to the stored columns of `physical_schema`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from longbatch.schemas.arrow import int32_array, int64_array, list_column
 from longbatch.schemas.ragged import list_offsets
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import TIMESTAMP
-from longbatch.schemas.types import Int64Array
+from longbatch.schemas.types import ArrowArray, ArrowListArray, Int64Array
 
 from .back_references import REFERENCE, find_references, shared_fields
 from .byte_planes import has_planes, make_lists, to_deltas, to_planes
@@ -31,17 +33,26 @@ TABLES: tuple[TableName, ...] = ("events", "targets")
 
 @dataclass
 class _Records:
-    """The events, or the targets, of one block while they are encoded."""
+    """The events or the targets of one block while they are encoded."""
 
-    lists: pa.ListArray
+    lists: ArrowListArray
     offsets: Int64Array
     columns: Columns
 
 
 def encode_blocks(spec: BuildSpec, blocks: Iterable[Batches]) -> tuple[pa.RecordBatch | None, Iterator[Batches]]:
-    """Encode a shard's blocks: the dictionaries' one row, None where the spec has none, and the stored blocks.
+    """Encode the blocks of a shard.
 
-    With dictionaries all blocks are held, for they must be known before the first block can be stored.
+    Args:
+        spec: Build spec.
+        blocks: Timelines and requests of each block.
+
+    Returns:
+        The one row of the dictionaries file, or None without dictionaries, and the encoded blocks. With dictionaries
+        all blocks are kept in memory, because the entries must be known before the first block can be encoded.
+
+    Raises:
+        DataError: A dictionary is too large.
     """
     if not spec.is_compact:
         return None, iter(blocks)
@@ -55,42 +66,44 @@ def encode_blocks(spec: BuildSpec, blocks: Iterable[Batches]) -> tuple[pa.Record
     shared = shared_fields(spec) if spec.one_log else None
     if not dictionaries_of(spec):
         return None, (store(block, *_split(block, shared)) for block in blocks)
-    held = list(blocks)
-    records = [_split(block, shared) for block in held]
-    batch = _replace_by_places(spec, records) if held else None
-    return batch, (store(block, *parts) for block, parts in zip(held, records, strict=True))
+    all_blocks = list(blocks)
+    records = [_split(block, shared) for block in all_blocks]
+    batch = _replace_by_indices(spec, records) if all_blocks else None
+    return batch, (store(block, *parts) for block, parts in zip(all_blocks, records, strict=True))
 
 
 def _split(block: Batches, shared: Sequence[str] | None) -> tuple[_Records, _Records]:
-    """Take events and targets apart into columns; where targets refer to an event, what both have is null."""
+    """Split events and targets into columns; the fields that a target shares with its referenced event become null."""
     timelines, requests = block
-    events, targets = _records(timelines["events"]), _records(requests["targets"])
+    events, targets = _records(list_column(timelines, "events")), _records(list_column(requests, "targets"))
     if shared is not None:
-        ahead = find_references(requests, events.columns, events.offsets, targets.columns, targets.offsets, shared)
-        own = ahead.is_null()
+        references = find_references(requests, events.columns, events.offsets, targets.columns, targets.offsets, shared)
+        has_values = references.is_null()
         for name in ("item_id", *shared):
             column = targets.columns[name]
-            targets.columns[name] = pc.if_else(own, column, pa.scalar(None, column.type))
-        targets.columns[REFERENCE] = ahead
+            targets.columns[name] = pc.if_else(has_values, column, pa.scalar(None, column.type))
+        targets.columns[REFERENCE] = references
     return events, targets
 
 
-def _records(lists: pa.ListArray) -> _Records:
-    values = lists.flatten()
-    return _Records(lists, list_offsets(lists), dict(zip(values.type.names, values.flatten(), strict=True)))
+def _records(lists: ArrowListArray) -> _Records:
+    structs = cast(pa.StructArray, lists.flatten())
+    # `flatten` of a struct array also applies the nulls of the structs to their fields.
+    columns = dict(zip(structs.type.names, structs.flatten(), strict=True))
+    return _Records(lists, list_offsets(lists), columns)
 
 
-def _replace_by_places(spec: BuildSpec, records: Sequence[tuple[_Records, _Records]]) -> pa.RecordBatch:
-    """Build the dictionaries over all blocks, and put places in them for what they hold."""
+def _replace_by_indices(spec: BuildSpec, records: Sequence[tuple[_Records, _Records]]) -> pa.RecordBatch:
+    """Build the dictionaries over all blocks, and replace their columns by indices."""
     built = {}
     for dictionary in dictionaries_of(spec):
         pairs = (zip(TABLES, pair, strict=True) for pair in records)
         parts = [part for pair in pairs for table, part in pair if table in dictionary.tables]
-        built[dictionary.name], places = build_dictionary(dictionary, [part.columns for part in parts])
-        for part, places_of in zip(parts, places, strict=True):
+        built[dictionary.name], indices = build_dictionary(dictionary, [part.columns for part in parts])
+        for part, indices_of_part in zip(parts, indices, strict=True):
             for entry in dictionary.fields:
                 del part.columns[entry.name]
-            part.columns[dictionary.column] = places_of
+            part.columns[dictionary.column] = indices_of_part
     return dictionaries_batch(spec, built)
 
 
@@ -106,10 +119,10 @@ def _store(
     timelines, requests = block
     deltas = to_deltas(events.columns["event_time"], events.offsets)
     events.columns["event_time"] = deltas.steps
-    first = pa.array(deltas.first).view(TIMESTAMP)
-    unit = pa.array(np.full(timelines.num_rows, deltas.unit_us, dtype=np.int32))
+    first = int64_array(deltas.first).view(TIMESTAMP)
+    unit = int32_array(np.full(timelines.num_rows, deltas.unit_us))
     lists = [make_lists(events.offsets, values, events.lists) for values in _values(event_columns, events)]
-    shown = pa.StructArray.from_arrays(
+    target_structs = pa.StructArray.from_arrays(
         _values(target_columns, targets), fields=list(requests_schema.field("targets").type.value_type)
     )
     own = [requests[name] for name in requests_schema.names if name != "targets"]
@@ -117,10 +130,13 @@ def _store(
         pa.RecordBatch.from_arrays(
             [timelines["user_id"], timelines["segment"], first, unit, *lists], schema=timelines_schema
         ),
-        pa.RecordBatch.from_arrays([*own, make_lists(targets.offsets, shown, targets.lists)], schema=requests_schema),
+        pa.RecordBatch.from_arrays(
+            [*own, make_lists(targets.offsets, target_structs, targets.lists)], schema=requests_schema
+        ),
     )
 
 
-def _values(columns: Sequence[StoredColumn], records: _Records) -> list[pa.Array]:
-    held = ((records.columns[column.name], column.kind) for column in columns)
-    return [to_planes(values) if has_planes(kind) else values for values, kind in held]
+def _values(columns: Sequence[StoredColumn], records: _Records) -> list[ArrowArray]:
+    """The stored values of columns, in byte planes where the type has them."""
+    pairs = ((records.columns[column.name], column.value_type) for column in columns)
+    return [to_planes(values) if has_planes(value_type) else values for values, value_type in pairs]

@@ -16,9 +16,11 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import numpy as np
 import pyarrow as pa
 
+from longbatch.schemas.arrow import int32_array
 from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.ragged import list_offsets, offsets_of
 from longbatch.schemas.tables import TIMESTAMP
-from longbatch.schemas.types import ArrowArray
+from longbatch.schemas.types import ArrowArray, ArrowListArray
 
 BlockTable = Literal["timelines", "requests"]
 CountName = Literal["segments", "events", "requests", "targets", "history_events"]
@@ -241,14 +243,14 @@ def shards_table(shards: Sequence[ShardEntry]) -> pa.Table:
     block_columns = [
         pa.array([getattr(block, name) for block in blocks], type_) for name, type_ in BLOCK_FIELDS.items()
     ]
-    offsets = np.cumsum([0, *(len(shard.blocks) for shard in shards)], dtype=np.int32)
+    offsets = offsets_of(np.array([len(shard.blocks) for shard in shards], dtype=np.int64))
     structs = pa.StructArray.from_arrays(block_columns, fields=list(SHARDS_SCHEMA.field("blocks").type.value_type))
     columns: list[ArrowArray] = []
     for field in SHARDS_SCHEMA:
         if field.name in SHARD_TABLES:
             columns.append(_file_column([getattr(shard, field.name) for shard in shards]))
         elif field.name == "blocks":
-            columns.append(pa.ListArray.from_arrays(pa.array(offsets), structs))
+            columns.append(pa.ListArray.from_arrays(int32_array(offsets), structs))
         else:
             columns.append(pa.array([getattr(shard, field.name) for shard in shards], field.type))
     return pa.Table.from_arrays(columns, schema=SHARDS_SCHEMA)
@@ -256,7 +258,7 @@ def shards_table(shards: Sequence[ShardEntry]) -> pa.Table:
 
 def _file_column(entries: Sequence[FileEntry | None]) -> ArrowArray:
     values = [None if entry is None else entry.as_dict() for entry in entries]
-    return pa.array(values, SHARDS_SCHEMA.field("timelines").type)
+    return cast(ArrowArray, pa.array(values, SHARDS_SCHEMA.field("timelines").type))
 
 
 def read_shards_table(table: pa.Table, path: str) -> tuple[ShardEntry, ...]:
@@ -277,13 +279,13 @@ def read_shards_table(table: pa.Table, path: str) -> tuple[ShardEntry, ...]:
             f"{path}: its columns are not those of a shards table. Restore the snapshot or build the dataset again."
         )
     columns = {name: table[name].combine_chunks() for name in table.schema.names}
-    lists = cast("pa.ListArray[Any]", columns["blocks"])
+    lists = cast(ArrowListArray, columns["blocks"])
     structs = cast(pa.StructArray, lists.flatten())
     block_columns = {name: structs.field(number) for number, name in enumerate(BLOCK_FIELDS)}
     optional = columns.pop("dictionaries")
     _check_no_nulls({**columns, **{f"blocks.{name}": values for name, values in block_columns.items()}}, path)
     blocks = list(map(BlockEntry, *(values.to_pylist() for values in block_columns.values())))
-    bounds = np.cumsum([0, *lists.value_lengths().to_pylist()]).tolist()
+    bounds = list_offsets(lists).tolist()
     values: dict[str, list[Any]] = {
         **{name: column.to_pylist() for name, column in columns.items() if name not in (*BLOCK_TABLES, "blocks")},
         **{table_name: _files(columns[table_name], path) for table_name in BLOCK_TABLES},

@@ -1,9 +1,11 @@
-"""Datasets by URI: blocks streamed through a bounded local cache that processes share, checked when they arrive.
+"""Read datasets by URI: blocks are streamed through a bounded local cache that processes share.
 
-The snapshots of a dataset are small and are copied into the cache when it is opened. Of its shards only the listed ranges are fetched,
-each into a file of its own, which appears under its name whole or not at all: it is written without a name and linked when its
-checksum is right, so a killed process leaves nothing behind. The oldest files go when the cache is over its limit; a mapped file
-stays readable when it goes. A file of the cache is checked again by the process that maps it.
+Snapshots are small and are copied into the cache when the dataset is opened. Of the shards only the listed byte ranges
+are fetched, each into a file of its own. A range is checked when it arrives and again by every process that maps it.
+
+A cached file appears complete or not at all: it is written as an unnamed temporary file and linked at the end, so a
+killed process leaves nothing behind. When the cache is over its limit, the files used longest ago are evicted; on
+Linux a file that is mapped stays readable.
 """
 
 from __future__ import annotations
@@ -36,10 +38,13 @@ DEFAULT_LIMIT_BYTES = 16 << 30
 
 @dataclass(frozen=True)
 class RemoteRoot:
-    """A dataset's URI, such as `s3://bucket/dataset?region=...`, and where to keep what is fetched: numbers and paths only.
+    """Where a remote dataset is, and how it is cached.
 
-    cache: a folder; by default `longbatch-<user>` in the machine's folder for temporary files.  limit_bytes: its bound.
-    attempts: how often a read is tried, with waits that double in between.
+    Attributes:
+        uri: URI of the dataset, such as `s3://bucket/dataset?region=...`.
+        cache: Folder of the cache; by default `longbatch-<user>` in the system's folder for temporary files.
+        limit_bytes: Size limit of the cache.
+        attempts: Number of attempts of a read, with exponential backoff.
     """
 
     uri: str
@@ -49,31 +54,43 @@ class RemoteRoot:
 
     @property
     def folder(self) -> Path:
-        """This dataset's part of the cache; no two URIs share one."""
+        """Folder of this dataset in the cache; every URI has its own."""
         base = self.cache or Path(tempfile.gettempdir()) / f"longbatch-{os.getuid()}"
         return base / hashlib.sha256(self.uri.encode()).hexdigest()[:24]
 
     def mirror(self) -> Path:
-        """Copy the snapshots into the cache and return the folder, which `read_snapshot` then reads."""
+        """Copy the snapshots into the cache.
+
+        Returns:
+            The folder in the cache, a root for `read_snapshot`.
+
+        Raises:
+            DatasetError: The URI is not valid.
+            MachineError: The store does not answer, or the disk of the cache is full.
+        """
         store, root = _connect(self)
         target = self.folder / "snapshots"
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         selector = fs.FileSelector(f"{root}/snapshots")
-        listed = _patiently(self, "snapshots", lambda: store.get_file_info(selector))
+        infos = _with_retries(self, "snapshots", lambda: store.get_file_info(selector))
         names = {
-            info.base_name for info in listed if info.type == fs.FileType.File and not info.base_name.startswith(".")
+            info.base_name for info in infos if info.type == fs.FileType.File and not info.base_name.startswith(".")
         }
         for name in sorted(names):
             if name.endswith(".json") or not (target / name).exists():
-                data = _patiently(self, name, lambda: _read(store, f"{root}/snapshots/{name}"))  # noqa: B023
-                _place(target / name, data)
-        for gone in {path.name for path in target.iterdir()} - names:
-            (target / gone).unlink(missing_ok=True)
+                data = _with_retries(self, name, lambda: _read(store, f"{root}/snapshots/{name}"))  # noqa: B023
+                _write_atomically(target / name, data)
+        for removed in {path.name for path in target.iterdir()} - names:
+            (target / removed).unlink(missing_ok=True)
         return self.folder
 
 
 class RemoteFiles:
-    """Reads listed ranges of a remote dataset; opened where it is used, never pickled."""
+    """Reads listed ranges of a remote dataset. Open it in the process that reads; it cannot be pickled.
+
+    Args:
+        remote: The dataset and its cache.
+    """
 
     def __init__(self, remote: RemoteRoot) -> None:
         self._remote, self._folder = remote, remote.folder / "ranges"
@@ -96,13 +113,13 @@ class RemoteFiles:
         name = hashlib.sha256(f"{path} {offset} {size} {crc32}".encode()).hexdigest()[:32]
         local = self._folder / name
         with suppress(OSError, DatasetError, pa.ArrowException):
-            kept = pa.memory_map(str(local)).read_buffer()
-            check_crc32(kept, crc32, where)
-            os.utime(local)  # the oldest use goes first
-            return kept
+            cached = pa.memory_map(str(local)).read_buffer()
+            check_crc32(cached, crc32, where)
+            os.utime(local)  # eviction is by time of last use
+            return cached
         data = self._read(path, offset, size)
         check_crc32(data, crc32, where)
-        _place(local, data)
+        _write_atomically(local, data)
         self._evict(keep=local)
         return data
 
@@ -112,13 +129,13 @@ class RemoteFiles:
             with store.open_input_file(f"{root}/{path}") as file:
                 data = file.read_at(size, offset) if size else b""
             if len(data) != size:
-                raise OSError(f"{len(data):,} bytes came of {size:,}")
+                raise OSError(f"the store returned {len(data):,} of {size:,} bytes")
             return pa.py_buffer(data)
 
-        return _patiently(self._remote, path, read)
+        return _with_retries(self._remote, path, read)
 
     def _evict(self, keep: Path) -> None:
-        """Remove the files used longest ago until the cache is within its limit."""
+        """Evict the files used longest ago until the cache is within its limit."""
         entries = []
         for entry in os.scandir(self._folder):
             with suppress(FileNotFoundError):
@@ -137,7 +154,7 @@ def _connect(remote: RemoteRoot) -> tuple[Any, str]:
     try:
         store, root = fs.FileSystem.from_uri(remote.uri)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DatasetError(f"{remote.uri} is not a place that can be read: {error}; check the URI") from None
+        raise DatasetError(f"{remote.uri} is not a readable URI: {error}. Check the URI.") from None
     return store, root.rstrip("/")
 
 
@@ -146,31 +163,28 @@ def _read(store: Any, path: str) -> pa.Buffer:
         return pa.py_buffer(file.read())
 
 
-def _patiently(remote: RemoteRoot, path: str, read: Callable[[], T]) -> T:
-    """Read, and again after waits that double, with some chance in them so that workers do not come back all at once.
-
-    Raises DatasetError for what is not there, MachineError when the store stays away.
-    """
+def _with_retries(remote: RemoteRoot, path: str, read: Callable[[], T]) -> T:
+    """Read with retries: exponential backoff with jitter, so that workers do not retry all at once."""
     for attempt in range(1, remote.attempts + 1):
         try:
             return read()
         except FileNotFoundError:
             raise DatasetError(
-                f"{remote.uri}/{path} is listed in the snapshot but missing; restore it or build again"
+                f"{remote.uri}/{path} is listed in the snapshot but missing. Restore it or build again."
             ) from None
         except (OSError, pa.ArrowException) as error:
             if attempt == remote.attempts:
                 raise MachineError(
-                    f"{remote.uri}/{path} could not be read in {attempt} attempts: {error}; "
-                    "check the store and the way to it, then resume"
+                    f"{remote.uri}/{path} could not be read in {attempt} attempts: {error}. "
+                    "Check the store and your network connection, then resume."
                 ) from None
             wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
             time.sleep(wait * random.Random().uniform(0.5, 1.0))
-    raise MachineError(f"{remote.uri}: attempts is {remote.attempts}; give 1 or more")
+    raise MachineError(f"{remote.uri}: attempts is {remote.attempts}, but must be 1 or more.")
 
 
-def _place(path: Path, data: pa.Buffer) -> None:
-    """Write a file under its name, whole or not at all; a process that is killed leaves no part of it."""
+def _write_atomically(path: Path, data: pa.Buffer) -> None:
+    """Write a file that appears complete or not at all: as an unnamed temporary file that is linked at the end."""
     try:
         folder = os.open(path.parent, os.O_RDONLY)
         handle = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
@@ -178,12 +192,12 @@ def _place(path: Path, data: pa.Buffer) -> None:
             with os.fdopen(os.dup(handle), "wb") as file:
                 file.write(memoryview(data))
             path.unlink(missing_ok=True)
-            with suppress(FileExistsError):  # another process was faster, with the same bytes
+            with suppress(FileExistsError):  # another process wrote the same bytes first
                 os.link(f"/proc/self/fd/{handle}", path.name, dst_dir_fd=folder, follow_symlinks=True)
         finally:
             os.close(handle)
             os.close(folder)
     except OSError as error:
         raise MachineError(
-            f"cannot write {path}: {error.strerror or error}; free space there, or choose another cache"
+            f"cannot write {path}: {error.strerror or error}. Free space there, or choose another cache."
         ) from None

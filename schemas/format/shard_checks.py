@@ -62,7 +62,7 @@ def check_history_slices(timelines: pa.RecordBatch, requests: pa.RecordBatch, wh
             f"{where}: timeline_row is outside the {timelines.num_rows} timelines of the block. Build it again."
         )
     lengths = pc.list_value_length(timelines["events"]).take(rows)
-    valid = pc.and_(pc.greater_equal(ends, 0), pc.less_equal(ends, lengths))
+    valid = pc.and_(pc.greater_equal(ends, pa.scalar(0, ends.type)), pc.less_equal(ends, lengths))
     if not pc.all(valid, skip_nulls=False).as_py():
         row = _first_false(valid)
         raise DatasetError(
@@ -88,4 +88,4 @@ def _check_owners(timelines: pa.RecordBatch, requests: pa.RecordBatch, where: st
 
 def _first_false(valid: pa.BooleanArray) -> int:
     """The row of the first value that is False or null."""
-    return cast(int, pc.index(valid.fill_null(False), False).as_py())
+    return pc.index(valid.fill_null(False), False).as_py()

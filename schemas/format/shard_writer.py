@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from io import IOBase
 from itertools import tee
 from pathlib import Path
 from typing import cast
@@ -49,7 +50,7 @@ class _TableWriter:
         self.file = HashingFile(path)
         try:
             options = pa.ipc.IpcWriteOptions(compression=codec_of(compression), use_threads=False)
-            self._sink = pa.PythonFile(self.file, mode="w")
+            self._sink = pa.PythonFile(cast(IOBase, self.file), mode="w")  # needs no more than HashingFile has
             self._writer = pa.ipc.new_file(self._sink, schema, options=options)
         except BaseException:
             self.discard()

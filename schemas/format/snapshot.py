@@ -1,6 +1,6 @@
-"""The snapshot: the JSON file that makes a set of files a dataset. Written last, and exclusively.
+"""The snapshot: a JSON file that lists all files of a dataset. It is written last, and only if no other build was first.
 
-What no snapshot lists is not part of a dataset, whatever lies in its folders.
+Files that no snapshot lists are not part of the dataset.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def fingerprint(spec: BuildSpec, shards: Sequence[ShardEntry]) -> str:
 
 
 def _columns(spec: BuildSpec) -> dict[str, Any]:
-    """History length and the columns of both tables in order, in the words of the spec."""
+    """History length and the columns of both tables in order, with the spec's names of types."""
     requests = spec.requests
     return {
         "history_length": spec.history_length,
@@ -109,7 +109,14 @@ def _columns(spec: BuildSpec) -> dict[str, Any]:
 
 
 def snapshot_numbers(root: Path) -> list[int]:
-    """Numbers of the snapshots under a dataset's root, ascending."""
+    """List the snapshots of a dataset.
+
+    Args:
+        root: Root of the dataset.
+
+    Returns:
+        Their numbers, ascending; none if the folder is not a dataset.
+    """
     try:
         names = os.listdir(root / "snapshots")
     except OSError:

@@ -156,7 +156,7 @@ def test_a_file_of_the_cache_that_was_damaged_is_fetched_again(store, random_dat
 
 
 def test_a_store_that_stays_away_is_a_clear_error(store, tmp_path, plan, monkeypatch):
-    with pytest.raises(DatasetError, match="is not a place that can be read"):
+    with pytest.raises(DatasetError, match="is not a readable URI"):
         RequestDataset("nowhere://x/y").open()
     root = RemoteRoot(f"file://{tmp_path}/none", tmp_path / "cache")
     with pytest.raises((DatasetError, MachineError), match="snapshot"):
@@ -169,7 +169,7 @@ def test_a_store_that_stays_away_is_a_clear_error(store, tmp_path, plan, monkeyp
 
     monkeypatch.setattr(module, "_connect", fail)
     dataset._shards = None
-    with pytest.raises(MachineError, match="could not be read in 2 attempts: connection refused; check the store"):
+    with pytest.raises(MachineError, match="could not be read in 2 attempts: connection refused. Check the store"):
         next(iter(dataset))
 
 

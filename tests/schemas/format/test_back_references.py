@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.format.back_references import find_references, referred_places, shared_fields
+from longbatch.schemas.format.back_references import find_references, referenced_events, shared_fields
 from longbatch.schemas.ragged import list_offsets
 from longbatch.schemas.spec.build_spec import parse_spec
 
@@ -47,7 +47,7 @@ def find(timelines: list[list[Event]], requests: list[Request]) -> list[int | No
     events, event_offsets = columns(timelines)
     targets, target_offsets = columns([shown for _, _, shown in requests])
     found = find_references(asked, events, event_offsets, targets, target_offsets, ["kind"])
-    assert referred_places(asked, event_offsets, target_offsets, found).null_count == found.null_count
+    assert referenced_events(asked, event_offsets, target_offsets, found).null_count == found.null_count
     return list(found.to_pylist())
 
 
@@ -106,6 +106,6 @@ def test_fields_of_one_name_and_type_are_shared() -> None:
 def test_a_reference_outside_its_timeline_is_refused(ahead: int) -> None:
     requests = pa.RecordBatch.from_pydict({"timeline_row": pa.array([0, 0]), "history_end": pa.array([0, 1])})
     offsets = np.array([0, 2, 9]), np.array([0, 1, 2])
-    message = f"target 1 refers to an event {ahead} places after its history, outside the timeline"
+    message = f"target 1 refers to event {ahead} after history_end, outside its timeline"
     with pytest.raises(DatasetError, match=message):
-        referred_places(requests, *offsets, pa.array([None, ahead], pa.int32()))
+        referenced_events(requests, *offsets, pa.array([None, ahead], pa.int32()))

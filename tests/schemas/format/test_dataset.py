@@ -42,7 +42,9 @@ def test_any_length_up_to_the_built_one_keeps_the_newest_events(dataset: Dataset
 
 @pytest.mark.parametrize("length", [-1, 4, 10_000])
 def test_a_length_beyond_the_built_one_is_refused(dataset: Dataset, length: int) -> None:
-    message = rf"history_length {length:,} is not between 0 and 3, the length the dataset was built for; build it with"
+    message = (
+        rf"history_length {length:,} is not between 0 and 3, the history_length of the dataset's spec\. Use a smaller"
+    )
     with pytest.raises(SpecError, match=message):
         next(dataset.scan(length))
     with pytest.raises(SpecError, match=message):
@@ -115,7 +117,7 @@ def test_all_requests_of_a_user_are_found(dataset: Dataset) -> None:
 
 
 def test_a_user_who_is_not_there_is_named(dataset: Dataset) -> None:
-    with pytest.raises(DatasetError, match=r"user 9 is not in .*dataset: no request of that user was built"):
+    with pytest.raises(DatasetError, match=r"user 9 is not in .*dataset: the dataset has no request of this user"):
         user_requests(dataset, 9)
 
 

@@ -138,7 +138,7 @@ def test_what_is_written_to_the_file_is_read_back(
 def test_a_file_of_two_rows_is_refused() -> None:
     empty = dictionaries_schema(spec()).empty_table().to_batches()
     batch = empty[0] if empty else pa.RecordBatch.from_pylist([], schema=dictionaries_schema(spec()))
-    with pytest.raises(DatasetError, match="it holds 0 rows, some of them null perhaps, where one was written"):
+    with pytest.raises(DatasetError, match="it has 0 rows or nulls instead of 1 row without nulls"):
         read_dictionaries(spec(), batch)
 
 
@@ -161,5 +161,5 @@ def test_text_beyond_the_reach_of_32_bits_is_numbered_all_the_same(monkeypatch: 
     values, places = build_dictionary(place, tables)
     assert values["place"].type == pa.string()
     assert [values["place"].take(each).to_pylist() for each in places] == [t["place"].to_pylist() for t in tables]
-    with pytest.raises(DataError, match=r'distinct texts of events.place.place .* store it with encoding = "plain"'):
+    with pytest.raises(DataError, match=r'distinct strings of events.place.place .* Set encoding = "plain"'):
         build_dictionary(place, [{"place": pa.array([f"{n:020}" for n in range(9)])}])

@@ -1,4 +1,4 @@
-"""Arrow arrays from NumPy integers, where the type stubs of pyarrow do not know the result."""
+"""Typed conversions between NumPy and Arrow, where the type stubs of pyarrow do not know the result."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longbatch.schemas.types import ArrowArray, ArrowListArray, Int64Array
+from .types import ArrowArray, ArrowListArray, Int64Array
 
 
 def int32_array(values: npt.NDArray[np.integer]) -> pa.Int32Array:
     """Return values, (N,), as an Arrow array of int32; they must be in its range."""
     return cast("pa.Int32Array", pa.array(values.astype(np.int32)))
+
+
+def int64_array(values: npt.NDArray[np.integer], mask: npt.NDArray[np.bool_] | None = None) -> pa.Int64Array:
+    """Return values, (N,), as an Arrow array of int64, null where `mask`, (N,), is true."""
+    return cast("pa.Int64Array", pa.array(values.astype(np.int64, copy=False), mask=mask))
+
+
+def list_column(batch: pa.RecordBatch, name: str) -> ArrowListArray:
+    """Return a column of lists of a record batch."""
+    return cast("ArrowListArray", batch[name])
 
 
 def gather_slices(values: ArrowArray, starts: Int64Array, sizes: Int64Array) -> ArrowArray:
