@@ -1,4 +1,4 @@
-"""Results as JSON that every reader takes: what is not a number is null, for the standard has no NaN."""
+"""Write results as JSON that every parser accepts: NaN and infinity become null, which the standard lacks."""
 
 from __future__ import annotations
 
@@ -6,23 +6,32 @@ import json
 import math
 from datetime import date
 from pathlib import PurePath
-from typing import Any
 
 import numpy as np
 
 
-def as_json(document: Any) -> str:
-    """The text of a document of mappings, sequences, numbers, texts, dates and paths. Raises TypeError for anything else."""
+def as_json(document: object) -> str:
+    """Convert a document to JSON.
+
+    Args:
+        document: Mappings, sequences, numbers, strings, dates and paths.
+
+    Returns:
+        JSON with an indent of 1.
+
+    Raises:
+        TypeError: The document has a value of another type.
+    """
     return json.dumps(_finite(document), indent=1, default=_text, allow_nan=False)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, date | PurePath):
         return str(value)
-    raise TypeError(f"{value!r} of type {type(value).__name__} has no place in JSON")
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON")
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, np.generic):
         return _finite(value.item())
     if isinstance(value, float) and not math.isfinite(value):

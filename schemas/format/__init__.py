@@ -1,0 +1,1 @@
+"""The on-disk format of datasets: snapshot, shards, encodings, and readers."""

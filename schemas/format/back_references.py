@@ -90,7 +90,7 @@ def _bits(values: ArrowArray) -> ArrowArray:
 def _first_unseen_events(
     requests: pa.RecordBatch, event_offsets: Int64Array, target_offsets: Int64Array
 ) -> tuple[Int64Array, Int64Array]:
-    """For each target, (G,): the row of its timeline, and the index of the first event that its request does not see."""
+    """For each target, (G,): the row of its timeline, and the index of the first event its request cannot see."""
     rows = requests["timeline_row"].fill_null(0).to_numpy().astype(np.int64)
     ends = requests["history_end"].fill_null(0).to_numpy().astype(np.int64)
     # Rows of an invalid block may be out of range; the reader reports them later, so only avoid an IndexError here.

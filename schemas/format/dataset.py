@@ -142,7 +142,8 @@ class Dataset:
         Raises:
             DatasetError: A file is missing or not readable.
         """
-        schema = pa.schema([pa.field("id", pa.int64()), pa.field("string", pa.string())])
+        columns: dict[str, pa.DataType] = {"id": pa.int64(), "string": pa.string()}
+        schema = pa.schema(columns)
         tables = [schema.empty_table()]
         for entry in self.snapshot.vocabulary:
             path = check_file(self.path, entry)

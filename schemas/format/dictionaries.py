@@ -163,8 +163,8 @@ def _narrowed(values: ArrowArray, field: ArrowField, dictionary: Dictionary) -> 
         return values
     if values.nbytes > MAX_STRING_BYTES:
         raise DataError(
-            f"the distinct strings of {dictionary.name}.{field.name} in one user bucket take {values.nbytes:,} bytes, but a "
-            f'dictionary is limited to {MAX_STRING_BYTES:,}. Set encoding = "plain" in the spec, or remove the feature.'
+            f"the distinct strings of {dictionary.name}.{field.name} in one user bucket take {values.nbytes:,} bytes, "
+            f'but a dictionary is limited to {MAX_STRING_BYTES:,}. Set encoding = "plain" in the spec, or remove the feature.'
         )
     return values.cast(field.type)
 

@@ -1,4 +1,4 @@
-"""Files on disk: durable writes, atomic replacement, checksums, and the messages when the disk is full or a file is gone."""
+"""Files on disk: durable writes, atomic replacement, and checks of listed files."""
 
 from __future__ import annotations
 

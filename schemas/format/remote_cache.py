@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import pyarrow as pa
 from pyarrow import fs
@@ -95,7 +95,7 @@ class RemoteFiles:
     def __init__(self, remote: RemoteRoot) -> None:
         self._remote, self._folder = remote, remote.folder / "ranges"
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._store: tuple[Any, str] | None = None
+        self._store: tuple[fs.FileSystem, str] | None = None
         self._mapped = lru_cache(maxsize=OPEN_FILES)(self._fetched)
 
     def read_range(self, path: str, byte_range: ByteRange, where: str) -> pa.Buffer:
@@ -127,7 +127,8 @@ class RemoteFiles:
         def read() -> pa.Buffer:
             store, root = self._store = self._store or _connect(self._remote)
             with store.open_input_file(f"{root}/{path}") as file:
-                data = file.read_at(size, offset) if size else b""
+                read_at = cast("Callable[[int, int], bytes]", file.read_at)  # its stub lacks the offset
+                data = read_at(size, offset) if size else b""
             if len(data) != size:
                 raise OSError(f"the store returned {len(data):,} of {size:,} bytes")
             return pa.py_buffer(data)
@@ -150,7 +151,7 @@ class RemoteFiles:
                 excess -= size
 
 
-def _connect(remote: RemoteRoot) -> tuple[Any, str]:
+def _connect(remote: RemoteRoot) -> tuple[fs.FileSystem, str]:
     try:
         store, root = fs.FileSystem.from_uri(remote.uri)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -158,7 +159,7 @@ def _connect(remote: RemoteRoot) -> tuple[Any, str]:
     return store, root.rstrip("/")
 
 
-def _read(store: Any, path: str) -> pa.Buffer:
+def _read(store: fs.FileSystem, path: str) -> pa.Buffer:
     with store.open_input_file(path) as file:
         return pa.py_buffer(file.read())
 

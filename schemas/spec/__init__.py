@@ -1,0 +1,1 @@
+"""The build spec: its models and error messages."""

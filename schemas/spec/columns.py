@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -48,11 +48,11 @@ def _is_duration(value: str) -> str:
     return value
 
 
-def _column(value: Any) -> Any:
+def _column(value: object) -> object:
     return {"column": value} if isinstance(value, str) else value
 
 
-def one_or_more(value: Any) -> Any:
+def one_or_more(value: object) -> object:
     """Wrap a string in a tuple; the shorthand for a list of one.
 
     Args:
@@ -68,7 +68,7 @@ class Strict(BaseModel):
 
 
 class IdColumn(Strict):
-    """A column of ids: `int64` ids are stored unchanged, `string` ids are hashed to int64 and kept in the vocabulary."""
+    """A column of ids: `int64` ids are stored unchanged, `string` ids are hashed and kept in the vocabulary."""
 
     column: str
     type: Literal["int64", "string"] = "int64"
@@ -108,7 +108,7 @@ def fits(default: bool | int | float | str, type_name: FeatureType) -> bool:
 
 
 class Declared(Strict):
-    """Declared limits of a column: `min` and `max`, both inclusive, or a list of `values`. Other values are rejected."""
+    """Declared limits of a column: `min` and `max`, both inclusive, or a list of `values`. Others are rejected."""
 
     min: int | float | None = None
     max: int | float | None = None
@@ -217,7 +217,7 @@ class Label(Declared):
             raise ValueError("sum and max need a numeric type, not bool; use any")
 
 
-def _features(value: Any) -> Any:
+def _features(value: object) -> object:
     """Expand `name = "int32"` to `name = { column = "name", type = "int32" }`."""
     if not isinstance(value, Mapping):
         return value
@@ -227,7 +227,7 @@ def _features(value: Any) -> Any:
     }
 
 
-def _with_column(name: str, entry: Any) -> Any:
+def _with_column(name: str, entry: object) -> object:
     if not isinstance(entry, Mapping) or "contained_in" in entry:
         return entry
     if "aggregate" in entry:

@@ -169,7 +169,7 @@ def test_a_store_that_stays_away_is_a_clear_error(store, tmp_path, plan, monkeyp
 
     monkeypatch.setattr(module, "_connect", fail)
     dataset._shards = None
-    with pytest.raises(MachineError, match="could not be read in 2 attempts: connection refused. Check the store"):
+    with pytest.raises(MachineError, match=r"could not be read in 2 attempts: connection refused\. Check the store"):
         next(iter(dataset))
 
 

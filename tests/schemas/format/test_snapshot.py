@@ -57,7 +57,7 @@ def test_a_snapshot_that_is_not_there_is_named(dataset: Dataset) -> None:
 
 
 def test_a_folder_without_snapshots_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"is not a dataset: it has no snapshots. Build one with `longbatch build`"):
+    with pytest.raises(DatasetError, match=r"is not a dataset: it has no snapshots\. Build one with `longbatch build`"):
         open_dataset(tmp_path)
     with pytest.raises(DatasetError, match="none is not a dataset"):
         open_dataset(tmp_path / "none")
