@@ -1,149 +1,24 @@
-"""Great Expectations on small builds, valid ones and wrong ones, and the pages that are written."""
+"""Great Expectations on small builds, valid ones and wrong ones."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from html import unescape
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
 
 import polars as pl
 import pytest
+from expectation_inputs import Inputs, T, built, with_counters, with_every_counter, with_sample
 
-from longbatch.pipelines.canonicalize import canonicalize, gather_log_facts
-from longbatch.pipelines.kernel import build_bucket
-from longbatch.pipelines.profile import profile_bucket
 from longbatch.schemas.accounting import RowAccounting
-from longbatch.schemas.errors import MachineError, SpecError
-from longbatch.schemas.profile import TABLES, ColumnProfile, Profile, TableName, TableProfile
-from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
+from longbatch.schemas.errors import MachineError
+from longbatch.schemas.profile import TABLES, ColumnProfile, TableProfile
 from longbatch.validation.expectations.generated_suites import generated_suites
 from longbatch.validation.expectations.runner import ExpectationResults, run_expectations
-
-T = 1_700_000_000
-SPEC = """
-name = "feed"
-history_length = 3
-time_range = [2023-01-01T00:00:00Z, 2024-01-01T00:00:00Z]
-max_rejected = 0.5
-max_rejected_for = { missing_user = 0.2 }
-[sources.log]
-path = "log.parquet"
-[history]
-source = "log"
-user_id = "user"
-item_id = "item"
-event_time = { column = "time", unit = "s" }
-delay = "1s"
-[history.features]
-action = { type = "string", values = ["view", "buy"] }
-dwell_ms = { type = "int32", min = 0, max = 60000 }
-[requests]
-source = "log"
-where = "click >= 0"
-user_id = "user"
-item_id = "item"
-request_time = { column = "time", unit = "s" }
-session_gap = "1s"
-max_targets = 2
-[requests.features]
-tab = { type = "int8", default = -1, min = 0 }
-[requests.target_features]
-score = { type = "float32", min = 0.1 }
-[requests.labels]
-click = { type = "int8", values = [0, 1] }
-rating = "int8"
-"""
-LOG = pl.DataFrame(
-    [  # user, item, seconds after T, action, dwell_ms, tab, score, click, rating
-        (1, 100, 0, "view", 10, 1, 0.5, None, 1),
-        (1, 101, 5, "buy", None, None, 0.1, 0, 1),
-        (1, 102, 6, "view", 60_000, None, 0.5, 1, 5),
-        (1, 103, 7, None, 30, None, None, 0, 2),
-        (2, 100, 3, "view", 0, 2, 0.5, 0, 3),
-        (2, 101, 9, "view", 5, 2, 0.5, 1, 3),
-        (None, 101, 9, "view", 5, 2, 0.5, 1, 3),
-    ],
-    schema=["user", "item", "time", "action", "dwell_ms", "tab", "score", "click", "rating"],
-    orient="row",
-).with_columns(pl.col("time") + T)
-
-TableSamples = dict[TableName, pl.DataFrame]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a build passes to the expectations."""
-
-    spec: BuildSpec
-    profile: Profile
-    samples: TableSamples
-    row_accounting: Mapping[str, RowAccounting]
-
-    def run(self, out: Path) -> ExpectationResults:
-        return run_expectations(self.spec, self.profile, self.samples, self.row_accounting, out)
-
-
-def built(text: str, raw: Mapping[str, pl.DataFrame], sample_rows: int = 1000) -> Inputs:
-    """Build in memory, in one bucket."""
-    spec = parse_spec(text)
-    typed = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
-    facts = gather_log_facts(spec, [part.latest_action for part in typed.values()], None)
-    bucket = build_bucket(spec, {source: part.rows for source, part in typed.items()}, facts)
-    row_accounting = {source: part.accounting + bucket.row_accounting[source] for source, part in typed.items()}
-    profile, samples = profile_bucket(spec, bucket, sample_rows)
-    return Inputs(spec, profile, samples, row_accounting)
-
-
-def with_counters(inputs: Inputs, table: TableName, **changes: Any) -> Inputs:
-    """Change counters of a table: `column__counter = value`, a `.` written as `_dot_`; `rows = value`."""
-    rows = changes.pop("rows", inputs.profile.tables[table].rows)
-    columns = dict(inputs.profile.tables[table].columns)
-    for key, value in changes.items():
-        column, counter = key.replace("_dot_", ".").split("__")
-        columns[column] = replace(columns[column], **{counter: value})
-    tables = {**inputs.profile.tables, table: TableProfile(rows, columns)}
-    return replace(inputs, profile=replace(inputs.profile, tables=tables))
-
-
-def with_every_counter(inputs: Inputs, change: Callable[[TableProfile, ColumnProfile], ColumnProfile]) -> Inputs:
-    tables = {
-        table_name: TableProfile(table.rows, {name: change(table, column) for name, column in table.columns.items()})
-        for table_name, table in inputs.profile.tables.items()
-    }
-    return replace(inputs, profile=replace(inputs.profile, tables=tables))
-
-
-def with_sample(inputs: Inputs, table: TableName, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Inputs:
-    return replace(inputs, samples={**inputs.samples, table: change(inputs.samples[table])})
-
-
-def on_row(row: int, column: str, value: Any) -> Callable[[pl.DataFrame], pl.DataFrame]:
-    """Return a function that changes one value of a sample."""
-
-    def change(frame: pl.DataFrame) -> pl.DataFrame:
-        new = pl.lit(value).cast(frame[column].dtype)
-        return frame.with_columns(pl.when(pl.int_range(pl.len()) == row).then(new).otherwise(column).alias(column))
-
-    return change
-
-
-@pytest.fixture(scope="module")
-def valid() -> Inputs:
-    return built(SPEC, {"log": LOG})
-
-
-@pytest.fixture(scope="module")
-def valid_run(valid: Inputs, tmp_path_factory: pytest.TempPathFactory) -> ExpectationResults:
-    return valid.run(tmp_path_factory.mktemp("valid") / "reports" / "data_docs")
 
 
 def test_a_valid_dataset_meets_every_expectation_without_a_warning(valid_run: ExpectationResults) -> None:
@@ -263,25 +138,6 @@ def test_a_dataset_without_events_is_only_a_warning(valid: Inputs, tmp_path: Pat
     ]
 
 
-@pytest.fixture(scope="module")
-def wrong_run(valid: Inputs, tmp_path_factory: pytest.TempPathFactory) -> ExpectationResults:
-    """Run on counters, rows and row accounting with several independent errors."""
-    wrong = with_counters(valid, "events", user_id__nulls=3, event_time__max=4_102_444_800_000_000)
-    wrong = with_counters(wrong, "impressions", label_dot_click__total=-1.0, request_dot_tab__min=-2)
-    wrong = with_counters(wrong, "requests", newest_age_us__min=0, history_length__max=4, targets__total=6.0)
-    wrong = with_sample(wrong, "events", on_row(1, "history.dwell_ms", -5))
-    wrong = with_sample(wrong, "events", on_row(0, "history.action", "<script>alert(1)</script>"))
-    wrong = with_sample(wrong, "events", on_row(3, "visible_time", (T + 7) * 1_000_000))
-    wrong = with_sample(wrong, "impressions", lambda frame: frame.with_columns(pl.col("target.score").cast(pl.Float64)))
-    wrong = with_sample(wrong, "impressions", on_row(2, "label.click", 2))
-    wrong = with_sample(wrong, "requests", on_row(1, "newest_age_us", None))
-    wrong = with_sample(wrong, "requests", lambda frame: pl.concat([frame, frame[-1:]]))
-    wrong = replace(
-        wrong, row_accounting={"log": replace(valid.row_accounting["log"], rows=8, reasons={"missing_user": 2})}
-    )
-    return wrong.run(tmp_path_factory.mktemp("wrong") / "docs")
-
-
 def test_each_wrong_counter_and_row_fails_its_own_expectation_only(wrong_run: ExpectationResults) -> None:
     assert wrong_run.warnings == []
     assert sorted(wrong_run.failures) == sorted(
@@ -398,59 +254,6 @@ def test_a_user_suite_runs_on_the_sample(valid: Inputs, tmp_path: Path) -> None:
         "events, user suite: column = 'history.dwell_ms', max_value = 100.0: observed 60000 "
         "(expect_column_max_to_be_between on history.dwell_ms)",
     ]
-
-
-# Pages
-
-
-def pages_of(results: ExpectationResults) -> dict[str, str]:
-    folder = Path(results.data_docs).parent
-    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_data_docs_have_a_page_for_each_suite_and_result_and_an_index(
-    wrong_run: ExpectationResults,
-) -> None:
-    pages = pages_of(wrong_run)
-    index = pages.pop("index.html")
-    links = [unquote(link) for link in re.findall('href="([^"]*)"', index)]
-    assert sorted(links) == sorted(pages)
-    assert len(links) == 2 * len(wrong_run.suites)
-    for suite in wrong_run.suites:
-        assert f">{suite.name}</a></td><td>{suite.checked}</td>" in index
-    assert '<td class="failed">3 not met</td>' in index
-    assert all(sentence in unescape(index) for sentence in wrong_run.failures)
-    (result,) = [page for name, page in pages.items() if name.startswith("validations/requests, counters/")]
-    assert result.count("fa-times") == 3 + 1  # and the style
-    assert "the largest history_length is at most 3" in result
-
-
-def test_pages_load_nothing_from_the_network_and_run_no_script(wrong_run: ExpectationResults) -> None:
-    for name, page in pages_of(wrong_run).items():
-        assert "default-src 'none'" in page, name
-        assert not re.search(r"https?://|<script|<link|<img|@import|url\(", page), name
-
-
-def test_result_pages_link_to_their_suite_and_the_index(valid_run: ExpectationResults) -> None:
-    folder = Path(valid_run.data_docs).parent
-    for page in (folder / "validations").rglob("*.html"):
-        home, suite = re.findall('href="(\\.\\.[^"]*)"', page.read_text())
-        assert (page.parent / home).resolve() == (folder / "index.html").resolve()
-        assert (page.parent / unquote(suite)).is_file()
-
-
-def test_a_run_replaces_all_pages_of_an_earlier_one(valid: Inputs, tmp_path: Path) -> None:
-    out = tmp_path / "reports" / "data_docs"
-    (out / "validations").mkdir(parents=True)
-    (out / "validations" / "old.html").write_text("old")
-    results = valid.run(out)
-    assert "validations/old.html" not in pages_of(results)
-    assert [path.name for path in out.parent.iterdir()] == ["data_docs"]
-    lost = valid.spec.expectations.model_copy(update={"requests": str(tmp_path / "lost.json")})
-    with pytest.raises(SpecError, match=r"cannot read the expectation suite .*lost\.json: No such file"):
-        replace(valid, spec=valid.spec.model_copy(update={"expectations": lost})).run(out)
-    assert [path.name for path in out.parent.iterdir()] == ["data_docs"]
-    assert Path(results.data_docs).is_file()
 
 
 def test_only_data_docs_are_written_and_nothing_is_sent(
