@@ -1,4 +1,4 @@
-"""Appending day by day: the same content as one build, whatever crosses the border of a day."""
+"""Appending increments: the same content as one build, whatever crosses the end of an increment."""
 
 from __future__ import annotations
 
@@ -28,79 +28,78 @@ def spec_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("buckets", [1, 3])
-def test_day_by_day_gives_what_one_build_gives(
-    spec_file: Path, monkeypatch: pytest.MonkeyPatch, seed: int, buckets: int
-) -> None:
+def test_increments_equal_one_build(spec_file: Path, monkeypatch: pytest.MonkeyPatch, seed: int, buckets: int) -> None:
     log, actions = a_log(seed, days=4)
     write(spec_file.parent, log, actions)
     monkeypatch.setattr(stages, "ROWS_PER_BUCKET", -(-(log.height + actions.height) // buckets))
-    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
-    assert build(spec, grown, until=end_of(1), engine=LocalEngine(1)).counts.pending_requests > 0
+    spec, appended = load_spec(spec_file), spec_file.parent / "appended"
+    assert build(spec, appended, until=end_of(1), engine=LocalEngine(1)).counts.pending_requests > 0
     for day in range(2, 6):
-        whole = build(spec, spec_file.parent / f"whole-{day}", until=end_of(day), engine=LocalEngine(1))
-        found = append(spec, grown, end_of(day), engine=LocalEngine(1))
-        assert content(grown) == content(spec_file.parent / f"whole-{day}")
+        one_build = build(spec, spec_file.parent / f"one-build-{day}", until=end_of(day), engine=LocalEngine(1))
+        summary = append(spec, appended, end_of(day), engine=LocalEngine(1))
+        assert content(appended) == content(spec_file.parent / f"one-build-{day}")
         for name in ("users", "requests", "targets", "events", "history_events", "pending_requests"):
-            assert getattr(found.counts, name) == getattr(whole.counts, name), name
+            assert getattr(summary.counts, name) == getattr(one_build.counts, name), name
         assert (
-            found.counts.stored + found.counts.beyond_history + found.counts.after_last_request == found.counts.events
+            summary.counts.stored + summary.counts.beyond_history + summary.counts.after_last_request
+            == summary.counts.events
         )
-    words = open_dataset(grown).vocabulary().to_pylist()
+    words = open_dataset(appended).vocabulary().to_pylist()
     assert sorted(map(str, words)) == sorted(
-        map(str, open_dataset(spec_file.parent / "whole-5").vocabulary().to_pylist())
+        map(str, open_dataset(spec_file.parent / "one-build-5").vocabulary().to_pylist())
     )
 
 
-def test_a_day_is_appended_from_its_own_files(spec_file: Path) -> None:
+def test_an_increment_needs_only_its_own_rows(spec_file: Path) -> None:
     log, actions = a_log(7, days=2)
     write(spec_file.parent, log, actions)
     spec, root = load_spec(spec_file), spec_file.parent
-    build(spec, root / "whole", until=end_of(2))
+    build(spec, root / "one-build", until=end_of(2))
     late = (pl.max_horizontal("time", "arrival") >= T + DAY) | (pl.col("asked") >= T + DAY)
-    build(spec, root / "grown", until=end_of(1))
+    build(spec, root / "appended", until=end_of(1))
     write(root, log.filter(late), actions.filter(pl.col("time") >= T + DAY))
-    append(spec, root / "grown", end_of(2))
-    assert content(root / "grown") == content(root / "whole")
+    append(spec, root / "appended", end_of(2))
+    assert content(root / "appended") == content(root / "one-build")
 
 
-def test_appending_a_day_twice_changes_nothing_and_older_snapshots_stay_readable(spec_file: Path) -> None:
+def test_appending_twice_changes_nothing_and_older_snapshots_stay_readable(spec_file: Path) -> None:
     write(spec_file.parent, *a_log(1, days=3))
-    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
-    build(spec, grown, until=end_of(1))
-    first = content(grown)
-    append(spec, grown, end_of(2))
-    second = append(spec, grown, end_of(2))
+    spec, appended = load_spec(spec_file), spec_file.parent / "appended"
+    build(spec, appended, until=end_of(1))
+    first = content(appended)
+    append(spec, appended, end_of(2))
+    second = append(spec, appended, end_of(2))
     assert second.snapshot == 2
-    assert content(grown, 1) == first
-    both = content(grown)
-    assert vacuum(grown).snapshots == [1]
-    assert content(grown) == both
+    assert content(appended, 1) == first
+    both = content(appended)
+    assert vacuum(appended).snapshots == [1]
+    assert content(appended) == both
     with pytest.raises(DatasetError, match="has no snapshot 1"):
-        open_dataset(grown, 1)
-    append(spec, grown, end_of(3))
+        open_dataset(appended, 1)
+    append(spec, appended, end_of(3))
 
 
-def test_an_append_that_fails_leaves_the_snapshot_before(spec_file: Path) -> None:
+def test_a_failed_append_leaves_the_previous_snapshot(spec_file: Path) -> None:
     write(spec_file.parent, *a_log(1, days=2))
-    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
-    build(spec, grown, until=end_of(1))
-    before, files = content(grown), sorted(grown.rglob("*"))
+    spec, appended = load_spec(spec_file), spec_file.parent / "appended"
+    build(spec, appended, until=end_of(1))
+    before, files = content(appended), sorted(appended.rglob("*"))
     (spec_file.parent / "log-1.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="not a readable Parquet file"):
-        append(spec, grown, end_of(2))
-    assert content(grown) == before
-    assert sorted(grown.rglob("*")) == files
+        append(spec, appended, end_of(2))
+    assert content(appended) == before
+    assert sorted(appended.rglob("*")) == files
 
 
-def test_a_request_that_goes_on_after_the_day_is_an_error(spec_file: Path) -> None:
+def test_a_request_id_in_two_increments_is_an_error(spec_file: Path) -> None:
     log, actions = a_log(1, days=2)
     write(spec_file.parent, log, actions)
-    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
-    build(spec, grown, until=end_of(1))
+    spec, appended = load_spec(spec_file), spec_file.parent / "appended"
+    build(spec, appended, until=end_of(1))
     old = log.filter(pl.col("shown") & (pl.col("asked") < T + DAY)).head(1)
     write(spec_file.parent, pl.concat([log, old.with_columns(asked=pl.lit(T + DAY + 1, dtype=pl.Int64))]), actions)
     with pytest.raises(DataError, match=r"request \d+ of user \d+ was already appended in an earlier increment"):
-        append(spec, grown, end_of(2))
+        append(spec, appended, end_of(2))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_a_request_that_goes_on_after_the_day_is_an_error(spec_file: Path) -> No
         ('request_id = "request"\n', "", "wrong"),
     ],
 )
-def test_what_cannot_be_had_day_by_day_is_refused(spec_file: Path, old: str, new: str, message: str) -> None:
+def test_specs_that_do_not_allow_increments_are_refused(spec_file: Path, old: str, new: str, message: str) -> None:
     write(spec_file.parent, *a_log(1, days=1))
     text = spec_file.read_text()
     if message == "wrong":
@@ -125,7 +124,7 @@ def test_what_cannot_be_had_day_by_day_is_refused(spec_file: Path, old: str, new
         build(load_spec(spec_file), spec_file.parent / "out", until=end_of(1))
 
 
-def test_append_needs_a_dataset_built_until_a_time_a_later_time_and_the_same_meaning(spec_file: Path) -> None:
+def test_append_needs_an_incremental_dataset_a_later_time_and_the_same_semantics(spec_file: Path) -> None:
     write(spec_file.parent, *a_log(1, days=2))
     spec, root = load_spec(spec_file), spec_file.parent
     build(spec, root / "plain")
@@ -138,14 +137,16 @@ def test_append_needs_a_dataset_built_until_a_time_a_later_time_and_the_same_mea
         append(spec.model_copy(update={"history_length": 6}), root / "out", end_of(3))
 
 
-def test_the_audit_finds_nothing_in_days_that_were_appended_and_what_was_lost_of_them(spec_file: Path) -> None:
+def test_the_audit_passes_for_increments_and_reports_lost_rows(spec_file: Path) -> None:
     write(spec_file.parent, *a_log(1, days=3))
-    spec, grown = load_spec(spec_file), spec_file.parent / "grown"
-    build(spec, grown, until=end_of(1))
-    append(spec, grown, end_of(2))
-    append(spec, grown, end_of(3))
-    found = audit(grown, users=None)
-    assert (found.findings, found.not_compared) == ([], "")
-    assert found.requests_checked == open_dataset(grown).counts.requests
-    forget(grown, ["u1"])
-    assert any("is in the raw log, but not in the dataset" in finding for finding in audit(grown, users=None).findings)
+    spec, appended = load_spec(spec_file), spec_file.parent / "appended"
+    build(spec, appended, until=end_of(1))
+    append(spec, appended, end_of(2))
+    append(spec, appended, end_of(3))
+    audited = audit(appended, users=None)
+    assert (audited.findings, audited.not_compared) == ([], "")
+    assert audited.requests_checked == open_dataset(appended).counts.requests
+    forget(appended, ["u1"])
+    assert any(
+        "is in the raw log, but not in the dataset" in finding for finding in audit(appended, users=None).findings
+    )

@@ -1,4 +1,4 @@
-"""The build command's promises: what is committed is whole, and an error leaves nothing behind."""
+"""Promises of a build: what it commits is complete, and after an error no file is left."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
-from longbatch.jobs import build as module
+from longbatch.jobs import build as build_module
 from longbatch.jobs.build import BuildSummary, build
 from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.jobs.engines import spill as partition
-from longbatch.jobs.engines import stages
 from longbatch.jobs.engines.engine import Stages
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.schemas.errors import DataError, DatasetError, LongbatchError, MachineError, SourceError, SpecError
@@ -94,7 +94,7 @@ def items(out: Path) -> list[list[int]]:
     ]
 
 
-def test_a_build_commits_a_dataset_and_says_what_is_in_it(spec_file: Path, tmp_path: Path) -> None:
+def test_the_summary_describes_the_committed_dataset(spec_file: Path, tmp_path: Path) -> None:
     summary = build(load_spec(spec_file), tmp_path / "out")
     opened = open_dataset(tmp_path / "out")
     assert isinstance(summary, BuildSummary)
@@ -107,7 +107,7 @@ def test_a_build_commits_a_dataset_and_says_what_is_in_it(spec_file: Path, tmp_p
     assert items(tmp_path / "out") == [[], [11], []]
 
 
-def test_folders_made_for_a_build_that_fails_go_with_it(spec_file: Path, tmp_path: Path) -> None:
+def test_folders_created_by_a_failed_build_are_removed(spec_file: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     spec_file.write_text(spec_file.read_text().replace('click = "int8"', 'clack = "int8"'))
     with pytest.raises(SourceError, match="clack"):
@@ -115,16 +115,17 @@ def test_folders_made_for_a_build_that_fails_go_with_it(spec_file: Path, tmp_pat
     assert list((tmp_path / "there").iterdir()) == []
 
 
-def test_two_builds_of_one_log_are_equal_byte_for_byte(spec_file: Path, tmp_path: Path) -> None:
+def test_two_builds_of_one_log_have_equal_bytes(spec_file: Path, tmp_path: Path) -> None:
     first, second = (build(load_spec(spec_file), tmp_path / name).fingerprint for name in ("a", "b"))
     assert first == second
 
 
-def test_progress_is_told_to_the_end(spec_file: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, float, float]] = []
-    build(load_spec(spec_file), tmp_path / "out", progress=lambda *step: told.append(step))
-    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["scan", "request ids", "vocabulary", "shards"]
-    assert all(told[-1][1] == told[-1][2] for stage in told)
+def test_progress_of_every_stage_ends_at_its_total(spec_file: Path, tmp_path: Path) -> None:
+    calls: list[tuple[str, float, float]] = []
+    build(load_spec(spec_file), tmp_path / "out", progress=lambda *step: calls.append(step))
+    last = {stage: (done, total) for stage, done, total in calls}
+    assert list(last) == ["scan", "request ids", "vocabulary", "shards"]
+    assert all(done == total for done, total in last.values())
 
 
 Change = Callable[[Path], BuildSpec]
@@ -201,7 +202,7 @@ FAILURES: list[tuple[Change, type[LongbatchError], str]] = [
 
 
 @pytest.mark.parametrize(("change", "error", "message"), FAILURES)
-def test_a_build_that_fails_says_why_and_leaves_nothing(
+def test_a_failed_build_names_the_cause_and_leaves_nothing(
     spec_file: Path, tmp_path: Path, change: Change, error: type[LongbatchError], message: str
 ) -> None:
     spec = change(spec_file)
@@ -211,7 +212,7 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(
     (tmp_path / "empty").mkdir()
     with pytest.raises(error, match=message):
         build(spec, tmp_path / "empty")
-    assert files(tmp_path / "empty") == [], "an empty folder stays, and can be tried again"
+    assert files(tmp_path / "empty") == [], "an empty folder stays, so that the build can be repeated"
 
 
 def test_a_spec_with_an_unknown_key_builds_nothing(spec_file: Path) -> None:
@@ -244,17 +245,17 @@ def test_conflicting_requests_are_quarantined_with_their_columns(spec_file: Path
     build(alter(spec_file, "history_length", "max_rejected = 0.5\nhistory_length"), tmp_path / "out")
     opened = open_dataset(tmp_path / "out")
     rows = pl.concat([pl.read_parquet(tmp_path / "out" / entry.path) for entry in opened.snapshot.quarantine])
-    found = rows.select(
+    actual = rows.select(
         "user", "item", "request", "_reasons", "_source_row", pl.col("_source_file").str.tail(12)
     ).rows()
     conflict = ["conflicting_request"]
-    assert sorted(found) == [(1, 11, 1, conflict, 0, "log1.parquet"), (2, 21, 1, conflict, 0, "log2.parquet")]
+    assert sorted(actual) == [(1, 11, 1, conflict, 0, "log1.parquet"), (2, 21, 1, conflict, 0, "log2.parquet")]
     accounting = opened.snapshot.row_accounting["log"]
     assert (accounting.rows, accounting.rejected, accounting.accepted) == (4, 2, 2)
     assert accounting.reasons == {"conflicting_request": 2}
 
 
-def test_an_output_that_holds_a_dataset_is_not_replaced_unasked(spec_file: Path, tmp_path: Path) -> None:
+def test_an_existing_dataset_is_only_replaced_with_overwrite(spec_file: Path, tmp_path: Path) -> None:
     build(load_spec(spec_file), tmp_path / "out")
     before = files(tmp_path / "out")
     with pytest.raises(
@@ -264,21 +265,21 @@ def test_an_output_that_holds_a_dataset_is_not_replaced_unasked(spec_file: Path,
     assert files(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_an_output_that_is_something_else_is_left_alone(spec_file: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("entry_type", ["file", "folder"])
+def test_an_output_that_is_not_a_dataset_is_not_changed(spec_file: Path, tmp_path: Path, entry_type: str) -> None:
     out = tmp_path / "out"
-    if kind == "folder":
+    if entry_type == "folder":
         out.mkdir()
-    (out / "mine.txt" if kind == "folder" else out).write_text("mine")
+    (out / "other.txt" if entry_type == "folder" else out).write_text("other")
     for overwrite in (False, True):
         with pytest.raises(
             DatasetError, match=r"out exists and is not a dataset\. Choose another output folder, or remove it"
         ):
             build(load_spec(spec_file), out, overwrite=overwrite)
-    assert (out / "mine.txt" if kind == "folder" else out).read_text() == "mine"
+    assert (out / "other.txt" if entry_type == "folder" else out).read_text() == "other"
 
 
-def test_overwriting_replaces_every_file_once_the_new_one_is_committed(spec_file: Path, tmp_path: Path) -> None:
+def test_overwrite_replaces_every_file_after_the_commit(spec_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(load_spec(spec_file), out)
     old = set(files(out))
@@ -290,7 +291,7 @@ def test_overwriting_replaces_every_file_once_the_new_one_is_committed(spec_file
     assert len(files(out)) == len(old)
 
 
-def test_overwriting_keeps_the_old_dataset_if_the_build_fails(spec_file: Path, tmp_path: Path) -> None:
+def test_overwrite_keeps_the_old_dataset_if_the_build_fails(spec_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(load_spec(spec_file), out)
     before = files(out)
@@ -300,7 +301,7 @@ def test_overwriting_keeps_the_old_dataset_if_the_build_fails(spec_file: Path, t
     assert items(out) == [[], [11], []]
 
 
-def test_overwriting_nothing_is_a_build(spec_file: Path, tmp_path: Path) -> None:
+def test_overwrite_of_a_missing_dataset_is_a_build(spec_file: Path, tmp_path: Path) -> None:
     assert build(load_spec(spec_file), tmp_path / "out", overwrite=True).snapshot == 1
 
 
@@ -342,16 +343,16 @@ def in_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages.pl.DataFrame, "write_parquet", full_disk)
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full_disk)
 
 
 def in_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages.pa.ipc, "new_file", full_disk)
+    monkeypatch.setattr(pa.ipc, "new_file", full_disk)
 
 
 @pytest.mark.parametrize("where", [in_partition, in_shard, in_folders, in_sync, in_quarantine, in_vocabulary])
 @pytest.mark.parametrize("existing", [False, True])
-def test_a_full_disk_is_said_and_leaves_nothing(
+def test_a_full_disk_is_an_error_that_leaves_nothing(
     spec_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -402,22 +403,22 @@ class WaitingEngine:
 
 
 @pytest.mark.parametrize("existing", [False, True])
-def test_of_two_builds_of_one_output_one_wins_and_the_other_says_so(
+def test_one_of_two_simultaneous_builds_fails(
     spec_file: Path, tmp_path: Path, existing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, spec = tmp_path / "out", load_spec(spec_file)
     if existing:
         build(spec, out)
     checked = threading.Barrier(2)
-    real = module._check_output
+    real = build_module._check_output
 
     def check_together(root: Path, overwrite: bool) -> list[int]:
-        found = real(root, overwrite)
-        checked.wait(30)
-        return found
+        existing_snapshots = real(root, overwrite)
+        checked.wait(60)
+        return existing_snapshots
 
-    monkeypatch.setattr(module, "_check_output", check_together)
-    barrier, results = threading.Barrier(2), []
+    monkeypatch.setattr(build_module, "_check_output", check_together)
+    barrier, results = threading.Barrier(2), list[BuildSummary | LongbatchError]()
 
     def run() -> None:
         try:
@@ -439,17 +440,17 @@ def test_of_two_builds_of_one_output_one_wins_and_the_other_says_so(
     assert len([name for name in files(out) if name.endswith(".arrow")]) == 3, "two tables and the list of them"
 
 
-def test_text_ids_can_be_read_back(spec_file: Path, tmp_path: Path) -> None:
+def test_string_ids_can_be_read_back(spec_file: Path, tmp_path: Path) -> None:
     relog(spec_file, LOG.with_columns(user=pl.Series(["ann", "ann", "ann", "bob"])))
     build(alter(spec_file, 'user_id = "user"', 'user_id = { column = "user", type = "string" }'), tmp_path / "out")
     words = open_dataset(tmp_path / "out").vocabulary()
-    assert sorted(words["string"].to_pylist()) == ["ann", "bob"]
+    assert sorted(map(str, words["string"].to_pylist())) == ["ann", "bob"]
 
 
 def test_collisions_of_ids_are_counted(spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every text of a user hashes to 7 here."""
+    """Every user string hashes to 7 here."""
     monkeypatch.setattr(
-        "longbatch.pipelines.canonicalize.hash_string", lambda texts: pl.Series(texts.name, [7] * len(texts))
+        "longbatch.pipelines.canonicalize.hash_string", lambda strings: pl.Series(strings.name, [7] * len(strings))
     )
     relog(spec_file, LOG.with_columns(user=pl.Series(["ann", "ann", "ann", "bob"])))
     alter(spec_file, 'user_id = "user"', 'user_id = { column = "user", type = "string" }')

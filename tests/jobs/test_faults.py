@@ -1,4 +1,4 @@
-"""Builds that are killed, run out of disk, or meet another: a reader sees the dataset before, or none."""
+"""Builds that are killed, fill the disk or run at the same time: readers see the previous dataset, or none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def files(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
 
 
-def test_kills_at_random_moments_leave_the_dataset_before_or_none(tmp_path: Path) -> None:
+def test_kills_at_random_moments_leave_the_previous_dataset_or_none(tmp_path: Path) -> None:
     checks, _ = kill_often({LOCAL: 3}, 20_000, tmp_path, no_progress)
     assert [check.name for check in checks if not check.holds] == []
 
@@ -31,18 +31,18 @@ def test_kills_at_random_moments_leave_the_dataset_before_or_none(tmp_path: Path
 LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); "
 
 
-def test_a_disk_that_is_full_leaves_nothing(corrupt_log: Path, tmp_path: Path) -> None:
-    """A limit on the length of files fails every write beyond it, whoever writes."""
+def test_a_full_disk_leaves_nothing(corrupt_log: Path, tmp_path: Path) -> None:
+    """A limit on file sizes makes every larger write fail, in Python and in libraries."""
     code = (
         LIMITED + f"from longbatch.cli.main import main; sys.argv[1:] = ['build', {str(corrupt_log)!r}, 'out']; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-    assert "nothing was committed" in done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 3, process.stderr
+    assert "Nothing was committed" in process.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_build_begins_where_a_killed_one_left_its_files(corrupt_log: Path, tmp_path: Path) -> None:
+def test_a_build_starts_in_a_folder_with_files_of_a_killed_one(corrupt_log: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for folder in ("timelines", ".work-0123"):
         (out / folder).mkdir(parents=True)
@@ -53,21 +53,21 @@ def test_a_build_begins_where_a_killed_one_left_its_files(corrupt_log: Path, tmp
     assert files(out) == listed_paths(out, 1)
 
 
-def test_vacuum_leaves_alone_what_a_running_attempt_writes(corrupt_log: Path, tmp_path: Path) -> None:
+def test_vacuum_keeps_the_files_of_a_running_attempt(corrupt_log: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(load_spec(corrupt_log), out)
     with attempt(out) as name:
-        mine = out / "timelines" / f"00000-{name}.arrow"
-        mine.touch()
+        partial_file = out / "timelines" / f"00000-{name}.arrow"
+        partial_file.touch()
         assert running_attempts(out) == {name}
         assert (vacuum(out).files, vacuum(out).running) == (0, [name])
-        assert mine.exists()
+        assert partial_file.exists()
     assert running_attempts(out) == set()
     assert vacuum(out).files == 1
     open_dataset(out)
 
 
-def test_vacuum_keeps_as_many_snapshots_as_asked(corrupt_log: Path, tmp_path: Path) -> None:
+def test_vacuum_keeps_the_given_number_of_snapshots(corrupt_log: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="it has no snapshots"):
         vacuum(tmp_path / "none")
     build(load_spec(corrupt_log), tmp_path / "out")

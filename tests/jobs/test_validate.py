@@ -1,4 +1,4 @@
-"""`longbatch validate` as a whole: the audit, the expectations on what the build sampled, and the Data Docs."""
+"""`longbatch validate`: the audit, the expectations on the samples of the build, and the Data Docs."""
 
 from __future__ import annotations
 
@@ -57,69 +57,69 @@ def build_it(dataset: Path, more: str = "") -> None:
     build(load_spec(spec), dataset, engine=LocalEngine(1), overwrite=True)
 
 
-def test_a_sound_dataset_passes_and_has_data_docs(dataset: Path) -> None:
+def test_a_valid_dataset_passes_and_gets_data_docs(dataset: Path) -> None:
     build_it(dataset)
-    found = validate(dataset, users=None)
-    assert found.passed
-    assert found.audit.findings == []
-    assert found.audit.requests_checked == 20
-    assert found.expectations is not None
-    assert {suite.checked for suite in found.expectations.suites} >= {"all 40 rows", "all 20 rows"}
+    validation = validate(dataset, users=None)
+    assert validation.passed
+    assert validation.audit.findings == []
+    assert validation.audit.requests_checked == 20
+    assert validation.expectations is not None
+    assert {suite.checked for suite in validation.expectations.suites} >= {"all 40 rows", "all 20 rows"}
     page = (dataset / DATA_DOCS / "index.html").read_text(encoding="utf-8")
     assert "events, counters" in page
     assert "requests, sample" in page
-    assert json.loads(json.dumps(found.as_dict()))["passed"] is True
+    assert json.loads(json.dumps(validation.as_dict()))["passed"] is True
 
 
-def test_a_dataset_is_found_by_a_relative_path_too(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_can_be_relative(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_it(dataset)
     monkeypatch.chdir(dataset.parent)
-    found = validate(Path("out"), users=1)
-    assert found.passed
+    validation = validate(Path("out"), users=1)
+    assert validation.passed
     assert (dataset / DATA_DOCS / "index.html").exists()
 
 
-def test_an_expectation_of_ones_own_that_is_not_met_fails(dataset: Path) -> None:
+def test_an_unmet_expectation_of_a_user_suite_fails(dataset: Path) -> None:
     kwargs = {"column": "history.dwell", "max_value": 100}
-    suite = {"name": "mine", "expectations": [{"type": "expect_column_values_to_be_between", "kwargs": kwargs}]}
-    (dataset.parent / "mine.json").write_text(json.dumps(suite))
-    build_it(dataset, '[expectations]\nevents = "mine.json"\n')
-    found = validate(dataset)
-    assert not found.passed
-    assert found.audit.findings == []
-    assert found.expectations is not None
-    (failure,) = found.expectations.failures
+    suite = {"name": "user suite", "expectations": [{"type": "expect_column_values_to_be_between", "kwargs": kwargs}]}
+    (dataset.parent / "user.json").write_text(json.dumps(suite))
+    build_it(dataset, '[expectations]\nevents = "user.json"\n')
+    validation = validate(dataset)
+    assert not validation.passed
+    assert validation.audit.findings == []
+    assert validation.expectations is not None
+    (failure,) = validation.expectations.failures
     assert "history.dwell" in failure
 
 
-def test_a_suite_of_ones_own_that_is_not_there_is_named_before_the_build(dataset: Path) -> None:
+def test_a_missing_user_suite_is_an_error_before_the_build(dataset: Path) -> None:
     with pytest.raises(SpecError, match=r"file not found: '.*gone\.json' \(expectations\.events\)\. Fix the path"):
         build_it(dataset, '[expectations]\nevents = "gone.json"\n')
     assert not dataset.exists()
 
 
-def test_a_suite_of_ones_own_that_is_gone_is_named(dataset: Path) -> None:
+def test_a_removed_user_suite_is_an_error_with_its_name(dataset: Path) -> None:
     suite = dataset.parent / "gone.json"
-    suite.write_text('{"name": "mine", "expectations": []}')
+    suite.write_text('{"name": "user suite", "expectations": []}')
     build_it(dataset, '[expectations]\nevents = "gone.json"\n')
     suite.unlink()
     with pytest.raises(SpecError, match=r"gone\.json"):
         validate(dataset)
 
 
-def test_an_altered_sample_is_a_finding_and_no_expectation_runs_on_it(dataset: Path) -> None:
+def test_an_altered_sample_is_a_finding_and_expectations_do_not_run(dataset: Path) -> None:
     build_it(dataset)
     (sample,) = (dataset / "samples").glob("events-*.parquet")
     data = bytearray(sample.read_bytes())
     data[len(data) // 2] ^= 1
     sample.write_bytes(data)
-    found = validate(dataset)
-    assert found.expectations is None
-    assert len(found.audit.findings) == 1
-    assert "events-" in found.audit.findings[0]
+    validation = validate(dataset)
+    assert validation.expectations is None
+    assert len(validation.audit.findings) == 1
+    assert "events-" in validation.audit.findings[0]
 
 
-def test_the_data_docs_of_a_replaced_dataset_go_with_it(dataset: Path) -> None:
+def test_replacing_a_dataset_removes_its_data_docs(dataset: Path) -> None:
     build_it(dataset)
     validate(dataset, users=1)
     assert (dataset / DATA_DOCS).exists()
@@ -127,7 +127,7 @@ def test_the_data_docs_of_a_replaced_dataset_go_with_it(dataset: Path) -> None:
     assert not (dataset / "reports").exists()
 
 
-def test_without_expectations_nothing_is_written(dataset: Path) -> None:
+def test_without_expectations_there_are_no_data_docs(dataset: Path) -> None:
     build_it(dataset)
     assert validate(dataset, users=1, expectations=False).expectations is None
     assert not (dataset / "reports").exists()

@@ -1,4 +1,4 @@
-"""What stops a build before it commits, and how it says so."""
+"""What stops a build before it commits, and the messages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(folder: Path, more: str = "", section: str = "", **columns: Any) -> None
     build(spec, folder / "out", engine=LocalEngine(1))
 
 
-def test_a_threshold_of_one_reason_stops_the_build_and_shows_rows(tmp_path: Path) -> None:
+def test_a_threshold_of_one_reason_stops_the_build_with_examples(tmp_path: Path) -> None:
     message = (
         r"source log: 1 of 4 rows \(25\.00%\) were rejected for unknown:tab, more than max_rejected_for\.'unknown:tab' = 0\.00%: "
         r"4 rows, 0 filtered, 1 rejected \(unknown:tab 1\)\n"
@@ -53,26 +53,26 @@ def test_a_threshold_of_one_reason_stops_the_build_and_shows_rows(tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_below_all_thresholds_the_build_commits(tmp_path: Path) -> None:
+def test_a_build_below_all_thresholds_commits(tmp_path: Path) -> None:
     run(tmp_path, more='max_rejected_for = { "unknown:tab" = 0.25 }', tab=[0, 1, 7, 1])
     assert (tmp_path / "out" / "snapshots").exists()
 
 
-def test_a_threshold_of_an_unknown_reason_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_a_threshold_of_an_unknown_reason_is_an_error_before_reading(tmp_path: Path) -> None:
     with pytest.raises(
         SpecError, match=r"max_rejected_for: 'unknown:tabs' is not a reason of this spec\. Did you mean 'unknown:tab'\?"
     ):
         run(tmp_path, more='max_rejected_for = { "unknown:tabs" = 0.0 }')
 
 
-def test_a_few_examples_of_each_reason_are_enough(tmp_path: Path) -> None:
+def test_a_message_has_a_few_examples_of_each_reason(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(tmp_path, tab=[7, 7, 7, 1], item=[None, 2, 3, 4])
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0].strip() for line in lines[1:-1]] == ["missing_item", "unknown", "unknown"]
 
 
-def test_policies_that_leave_nobody_are_named(tmp_path: Path) -> None:
+def test_policies_that_leave_out_all_targets_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=r"The dataset would have no requests: policies left out 4 targets\. Check \[users\]\. Nothing was",
@@ -80,7 +80,7 @@ def test_policies_that_leave_nobody_are_named(tmp_path: Path) -> None:
         run(tmp_path, more="[users]\nmin_events = 3")
 
 
-LATER = """[requests.labels]
+DELAYED_LABELS = """[requests.labels]
 x = { aggregate = "any", within = "1h" }
 [actions]
 source = "log"
@@ -90,15 +90,15 @@ event_time = { column = "time", unit = "s" }
 """
 
 
-def test_windows_that_never_close_are_named(tmp_path: Path) -> None:
+def test_label_windows_that_never_close_are_named(tmp_path: Path) -> None:
     message = r"The dataset would have no requests: 4 requests are pending because a label window .*\. Set actions\.until, or shorten `within`"
     with pytest.raises(DataError, match=message):
-        run(tmp_path, section=LATER)
+        run(tmp_path, section=DELAYED_LABELS)
 
 
-def test_a_day_without_actions_is_no_fault_where_the_end_of_the_log_is_declared(tmp_path: Path) -> None:
+def test_an_empty_log_of_actions_is_valid_if_its_end_is_declared(tmp_path: Path) -> None:
     pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64, "time": pl.Int64}).write_parquet(tmp_path / "none.parquet")
-    done = f'[sources.none]\npath = "{tmp_path / "none.parquet"}"\n'
-    later = LATER.replace('source = "log"', 'source = "none"\nuntil = 2023-12-01T00:00:00Z')
-    run(tmp_path, more=done, section=later)
+    empty_source = f'[sources.none]\npath = "{tmp_path / "none.parquet"}"\n'
+    section = DELAYED_LABELS.replace('source = "log"', 'source = "none"\nuntil = 2023-12-01T00:00:00Z')
+    run(tmp_path, more=empty_source, section=section)
     assert (tmp_path / "out" / "snapshots").exists()

@@ -83,6 +83,9 @@ def test_tasks_are_taken_only_a_few_ahead_of_the_results() -> None:
 def test_closing_the_results_waits_for_running_tasks() -> None:
     pool, running, ended = WorkerPool(2), threading.Event(), list[int]()
 
+    def wait_for_the_other() -> None:
+        running.wait(HANG_SECONDS)
+
     def work_until_stopped() -> None:
         running.set()
         try:
@@ -91,7 +94,7 @@ def test_closing_the_results_waits_for_running_tasks() -> None:
         finally:
             ended.append(1)
 
-    results = pool.run([partial(running.wait, HANG_SECONDS), work_until_stopped])
+    results = pool.run([wait_for_the_other, work_until_stopped])
     next(results)
     results.close()
     assert ended == [1]
