@@ -33,7 +33,7 @@ class StochasticLength:
 
     Example:
         >>> StochasticLength(100, 2_000).lengths(seed=0, epoch=0, block=0, num_requests=3)
-        array([1632, 1736, 1872])
+        array([ 256, 2000,  264])
     """
 
     minimum: int

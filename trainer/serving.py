@@ -35,8 +35,7 @@ class Scorer:
 
     Example:
         >>> import longbatch as lb
-        >>> from longbatch.trainer.checkpoint import load
-        >>> scorer = lb.Scorer(load("run").model)
+        >>> scorer = lb.Scorer(lb.load_model("run"))
         >>> request = next(iter(lb.RequestDataset("dataset", batch_size=1)))
         >>> cache = scorer.encode_history(request)  # once
         >>> logits = scorer.score_targets(cache, request.targets)  # for any candidates, any number of times

@@ -40,6 +40,7 @@ __all__ = [
     "evaluate",
     "expand",
     "forget",
+    "load_model",
     "load_preset",
     "load_spec",
     "make_dataloader",
@@ -55,7 +56,7 @@ __all__ = [
 _MODULES = {
     "longbatch.api.data": ("append", "build", "forget", "vacuum", "validate"),
     "longbatch.api.storage": ("expand", "measure", "simulate"),
-    "longbatch.api.training": ("evaluate", "train"),
+    "longbatch.api.training": ("evaluate", "load_model", "train"),
     "longbatch.jobs.engines.local": ("LocalEngine",),
     "longbatch.jobs.engines.spark": ("SparkEngine",),
     "longbatch.jobs.presets": ("load_preset",),
@@ -74,7 +75,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 if TYPE_CHECKING:  # what type checkers and editors see
     from longbatch.api.data import append, build, forget, vacuum, validate
     from longbatch.api.storage import expand, measure, simulate
-    from longbatch.api.training import evaluate, train
+    from longbatch.api.training import evaluate, load_model, train
     from longbatch.jobs.engines.local import LocalEngine
     from longbatch.jobs.engines.spark import SparkEngine
     from longbatch.jobs.presets import load_preset

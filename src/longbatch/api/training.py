@@ -12,6 +12,7 @@ from .arguments import StrPath, read_time, read_train_config
 if TYPE_CHECKING:
     from longbatch.trainer.config import TrainConfig
     from longbatch.trainer.fit import TrainReport
+    from longbatch.trainer.models.request_model import RequestModel
     from longbatch.trainer.predictions import Metrics
     from longbatch.trainer.progress import TrainingProgressCallback
 
@@ -106,3 +107,28 @@ def evaluate(
         by_history=by_history,
         progress=progress,
     )
+
+
+def load_model(run: StrPath, *, device: str = "cpu") -> RequestModel:
+    """Load the model of a training run, for `Scorer` or a program of your own.
+
+    Args:
+        run: A folder written by `train`, for its newest checkpoint, or a checkpoint file.
+        device: Where to put the model, such as "cuda".
+
+    Returns:
+        The model.
+
+    Raises:
+        DatasetError: There is no checkpoint, or it is damaged.
+
+    Example:
+        >>> import longbatch as lb
+        >>> model = lb.load_model("run")
+        >>> request = next(iter(lb.RequestDataset("dataset", batch_size=1, history_length=50)))
+        >>> model(request).shape[0] == request.num_targets
+        True
+    """
+    from longbatch.trainer.checkpoint import load
+
+    return load(Path(run), device).model
