@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from longbatch.schemas.ragged import concatenated_ranges, list_offsets, offsets_of, owners_of
+from longbatch.schemas.types import ArrowListArray
 
 sizes_of_rows = st.lists(st.integers(0, 9), max_size=20)
 
@@ -28,6 +31,6 @@ def test_ranges_follow_each_other(ranges: list[tuple[int, int]]) -> None:
 
 @given(st.lists(st.none() | st.lists(st.integers(0, 9), max_size=3), max_size=9), st.integers(0, 4))
 def test_list_offsets_point_into_the_flattened_values(rows: list[list[int] | None], skipped: int) -> None:
-    lists = pa.array(rows, pa.list_(pa.int64()))[skipped:]
+    lists = cast("ArrowListArray", pa.array(rows, pa.list_(pa.int64()))[skipped:])
     sizes = [len(row or []) for row in rows[skipped:]]
     assert list_offsets(lists).tolist() == [sum(sizes[:n]) for n in range(len(sizes) + 1)]
