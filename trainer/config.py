@@ -19,7 +19,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AwareDatetime,
@@ -58,8 +58,7 @@ class StrictModel(BaseModel):
     def _reject_renamed_keys(cls, values: object) -> object:
         renamed = [key for key in cls.renamed_keys if isinstance(values, Mapping) and key in values]
         if renamed:
-            changes = ", ".join(f"`{key}` is now `{cls.renamed_keys[key]}`" for key in renamed)
-            raise ValueError(f"keys were renamed: {changes}")
+            raise ValueError("; ".join(f"`{key}` was renamed; write `{cls.renamed_keys[key]}`" for key in renamed))
         return values
 
 
@@ -308,14 +307,16 @@ def validate_config(values: Mapping[str, object], origin: str = "the training co
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        details = [{**detail, "loc": _key(detail["loc"])} for detail in error.errors()]
-        problems = "\n".join(f"  {explain(detail, TrainConfig)}" for detail in details)
+        problems = "\n".join(f"  {_explain(detail)}" for detail in error.errors())
         raise SpecError(f"{origin} is not a valid training config:\n{problems}") from None
 
 
-def _key(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The key that an error is about, without pydantic's names of union members."""
-    return tuple(part for part in location if part not in UNION_TAGS) or ("the top level",)
+def _explain(detail: Mapping[str, Any]) -> str:
+    """One line about an error: its key, without pydantic's names of union members, the value, and what to do."""
+    location = tuple(part for part in detail["loc"] if part not in UNION_TAGS) or ("top level",)
+    if detail["type"] == "missing":
+        return f"{'.'.join(map(str, location))}: required key is missing; add it"
+    return explain({**detail, "loc": location}, TrainConfig)
 
 
 def default_feature_type(name: str, stored_type: str) -> FeatureType:

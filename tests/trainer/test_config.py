@@ -118,11 +118,14 @@ def test_a_config_is_read_from_toml_with_overrides(tmp_path: Path) -> None:
         ({"model": {"widht": 3}}, "model.widht: unknown key; did you mean `width`?"),
         ({"batch_size": 0}, "batch_size: Input should be greater than or equal to 1 (found 0)"),
         ({"history_length": "all"}, "history_length: Input should be a valid integer"),
-        ({"history_length": {"minimum": 1}}, "history_length.maximum: missing"),
+        ({"history_length": {"minimum": 1}}, "history_length.maximum: required key is missing; add it"),
         ({"history_length": {"minimum": 1, "maximum": 2, "betta": 1}}, "did you mean `beta`?"),
         ({"train_before": 1.5}, "train_before: a share of the requests must be between 0 and 1"),
-        ({"accumulate": 2, "decay": "cosine"}, "`accumulate` is now `gradient_accumulation_steps`, `decay` is now"),
-        ({"model": {"elapsed": "attention"}}, "model: keys were renamed: `elapsed` is now `time_encoding`"),
+        (
+            {"accumulate": 2, "decay": "cosine"},
+            "`accumulate` was renamed; write `gradient_accumulation_steps`; `decay` was renamed; write `lr_schedule`",
+        ),
+        ({"model": {"elapsed": "attention"}}, "model: `elapsed` was renamed; write `time_encoding`"),
     ],
 )
 def test_errors_name_the_key_the_value_and_what_to_do(values: dict[str, object], message: str) -> None:

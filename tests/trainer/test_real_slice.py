@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-from paths import SHARED_DATA
+from paths import TEST_DATA
 
 from longbatch.jobs.build import build
 from longbatch.jobs.presets import load_preset
@@ -11,12 +10,9 @@ from longbatch.trainer.config import ModelConfig, TrainConfig
 from longbatch.trainer.evaluate import evaluate
 from longbatch.trainer.train import train
 
-DATA = SHARED_DATA
 
-
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"the real logs are not at {DATA}")
 def test_a_real_log_is_built_trained_on_and_evaluated(tmp_path: Path) -> None:
-    build(load_preset("ebnerd", DATA / "ebnerd"), tmp_path / "dataset")
+    build(load_preset("ebnerd", TEST_DATA / "ebnerd"), tmp_path / "dataset")
     model = ModelConfig(width=16, heads=2, id_table_rows=512)
     config = TrainConfig(model=model, history_length=100, batch_size=32, max_steps=12)
     report = train(tmp_path / "dataset", tmp_path / "run", config)

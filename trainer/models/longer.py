@@ -7,10 +7,10 @@ Shapes: R requests, G targets, T events, L the longest history, D width, K event
 tokens and two globals, Q = the newest k tokens and the globals, M the maximum number of targets of a request,
 N = R * L / K groups.
 
-The order of the tokens is [target, CLS, user; newest group, .., oldest group]. Token i attends to itself and all tokens after
-it: a group attends to itself and older ones, globals attend to the sequence, and nothing attends to the target. So the
-targets of a request share all rows but the target's own. The first layer is cross-causal: the globals and the newest k
-tokens are queries over all tokens. The other layers are self-causal among those k + 2.
+The order of the tokens is [target, CLS, user; newest group, .., oldest group]. Token i attends to itself and all tokens
+after it: a group attends to itself and older ones, globals attend to the sequence, and nothing attends to the target.
+So the targets of a request share all rows but the target's own. The first layer is cross-causal: the globals and the
+newest k tokens are queries over all tokens. The other layers are self-causal among those k + 2.
 
 Choices where the paper is silent: groups start at the newest event and the oldest group is padded with zeros; positions
 count from the newest event in two buckets per octave, so any length has one; InnerTrans is one block without a mask;
