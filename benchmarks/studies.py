@@ -134,8 +134,8 @@ def _run(out: Path, arm: Arm, seed: int) -> StudyRun:
         events=report.events,
         seconds=report.seconds,
         flops=training_flops(arm, requests, report.events, report.targets),
-        auc={str(row["history_length"]): row["auc"] for row in metrics},
-        targets=metrics[0]["targets"],
+        auc={str(row["history_length"]): float(row["auc"]) for row in metrics},
+        targets=int(metrics[0]["targets"]),
     )
     path.write_text(as_json(asdict(run)))
     return run

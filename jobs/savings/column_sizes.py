@@ -12,6 +12,7 @@ from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.physical_schema import Batches
 from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.format.shard_writer import codec_of
+from longbatch.schemas.spec.build_spec import Compression
 from longbatch.schemas.types import ArrowArray, ArrowListArray
 
 from .parquet_settings import column_bytes
@@ -66,7 +67,7 @@ def measure_columns(dataset: Dataset, blocks: Sequence[BlockId]) -> list[ColumnB
     return columns
 
 
-def _arrow_bytes(batches: Batches, compression: str) -> Counter[str]:
+def _arrow_bytes(batches: Batches, compression: Compression) -> Counter[str]:
     """Bytes of every column of a block's two record batches, by the names of `ColumnBytes`."""
     sizes = Counter[str]()
     for table, batch in zip(("timelines", "requests"), batches, strict=True):
@@ -79,7 +80,7 @@ def _arrow_bytes(batches: Batches, compression: str) -> Counter[str]:
     return sizes
 
 
-def _field_bytes(list_name: str, lists: ArrowListArray, compression: str) -> Counter[str]:
+def _field_bytes(list_name: str, lists: ArrowListArray, compression: Compression) -> Counter[str]:
     """Bytes of each field of a list of structs; the offsets count as a column of their own."""
     values = cast("pa.StructArray", lists.flatten())
     sizes = Counter(
@@ -89,7 +90,7 @@ def _field_bytes(list_name: str, lists: ArrowListArray, compression: str) -> Cou
     return sizes
 
 
-def _message_bytes(column: ArrowArray, compression: str) -> int:
+def _message_bytes(column: ArrowArray, compression: Compression) -> int:
     """Bytes of a column's buffers in a record batch: the size of its message minus that of an empty one."""
     options = pa.ipc.IpcWriteOptions(compression=codec_of(compression), use_threads=False)
     sizes = []
