@@ -9,8 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import Any, cast
 
 import polars as pl
 import pyarrow as pa
@@ -26,9 +25,11 @@ from longbatch.jobs import expand as expand_module
 from longbatch.jobs import expanded_files
 from longbatch.jobs.build import build
 from longbatch.jobs.expand import compare, expand
+from longbatch.pipelines.expansion import sample_schema
 from longbatch.schemas.errors import DatasetError, MachineError, SpecError
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec, parse_spec
+from longbatch.schemas.types import ArrowListArray
 
 Row = dict[str, Any]
 
@@ -160,7 +161,9 @@ def test_any_dataset_expands_like_the_naive_expansion_whatever_the_sizes_of_part
 ) -> None:
     spec, tables = log
     sizes = {"GROUP_BYTES": size, "PART_BYTES": 3 * size, "HASHED_EVENTS": 1 + size // 100}
-    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(expanded_files, **sizes):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        for name, value in sizes.items():
+            patch.setattr(expanded_files, name, value)
         dataset = open_dataset(stored(Path(folder), spec, tables["log"]))
         assume(dataset.counts.requests)
         length = min(length, spec.history_length)
@@ -255,7 +258,7 @@ def test_files_that_are_not_an_expansion_are_refused(small: Dataset, tmp_path: P
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DatasetError, match=r"a.parquet: the columns are \['a'\], expected \['request_id'"):
         compare(small, tmp_path)
-    names = expanded_files.sample_schema(small.spec).names
+    names = sample_schema(small.spec).names
     pl.DataFrame([dict.fromkeys(names, 1)]).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DatasetError, match=r"the columns \['history_item_id', .*'history_score'\] are not lists"):
         compare(small, tmp_path)
@@ -280,7 +283,7 @@ def test_histories_that_are_null_or_differ_in_length_are_refused(
 def test_an_expansion_that_fails_its_check_is_not_kept(
     small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = expand_module.write_part
+    write = expanded_files.write_part
 
     def write_wrong(*arguments: Any) -> tuple[int, int, int]:
         written = write(*arguments)
@@ -395,7 +398,9 @@ def test_hashed_batches_are_small_even_if_history_lengths_differ_greatly(
     expand(dataset, tmp_path / "out")
     monkeypatch.setattr(expanded_files, "HASHED_EVENTS", 10_000)
     with pq.ParquetFile(tmp_path / "out" / "part-00000.parquet") as file:
-        events = [len(batch["history_item_id"].flatten()) for batch in expanded_files._batches(file)]
+        events = [
+            len(cast("ArrowListArray", batch["history_item_id"]).flatten()) for batch in expanded_files._batches(file)
+        ]
     assert sum(events) == 303_000
     assert max(events) <= 11_000
 
