@@ -69,7 +69,7 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 def test_the_pages_name_only_files_that_exist() -> None:
     pattern = re.compile(
-        r"`((?:schemas|pipelines|validation|jobs|loaders|trainer|benchmarks|src|tests|examples)/[\w/.\-]+)`"
+        r"`((?:schemas|pipelines|validation|jobs|loaders|trainer|benchmarks|src|tests|examples)/(?:[\w/.\-]+\.(?:py|c|toml)|[\w/\-]*/)?)`"
     )
     missing = {
         f"{page.name}: {name}"
