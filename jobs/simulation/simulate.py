@@ -30,14 +30,7 @@ from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .corrupt_rows import ACCEPTED, CorruptionSettings, as_written, draw_corrupt_rows, shuffle_in
 from .expected_counts import add_planted, expected_accounting, expected_counts, total_by_corruption
-from .ground_truth import (
-    TRUTH_VERSION,
-    Sample,
-    attainable_auc,
-    join_samples,
-    take_sample,
-    truth_table,
-)
+from .ground_truth import TRUTH_VERSION, Sample, attainable_auc, join_samples, take_sample, truth_table
 from .outliers import Limits, draw_outliers, regular_limits
 from .rows import Rows, draw_rows
 from .spec import POLICIES, SPEC
