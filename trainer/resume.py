@@ -119,8 +119,7 @@ def _check_same_run(saved: Checkpoint, context: RunContext) -> None:
         raise SpecError(f"{run_dir} was trained with another config: {details}; resume it with the same values")
     if saved.evaluate_from_us != context.evaluate_from_us:
         raise SpecError(
-            f"{run_dir} was trained on requests before another time (now evaluate_before moves the split); "
-            "resume it with the same evaluate_before"
+            f"{run_dir} was trained on requests before another time; resume it with the same evaluate_before"
         )
     if len(saved.rng_states) != context.world_size:
         raise SpecError(
