@@ -166,8 +166,8 @@ def append_owners(
         if repeated.height:
             request, user, known_user = repeated.row(0)
             raise DataError(
-                f"request {request} of user {user} was already appended in an earlier increment, for user {known_user}, "
-                f"as were {repeated.height - 1:,} others. An appended request cannot change: build the whole log without "
-                "append, or give later requests other ids. Nothing was committed."
+                f"request {request} of user {user} was already appended in an earlier increment, for user "
+                f"{known_user}, as were {repeated.height - 1:,} others. An appended request cannot change: build the "
+                "whole log without append, or give later requests other ids. Nothing was committed."
             )
     return (_write_table(root, OWNERS, bucket, attempt, owners),) if owners.height else ()

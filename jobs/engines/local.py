@@ -107,6 +107,7 @@ class LocalStages:
         """Read all sources, canonicalize the rows and split them by user bucket."""
         total = sum(piece.size for piece in self._pieces)
         done = 0.0
+        # Start with every source, so that a source without files is accounted for with zero rows.
         result = BuildResult(row_accounting={source: RowAccounting() for source in self.context.spec.sources})
         with logged_stage(logger, "scan") as totals, closing(self._pool.run(self._scan_tasks())) as results:
             for size, part in results:
@@ -114,12 +115,14 @@ class LocalStages:
                 self._progress("scan", done, total)
                 result += part
             totals.rows, totals.size = result.rows, total
+        # Shares of files are estimates, so report the end explicitly.
         self._progress("scan", total, total)
         return result
 
     def _scan_tasks(self) -> Iterator[Callable[[], tuple[float, BuildResult]]]:
         """One task a piece that can be read on its own, and one a chunk of CSV or JSON, which only streams."""
         for number, piece in enumerate(self._pieces):
+            # Numbered names give partitions the order of the input, in whatever order tasks finish.
             if self.context.spec.sources[piece.source].file_format in TEXT_FORMATS:
                 for part, chunk in enumerate(read_piece(self.context.spec, piece)):
                     # The number of rows is an estimate, so the shares of a file may not add up to its size.
@@ -158,7 +161,7 @@ class LocalStages:
             if owners is None:
                 return BuildResult()
             ids, result = find_conflicts(self.context, bucket, owners)
-            conflicts.extend([ids] if len(ids) else [])
+            conflicts.extend([ids] if len(ids) else [])  # appending to a list is safe from several threads
             return result
 
         result = self._per_bucket("request ids", find)
@@ -205,6 +208,7 @@ class LocalStages:
         """Run one task for each bucket, report and log the stage, and add up the results."""
         buckets = self.context.buckets
         result = BuildResult()
+        # Buckets are independent and about equal, so their number is a fair measure of progress.
         tasks = (partial(task, bucket) for bucket in range(buckets))
         with logged_stage(logger, stage) as totals, closing(self._pool.run(tasks)) as parts:
             for done, part in enumerate(parts, start=1):

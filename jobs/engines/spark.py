@@ -95,6 +95,7 @@ class SparkEngine:
                 buckets = (increment and increment.buckets) or bucket_count(_row_count(session, spec, pieces))
                 context = BuildContext(spec, root, attempt, buckets, increment)
                 stages = SparkStages(context, session, pieces, progress)
+                # Unpersist before the session is stopped or returned to its owner.
                 try:
                     yield stages
                 finally:
@@ -153,6 +154,7 @@ class SparkStages:
 
     def _piece_rows(self, pieces: list[Piece]) -> DataFrame:
         """One row and one Spark partition for each piece."""
+        # repartitionById sends row n to partition n, where a hash would put several pieces into one task.
         rows = [(number, json.dumps(asdict(piece))) for number, piece in enumerate(pieces)]
         return self._session.createDataFrame(rows, PIECES_DDL).repartitionById(len(pieces), "number")
 
@@ -230,6 +232,7 @@ class SparkStages:
         if self._mapped is None:
             return BuildResult()
         self._progress("shards", 1, PROGRESS_STEPS)
+        # Parts sorted by name give the kernel the rows in the order of chunks, as the local engine does.
         reduced = (
             self._mapped.filter(f"content not in ('{OWNERS}', '{LATEST_ACTION}')")
             .repartitionById(self.context.buckets, "bucket")
@@ -284,6 +287,7 @@ def own_error(error: Exception) -> Exception:
         return error
     if "JAVA_GATEWAY_EXITED" in str(error):
         return errors.MachineError("Java did not start; see its message above. Set JAVA_HOME to Java 17 or newer.")
+    # Spark only passes on the text of the Python traceback, whose last line has the class and the message.
     match = re.search(r"longbatch\.schemas\.errors\.(\w+): (.*)", str(error))
     error_type = getattr(errors, match[1], None) if match else None
     return error_type(match[2]) if match and isinstance(error_type, type) else error

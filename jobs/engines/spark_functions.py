@@ -53,6 +53,7 @@ RESULTS_SCHEMA = pa.schema([pa.field("result", pa.binary())])
 RESULTS_DDL = "result binary"
 LATEST_ACTION = "latest_action"  # the driver reads these parts before the reduce
 BUCKET = "bucket"  # a part without data, so that a bucket without rows is built nevertheless
+# Large enough that Spark's cost per batch is small, small enough that several fit beside a chunk.
 FLUSH_BYTES = 32 << 20
 
 
@@ -213,6 +214,7 @@ def _to_frame(parts: Iterable[Part]) -> pl.DataFrame:
 
 def _by_bucket(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, Iterator[Part]]]:
     """Parts by bucket, of batches sorted by bucket. Parts are few and large: never one per row of the log."""
+    # groupby needs no memory beyond one bucket, because Spark has sorted the rows.
     parts = (Part(**row) for batch in batches for row in batch.to_pylist())
     return groupby(parts, key=lambda part: part.bucket)
 
@@ -221,6 +223,7 @@ def _task_number() -> int:
     """Number of this task attempt, unique within a Spark application."""
     from pyspark import TaskContext
 
+    # None on the driver and in tests.
     context = TaskContext.get()
     return context.taskAttemptId() if context else 0
 
@@ -256,6 +259,7 @@ def reduce_buckets(
     """
     context = settings.on_executor()
     for bucket, parts in _by_bucket(batches):
+        # All parts of the bucket: these bytes are the memory that a reduce task needs besides the kernel's.
         contents = {content: list(group) for content, group in groupby(parts, key=lambda part: part.content)}
         yield _pack_result(_reduce_bucket(context, bucket, contents, facts))
 

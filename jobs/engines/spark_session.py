@@ -52,6 +52,7 @@ def open_session(master: str | None, scratch: Path) -> Iterator[SparkSession]:
         from pyspark.sql import SparkSession
     except ImportError:
         raise MachineError('The spark engine needs pyspark: pip install "longbatch[spark]".') from None
+    # A notebook or a test has its own session, whose settings and tables we must use and which we must not stop.
     active = SparkSession.getActiveSession()
     if active is not None:
         yield active
@@ -70,6 +71,7 @@ def _new_session(master: str | None, scratch: Path) -> SparkSession:
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has set up Java, the master and all settings
         return builder.getOrCreate()
     provide_java()
+    # Workers would start the first python3 on the PATH, which may lack longbatch.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     scratch.mkdir(parents=True, exist_ok=True)
     if master:

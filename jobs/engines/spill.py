@@ -43,6 +43,7 @@ class Partition:
         path = self.folder / name
         with writing(path):
             sizes = _write_batches(path, batches)
+        # Sizes become offsets, (buckets + 1,); a bucket without rows starts where it ends.
         with self._lock:
             self._files[name] = batches[0].schema, np.concatenate([[0], np.cumsum(sizes)])
 

@@ -44,7 +44,7 @@ from .context import BuildContext
 logger = logging.getLogger(__name__)
 
 ROWS_PER_BUCKET = 1 << 20
-MAX_BUCKETS = 8192
+MAX_BUCKETS = 8192  # each chunk has one record batch per bucket, so more buckets mean smaller batches
 OWNERS, VOCABULARY = "owners", "vocabulary"
 VOCABULARY_FIELDS: list[ArrowField] = [pa.field("id", pa.int64()), pa.field("string", pa.string())]
 
@@ -119,6 +119,7 @@ def split_by_bucket(
         Content of the part, and one record batch per bucket, possibly empty. Parts without rows are left out.
     """
     rows = canonical.rows
+    # A hash decides the bucket, so that all rows with the same key meet in one bucket, whatever their files.
     keys = [(rows_content(source), rows, rows[source_schema(context.spec, source).user_id])]
     if canonical.owners is not None:
         request_id = canonical.owners["request_id"]
@@ -145,8 +146,10 @@ def split_frame(frame: pl.DataFrame, bucket: BucketNumbers, buckets: int) -> lis
     Returns:
         One record batch per bucket, slices of one batch in narrowed types.
     """
+    # Counting sort in effect: a stable order by bucket, and the running totals of rows per bucket as its bounds.
     order = np.argsort(bucket, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=buckets))])
+    # Narrow once for all buckets: the type that fits is then the same in every batch of this chunk.
     narrowed, codes = narrow(frame)
     all_rows = with_codes(one_batch(narrowed[order]), codes)
     return [all_rows.slice(int(start), int(end - start)) for start, end in pairwise(bounds)]
@@ -183,7 +186,9 @@ def build_shard(
     spec, increment = context.spec, context.increment
     frames = {source: _or_empty(rows.get(source), spec, source) for source in spec.sources}
     kernel = build_bucket(spec, frames, facts, read_state(context.root, increment, bucket) if increment else None)
+    # Each bucket samples its share of the rows, rounded up; buckets of users are equal parts by hash.
     profile, samples = profile_bucket(spec, kernel, -(-spec.expectations.sample_rows // context.buckets))
+    # Blocks are a lazy iterator, so that only one block at a time is in memory beside the kernel's output.
     blocks, counts = pack(kernel, spec)
     shard = write_shard(context.root, bucket, context.attempt, spec, blocks)
     state: tuple[FileEntry, ...] = ()
@@ -230,7 +235,7 @@ def find_conflicts(context: BuildContext, bucket: int, owners: pl.DataFrame) -> 
 
 
 def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) -> BuildResult:
-    """Write the new distinct (id, text) of one bucket of hashed ids, and count ids that belong to several strings.
+    """Write the new distinct (id, string) of one bucket of hashed ids, and count ids that belong to several strings.
 
     Args:
         context: The build.
@@ -243,6 +248,7 @@ def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) ->
     Raises:
         MachineError: The disk is full.
     """
+    # Sorted, so that the file's bytes do not depend on the order of chunks.
     words = words.unique().sort("id", "string")
     known = context.increment.vocabulary if context.increment else ()
     known = tuple(entry for entry in known if entry.bucket == bucket)
@@ -281,6 +287,7 @@ def write_quarantine(context: BuildContext, name: str, chunk: Chunk, rejected: p
     """
     rows = rejected.rename({"_row": "_source_row"})
     rows = rows.with_columns(chunk.source_rows(rows["_source_row"]))
+    # Malformed lines have no columns; they get one of their own beside the columns of the rejected rows.
     if chunk.malformed:
         row_numbers = chunk.malformed_rows or [None] * len(chunk.malformed)
         lines = pl.DataFrame({"_text": chunk.malformed, "_source_row": pl.Series(row_numbers, dtype=pl.Int64)})

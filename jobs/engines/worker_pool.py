@@ -54,6 +54,7 @@ class WorkerPool:
             with sigterm_as_interrupt():
                 for task in tasks:
                     pending.add(pool.submit(task))
+                    # One more than there are workers: the next task is ready when one ends, and few inputs wait.
                     if len(pending) > self.workers:
                         done, pending = _wait(pending)
                         yield from (future.result() for future in done)

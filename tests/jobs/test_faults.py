@@ -32,11 +32,14 @@ LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600,
 
 
 def test_a_full_disk_leaves_nothing(corrupt_log: Path, tmp_path: Path) -> None:
-    """A limit on file sizes makes every larger write fail, in Python and in libraries."""
+    """A limit on file sizes makes every larger write fail, in Python and in libraries.
+
+    Without -B Python would also truncate the bytecode that it caches, and every later test would fail to load it.
+    """
     code = (
         LIMITED + f"from longbatch.cli.main import main; sys.argv[1:] = ['build', {str(corrupt_log)!r}, 'out']; main()"
     )
-    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 3, process.stderr
     assert "Nothing was committed" in process.stderr
     assert not (tmp_path / "out").exists()
