@@ -8,9 +8,7 @@ The files are written to a hidden folder beside OUT. The folder is renamed to OU
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +20,7 @@ from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.pipelines.content_hash import SampleDigest
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
-from longbatch.schemas.format.disk import disk_message
+from longbatch.schemas.format.disk import disk_message, hidden_folder, replace_folder
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .expanded_files import (
@@ -113,7 +111,7 @@ def expand(
     _check_output(root, overwrite, dataset)
     expander = Expander(dataset, length, WorkerPool(workers, progress))
     parts = plan_parts(dataset, length)
-    with _hidden_folder(root) as folder:
+    with _folder_beside(root) as folder:
         settings = settings_for(expander, parts)
         paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
         tasks = zip(paths, parts, strict=True)
@@ -125,7 +123,7 @@ def expand(
             expansion = replace(expansion, expected=expected, actual=actual)
         if expansion.equal:
             _check_output(root, overwrite, dataset)  # again: the folder may have appeared in the meantime
-            _publish(folder, root)
+            replace_folder(folder, root)
     logger.info("stage expand: %d rows, %d bytes, %.2f seconds", rows, size, time.monotonic() - started)
     return expansion
 
@@ -191,27 +189,10 @@ def _check_output(root: Path, overwrite: bool, dataset: Dataset) -> None:
 
 
 @contextmanager
-def _hidden_folder(root: Path) -> Iterator[Path]:
-    """A new folder beside `root` that is removed at the end, unless it was renamed."""
-    folder = root.with_name(f".{root.name}-{uuid.uuid4().hex[:12]}")
+def _folder_beside(root: Path) -> Iterator[Path]:
+    """A new folder beside `root` that is removed at the end, unless it was renamed; names the disk in errors."""
     try:
-        folder.mkdir(parents=True)
-        yield folder
+        with hidden_folder(root) as folder:
+            yield folder
     except OSError as error:
         raise MachineError(disk_message(error, root)) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, root: Path) -> None:
-    """Rename the folder to `root`; if that fails, an earlier `root` is put back."""
-    if not root.exists():
-        folder.rename(root)
-        return
-    with _hidden_folder(root) as previous:
-        root.rename(previous)
-        try:
-            folder.rename(root)
-        except BaseException:
-            previous.rename(root)
-            raise
