@@ -1,6 +1,6 @@
 """The snapshot: a JSON file that lists all files of a dataset.
 
-It is written last, and only if no other build committed first. Files that no snapshot lists are not part of the dataset.
+Written last, and only if no other build committed first. Files that no snapshot lists are not part of the dataset.
 """
 
 from __future__ import annotations
