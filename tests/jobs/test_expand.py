@@ -273,7 +273,9 @@ def test_histories_that_are_null_or_differ_in_length_are_refused(
 ) -> None:
     expand(small, tmp_path / "out")
     rewrite(tmp_path / "out" / "part-00000.parquet", lambda rows: rows[1].update(history_item_id=history))
-    with pytest.raises(DatasetError, match=r"part-00000.parquet: there are histories that are null, or whose columns"):
+    with pytest.raises(
+        DatasetError, match=r"part-00000.parquet: some histories are null, or their columns differ in length"
+    ):
         compare(small, tmp_path / "out")
 
 
