@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from block_rows import exact_contents
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longbatch.loaders.batch import RequestBatch, ragged_index
+from longbatch.loaders import RequestDataset
+from longbatch.loaders.batch import Histories, RequestBatch, ragged_index
+from longbatch.schemas.errors import MachineError
 
 
-def two_requests():
+def two_requests() -> RequestBatch:
     """Requests 7 and 8 with histories [1 2 3] and [], targets [10] and [11 12]."""
     return RequestBatch(
         history={"item_id": torch.tensor([1, 2, 3]), "event_time": torch.tensor([5, 6, 7])},
@@ -23,7 +28,7 @@ def two_requests():
     )
 
 
-def test_sizes_are_those_of_requests_targets_and_events():
+def test_sizes_count_requests_targets_and_events() -> None:
     batch = two_requests()
     assert (batch.num_requests, batch.num_targets, batch.num_events) == (2, 3, 3)
 
@@ -32,18 +37,25 @@ def test_sizes_are_those_of_requests_targets_and_events():
     ("length", "items", "offsets"),
     [(5, [1, 2, 3], [0, 3, 3]), (2, [2, 3], [0, 2, 2]), (0, [], [0, 0, 0])],
 )
-def test_the_newest_events_are_kept(length, items, offsets):
+def test_the_newest_events_are_kept(length: int, items: list[int], offsets: list[int]) -> None:
     batch = two_requests().newest(length)
     assert batch.history["item_id"].tolist() == items
     assert batch.history_offsets.tolist() == offsets
 
 
-def test_a_negative_length_is_refused():
+def test_a_negative_length_is_an_error() -> None:
     with pytest.raises(ValueError, match="history length -1 is negative"):
         two_requests().newest(-1)
 
 
-def test_expanding_copies_the_history_for_each_target():
+def test_the_representation_summarizes_sizes_and_columns() -> None:
+    assert repr(two_requests()) == (
+        "RequestBatch(2 requests, 3 targets, 3 events, per-request histories, cpu, history: item_id event_time, "
+        "targets: item_id, labels: click, requests: tab)"
+    )
+
+
+def test_expanding_copies_the_history_for_each_target() -> None:
     batch = two_requests()
     twice = RequestBatch(**{**vars(batch), "target_offsets": torch.tensor([0, 2, 3])}).expand()
     assert twice.history["item_id"].tolist() == [1, 2, 3, 1, 2, 3]
@@ -54,7 +66,7 @@ def test_expanding_copies_the_history_for_each_target():
     assert twice.labels is batch.labels
 
 
-def test_moving_moves_every_tensor():
+def test_moving_moves_every_tensor() -> None:
     batch = two_requests().to("meta")
     tensors = [
         batch.request_id,
@@ -68,16 +80,71 @@ def test_moving_moves_every_tensor():
     assert all(tensor.device.type == "meta" for tensor in tensors)
 
 
-def test_pinning_pins_every_tensor(monkeypatch):
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+def test_pinning_pins_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     two_requests().pin_memory()
     assert len(pinned) == 10
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5)), max_size=9))
-def test_ragged_indices_are_the_slices_one_after_another(slices):
+def test_ragged_indices_are_the_slices_one_after_another(slices: list[tuple[int, int]]) -> None:
     starts = torch.tensor([start for start, _ in slices], dtype=torch.int64)
     lengths = torch.tensor([length for _, length in slices], dtype=torch.int64)
-    wanted = [start + i for start, length in slices for i in range(length)]
-    assert ragged_index(starts, lengths).tolist() == wanted
+    expected = [start + i for start, length in slices for i in range(length)]
+    assert ragged_index(starts, lengths).tolist() == expected
+
+
+@pytest.mark.parametrize("histories", ["per_request", "shared"])
+def test_requests_are_selected_by_slice_indices_or_mask(random_dataset: Path, histories: Histories) -> None:
+    batch = next(iter(RequestDataset(random_dataset, batch_size=16, histories=histories)))
+    part = batch[2:5]
+    assert part.request_id.tolist() == batch.request_id[2:5].tolist()
+    assert exact_contents(part) == exact_contents(batch[[2, 3, 4]])
+    mask = torch.zeros(16, dtype=torch.bool)
+    mask[2:5] = True
+    assert exact_contents(part) == exact_contents(batch[mask])
+    assert batch[:0].num_requests == batch[[]].num_targets == 0
+    assert exact_contents(batch[:]) == exact_contents(batch.to_per_request())
+    with pytest.raises(TypeError, match=r"request 3 alone is not a batch; give a slice, \[3:4\]"):
+        batch[3]  # type: ignore[index]
+    with pytest.raises(IndexError, match=r"a mask of shape \(3,\) for 16 requests"):
+        batch[torch.ones(3, dtype=torch.bool)]
+
+
+@pytest.mark.parametrize("histories", ["per_request", "shared"])
+def test_padded_and_nested_histories_contain_the_same_events(random_dataset: Path, histories: Histories) -> None:
+    batch = next(iter(RequestDataset(random_dataset, batch_size=16, histories=histories)))
+    per_request = batch.to_per_request()
+    padded, mask = batch.to_padded()
+    nested = batch.to_nested()
+    assert mask.sum(1).tolist() == per_request.history_offsets.diff().tolist()
+    assert (mask[:, 1:] >= mask[:, :-1]).all(), "padding is in front of the events"
+    for name in ("item_id", "event_time", "author_id"):
+        assert padded[name][mask].tolist() == per_request.history[name].tolist()
+        assert (padded[name][~mask] == 0).all()
+        assert nested[name].values().tolist() == per_request.history[name].tolist()
+    truncated, mask = batch.to_padded(3)
+    assert truncated["item_id"][mask].tolist() == per_request.newest(3).history["item_id"].tolist()
+    assert batch[:0].to_padded(4)[0]["item_id"].shape == (0, 4)
+
+
+def test_keyed_jagged_tensors_need_torchrec_and_integers(random_dataset: Path) -> None:
+    batch = next(iter(RequestDataset(random_dataset, batch_size=4)))
+    with pytest.raises(KeyError, match=r"columns \['nope'\] are not in the history"):
+        batch.to_keyed_jagged(["nope"])
+    with pytest.raises(ValueError, match=r"columns \['ratio'\] contain floats"):
+        batch.to_keyed_jagged(["ratio"])
+    try:
+        import torchrec  # noqa: F401
+    except ImportError:
+        with pytest.raises(MachineError, match=r"install the extra longbatch\[torchrec\]"):
+            batch.to_keyed_jagged()
+    else:
+        keyed = batch.to_keyed_jagged()
+        assert keyed["item_id"].values().tolist() == batch.history["item_id"].tolist()

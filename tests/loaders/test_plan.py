@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 import tracemalloc
 
 import numpy as np
@@ -9,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longbatch.loaders.history_length import StochasticLength
-from longbatch.loaders.plan import BatchLocator, Shuffle, make_plan, token_quota
-from longbatch.loaders.schedule import Topology, num_steps, worker_batches
+from longbatch.loaders.plan import BatchLocator, Plan, RequestCosts, Shuffle, make_plan, token_quota
 
 blocks_of_requests = st.lists(st.integers(0, 9), min_size=0, max_size=12)
 
 
-def all_rows(plan, costs=None):
-    find = BatchLocator(plan, costs)
-    return [list(zip(*map(np.ndarray.tolist, find.rows(n)), strict=True)) for n in range(plan.num_batches)]
+def all_rows(plan: Plan, costs: RequestCosts | None = None) -> list[list[tuple[int, int]]]:
+    """The requests of each batch as (block, row)."""
+    locator = BatchLocator(plan, costs)
+    rows = [locator.rows(number) for number in range(plan.num_batches)]
+    return [list(zip(blocks.tolist(), in_block.tolist(), strict=True)) for blocks, in_block in rows]
 
 
 @settings(max_examples=80, deadline=None)
@@ -30,15 +29,17 @@ def all_rows(plan, costs=None):
     st.integers(1, 4),
     st.integers(0, 3),
 )
-def test_every_request_is_in_exactly_one_batch(blocks, batch_size, shuffle, streams, window_blocks, epoch):
+def test_every_request_is_in_exactly_one_batch(
+    blocks: list[int], batch_size: int, shuffle: bool, streams: int, window_blocks: int, epoch: int
+) -> None:
     plan = make_plan(
         np.array(blocks, dtype=np.int64),
         quota=batch_size,
         shuffle=Shuffle(0, epoch, streams, window_blocks) if shuffle else None,
     )
     batches = all_rows(plan)
-    wanted = [(block, row) for block, size in enumerate(blocks) for row in range(size)]
-    assert sorted(itertools.chain(*batches)) == wanted
+    expected = [(block, row) for block, size in enumerate(blocks) for row in range(size)]
+    assert sorted(itertools.chain(*batches)) == expected
     assert sum(len(batch) != batch_size for batch in batches) <= 1
     for number, batch in enumerate(batches):
         last_block = plan.block_order.tolist().index(batch[-1][0])
@@ -47,7 +48,7 @@ def test_every_request_is_in_exactly_one_batch(blocks, batch_size, shuffle, stre
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_a_budget_of_tokens_is_never_exceeded_and_no_batch_is_empty(data):
+def test_a_budget_of_tokens_is_never_exceeded_and_no_batch_is_empty(data: st.DataObject) -> None:
     longest = data.draw(st.integers(0, 8))
     blocks = data.draw(st.lists(st.lists(st.integers(1, longest + 1), max_size=9), max_size=12))
     max_tokens = 2 * longest + 1 + data.draw(st.integers(0, 9))
@@ -66,7 +67,7 @@ def test_a_budget_of_tokens_is_never_exceeded_and_no_batch_is_empty(data):
     assert all(0 < sum(blocks[b][r] for b, r in batch) <= max_tokens for batch in batches)
 
 
-def test_batches_of_a_budget_have_nearly_equal_tokens():
+def test_batches_of_a_budget_have_nearly_equal_tokens() -> None:
     random = np.random.default_rng(0)
     costs = [random.integers(1, 1_001, 200) for _ in range(64)]
     totals = np.array([block.sum() for block in costs])
@@ -75,12 +76,12 @@ def test_batches_of_a_budget_have_nearly_equal_tokens():
     assert 61_000 < sorted(sums)[1] <= max(sums) <= 64_000  # the last one may be short
 
 
-def test_a_budget_below_two_histories_is_refused():
+def test_a_budget_below_two_histories_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"max_tokens is 20,000; .* give at least 20,001, or a shorter"):
         token_quota(20_000, 10_000)
 
 
-def test_runs_of_neighbours_stay_together():
+def test_runs_of_neighbors_stay_together() -> None:
     plan = make_plan(np.full(8, 40), quota=40, shuffle=Shuffle(streams=1, run=8))
     for batch in all_rows(plan):
         runs = {(block, row // 8) for block, row in batch}
@@ -88,29 +89,27 @@ def test_runs_of_neighbours_stay_together():
         assert len({block for block, _ in batch}) > 1
 
 
-def test_a_billion_requests_are_planned_in_little_time_and_memory():
+def test_a_billion_requests_are_planned_in_little_memory() -> None:
     tracemalloc.start()
-    started = time.monotonic()
     plan = make_plan(np.full(200_000, 5_000), quota=64, shuffle=Shuffle())
-    find = BatchLocator(plan)
-    assert [len(find.positions(n)) for n in (0, 7_812_500, plan.num_batches - 1)] == [64, 64, 64]
+    locator = BatchLocator(plan)
+    assert [len(locator.positions(n)) for n in (0, 7_812_500, plan.num_batches - 1)] == [64, 64, 64]
     assert plan.num_batches == 15_625_000
-    assert time.monotonic() - started < 2
     assert tracemalloc.get_traced_memory()[1] < 200e6
     tracemalloc.stop()
 
 
-def test_without_shuffling_batches_follow_the_order_of_the_dataset():
+def test_without_shuffling_batches_follow_the_order_of_the_dataset() -> None:
     plan = make_plan(np.array([2, 0, 3]), quota=2)
     assert all_rows(plan) == [[(0, 0), (0, 1)], [(2, 0), (2, 1)], [(2, 2)]]
 
 
-def test_dropping_the_last_batch_leaves_only_full_ones():
+def test_dropping_the_last_batch_leaves_only_full_ones() -> None:
     plan = make_plan(np.array([2, 0, 3]), quota=2, drop_last=True)
     assert all_rows(plan) == [[(0, 0), (0, 1)], [(2, 0), (2, 1)]]
 
 
-def test_shuffling_mixes_the_blocks_of_a_window_and_no_others():
+def test_shuffling_mixes_only_the_blocks_of_one_window() -> None:
     plan = make_plan(np.full(64, 10), quota=20, shuffle=Shuffle(streams=4, window_blocks=8))
     windows = plan.block_order.reshape(8, 8)
     for batch in range(plan.num_batches):
@@ -120,15 +119,15 @@ def test_shuffling_mixes_the_blocks_of_a_window_and_no_others():
         assert blocks <= set(BatchLocator(plan).live_blocks(batch).tolist())
 
 
-def test_a_batch_number_belongs_to_the_stream_of_its_remainder():
+def test_a_batch_number_belongs_to_the_stream_of_its_remainder() -> None:
     plan = make_plan(np.full(64, 10), quota=20, shuffle=Shuffle(streams=4, window_blocks=8))
     for batch in range(plan.num_batches):
         first, end = plan.stream_costs(batch % 4)
         assert all(first <= position < end for position in BatchLocator(plan).positions(batch))
 
 
-def test_seeds_and_epochs_differ_and_the_same_key_agrees():
-    def order(seed, epoch):
+def test_the_order_depends_on_seed_and_epoch_only() -> None:
+    def order(seed: int, epoch: int) -> list[list[tuple[int, int]]]:
         return all_rows(make_plan(np.full(9, 9), quota=4, shuffle=Shuffle(seed, epoch)))
 
     assert order(0, 0) == order(0, 0)
@@ -136,73 +135,16 @@ def test_seeds_and_epochs_differ_and_the_same_key_agrees():
     assert order(0, 0) != order(1, 0)
 
 
-@given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 4), st.booleans())
-def test_ranks_and_workers_share_the_batches_exactly(batches, world_size, num_workers, drop_last):
-    steps = num_steps(batches, world_size, drop_last)
-    taken = {}
-    for rank in range(world_size):
-        workers = [
-            list(
-                worker_batches(
-                    batches,
-                    Topology(rank, world_size, worker, num_workers),
-                    drop_last=drop_last,
-                )
-            )
-            for worker in range(num_workers)
-        ]
-        in_turn = [n for group in itertools.zip_longest(*workers, fillvalue=-1) for n in group if n != -1]
-        assert len(in_turn) == steps
-        taken.update({(step, rank): batch for step, batch in enumerate(in_turn)})
-    sequence = [taken[step, rank] for step in range(steps) for rank in range(world_size)]
-    kept = batches // world_size * world_size if drop_last else batches
-    assert [batch for batch in sequence if batch is not None] == list(range(kept))
-
-
-def test_a_later_first_step_yields_the_suffix():
-    assert list(worker_batches(7, Topology(1, 2), yielded=2)) == [5, None]
-    assert list(worker_batches(7, Topology(1, 2), first_batch=3)) == [4, 6]
-    assert list(worker_batches(7, Topology(worker=1, num_workers=2), yielded=1)) == [3, 5]
-    assert list(worker_batches(7, Topology(), first_batch=9)) == []
-
-
-def test_a_rank_outside_the_world_is_refused():
-    with pytest.raises(ValueError, match="rank 2 of a world of 2"):
-        Topology(2, 2)
-
-
 @pytest.mark.parametrize(
     ("name", "field"), [("streams", "streams"), ("window_blocks", "window_blocks"), ("shuffle_run", "run")]
 )
-def test_sizes_below_one_are_refused(name, field):
+def test_sizes_below_one_are_errors(name: str, field: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is 0"):
         Shuffle(**{field: 0})
     with pytest.raises(ValueError, match="quota is 0"):
         make_plan(np.array([1]), quota=0)
 
 
-def test_negative_seeds_are_refused():
+def test_a_negative_seed_is_an_error() -> None:
     with pytest.raises(ValueError, match="seed -1"):
         Shuffle(seed=-1)
-
-
-def test_sampled_lengths_are_u_shaped_multiples_of_8_that_depend_on_the_epoch():
-    sampler = StochasticLength(100, 2000, alpha=0.3, beta=0.6)
-    lengths = sampler.lengths(0, 0, 5, 20_000)
-    assert (lengths % 8 == 0).all()
-    assert (lengths.min(), lengths.max()) == (104, 2000)
-    histogram = np.histogram(lengths, bins=10)[0]
-    assert histogram[0] > histogram[1:9].max() < histogram[9]
-    assert abs(lengths.mean() - (100 + 1900 / 3)) < 20
-    assert (lengths == sampler.lengths(0, 0, 5, 20_000)).all()
-    assert (lengths != sampler.lengths(0, 1, 5, 20_000)).any()
-    assert (lengths != sampler.lengths(0, 0, 6, 20_000)).any()
-
-
-def test_length_ranges_that_cannot_be_sampled_are_refused():
-    with pytest.raises(ValueError, match="give 0 <= minimum <= maximum"):
-        StochasticLength(9, 8)
-    with pytest.raises(ValueError, match="there is no multiple of 8 from 9 to 15"):
-        StochasticLength(9, 15)
-    with pytest.raises(ValueError, match="a U shape needs both between 0 and 1"):
-        StochasticLength(8, 16, alpha=1.5)

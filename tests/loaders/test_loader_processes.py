@@ -1,8 +1,9 @@
-"""Ranks end together, workers that die are told of, and nothing is left behind."""
+"""Processes: batches from any start method, ranks that end together, dead workers, nothing left behind."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
+from block_rows import event, exact_contents, request, target, timeline, write_dataset
 
 from longbatch.loaders import RequestDataset, make_dataloader
+from longbatch.loaders.batch import Histories
 from longbatch.schemas.errors import DatasetError
 
 RANK = """
@@ -33,14 +36,13 @@ dist.destroy_process_group()
 """
 
 
-def test_two_gloo_ranks_end_together_whatever_the_number_of_requests(tmp_path, rows):
-    event, target, request, _, write_dataset, _ = rows
-    timelines = [{"user_id": 1, "segment": 0, "events": [event(10, 1)]}]
+def test_two_ranks_take_the_same_number_of_steps(tmp_path: Path) -> None:
+    timelines = [timeline(1, [event(10, 1)])]
     paths = []
     for requests in (0, 1, 2, 3):
         shards = [[(timelines, [request(n, 1, 0, 2, 1, [target(20)]) for n in range(requests)])]] if requests else []
         paths.append(str(write_dataset(tmp_path / str(requests), shards)))
-    command = [sys.executable, "-c", RANK, str(tmp_path / "meet")]
+    command = [sys.executable, "-c", RANK, str(tmp_path / "rendezvous")]
     ranks = [subprocess.Popen([*command, str(r), *paths], stdout=subprocess.PIPE, text=True) for r in range(2)]
     steps = [rank.communicate(timeout=120)[0].split() for rank in ranks]
     assert steps == [["0", "1", "1", "2"]] * 2
@@ -49,6 +51,7 @@ def test_two_gloo_ranks_end_together_whatever_the_number_of_requests(tmp_path, r
 DYING = """
 import os, signal, sys
 from longbatch.loaders import RequestDataset, make_dataloader
+from longbatch.loaders.batch import Histories
 loader = make_dataloader(RequestDataset(sys.argv[1], batch_size=1), num_workers=1)
 batches = iter(loader)
 next(batches)
@@ -57,9 +60,9 @@ list(batches)
 """
 
 
-def test_a_worker_that_dies_is_told_of_and_leaves_nothing(random_dataset):
+def test_a_killed_worker_is_an_error_and_leaves_nothing_behind(random_dataset: Path) -> None:
     before = set(os.listdir("/dev/shm"))
-    # in a process of its own: torch raises out of the handler of SIGCHLD, wherever the main thread then is
+    # in a process of its own, because torch raises from its SIGCHLD handler, wherever the main thread is at that moment
     died = subprocess.run(
         [sys.executable, "-c", DYING, str(random_dataset)], capture_output=True, text=True, timeout=60
     )
@@ -68,7 +71,7 @@ def test_a_worker_that_dies_is_told_of_and_leaves_nothing(random_dataset):
     assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}
 
 
-def test_an_error_in_a_worker_comes_with_its_traceback(random_dataset, tmp_path):
+def test_an_error_in_a_worker_has_its_traceback(random_dataset: Path, tmp_path: Path) -> None:
     path = shutil.copytree(random_dataset, tmp_path / "damaged")
     shard = next((path / "requests").iterdir())
     data = bytearray(shard.read_bytes())
@@ -81,10 +84,11 @@ def test_an_error_in_a_worker_comes_with_its_traceback(random_dataset, tmp_path)
         list(loader)
 
 
-def test_nothing_is_left_when_the_main_process_is_killed(random_dataset):
+def test_nothing_is_left_when_the_main_process_is_killed(random_dataset: Path) -> None:
     code = f"""
     import time
     from longbatch.loaders import RequestDataset, make_dataloader
+from longbatch.loaders.batch import Histories
     for batch in make_dataloader(RequestDataset({str(random_dataset)!r}, batch_size=1), num_workers=2):
         print("ready", flush=True)
         time.sleep(60)
@@ -107,3 +111,19 @@ def test_nothing_is_left_when_the_main_process_is_killed(random_dataset):
     assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}
     assert not [path for path in Path(folder).rglob("*") if path.is_file()]
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("context", "histories"),
+    [("fork", "per_request"), ("fork", "shared"), ("spawn", "shared"), ("forkserver", "per_request")],
+)
+def test_batches_arrive_unchanged_from_processes_of_any_start_method(
+    random_dataset: Path, histories: Histories, context: str
+) -> None:
+    dataset = RequestDataset(random_dataset, batch_size=16, histories=histories)
+    loader = make_dataloader(dataset, num_workers=1)
+    loader.multiprocessing_context = context
+    received = list(loader)
+    assert [exact_contents(batch) for batch in received] == [exact_contents(batch) for batch in dataset]
+    assert len({tensor.untyped_storage().data_ptr() for _, _, tensor in received[0].tensors()}) == 1
+    assert exact_contents(pickle.loads(pickle.dumps(received[0]))) == exact_contents(received[0])

@@ -1,4 +1,4 @@
-"""Datasets by URI, from a server of the S3 protocol on this machine, with the faults that stores have."""
+"""Datasets by URI, from a local server of the S3 protocol, with the faults of real object stores."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ import itertools
 import os
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from block_rows import request_ids
 
-from longbatch.loaders import RequestDataset, make_dataloader
+from longbatch.loaders import RequestBatch, RequestDataset, make_dataloader
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format import remote_cache as module
 from longbatch.schemas.format.remote_cache import RemoteRoot
 
 moto = pytest.importorskip("moto.server")
 
+PlanFaults = Callable[[list[str]], None]
+
 
 class Faults(BaseHTTPRequestHandler):
-    """Passes requests on to the server, but for those that a fault is planned for."""
+    """Forwards requests to the server, except those that a fault is planned for."""
 
     protocol_version = "HTTP/1.1"
     target = ("", 0)
-    planned: ClassVar[list] = []
+    planned: ClassVar[list[str]] = []
 
-    def _pass_on(self):
+    def _forward(self) -> None:
         fault = self.planned.pop(0) if self.planned and "Range" in self.headers else None
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault == "error":
@@ -40,15 +44,15 @@ class Faults(BaseHTTPRequestHandler):
             time.sleep(1)
         connection = http.client.HTTPConnection(*self.target)
         connection.request(self.command, self.path, body, dict(self.headers))
-        answer = connection.getresponse()
-        content = answer.read()
+        response = connection.getresponse()
+        content = response.read()
         connection.close()
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
+        self.send_response(response.status)
+        for name, value in response.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "server", "date"):
                 self.send_header(name, value)
         self.end_headers()
-        if fault == "cut":
+        if fault == "truncate":
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
         elif fault == "flip":
@@ -56,14 +60,14 @@ class Faults(BaseHTTPRequestHandler):
         elif self.command != "HEAD":
             self.wfile.write(content)
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
 
-    def log_message(self, *arguments):
-        pass
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Print nothing."""
 
 
 @pytest.fixture(scope="module")
-def store(random_dataset):
+def store(random_dataset: Path) -> Iterator[str]:
     """URI of the dataset behind the faulty server, in a bucket."""
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -73,12 +77,12 @@ def store(random_dataset):
     host = f"127.0.0.1:{proxy.server_port}"
     upload = http.client.HTTPConnection(*Faults.target)
     signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=x/20240101/us-east-1/s3/aws4_request"}
-    for path in ("", *(p.relative_to(random_dataset) for p in random_dataset.rglob("*") if p.is_file())):
+    for path in ("", *(p.relative_to(random_dataset).as_posix() for p in random_dataset.rglob("*") if p.is_file())):
         content = (random_dataset / path).read_bytes() if path else b""
         upload.request("PUT", f"/bucket/dataset/{path}" if path else "/bucket", content, signed)
-        answer = upload.getresponse()
-        assert answer.status == 200, answer.read()
-        answer.read()
+        response = upload.getresponse()
+        assert response.status == 200, response.read()
+        response.read()
     upload.close()
     yield f"s3://x:y@bucket/dataset?scheme=http&endpoint_override={host}&region=us-east-1"
     proxy.shutdown()
@@ -87,42 +91,43 @@ def store(random_dataset):
 
 
 @pytest.fixture
-def plan(monkeypatch):
-    """Plan faults; waits are short."""
+def plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlanFaults]:
+    """Plan faults of the next reads; waits between retries are short."""
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.01)
     Faults.planned.clear()
     yield Faults.planned.extend
     Faults.planned.clear()
 
 
-def ids(batches):
-    return [request_id for batch in batches for request_id in batch.request_id.tolist()]
-
-
-def files_in(folder: Path):
+def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_dataset_in_a_store_yields_the_batches_of_a_local_one(store, random_dataset, tmp_path, plan, num_workers):
-    options = {"batch_size": 7, "shuffle": True}
-    dataset = RequestDataset(RemoteRoot(store, tmp_path), **options)
-    loader = make_dataloader(dataset, num_workers=num_workers) if num_workers else dataset
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_dataset_in_a_store_yields_the_batches_of_a_local_one(
+    store: str, random_dataset: Path, tmp_path: Path, plan: PlanFaults, num_workers: int
+) -> None:
+    dataset = RequestDataset(RemoteRoot(store, tmp_path), batch_size=7, shuffle=True)
+    batches: Iterable[RequestBatch] = dataset
     if num_workers:
+        loader = make_dataloader(dataset, num_workers=num_workers)
         loader.multiprocessing_context = "spawn"
-    assert ids(loader) == ids(RequestDataset(random_dataset, **options))
+        batches = loader
+    assert request_ids(batches) == request_ids(RequestDataset(random_dataset, batch_size=7, shuffle=True))
     assert dataset.fingerprint == RequestDataset(random_dataset).fingerprint
 
 
-@pytest.mark.parametrize("fault", ["error", "slow", "cut"])
-def test_faults_that_pass_are_waited_out(store, random_dataset, tmp_path, plan, fault):
+@pytest.mark.parametrize("fault", ["error", "slow", "truncate"])
+def test_temporary_faults_are_retried(
+    store: str, random_dataset: Path, tmp_path: Path, plan: PlanFaults, fault: str
+) -> None:
     dataset = RequestDataset(RemoteRoot(store, tmp_path), batch_size=7)
     dataset.open()
     plan([fault, fault])
-    assert ids(dataset) == ids(RequestDataset(random_dataset, batch_size=7))
+    assert request_ids(dataset) == request_ids(RequestDataset(random_dataset, batch_size=7))
 
 
-def test_bytes_that_change_on_the_way_are_an_error(store, tmp_path, plan):
+def test_bytes_altered_in_transit_are_an_error(store: str, tmp_path: Path, plan: PlanFaults) -> None:
     dataset = RequestDataset(RemoteRoot(store, tmp_path), batch_size=7)
     dataset.open()
     plan(["flip"] * 99)
@@ -131,31 +136,37 @@ def test_bytes_that_change_on_the_way_are_an_error(store, tmp_path, plan):
     assert not [path for path in files_in(tmp_path) if "ranges" in path.parts]
 
 
-def test_the_cache_keeps_within_its_limit_and_serves_again_without_the_store(store, random_dataset, tmp_path, plan):
-    wanted = ids(RequestDataset(random_dataset, batch_size=7))
+def test_the_cache_stays_within_its_limit_and_serves_repeated_reads(
+    store: str, random_dataset: Path, tmp_path: Path, plan: PlanFaults
+) -> None:
+    expected = request_ids(RequestDataset(random_dataset, batch_size=7))
     limit = 30_000
     dataset = RequestDataset(RemoteRoot(store, tmp_path / "small", limit), batch_size=7)
-    assert ids(dataset) == wanted
+    assert request_ids(dataset) == expected
     kept = [path.stat().st_size for path in files_in(tmp_path / "small") if "ranges" in path.parts]
     assert 0 < sum(kept) <= limit
     everything = RemoteRoot(store, tmp_path / "large")
-    assert ids(RequestDataset(everything, batch_size=7)) == wanted
+    assert request_ids(RequestDataset(everything, batch_size=7)) == expected
     ranges = [path for path in files_in(tmp_path / "large") if "ranges" in path.parts]
     before = {path: path.stat().st_ino for path in ranges}
-    assert ids(RequestDataset(everything, batch_size=7)) == wanted
+    assert request_ids(RequestDataset(everything, batch_size=7)) == expected
     assert {path: path.stat().st_ino for path in before} == before, "fetched again"
 
 
-def test_a_file_of_the_cache_that_was_damaged_is_fetched_again(store, random_dataset, tmp_path, plan):
+def test_a_damaged_file_of_the_cache_is_fetched_again(
+    store: str, random_dataset: Path, tmp_path: Path, plan: PlanFaults
+) -> None:
     root = RemoteRoot(store, tmp_path)
     list(RequestDataset(root, batch_size=7))
     for path in files_in(tmp_path):
         if "ranges" in path.parts:
             path.write_bytes(b"\0" * path.stat().st_size)
-    assert ids(RequestDataset(root, batch_size=7)) == ids(RequestDataset(random_dataset, batch_size=7))
+    assert request_ids(RequestDataset(root, batch_size=7)) == request_ids(RequestDataset(random_dataset, batch_size=7))
 
 
-def test_a_store_that_stays_away_is_a_clear_error(store, tmp_path, plan, monkeypatch):
+def test_an_unreachable_store_is_a_clear_error(
+    store: str, tmp_path: Path, plan: PlanFaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DatasetError, match="is not a readable URI"):
         RequestDataset("nowhere://x/y").open()
     root = RemoteRoot(f"file://{tmp_path}/none", tmp_path / "cache")
@@ -164,7 +175,7 @@ def test_a_store_that_stays_away_is_a_clear_error(store, tmp_path, plan, monkeyp
     dataset = RequestDataset(RemoteRoot(store, tmp_path, attempts=2), batch_size=7)
     dataset.open()
 
-    def fail(*arguments):
+    def fail(*arguments: object) -> None:
         raise OSError("connection refused")
 
     monkeypatch.setattr(module, "_connect", fail)
@@ -173,7 +184,7 @@ def test_a_store_that_stays_away_is_a_clear_error(store, tmp_path, plan, monkeyp
         next(iter(dataset))
 
 
-def test_a_killed_download_leaves_no_part_of_a_file(tmp_path):
+def test_a_killed_download_leaves_nothing_behind(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         handle = os.open(tmp_path, os.O_TMPFILE | os.O_WRONLY)
@@ -183,7 +194,7 @@ def test_a_killed_download_leaves_no_part_of_a_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_by_its_uri(random_dataset, tmp_path):
+def test_a_folder_can_be_opened_by_its_uri(random_dataset: Path, tmp_path: Path) -> None:
     root = RemoteRoot(f"file://{random_dataset}", tmp_path)
-    assert ids(RequestDataset(root, batch_size=7)) == ids(RequestDataset(random_dataset, batch_size=7))
+    assert request_ids(RequestDataset(root, batch_size=7)) == request_ids(RequestDataset(random_dataset, batch_size=7))
     assert len(list(itertools.islice(RequestDataset(root, batch_size=7), 2))) == 2
