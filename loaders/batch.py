@@ -59,15 +59,14 @@ class RequestBatch:
         skipped: Requests that are missing because their block is damaged, with `on_error="skip"`.
 
     Example:
-        Requests with 3 and 0 events, and with 1 and 2 targets:
-
-        >>> batch
-        RequestBatch(2 requests, 3 targets, 3 events, per-request histories, cpu, history: item_id event_time, targets:
-        item_id, ...)
-        >>> batch.history["item_id"], batch.history_offsets
-        (tensor([1, 2, 3]), tensor([0, 3, 3]))
-        >>> batch.targets["item_id"], batch.target_offsets
-        (tensor([10, 11, 12]), tensor([0, 1, 3]))
+        >>> batch = RequestBatch(  # two requests with 3 and 0 events, and with 1 and 2 targets
+        ...     history={"item_id": torch.tensor([1, 2, 3])}, history_offsets=torch.tensor([0, 3, 3]),
+        ...     targets={"item_id": torch.tensor([10, 11, 12])}, target_offsets=torch.tensor([0, 1, 3]),
+        ...     labels={"click": torch.tensor([1, 0, 1])}, requests={},
+        ...     request_id=torch.tensor([7, 8]), user_id=torch.tensor([70, 80]), request_time=torch.tensor([9, 9]),
+        ... )
+        >>> batch[1:].targets["item_id"]
+        tensor([11, 12])
     """
 
     history: Columns

@@ -84,7 +84,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         KeyError: A column does not exist; the message lists those that do.
 
     Example:
-        >>> dataset = RequestDataset("dataset", batch_size=64, history_length=1_000, shuffle=True)
+        >>> dataset = RequestDataset("dataset", batch_size=64, history_length=50, shuffle=True)
         >>> for batch in dataset:
         ...     events, offsets = batch.history["item_id"], batch.history_offsets  # (T,), (R + 1,)
         ...     items, clicks = batch.targets["item_id"], batch.labels["click"]  # (G,), (G,)
