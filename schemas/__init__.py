@@ -1,1 +1,1 @@
-"""Errors, the build spec, and the on-disk format; every other folder uses them."""
+"""Errors, the build spec, and the on-disk format; all other folders use them."""

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # Why a valid row is left out of a dataset: its user has too many events and is rejected, or too few; the event is not
 # among the newest that are kept of a heavy user; the label window of its request is still open at the end of the log.
 POLICIES = ("rejected_user", "short_history", "heavy_user_cap", "pending_label")
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def _sum_fields(first: T, second: T, add: Callable[[Any, Any], Any]) -> T:
     """Add two dataclass instances of one type field by field."""
-    values = {f.name: add(getattr(first, f.name), getattr(second, f.name)) for f in fields(first)}  # type: ignore[arg-type]
+    values = {f.name: add(getattr(first, f.name), getattr(second, f.name)) for f in fields(first)}
     return type(first)(**values)
 
 

@@ -1,4 +1,4 @@
-"""Write results as JSON that every parser accepts: NaN and infinity become null, which the standard lacks."""
+"""Write results as JSON that every parser accepts: NaN and infinity, which the standard lacks, become null."""
 
 from __future__ import annotations
 

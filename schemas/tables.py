@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.schemas.spec.columns import FeatureType
+from .spec.build_spec import BuildSpec
+from .spec.columns import FeatureType
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 FEATURE_TYPES: dict[FeatureType, pa.DataType] = {
@@ -22,27 +22,46 @@ FEATURE_TYPES: dict[FeatureType, pa.DataType] = {
 
 
 def event_type(spec: BuildSpec) -> pa.StructType:
-    """Arrow type of one event of a timeline."""
+    """Return the Arrow type of one event of a timeline: item, time and features.
+
+    Args:
+        spec: Build spec.
+    """
     features = {name: FEATURE_TYPES[feature.type] for name, feature in spec.history.features.items()}
     return pa.struct(list({"item_id": pa.int64(), "event_time": TIMESTAMP, **features}.items()))
 
 
 def target_type(spec: BuildSpec) -> pa.StructType:
-    """Arrow type of one target of a request: item, target features, labels."""
+    """Return the Arrow type of one target of a request: item, target features and labels.
+
+    Args:
+        spec: Build spec.
+    """
     features = {name: FEATURE_TYPES[feature.type] for name, feature in spec.requests.target_features.items()}
     labels = {name: FEATURE_TYPES[label.type] for name, label in spec.requests.labels.items()}
     return pa.struct(list({"item_id": pa.int64(), **features, **labels}.items()))
 
 
 def timelines_schema(spec: BuildSpec) -> pa.Schema:
-    """Arrow schema of the timelines table: one row per user and segment."""
+    """Return the Arrow schema of the timelines table, which has one row per user and segment.
+
+    Args:
+        spec: Build spec.
+    """
     return pa.schema(
         {"user_id": pa.int64(), "segment": pa.int32(), "events": pa.list_(event_type(spec))},
     )
 
 
 def requests_schema(spec: BuildSpec) -> pa.Schema:
-    """Arrow schema of the requests table: one row per request, its targets grouped in it."""
+    """Return the Arrow schema of the requests table, which has one row per request with the list of its targets.
+
+    `timeline_row` is the row of the request's timeline in the same block. Its history is the newest events of this
+    timeline before index `history_end`.
+
+    Args:
+        spec: Build spec.
+    """
     request_id = spec.requests.request_id
     features = {name: FEATURE_TYPES[feature.type] for name, feature in spec.requests.features.items()}
     return pa.schema(

@@ -49,9 +49,8 @@ def workplace(shared_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return tmp_path
 
 
-def examples_of(name: str) -> Iterator[str]:
+def examples_of(value: object) -> Iterator[str]:
     """The `Example:` sections in the docstrings of a public function, or of a public class and its public methods."""
-    value = getattr(lb, name)
     documented = [value]
     if inspect.isclass(value):
         documented += [member for key, member in vars(value).items() if not key.startswith("_")]
@@ -92,8 +91,8 @@ def run_example(code: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_public_function_has_an_example_that_runs(name: str, workplace: Path) -> None:
-    examples = list(examples_of(name))
-    assert examples or name == "open_dataset"
+    examples = list(examples_of(getattr(lb, name)))
+    assert examples
     if name in WRITES:
         shutil.rmtree(workplace / WRITES[name])
     for code in examples:
@@ -102,9 +101,17 @@ def test_every_public_function_has_an_example_that_runs(name: str, workplace: Pa
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_examples_of_public_classes_run(name: str, workplace: Path) -> None:
-    for code in examples_of(name):
+    for code in examples_of(getattr(lb, name)):
         if ">>>" in code:
             run_example(code, name)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_examples_of_an_open_dataset_run() -> None:
+    examples = list(examples_of(lb.open_dataset("dataset").__class__))
+    assert examples
+    for code in examples:
+        run_example(code, "Dataset")
 
 
 def test_an_example_with_a_wrong_result_is_reported() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.format.disk import atomic_file
 from longbatch.trainer.models.registry import make_model
 from longbatch.trainer.models.request_model import RequestModel
 
@@ -66,7 +67,7 @@ def save(checkpoint: Checkpoint, run_dir: Path | str) -> Path:
     """
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    path, partial = folder / FILE_NAME, folder / f".{FILE_NAME}.{os.getpid()}"
+    path = folder / FILE_NAME
     content = {
         "version": VERSION,
         "model": checkpoint.model.state_dict(),
@@ -78,15 +79,9 @@ def save(checkpoint: Checkpoint, run_dir: Path | str) -> Path:
         "optimizer_states": list(checkpoint.optimizer_states),
         "rng_states": list(checkpoint.rng_states),
     }
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+    with atomic_file(path) as file:
+        torch.save(content, file)
         _rotate(path, checkpoint.config.keep_checkpoints - 1, checkpoint.steps)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     logger.debug("saved %s at step %d", path, checkpoint.steps)
     return path
 

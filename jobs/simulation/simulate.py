@@ -13,8 +13,6 @@ users that policies leave out, `expected_counts` what a build must count.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ import numpy as np
 import polars as pl
 
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.format.disk import hidden_folder, replace_folder
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .corrupt_rows import ACCEPTED, CorruptionSettings, as_written, draw_corrupt_rows, shuffle_in
@@ -207,10 +206,8 @@ def simulate(
     """
     _check_output(out, overwrite)
     started = time.perf_counter()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        unfinished = Path(folder) / "unfinished"
-        (unfinished / "log").mkdir(parents=True)
+    with hidden_folder(out) as unfinished:
+        (unfinished / "log").mkdir()
         (unfinished / "truth").mkdir()
         plan = _make_plan(parameters)
         written = _write_files(unfinished, plan, progress, threads)
@@ -219,7 +216,7 @@ def simulate(
         truth = _truth_document(plan, written, attainable)
         (unfinished / "truth.json").write_text(json.dumps(truth, indent=2) + "\n")
         size_bytes = sum(path.stat().st_size for path in (unfinished / "log").iterdir())
-        _move_into_place(unfinished, out, Path(folder) / "replaced")
+        replace_folder(unfinished, out)
     seconds = time.perf_counter() - started
     return SimulationReport(
         out=out,
@@ -268,14 +265,6 @@ def _check_output(out: Path, overwrite: bool) -> None:
         raise SpecError(
             f"{out} has no truth.json, so it is not a simulated log and is not overwritten. Choose another folder."
         )
-
-
-def _move_into_place(unfinished: Path, out: Path, replaced: Path) -> None:
-    """Rename the finished folder to `out`; an earlier one is moved to `replaced` and removed."""
-    if out.exists():
-        out.rename(replaced)
-    unfinished.rename(out)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _make_plan(parameters: Simulation) -> Plan:

@@ -67,6 +67,8 @@ def find_references(
         targets          b  d  c
         references       1  -  0                the later b is one after history_end; d never happens
     """
+    # The item decides which event it is, the shared fields whether it is exact. Later events of the same item are not
+    # tried: a reference that is missed costs bytes but loses nothing.
     row, start = _first_unseen_events(requests, event_offsets, target_offsets)
     index = _first_match(events["item_id"], event_offsets, targets["item_id"], row, start)
     is_missing = index < 0
@@ -113,6 +115,7 @@ def _first_match(
         wanted     a in timeline 1 from index 2 on
         keys       (a,0,0) (a,1,3) (b,0,1) (b,1,2); the first key from (a,1,2) on is (a,1,3): the match is index 3
     """
+    # A hash join gives events and targets the same small code for the same item; events of other items drop out.
     matches = np.full(len(wanted), -1, dtype=np.int64)
     distinct = pc.unique(wanted.drop_null())
     candidates = _candidate_events(event_offsets, row, start)
@@ -126,6 +129,8 @@ def _first_match(
     timeline = np.searchsorted(event_offsets, index, side="right") - 1
     size = int(event_offsets[-1]) + 1
     key = _sort_key(event_codes.take(int64_array(known)), timeline, len(event_offsets), index, size)
+    # Sorted keys form one run for each (item, timeline). Each target searches for the lowest key that it accepts; a
+    # search that ends in another run has no match.
     order = np.argsort(key)
     first_index = np.clip(start[searched], 0, size - 1)
     lowest_key = _sort_key(
@@ -170,6 +175,7 @@ def referenced_events(
         DatasetError: A reference points outside of its timeline.
     """
     row, start = _first_unseen_events(requests, event_offsets, target_offsets)
+    # Validated before use: a reference outside its timeline would silently read an event of another user.
     has_reference = references.is_valid().to_numpy(False)
     steps = references.fill_null(0).to_numpy().astype(np.int64)
     index = start + steps

@@ -22,6 +22,8 @@ from longbatch.schemas.arrow import int32_array, int64_array
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.types import ArrowArray, ArrowListArray, Int64Array
 
+# Units of the steps between times in microseconds, the coarsest first. Logs with times in seconds or milliseconds then
+# have small steps, whose upper byte planes are all zero.
 TIME_UNITS_US = (1_000_000, 1_000, 1)
 
 
@@ -48,6 +50,7 @@ def to_planes(values: ArrowArray) -> pa.StructArray:
         >>> to_planes(pa.array([258], pa.int16())).to_pylist()
         [{'0': 2, '1': 1}]
     """
+    # Arrow leaves the value under a null undefined; zeros make the file reproducible and compress best.
     nulls = values.is_null() if values.null_count else None
     filled = values.fill_null(pa.scalar(0, values.type)) if values.null_count else values
     numbers = _as_integers(filled)
@@ -78,6 +81,7 @@ def from_planes(planes: pa.StructArray, arrow_type: pa.DataType) -> ArrowArray:
     Raises:
         DatasetError: A single byte is null.
     """
+    # Transpose the planes (width, N) into rows (N, width), which are the little-endian values.
     width = arrow_type.bit_width // 8
     values = np.zeros((len(planes), width), dtype=np.uint8)
     for byte in range(width):
@@ -136,11 +140,13 @@ def to_deltas(times: ArrowArray, offsets: Int64Array) -> Deltas:
     starts = offsets[:-1][is_filled]
     first = np.zeros(len(offsets) - 1, dtype=np.int64)
     first[is_filled] = numbers[starts]
+    # One difference over all lists at once; what crosses a list boundary is overwritten with 0.
     steps = np.diff(numbers, prepend=np.int64(0))
     steps[starts] = 0
     unit = next(unit for unit in TIME_UNITS_US if _is_multiple(steps, unit))
     if unit > 1:
         steps //= unit
+    # Zigzag: -1 becomes 1 instead of 2^64 - 1, whose bytes would all be 255. The shift by 63 copies the sign bit.
     zigzag = (steps << 1) ^ (steps >> 63)
     return Deltas(first, unit, int64_array(zigzag, times.is_null().to_numpy(False) if times.null_count else None))
 
@@ -167,8 +173,10 @@ def from_deltas(deltas: Deltas, offsets: Int64Array, arrow_type: pa.DataType) ->
         shift         10  10  10 | 49       first time minus the running sum at the list's start
     """
     zigzag = deltas.steps.fill_null(0).to_numpy() if deltas.steps.null_count else deltas.steps.to_numpy()
+    # Undo the zigzag with a logical shift; numpy shifts signed integers arithmetically, which would copy the sign.
     unsigned = zigzag.view(np.uint64)
     steps = (unsigned >> np.uint64(1)).view(np.int64) ^ -(zigzag & 1)
+    # A segmented prefix sum: one running sum over all lists, then each list is shifted to its first time.
     times = np.cumsum(steps)
     starts, sizes = offsets[:-1], np.diff(offsets)
     is_filled = sizes > 0

@@ -126,8 +126,12 @@ class Dataset:
             SpecError: The history length is out of range.
 
         Example:
-            >>> dataset = open_dataset("dataset")  # doctest: +SKIP
-            >>> next(dataset.scan())["history"]  # doctest: +SKIP
+            >>> dataset = open_dataset("dataset")
+            >>> batch = next(dataset.scan(history_length=100))
+            >>> batch.schema.names
+            ['request_id', 'user_id', 'request_time', 'tab', 'history', 'targets']
+            >>> max(len(history) for history in batch["history"].to_pylist())
+            100
         """
         length = check_history_length(self.spec, history_length)
         for block in self.blocks():
@@ -157,27 +161,34 @@ class Dataset:
 def open_dataset(path: str | Path | RemoteRoot, snapshot: int | None = None) -> Dataset:
     """Open a dataset.
 
+    Opening checks that all files of a local dataset exist with their listed lengths. Checksums are compared later,
+    when a block is read.
+
     Args:
         path: A folder, a URI, or a URI with settings of its cache.
         snapshot: Number of the snapshot; by default the newest.
 
     Returns:
-        The dataset. All of its files are there, but their checksums were not computed.
+        The dataset.
 
     Raises:
-        DatasetError: There is no such dataset, a file is missing or altered, or the format is unknown; names the file.
+        DatasetError: The dataset does not exist, a file is missing or altered, or the format is unknown; names the
+            file.
         MachineError: A remote store does not answer.
 
     Example:
-        >>> open_dataset("dataset").counts.requests  # doctest: +SKIP
-        118364
+        >>> dataset = open_dataset("dataset")
+        >>> dataset.counts.users, dataset.spec.history_length
+        (18, 10000)
     """
+    # A remote dataset is opened from a local copy of its snapshots; its files are fetched range by range later.
     if isinstance(path, str) and "://" in path:
         path = RemoteRoot(path)
     if isinstance(path, RemoteRoot):
         return Dataset(Path(path.uri), read_snapshot(path.mirror(), snapshot), path)
     root = Path(path)
     dataset = Dataset(root, read_snapshot(root, snapshot))
+    # Lengths only: a missing file is reported now and not hours into a training run. Checksums would read everything.
     for shard in dataset.shards:
         for entry in shard.files:
             check_file(root, entry)
@@ -215,6 +226,7 @@ def _with_history(block: Block, length: int, schema: pa.Schema) -> pa.RecordBatc
         requests       timeline_row 0, history_end 4, length 3
         list view      offset 1, size 3           from 0 + 4 - 3
     """
+    # List views, unlike lists, may overlap: many histories point into one timeline without a copy of its events.
     events = list_column(block.timelines, "events")
     row, end = block.requests["timeline_row"], block.requests["history_end"]
     sizes = pc.min_element_wise(end, pa.scalar(length, pa.int32()))
@@ -239,6 +251,7 @@ def user_requests(dataset: Dataset, user_id: int) -> pa.Table:
     Raises:
         DatasetError: The dataset has no request of the user.
     """
+    # A full scan that keeps one user's rows; a dataset has no index by user, because training never looks one up.
     wanted = pa.scalar(user_id, pa.int64())
     batches = []
     for batch in dataset.scan():

@@ -72,6 +72,7 @@ class Decoder:
         """
         lists, offsets = _common_lists(stored, self.stored_events)
         columns = self._columns(self._events, lambda name: list_column(stored, f"events.{name}").flatten())
+        # The stored `event_time` holds steps, which only the first times and the offsets turn into times.
         columns["event_time"] = _times(stored, columns["event_time"], offsets)
         events = make_lists(offsets, _structs(columns, self._event_fields), lists)
         arrays = [stored["user_id"], stored["segment"], events]
@@ -95,6 +96,7 @@ class Decoder:
         offsets = list_offsets(lists)
         columns = self._columns(self._targets, cast(pa.StructArray, lists.flatten()).field)
         if self._one_log:
+            # A gather by index, then a merge: shared fields come from the event if there is one, else from the target.
             references = columns[REFERENCE]
             event_offsets = list_offsets(list_column(timelines, "events"))
             indices = referenced_events(stored, event_offsets, offsets, references)
@@ -106,6 +108,7 @@ class Decoder:
 
     def _columns(self, stored: Sequence[StoredColumn], values_of: Callable[[str], ArrowArray]) -> Columns:
         """The wanted fields of all records, (T,) each, from the values of the stored columns."""
+        # Indices are looked up in all wanted fields of their dictionary. Fields that nobody wants are never gathered.
         columns: Columns = {}
         for column in stored:
             values = values_of(column.name)
@@ -141,11 +144,13 @@ def _times(stored: pa.RecordBatch, steps: ArrowArray, offsets: Int64Array) -> Ar
         raise DatasetError(f"{TIME_UNIT} is {units}, but must be one of {TIME_UNITS_US}")
     if stored[FIRST_TIME].null_count:
         raise DatasetError(f"{FIRST_TIME} has nulls but must have none")
+    # Timestamps are int64 microseconds, so a view is enough.
     first = stored[FIRST_TIME].view(pa.int64()).to_numpy()
     return from_deltas(Deltas(first, units[0] if units else 1, steps), offsets, TIMESTAMP)
 
 
 def _check_indices(indices: ArrowArray, entries: Columns, name: str) -> None:
+    # One pass for the minimum and maximum costs far less than a bounds check for every element of every field.
     bounds, count = pc.min_max(indices), len(next(iter(entries.values())))
     if bounds["min"].is_valid and not 0 <= bounds["min"].as_py() <= bounds["max"].as_py() < count:
         raise DatasetError(
@@ -156,6 +161,7 @@ def _check_indices(indices: ArrowArray, entries: Columns, name: str) -> None:
 
 def _common_lists(stored: pa.RecordBatch, names: Sequence[str]) -> tuple[ArrowListArray, Int64Array]:
     """The first of the list columns, and the offsets that all of them must have."""
+    # All fields of an event are at the same index of their lists, so the lists of a timeline must be equally long.
     first = list_column(stored, names[0])
     offsets = list_offsets(first)
     for name in names[1:]:

@@ -63,6 +63,7 @@ def dictionaries_of(spec: BuildSpec) -> tuple[Dictionary, ...]:
     dictionaries = [items] if items.tables else []
     features = {"events": spec.history.features, "targets": spec.requests.target_features}
     for table, table_type in types.items():
+        # A feature that belongs to the item is in the dictionary of items and needs none of its own.
         taken = {field.name for field in items.fields} if table in items.tables else set()
         dictionaries += [
             Dictionary(f"{table}.{name}", name, (table_type.field(name),), (table,))
@@ -127,6 +128,7 @@ def build_dictionary(dictionary: Dictionary, tables: Sequence[Columns]) -> tuple
         entries    a  b             sorted
         indices    1  0  1  -
     """
+    # Distinct rows by hashing: number the rows, keep one row of each number, sort these, and map numbers to positions.
     columns = [_joined([table[field.name] for table in tables]) for field in dictionary.fields]
     numbers, count = _number_rows(columns)
     is_valid = columns[0].is_valid().to_numpy(False)
@@ -152,6 +154,7 @@ def build_dictionary(dictionary: Dictionary, tables: Sequence[Columns]) -> tuple
 
 def _joined(parts: Sequence[ArrowArray]) -> ArrowArray:
     """Concatenate arrays; strings get 64-bit offsets where 32 bits do not suffice."""
+    # The joined rows may exceed 2 GiB even where the distinct values are small.
     if pa.types.is_string(parts[0].type) and sum(part.nbytes for part in parts) > MAX_STRING_BYTES:
         parts = [part.cast(pa.large_string()) for part in parts]
     return pa.concat_arrays(parts)
@@ -164,7 +167,8 @@ def _narrowed(values: ArrowArray, field: ArrowField, dictionary: Dictionary) -> 
     if values.nbytes > MAX_STRING_BYTES:
         raise DataError(
             f"the distinct strings of {dictionary.name}.{field.name} in one user bucket take {values.nbytes:,} bytes, "
-            f'but a dictionary is limited to {MAX_STRING_BYTES:,}. Set encoding = "plain" in the spec, or remove the feature.'
+            f"but a dictionary is limited to {MAX_STRING_BYTES:,}. "
+            'Set encoding = "plain" in the spec, or remove the feature.'
         )
     return values.cast(field.type)
 
@@ -179,12 +183,15 @@ def _number_rows(columns: Sequence[ArrowArray]) -> tuple[Int64Array, int]:
         items      a  b  a  b       numbers 0 1 0 1
         prices     5  5  5  6       not a function of the item: the numbers become 0 1 0 2
     """
+    # Refine a partition: all rows begin with the same number, and each column splits numbers whose values differ.
     numbers, count = np.zeros(len(columns[0]), dtype=np.int64), 1
     for column in columns:
         codes, values = _codes(column)
+        # Functional-dependency test: write one code per number (the last row wins), then check that all rows agree.
         code_of = np.zeros(count, dtype=np.int64)
         code_of[numbers] = codes
         if not np.array_equal(code_of[numbers], codes):
+            # The pair (number, code) as one integer, numbered again from 0 so that the product cannot overflow.
             numbers, count = _codes(pa.array(numbers * max(1, values) + codes))
     return numbers, count
 
@@ -218,6 +225,7 @@ def dictionaries_batch(spec: BuildSpec, built: Mapping[str, Columns]) -> pa.Reco
     for dictionary in dictionaries_of(spec):
         for field in dictionary.fields:
             values = built[dictionary.name][field.name]
+            # Sorted ids are stored as differences, whose upper byte planes are mostly zero.
             if _is_sorted_ids(dictionary, field):
                 values = int64_array(np.diff(values.to_numpy(), prepend=np.int64(0)))
             stored = to_planes(values) if has_planes(field.type) else values
@@ -250,6 +258,7 @@ def read_dictionaries(spec: BuildSpec, batch: pa.RecordBatch) -> dict[str, Colum
         for field in dictionary.fields:
             stored = list_column(batch, _stored_name(dictionary, field)).flatten()
             values = from_planes(cast(pa.StructArray, stored), field.type) if has_planes(field.type) else stored
+            # The sum wraps around modulo 2^64 exactly as the difference did, so that extreme ids survive.
             if _is_sorted_ids(dictionary, field):
                 values = int64_array(np.cumsum(values.to_numpy(zero_copy_only=False)))
             columns[field.name] = values

@@ -31,6 +31,7 @@ class HashingFile:
         self.size_bytes = 0
         self.crc32 = 0
         self._sha256 = hashlib.sha256()
+        # Exclusive creation: a retried attempt must never overwrite a file that a snapshot may already list.
         self._file: BinaryIO = path.open("xb")
 
     def write(self, data: bytes) -> int:
@@ -50,6 +51,8 @@ class HashingFile:
             self._file.write(view)
         except OSError as error:
             raise MachineError(disk_message(error, self.path)) from None
+        # Both checksums are computed while the bytes are in the CPU cache, so no file is read again to hash it. SHA-256
+        # identifies the file; CRC-32 is fast enough to check every block when it is read.
         self._sha256.update(view)
         self.crc32 = zlib.crc32(view, self.crc32)
         self.size_bytes += view.nbytes
@@ -126,6 +129,7 @@ def file_entry(root: Path, path: Path, rows: int, *, table: str | None = None, b
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+        # fsync flushes all pages of the file, also those that another library wrote through its own descriptor.
         os.fsync(file.fileno())
     return FileEntry(path.relative_to(root).as_posix(), path.stat().st_size, digest, rows, table, bucket)
 
@@ -145,6 +149,7 @@ def check_file(root: Path, entry: FileEntry, *, checksum: bool = False) -> Path:
         DatasetError: The file is missing, has another length, or was altered.
     """
     path = root / entry.path
+    # The length costs one system call and reveals truncation, the usual damage of an interrupted copy.
     try:
         size = path.stat().st_size
     except OSError:
@@ -199,6 +204,7 @@ def sync_folder(folder: Path) -> None:
     Args:
         folder: The folder.
     """
+    # On POSIX a name belongs to the folder: fsync of the file flushes its bytes, but not the entry that names it.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -216,6 +222,8 @@ def hidden_folder(target: Path) -> Iterator[Path]:
     Yields:
         The hidden folder, which is empty and on the same file system.
     """
+    # Beside the target, because a rename is atomic only within one file system; the random part of the name keeps
+    # concurrent processes apart.
     folder = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
     try:
         folder.mkdir(parents=True)
@@ -224,16 +232,42 @@ def hidden_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[BinaryIO]:
+    """Open a new file that replaces `target` at the end, unless there was an error.
+
+    A reader sees the previous file or the new one, never a part, and a power failure loses neither.
+
+    Args:
+        target: The file to replace; it need not exist.
+
+    Yields:
+        The new file, open for writing.
+    """
+    partial = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            # The order matters: a rename that reaches the disk before the bytes would leave an empty file.
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+        sync_folder(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def replace_folder(finished: Path, target: Path) -> None:
-    """Rename a folder to `target`, in place of the folder that has this name, which is removed.
+    """Rename a folder to `target`, and remove the folder that had this name.
 
     Args:
         finished: A folder beside the target.
-        target: The final name. If the rename fails, what was there is put back.
+        target: The final name. If the rename fails, the earlier folder is put back.
     """
     if not target.exists():
         finished.rename(target)
         return
+    # A rename cannot replace a folder that is not empty, so the earlier one is moved out of the way first.
     with hidden_folder(target) as replaced:
         target.rename(replaced)
         try:

@@ -56,6 +56,7 @@ def encode_blocks(spec: BuildSpec, blocks: Iterable[Batches]) -> tuple[pa.Record
     """
     if not spec.is_compact:
         return None, iter(blocks)
+    # Schemas and columns depend on the spec only, so they are derived once and not for every block.
     store = partial(
         _store,
         stored_timelines_schema(spec),
@@ -66,6 +67,8 @@ def encode_blocks(spec: BuildSpec, blocks: Iterable[Batches]) -> tuple[pa.Record
     shared = shared_fields(spec) if spec.one_log else None
     if not dictionaries_of(spec):
         return None, (store(block, *_split(block, shared)) for block in blocks)
+    # Indices are positions among the sorted entries of the whole shard, so all rows are read before any is encoded.
+    # A shard is one user bucket, which is sized to fit in memory.
     all_blocks = list(blocks)
     records = [_split(block, shared) for block in all_blocks]
     batch = _replace_by_indices(spec, records) if all_blocks else None
@@ -78,6 +81,7 @@ def _split(block: Batches, shared: Sequence[str] | None) -> tuple[_Records, _Rec
     events, targets = _records(list_column(timelines, "events")), _records(list_column(requests, "targets"))
     if shared is not None:
         references = find_references(requests, events.columns, events.offsets, targets.columns, targets.offsets, shared)
+        # A target that is a reference stores null in the shared fields, which compresses to almost nothing.
         has_values = references.is_null()
         for name in ("item_id", *shared):
             column = targets.columns[name]
@@ -101,6 +105,7 @@ def _replace_by_indices(spec: BuildSpec, records: Sequence[tuple[_Records, _Reco
         parts = [part for pair in pairs for table, part in pair if table in dictionary.tables]
         built[dictionary.name], indices = build_dictionary(dictionary, [part.columns for part in parts])
         for part, indices_of_part in zip(parts, indices, strict=True):
+            # The values are deleted at once: they are the largest arrays, and the entries replace them.
             for entry in dictionary.fields:
                 del part.columns[entry.name]
             part.columns[dictionary.column] = indices_of_part
@@ -120,6 +125,7 @@ def _store(
     deltas = to_deltas(events.columns["event_time"], events.offsets)
     events.columns["event_time"] = deltas.steps
     first = int64_array(deltas.first).view(TIMESTAMP)
+    # The unit is repeated in every row, because an Arrow file has no header per block; the repetition compresses away.
     unit = int32_array(np.full(timelines.num_rows, deltas.unit_us))
     lists = [make_lists(events.offsets, values, events.lists) for values in _values(event_columns, events)]
     target_structs = pa.StructArray.from_arrays(

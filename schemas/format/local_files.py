@@ -68,6 +68,7 @@ class LocalFiles:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        # Ranges by path and offset. Mapped pages of a committed file never change, so one check per process is enough.
         self._checked: set[tuple[str, int]] = set()
         self._map = lru_cache(maxsize=OPEN_FILES)(self._mapped)
 
@@ -80,6 +81,7 @@ class LocalFiles:
                 f"{where}: the snapshot lists bytes {offset:,} to {offset + size:,}, but the file has {buffer.size:,}. "
                 "It was truncated; restore it or build again."
             )
+        # CRC before Arrow parses: a damaged flatbuffer or body offset can make the parser read out of bounds.
         data = buffer.slice(offset, size)
         if (path, offset) not in self._checked:
             check_crc32(data, byte_range.crc32, where)
@@ -93,6 +95,7 @@ class LocalFiles:
         return buffer
 
     def _mapped(self, path: str) -> pa.Buffer:
+        # A map and not a read: worker processes share the page cache, and columns that are skipped are never loaded.
         try:
             return pa.memory_map(str(self._root / path)).read_buffer()
         except (pa.ArrowException, OSError) as error:
@@ -157,13 +160,14 @@ def read_record_batch(
         if included is None:
             source = pa.BufferReader(buffer)
             if number == 0:
-                source.seek(
-                    MAGIC_BYTES
-                )  # read_schema leaves the source at the next message; its stub only knows buffers
+                source.seek(MAGIC_BYTES)
+                # read_schema leaves the source at the next message, the first block; its stub only knows buffers.
                 _check_schema(pa.ipc.read_schema(cast(pa.Buffer, source)), schema, where)
             batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema)
         else:
             batch = _open_stream(buffer, number, schema, included, where).read_next_batch()
+        # The checksum shows that the bytes are those that were written, not that their writer was correct. Full
+        # validation checks every list offset and every string before anything follows them.
         batch.validate(full=True)
     except (pa.ArrowException, OSError, StopIteration) as error:
         raise DatasetError(f"{where} cannot be read: {error}. Build it again.") from None
@@ -178,6 +182,7 @@ def _open_stream(
     if number == 0:
         _check_schema(pa.ipc.read_schema(buffer.slice(MAGIC_BYTES)), schema, where)
         return pa.ipc.open_stream(buffer.slice(MAGIC_BYTES), options=options)
+    # A stream begins with a schema, which only block 0 has in its range, so it is put in front; this copies the range.
     joined = b"".join((memoryview(schema.serialize()), memoryview(buffer)))
     return pa.ipc.open_stream(pa.py_buffer(joined), options=options)
 

@@ -31,6 +31,8 @@ SHARD_TABLES = (*BLOCK_TABLES, "dictionaries")
 COUNT_NAMES: tuple[CountName, ...] = get_args(CountName)
 
 FILE_FIELDS: dict[str, pa.DataType] = {"path": pa.string(), "bytes": pa.int64(), "sha256": pa.string()}
+# The fields of BlockEntry, in its order, which `read_shards_table` relies on. Counts and times let a loader plan its
+# epoch, and let it skip blocks outside a time range, without opening a single file.
 BLOCK_FIELDS: dict[str, pa.DataType] = {
     **{name: pa.int64() for name in COUNT_NAMES},
     "first_request_time": TIMESTAMP,
@@ -42,6 +44,7 @@ BLOCK_FIELDS: dict[str, pa.DataType] = {
     "requests_bytes": pa.int64(),
     "requests_crc32": pa.uint32(),
 }
+# The fields of ShardEntry. Totals repeat what the blocks add up to, so that other tools need not read the lists.
 SHARDS_SCHEMA = pa.schema(
     [
         pa.field("bucket", pa.int32()),
@@ -100,6 +103,7 @@ class FileEntry:
         Raises:
             DatasetError: A key is missing, unknown, or of another type.
         """
+        # Types are compared exactly: `isinstance` would accept a JSON boolean as an integer.
         types = {"table": str, "bucket": int, "path": str, "bytes": int, "sha256": str, "rows": int}
         if (
             not isinstance(document, dict)
@@ -239,6 +243,10 @@ def shards_table(shards: Sequence[ShardEntry]) -> pa.Table:
     Returns:
         A table of SHARDS_SCHEMA, one row a shard.
     """
+    # Column by column over the blocks of all shards; one list array at the end assigns blocks to shards by offsets.
+    #     blocks      shard 0: a b, shard 1: c
+    #     columns     a b c, one array for each field
+    #     offsets     0 2 3
     blocks = [block for shard in shards for block in shard.blocks]
     block_columns = [
         pa.array([getattr(block, name) for block in blocks], type_) for name, type_ in BLOCK_FIELDS.items()
@@ -282,8 +290,10 @@ def read_shards_table(table: pa.Table, path: str) -> tuple[ShardEntry, ...]:
     lists = cast(ArrowListArray, columns["blocks"])
     structs = cast(pa.StructArray, lists.flatten())
     block_columns = {name: structs.field(number) for number, name in enumerate(BLOCK_FIELDS)}
+    # A shard without dictionaries has a null there, the only one that is allowed.
     optional = columns.pop("dictionaries")
     _check_no_nulls({**columns, **{f"blocks.{name}": values for name, values in block_columns.items()}}, path)
+    # `map` with one list for each field makes the records without a dict for each row.
     blocks = list(map(BlockEntry, *(values.to_pylist() for values in block_columns.values())))
     bounds = list_offsets(lists).tolist()
     values: dict[str, list[Any]] = {

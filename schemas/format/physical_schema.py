@@ -90,8 +90,10 @@ def stored_columns(spec: BuildSpec, table: TableName) -> tuple[StoredColumn, ...
     """
     record_type = event_type(spec) if table == "events" else target_type(spec)
     dictionaries = {f.name: d for d in dictionaries_of(spec) if table in d.tables for f in d.fields}
+    # A dict by name, because all fields of a dictionary share one stored column: the index of the entry.
     columns: dict[str, StoredColumn] = {}
     if table == "targets" and spec.one_log:
+        # Only with one log is a target a row of the history's log, so that it can be a later event.
         columns[REFERENCE] = StoredColumn(REFERENCE, INDEX, (REFERENCE,))
     for field in record_type:
         column = _stored_column(field, table, dictionaries.get(field.name))
@@ -116,6 +118,7 @@ def stored_timelines_schema(spec: BuildSpec) -> pa.Schema:
     """
     if not spec.is_compact:
         return timelines_schema(spec)
+    # One list column per field: a reader skips the fields that a model does not use, before they are decompressed.
     ids = {"user_id": pa.int64(), "segment": pa.int32(), FIRST_TIME: TIMESTAMP, TIME_UNIT: pa.int32()}
     lists = {f"events.{column.name}": pa.list_(column.stored_type) for column in stored_columns(spec, "events")}
     return pa.schema({**ids, **lists})
@@ -130,5 +133,6 @@ def stored_requests_schema(spec: BuildSpec) -> pa.Schema:
     plain = requests_schema(spec)
     if not spec.is_compact:
         return plain
+    # One list of structs: requests have few targets, so separate lists would repeat offsets as large as the values.
     targets = pa.struct([(column.name, column.stored_type) for column in stored_columns(spec, "targets")])
     return plain.set(plain.get_field_index("targets"), pa.field("targets", pa.list_(targets)))

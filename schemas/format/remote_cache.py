@@ -73,10 +73,12 @@ class RemoteRoot:
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         selector = fs.FileSelector(f"{root}/snapshots")
         infos = _with_retries(self, "snapshots", lambda: store.get_file_info(selector))
+        # Names with a dot are snapshots that another process is about to commit.
         names = {
             info.base_name for info in infos if info.type == fs.FileType.File and not info.base_name.startswith(".")
         }
         for name in sorted(names):
+            # Shards tables have unique names and never change. A JSON file changes if the dataset is built again.
             if name.endswith(".json") or not (target / name).exists():
                 data = _with_retries(self, name, lambda: _read(store, f"{root}/snapshots/{name}"))  # noqa: B023
                 _write_atomically(target / name, data)
@@ -109,9 +111,11 @@ class RemoteFiles:
         return data
 
     def _fetched(self, path: str, byte_range: ByteRange, where: str) -> pa.Buffer:
+        # The checksum is part of the name, so that a dataset that was built again never gets bytes of the earlier one.
         offset, size, crc32 = byte_range.offset, byte_range.size_bytes, byte_range.crc32
         name = hashlib.sha256(f"{path} {offset} {size} {crc32}".encode()).hexdigest()[:32]
         local = self._folder / name
+        # A cached file that is missing, damaged or just evicted by another process is not an error but a miss.
         with suppress(OSError, DatasetError, pa.ArrowException):
             cached = pa.memory_map(str(local)).read_buffer()
             check_crc32(cached, crc32, where)
@@ -125,6 +129,7 @@ class RemoteFiles:
 
     def _read(self, path: str, offset: int, size: int) -> pa.Buffer:
         def read() -> pa.Buffer:
+            # Connected on first use, in the process that reads: clients of object stores do not survive a fork.
             store, root = self._store = self._store or _connect(self._remote)
             with store.open_input_file(f"{root}/{path}") as file:
                 read_at = cast("Callable[[int, int], bytes]", file.read_at)  # its stub lacks the offset
@@ -137,6 +142,8 @@ class RemoteFiles:
 
     def _evict(self, keep: Path) -> None:
         """Evict the files used longest ago until the cache is within its limit."""
+        # Least recently used first, by modification time: access times are not kept on most mounts. Other processes
+        # evict from the same folder, so a file may vanish at any time.
         entries = []
         for entry in os.scandir(self._folder):
             with suppress(FileNotFoundError):
@@ -186,12 +193,16 @@ def _with_retries(remote: RemoteRoot, path: str, read: Callable[[], T]) -> T:
 
 def _write_atomically(path: Path, data: pa.Buffer) -> None:
     """Write a file that appears complete or not at all: as an unnamed temporary file that is linked at the end."""
+    # O_TMPFILE: the kernel frees a file without a name when its process dies, so that nobody has to clean up. The link
+    # through /proc names it without special privileges, see open(2). The file is created in the folder of its final
+    # name, because a link cannot cross file systems.
     try:
         folder = os.open(path.parent, os.O_RDONLY)
         handle = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
         try:
             with os.fdopen(os.dup(handle), "wb") as file:
                 file.write(memoryview(data))
+            # A link never replaces a file: a damaged range or an older snapshot of this name is removed first.
             path.unlink(missing_ok=True)
             with suppress(FileExistsError):  # another process wrote the same bytes first
                 os.link(f"/proc/self/fd/{handle}", path.name, dst_dir_fd=folder, follow_symlinks=True)

@@ -30,6 +30,7 @@ def check_no_nulls(batch: pa.RecordBatch, records: str, where: str) -> None:
     Raises:
         DatasetError: A column has a null.
     """
+    # `null_count` is stored with the array or counted from a bitmap, so these checks never touch the values.
     lists = cast(ArrowListArray, batch[records])
     structs = cast(pa.StructArray, lists.values)
     columns: dict[str, ArrowArray] = {name: batch[name] for name in batch.schema.names if name in NEVER_NULL}
@@ -55,6 +56,7 @@ def check_history_slices(timelines: pa.RecordBatch, requests: pa.RecordBatch, wh
     """
     if not requests.num_rows:
         return
+    # Rows are checked before they are used: `take` of an unchecked row would read beyond the timelines.
     rows, ends = requests["timeline_row"], requests["history_end"]
     bounds = pc.min_max(rows)
     if rows.null_count or bounds["min"].as_py() < 0 or bounds["max"].as_py() >= timelines.num_rows:
@@ -73,6 +75,7 @@ def check_history_slices(timelines: pa.RecordBatch, requests: pa.RecordBatch, wh
 
 
 def _check_owners(timelines: pa.RecordBatch, requests: pa.RecordBatch, where: str) -> None:
+    # A row inside the block may still be that of another user, whose history would then leak into the request.
     rows = requests["timeline_row"]
     owners = {name: timelines[name].take(rows) for name in ("user_id", "segment")}
     same_user = pc.equal(requests["user_id"], owners["user_id"])

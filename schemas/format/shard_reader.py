@@ -58,12 +58,14 @@ class ShardReader:
         self._files = files or LocalFiles(root)
         # Blocks are checked once: their bytes were compared with the checksum, so they stay the same.
         self._checked: set[int] = set()
+        # Paths and schemas are needed for every block and are therefore computed once.
         self._paths = {table: str(root / shard.file(table).path) for table in BLOCK_TABLES}
         self._schemas: dict[BlockTable, pa.Schema] = {
             "timelines": stored_timelines_schema(spec),
             "requests": stored_requests_schema(spec),
         }
         self._decoder = Decoder(spec, self._dictionaries(), fields) if spec.is_compact else None
+        # Only for local files: the footer of a remote file would cost a request for bytes that nothing else needs.
         if files is None:
             for table, schema in self._schemas.items():
                 self._check_footer(table, schema)
@@ -120,7 +122,8 @@ class ShardReader:
                 check_history_slices(timelines, requests, where)
         else:
             timelines, events = _decode(self.where("timelines", number), self._decoder.timelines, timelines)
-            if is_new:  # before the targets are decoded, because references are relative to history_end
+            # Before the targets are decoded: references are relative to history_end, so it must be inside the timeline.
+            if is_new:
                 check_history_slices(timelines, requests, where)
             requests = _decode(where, self._decoder.requests, requests, timelines, events)
         if is_new:
@@ -160,6 +163,7 @@ class ShardReader:
     def _stored(self, table: BlockTable, number: int, included: Sequence[int] | None = None) -> pa.RecordBatch:
         where, schema, block = self.where(table, number), self._schemas[table], self._shard.blocks[number]
         buffer = self._files.read_range(self._shard.file(table).path, block.byte_range(table), where)
+        # Blocks are read by the listed offsets and never through the footer, so that a remote reader needs one request.
         included = self._included(table, schema) if included is None else included
         batch = read_record_batch(buffer, number, schema, included, where)
         listed = block.segments if table == "timelines" else block.requests

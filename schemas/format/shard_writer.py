@@ -58,6 +58,7 @@ class _TableWriter:
 
     def write(self, batch: pa.RecordBatch) -> ByteRange:
         """Append a record batch and return where it is."""
+        # The CRC-32 starts at 0 for each batch, so that it covers the bytes of this block only.
         offset, self.file.crc32 = self.file.size_bytes, 0
         # The first range also covers the magic bytes and the schema, which are only written with the first batch.
         self._writer.write_batch(batch)
@@ -124,6 +125,7 @@ def write_shard(root: Path, bucket: int, attempt: str, spec: BuildSpec, blocks: 
 def _block_entry(
     timelines: pa.RecordBatch, requests: pa.RecordBatch, ranges: tuple[ByteRange, ByteRange], history_length: int
 ) -> BlockEntry:
+    # A history is limited by the built length, so its events are the smaller of both.
     first_last = pc.min_max(requests["request_time"])
     lengths = pc.min_element_wise(requests["history_end"], history_length)
     return BlockEntry(

@@ -27,6 +27,7 @@ from longbatch.schemas.spec.messages import has_renamed_keys
 from .disk import check_file, disk_message, sync_folder, write_durably
 from .manifest import FileEntry, ShardEntry, read_shards_table, shards_table
 
+# Version of the layout on disk. Readers refuse all others, because a wrong guess would yield wrong training data.
 FORMAT_VERSION = 2
 SNAPSHOT_NAME = re.compile(r"^(\d{8})\.json$")
 
@@ -88,6 +89,8 @@ def fingerprint(spec: BuildSpec, shards: Sequence[ShardEntry]) -> str:
     Returns:
         SHA-256 in hexadecimal digits. It does not depend on the paths of the files.
     """
+    # A hash of hashes: the shards' checksums are already known, so no file is read. The file names are left out,
+    # because each attempt has names of its own for the same content.
     digest = hashlib.sha256(f"longbatch format {FORMAT_VERSION}\n".encode())
     digest.update(json.dumps(_columns(spec), sort_keys=True, separators=(",", ":")).encode())
     for shard in shards:
@@ -144,14 +147,19 @@ def commit(root: Path, snapshot: Snapshot, attempt: str | None = None) -> None:
     staged, table_path = folder / f".{name}.{unique}.json", folder / f"{name}.shards-{unique}.arrow"
     final = folder / f"{name}.json"
     try:
+        # The order makes a visible snapshot complete: the shards table is on disk before the JSON that lists its
+        # checksum, and the JSON is on disk under a temporary name before it gets its final one.
         table_bytes = _ipc_bytes(shards_table(snapshot.shards))
         write_durably(table_path, table_bytes)
         checksum = hashlib.sha256(table_bytes).hexdigest()
         table = FileEntry(table_path.relative_to(root).as_posix(), len(table_bytes), checksum)
         write_durably(staged, json.dumps(_document(snapshot, table), indent=1).encode())
-        os.link(staged, final)  # unlike a rename, fails if the name exists: the first of two builds wins
+        # The link is the commit. link(2) is atomic and fails if the name exists, so that the first of two builds wins;
+        # a rename would silently replace the other build's snapshot.
+        os.link(staged, final)
         sync_folder(folder)
     except BaseException as error:
+        # An interrupt may arrive after the link. The final name is only removed if it is a link to this build's file.
         if staged.exists() and final.exists() and final.samefile(staged):
             final.unlink()
         table_path.unlink(missing_ok=True)
@@ -188,6 +196,7 @@ def _document(snapshot: Snapshot, table: FileEntry) -> dict[str, Any]:
 
 
 def _ipc_bytes(table: pa.Table) -> bytes:
+    # Compressed: neighboring blocks have similar counts, times and offsets.
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
@@ -232,6 +241,7 @@ def read_snapshot(root: Path, number: int | None = None) -> Snapshot:
     path = root / "snapshots" / f"{number:08d}.json"
     try:
         document = json.loads(path.read_bytes())
+        # The version is compared first, because another version may have other keys.
         version = document["format_version"]
         if version != FORMAT_VERSION:
             raise DatasetError(
@@ -257,10 +267,12 @@ def _outdated(path: Path) -> str:
 
 
 def _parse(root: Path, number: int, document: dict[str, Any], path: Path) -> Snapshot:
+    # Checksums form a tree: the JSON lists that of the shards table, and the table those of all files and blocks.
     table_path = check_file(root, FileEntry.from_dict(document["shards"], f"{path}, shards"), checksum=True)
     with pa.memory_map(str(table_path)) as file:
         shards = read_shards_table(pa.ipc.open_file(file).read_all(), str(table_path))
     spec = BuildSpec.model_validate(document["spec"])
+    # Computed again, because an edited spec would change the columns that the files are decoded to.
     computed = fingerprint(spec, shards)
     if computed != document["fingerprint"]:
         raise DatasetError(

@@ -352,7 +352,8 @@ def parse_spec(text: str, origin: str = "spec") -> BuildSpec:
         SpecError: The document is not TOML, or keys are invalid; the message lists all invalid keys.
 
     Example:
-        >>> spec = parse_spec(open("spec.toml").read())  # doctest: +SKIP
+        >>> parse_spec(Path("raw/spec.toml").read_text()).roles
+        ('history', 'requests')
     """
     try:
         return BuildSpec.model_validate(tomllib.loads(text))
@@ -376,7 +377,9 @@ def load_spec(path: str | Path) -> BuildSpec:
         SpecError: The file cannot be read or is invalid; the message lists all invalid keys.
 
     Example:
-        >>> spec = load_spec("spec.toml")  # doctest: +SKIP
+        >>> spec = load_spec("raw/spec.toml")
+        >>> spec.history_length
+        10000
     """
     path = Path(path)
     try:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import html
 import logging
-import shutil
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ import polars as pl
 
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import MachineError
-from longbatch.schemas.format.disk import disk_message
+from longbatch.schemas.format.disk import disk_message, hidden_folder, replace_folder
 from longbatch.schemas.profile import TABLES, Profile, TableName, TableProfile
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import ProgressCallback, no_progress
@@ -155,19 +153,12 @@ def _silent_great_expectations() -> Iterator[None]:
 @contextmanager
 def _replaced_folder(out: Path) -> Iterator[Path]:
     """Yield a new folder beside `out` that replaces it at the end, so that no page of an earlier run remains."""
-    building = out.with_name(f".{out.name}-{uuid.uuid4().hex[:12]}")
-    replaced = building.with_name(f"{building.name}-replaced")
     try:
-        building.mkdir(parents=True)
-        yield building
-        if out.exists():
-            out.rename(replaced)
-        building.rename(out)
+        with hidden_folder(out) as unfinished:
+            yield unfinished
+            replace_folder(unfinished, out)
     except OSError as error:
         raise MachineError(disk_message(error, out)) from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _context() -> GxContext:
