@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from .errors import DataError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 # Why a valid row is left out of a dataset: its user has too many events and is rejected, or too few; the event is not
 # among the newest that are kept of a heavy user; the label window of its request is still open at the end of the log.
 POLICIES = ("rejected_user", "short_history", "heavy_user_cap", "pending_label")
 
-T = TypeVar("T", bound="DataclassInstance")
+
+class _Dataclass(Protocol):
+    """Any instance of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+T = TypeVar("T", bound=_Dataclass)
 
 
 def _sum_fields(first: T, second: T, add: Callable[[Any, Any], Any]) -> T:
