@@ -34,6 +34,7 @@ check: setup
 	ruff check .
 	ruff format --check .
 	mypy
+	MYPYPATH=src:tests mypy --explicit-package-bases tests
 
 # The inner loop: tests without the markers `spark` and `slow`, at most 90 s on two cores.
 quick: setup
