@@ -1,4 +1,4 @@
-"""Where tests find files: the repository, the logs that ship with the tests, and the larger real logs beside the checkout."""
+"""Where tests find files: the repository, the slices of real logs in it, and the full logs next to the checkout."""
 
 from pathlib import Path
 

@@ -185,7 +185,8 @@ def test_a_request_of_a_user_is_shown_line_by_line() -> None:
 def test_what_forget_rewrote_is_shown_with_the_next_step() -> None:
     summary = Forgotten("out", 3, 2, 1, 4, 9, 5, 0.1)
     assert format_forget_summary(summary) == (
-        "forgot 2 users (1 had requests): rewrote 4 of 9 shards and 5 other files. Snapshot 3 contains nothing of these "
+        "forgot 2 users (1 had requests): rewrote 4 of 9 shards and 5 other files. "
+        "Snapshot 3 contains nothing of these "
         "users. Older files do until `longbatch vacuum out` removes them."
     )
 

@@ -104,7 +104,7 @@ def contents() -> Callable[[Path, BuildSummary], dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def spark_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """The session that the engine itself would start, shared by all tests of this process. It leaves no files behind."""
+    """The session that the engine itself would start, shared by all tests of this process. It leaves no files."""
     pytest.importorskip("pyspark")
     from longbatch.jobs.engines.spark_session import open_session
 

@@ -167,8 +167,10 @@ FAILURES: list[tuple[Change, type[LongbatchError], str]] = [
     (
         failing(log={"click": [1, None, 1, 1]}),
         DataError,
-        r"source log: 1 of 4 rows \(25\.00%\) were rejected, more than max_rejected = 1\.00%: .*\(missing_label:click 1\)\n"
-        r"  missing_label:click: .*log1\.parquet, row 1: user = 1, time = 1700000001, item = 12, request = 2, click = None\n"
+        r"source log: 1 of 4 rows \(25\.00%\) were rejected, more than max_rejected = 1\.00%: "
+        r".*\(missing_label:click 1\)\n"
+        r"  missing_label:click: .*log1\.parquet, row 1: "
+        r"user = 1, time = 1700000001, item = 12, request = 2, click = None\n"
         r"Fix the log or raise the threshold\. Nothing was committed",
     ),
     (failing(log={"request": [1, 2, 2, 1]}), DataError, r"2 of 4 rows .*\(conflicting_request 2\)"),

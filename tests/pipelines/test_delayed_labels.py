@@ -107,7 +107,10 @@ def test_a_sum_that_does_not_fit_its_type_is_an_error_that_names_it(
 ) -> None:
     actions = [(T + 1, 1, value), (T + 2, 1, value), END]
     label = {"aggregate": "sum", "column": "v", "type": type_name}
-    message = rf"label x of user 7, request \d+, item 1 is {value_in_message}, which does not fit its type {type_name}. {remedy}"
+    message = (
+        rf"label x of user 7, request \d+, item 1 is {value_in_message}, "
+        rf"which does not fit its type {type_name}. {remedy}"
+    )
     with pytest.raises(DataError, match=message):
         build(actions, label, pl.Float64 if type_name.startswith("float") else pl.Int64)
 

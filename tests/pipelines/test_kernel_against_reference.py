@@ -283,7 +283,7 @@ def test_an_event_with_a_requests_id_is_hidden_from_that_request() -> None:
 
 
 def test_events_of_segments_that_go_back_in_the_timeline_are_counted_as_stored() -> None:
-    """Request 3 (T+6) includes event 1; the history of request 4 (T+6) ends before its own event 0: it has nothing before it."""
+    """Request 3 (T+6) includes event 1; request 4 (T+6) ends before its own event 0, which is the first."""
     rows = [(1, 4, 0, T + 1, T, T + 6), (1, 1, 1, T, T, T + 5), (1, 3, 2, T + 5, T, T + 6)]
     log = pl.DataFrame(rows, schema=["user", "request", "item", "time", "arrival", "asked"], orient="row")
     spec = literal(

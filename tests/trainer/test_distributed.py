@@ -37,7 +37,7 @@ dist.destroy_process_group()
 
 
 class TwoRanks(NamedTuple):
-    """The folder of the runs "uninterrupted" and "resumed"; by rank, (steps, targets, metrics) of the three trainings."""
+    """The folder of the runs "uninterrupted" and "resumed"; by rank, (steps, targets, metrics) of three trainings."""
 
     folder: Path
     reports: list[list[tuple[int, ...]]]

@@ -23,7 +23,7 @@ def test_gauc_by_request_groups_the_targets_of_each_request() -> None:
         logits={8: np.array([[1, 2, 1, 2, 2, 4, 3, 2, 1], [0] * 9], dtype=np.float32).T},
         labels={"click": np.array([0, 1, 0, 0, 1, 1, 1, 1, 1], dtype=np.float32), "like": scores.labels["like"]},
     )
-    # request 0 has AUC 1.0 and 2 targets; request 1 has 0.75 (one of two pairs is a tie) and 3; request 2 has one class only
+    # request 0 has AUC 1.0 and 2 targets; request 1 has 0.75 (one of two pairs is a tie) and 3; request 2 has one class
     assert ranked.metrics(8, "click")["gauc_by_request"] == pytest.approx((2 * 1.0 + 3 * 0.75) / 5)
 
 

@@ -43,7 +43,8 @@ def run(folder: Path, more: str = "", section: str = "", **columns: Any) -> None
 
 def test_a_threshold_of_one_reason_stops_the_build_with_examples(tmp_path: Path) -> None:
     message = (
-        r"source log: 1 of 4 rows \(25\.00%\) were rejected for unknown:tab, more than max_rejected_for\.'unknown:tab' = 0\.00%: "
+        r"source log: 1 of 4 rows \(25\.00%\) were rejected for unknown:tab, "
+        r"more than max_rejected_for\.'unknown:tab' = 0\.00%: "
         r"4 rows, 0 filtered, 1 rejected \(unknown:tab 1\)\n"
         r"  unknown:tab: .*log\.parquet, row 2: user = 2, time = 1700000000, item = 3, tab = 7\n"
         r"Fix the log or raise the threshold\. Nothing was committed"
@@ -91,7 +92,10 @@ event_time = { column = "time", unit = "s" }
 
 
 def test_label_windows_that_never_close_are_named(tmp_path: Path) -> None:
-    message = r"The dataset would have no requests: 4 requests are pending because a label window .*\. Set actions\.until, or shorten `within`"
+    message = (
+        r"The dataset would have no requests: 4 requests are pending because a label window .*\. "
+        r"Set actions\.until, or shorten `within`"
+    )
     with pytest.raises(DataError, match=message):
         run(tmp_path, section=DELAYED_LABELS)
 

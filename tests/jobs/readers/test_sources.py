@@ -142,7 +142,8 @@ def test_a_synthetic_timestamp_cannot_replace_a_column(tmp_path: Path) -> None:
     ROWS.write_parquet(tmp_path / "b.parquet")
     with pytest.raises(
         SourceError,
-        match=r"b\.parquet already has the column 'time' of synthetic_time\. Choose another name for synthetic_time\.column",
+        match=r"b\.parquet already has the column 'time' of synthetic_time\. "
+        r"Choose another name for synthetic_time\.column",
     ):
         synthetic_times(tmp_path, "time", "1s")
 

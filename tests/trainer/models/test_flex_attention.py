@@ -36,7 +36,7 @@ WIDTH, HOUR_US = 16, 3_600_000_000
 def uncompiled() -> Iterator[None]:
     """Replaces the compiled kernel by PyTorch's eager implementation."""
     with pytest.MonkeyPatch.context() as patch:
-        # PyTorch refuses gradients on CPUs, although the eager implementation has them, and warns that it is not compiled
+        # PyTorch refuses gradients on CPUs, although the eager code has them, and warns that it is not compiled
         patch.setattr(torch_flex_attention, "_validate_device", lambda *tensors: None)
         patch.setattr(torch_flex_attention, "_warn_once", lambda *message, **options: None)
         patch.setattr(flex_attention, "_kernel", lambda: torch_flex_attention.flex_attention)

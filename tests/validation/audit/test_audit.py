@@ -156,7 +156,9 @@ ERRORS: dict[Change, str] = {
     flipped_label: "user 1, request 13: targets is",
     null_label: "user 1, request 13: label 'click' is null",
     changed_feature: "user 1, request 11: tab is 9, but 1 according to the raw log",
-    changed_request_time: "user 1, request 13: request_time is 1700000005000001, but 1700000005000000 according to the raw log",
+    changed_request_time: (
+        "user 1, request 13: request_time is 1700000005000001, but 1700000005000000 according to the raw log"
+    ),
     reversed_targets: REQUEST_12 + "its targets are out of order",
     no_targets: REQUEST_12 + "has no targets",
     missing_request: REQUEST_12 + "is in the raw log, but not in the dataset",

@@ -160,7 +160,8 @@ def test_each_wrong_counter_and_row_fails_its_own_expectation_only(wrong_run: Ex
             "(expect_column_min_to_be_between on newest_age_us)",
             "requests, counters: the number of targets of all requests minus the number of impressions is 0: "
             "observed 1.0 (expect_column_min_to_be_between on targets)",
-            "events, sample: history.action is 'view' or 'buy': not so in 1 of 6 rows, for example <script>alert(1)</script> "
+            "events, sample: history.action is 'view' or 'buy': not so in 1 of 6 rows, "
+            "for example <script>alert(1)</script> "
             "(expect_column_values_to_be_in_set on history.action)",
             "events, sample: history.dwell_ms is between 0 and 60,000: not so in 1 of 6 rows, for example -5 "
             "(expect_column_values_to_be_between on history.dwell_ms)",
@@ -246,7 +247,8 @@ def test_a_user_suite_runs_on_the_sample(valid: Inputs, tmp_path: Path) -> None:
     assert (suite.name, suite.expectations) == ("events, user suite", 4)
     assert suite.checked == f"all 6 rows, suite from {path}"
     assert results.warnings == [
-        "events, user suite: all view: not so in 1 of 6 rows, for example buy (expect_column_values_to_be_in_set on history.action)"
+        "events, user suite: all view: not so in 1 of 6 rows, "
+        "for example buy (expect_column_values_to_be_in_set on history.action)"
     ]
     assert sorted(results.failures) == [
         "events, user suite: column = 'history.action', min_value = 3.0: failed with: Column values, min_value, and "
