@@ -215,11 +215,11 @@ def format_savings(savings: Savings, out: Path) -> str:
         f"{'layout':<32}{'format':<16}{'on disk':>12}{'per target':>12}{'in memory':>12}{'read':>10}{'write':>10}",
     ]
     lines += [
-        f"{layout.title:<32}{file.title:<16}{format_size(file.disk_bytes):>12}{format_size(per_target):>12}"
-        f"{format_size(layout.memory_per_target):>12}{file.read_seconds:>9.2f}s{file.write_seconds:>9.2f}s"
+        f"{layout.title:<32}{file.title:<16}{format_size(file.disk_bytes):>12}"
+        f"{format_size(file.disk_bytes / targets):>12}{format_size(layout.memory_per_target):>12}"
+        f"{file.read_seconds:>9.2f}s{file.write_seconds:>9.2f}s"
         for layout in savings.layouts
         for file in layout.files
-        for per_target in (file.disk_bytes / targets,)
     ]
     lines += [
         f"{'this dataset':<32}{'Arrow ' + stored.codec:<16}{format_size(stored.disk_bytes):>12}"
