@@ -63,6 +63,7 @@ class TimeOrder:
             block numbers [1 0], row numbers within the block [0 0].
         """
         rows = self.rows[positions]
+        # Binary search in the prefix sums of the blocks; side="right" skips blocks without selected requests.
         blocks = np.searchsorted(self.block_starts, rows, side="right") - 1
         return blocks, rows - self.block_starts[blocks]
 
@@ -113,8 +114,9 @@ def plan_epoch(index: DatasetIndex, shards: Shards, batching: Batching, seed: in
     started = time.perf_counter()
     shuffle = Shuffle(seed, epoch, batching.streams, batching.window_blocks, batching.shuffle_run)
     costs: RequestCosts | None = None
-    quota = batching.batch_size or 0
+    quota = batching.batch_size or 0  # 0 is refused by `make_plan`, with the value in the message
     if batching.max_tokens is not None:
+        # Drawn history lengths change the costs, hence seed and epoch: each epoch has boundaries of its own.
         costs = partial(index.request_costs, shards, seed, epoch)
         quota = token_quota(batching.max_tokens, longest(index.history_length))
     time_order = None
@@ -146,6 +148,7 @@ def plan_epoch(index: DatasetIndex, shards: Shards, batching: Batching, seed: in
 
 def _block_costs(index: DatasetIndex, costs: RequestCosts) -> Int64Array:
     """Total cost of each block, (B,): from the snapshot if it lists them."""
+    # The snapshot's totals are those of whole blocks at the built length; anything else reads one column per block.
     return index.block_events + index.block_rows if index.lists_costs else _sums(costs, index.num_blocks)
 
 
@@ -157,16 +160,19 @@ def _sort_by_time(index: DatasetIndex, shards: Shards) -> TimeOrder:
     """Sort all selected requests; this takes 16 bytes per request while it sorts."""
     times = [index.request_times(shards, number) for number in range(index.num_blocks)]
     selected = [part[index.times.contains(part)] for part in times]
-    rows = np.argsort(_concatenated(selected), kind="stable")  # stable: requests at equal times keep their order
+    # Stable, so that requests at equal times keep their order and the result does not depend on NumPy's version.
+    rows = np.argsort(_concatenated(selected), kind="stable")
     return TimeOrder(rows, offsets_of(index.selected_rows))
 
 
 def _costs_by_time(index: DatasetIndex, time_order: TimeOrder, costs: RequestCosts) -> RequestCosts:
     """The costs of all requests in the order of time, as those of a single block 0."""
+    # Computed once: this order has no blocks that could be read one at a time. 8 bytes per request stay in memory.
     in_order = _concatenated([costs(number) for number in range(index.num_blocks)])[time_order.rows]
     return {0: in_order}.__getitem__
 
 
 def _concatenated(parts: Sequence[Int64Array]) -> Int64Array:
     """Join arrays, also none at all."""
+    # np.concatenate refuses an empty list; a dataset without requests has no blocks.
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts])

@@ -65,8 +65,11 @@ class StochasticLength:
         Returns:
             Lengths in events, (num_requests,).
         """
+        # Keyed by block, not by rank or worker, and drawn for all its requests, whatever the time range selects:
+        # a request has the same length in the plan that adds up costs and in the batch that is read.
         share = generator(seed, epoch, Purpose.HISTORY_LENGTHS, block).beta(self.alpha, self.beta, num_requests)
         rounded = np.rint((self.minimum + share * (self.maximum - self.minimum)) / MULTIPLE) * MULTIPLE
+        # Rounding may leave the range by half a multiple; clipping to multiples inside keeps the bounds.
         lengths: Int64Array = np.clip(rounded, self._lowest, self.maximum // MULTIPLE * MULTIPLE).astype(np.int64)
         return lengths
 

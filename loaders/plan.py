@@ -107,10 +107,12 @@ class Plan:
     def num_batches(self) -> int:
         """N, the number of batches of the epoch over all ranks; only the last may cost less than the quota."""
         total = int(self.block_costs[-1])
+        # Ceiling division in integers, -(-a // b): a float division would round totals above 2 ** 53.
         return total // self.quota if self.drop_last else -(-total // self.quota)
 
     def batches_before(self, stream: int) -> int:
         """Count the batches of the streams before this one; the first N mod C streams have one batch more."""
+        # Batch n is batch n div C of stream n mod C. Only if the longer streams come first does every n below N exist.
         each, remainder = divmod(self.num_batches, self.streams)
         return stream * each + min(stream, remainder)
 
@@ -128,6 +130,7 @@ class Plan:
             Batches 0, 2, 4 are of stream 0:      [0, 10), [10, 20), [20, 30).
             Batches 1, 3 are of stream 1:         [30, 40), [40, 50).
         """
+        # Streams are contiguous, so a batch has a position on the cost axis that follows from counts alone.
         position = self.batches_before(batch % self.streams) + batch // self.streams
         return position * self.quota, min((position + 1) * self.quota, int(self.block_costs[-1]))
 
@@ -151,7 +154,7 @@ class BatchLocator:
     def __init__(self, plan: Plan, costs: RequestCosts | None = None) -> None:
         self.plan, self._costs = plan, costs
         # Batches of a window follow each other within a stream, and streams take turns: two entries per stream always
-        # hit.
+        # hit. They bound the memory of permutations to two windows per stream. Edges are small, and kept for the epoch.
         self._edges_of_stream = lru_cache(maxsize=None)(self._window_edges)
         self._order_of_window = lru_cache(maxsize=2 * plan.streams)(self._window_order)
         self._located = lru_cache(maxsize=2 * plan.streams)(self._locate)
@@ -171,6 +174,7 @@ class BatchLocator:
             blocks [4 4 0], rows [1 2 1].
         """
         plan, positions = self.plan, self.positions(batch)
+        # side="right" skips blocks without requests: they start at the same position as the block after them.
         index = np.searchsorted(plan.block_starts, positions, side="right") - 1
         return plan.block_order[index], positions - plan.block_starts[index]
 
@@ -187,6 +191,7 @@ class BatchLocator:
         Returns:
             Numbers of the blocks of its last window, or, without shuffling, of the block of its last request.
         """
+        # A stream reads its windows in order, so none of its later batches needs a block before its last window.
         plan = self.plan
         positions, (first, end, _) = self._located(batch)
         if plan.shuffle is None:
@@ -203,47 +208,48 @@ class BatchLocator:
             # `low`.
             low = -1
         windows = self._windows(stream, low, high)
+        # Sorted, because the order within a batch is free: each block is one run of rows, copied front to back.
         return np.sort(np.concatenate([self._select(window, low, high) for window in windows])), windows[-1]
 
     def _windows(self, stream: int, low: int, high: int) -> list[_Window]:
-        """The windows of a stream that overlap the cost range [low, high).
-
-        Window edges at positions [0 10 20 30] and costs [0 40 90 130], low=50, high=100:
-        the second window (costs 40 to 90) and the third (costs 90 to 130) overlap, so the
-        result is [(10, 20, 40), (20, 30, 90)].
-        """
+        """The windows of a stream that overlap the cost range [low, high)."""
+        # Window edges at positions [0 10 20 30] and costs [0 40 90 130], low=50, high=100:
+        # the second window (costs 40 to 90) and the third (costs 90 to 130) overlap, so the
+        # result is [(10, 20, 40), (20, 30, 90)].
         positions, costs = self._edges_of_stream(stream)
+        # Binary search: the first window that ends after `low`, and the first one that begins at `high` or later.
         first, end = np.searchsorted(costs[1:], low, side="right"), np.searchsorted(costs[:-1], high, side="left")
+        # A time range may exclude all blocks of a window; `_costs_between` cannot join the costs of zero blocks.
         edges = zip(positions[first : end + 1].tolist(), costs[first : end + 1].tolist(), strict=True)
         return [(start, stop, cost) for (start, cost), (stop, _) in pairwise(edges) if stop > start]
 
     def _window_edges(self, stream: int) -> tuple[Int64Array, Int64Array]:
-        """Positions and costs, (windows + 1,) each, of the edges of a stream's windows, clipped to the stream.
-
-        Blocks of 10 requests of cost 1, window_blocks=2, a stream from position 15 to 50:
-        window edges of the epoch are at positions [0 20 40 60 ...];
-        those of the stream are at [15 20 40 50], with equal costs.
-        """
+        """Positions and costs, (windows + 1,) each, of the edges of a stream's windows, clipped to the stream."""
+        # Blocks of 10 requests of cost 1, window_blocks=2, a stream from position 15 to 50:
+        # window edges of the epoch are at positions [0 20 40 60 ...];
+        # those of the stream are at [15 20 40 50], with equal costs.
         plan = self.plan
         window_blocks = plan.shuffle.window_blocks if plan.shuffle else WINDOW_BLOCKS_IN_ORDER
         begin, end = (self._first_request_after(cost) for cost in plan.stream_costs(stream))
         edges = np.append(np.arange(0, len(plan.block_order), window_blocks), len(plan.block_order))
+        # Edges inside the stream are edges of blocks, so no window needs more than `window_blocks` blocks open.
         first = max(0, int(np.searchsorted(plan.block_starts[edges], begin[0], side="right")) - 1)
         last = int(np.searchsorted(plan.block_starts[edges], end[0], side="left"))
         blocks = edges[first : last + 1]
+        # Positions and costs ascend together, so clipping them separately keeps each edge a pair.
         return np.clip(plan.block_starts[blocks], begin[0], end[0]), np.clip(plan.block_costs[blocks], begin[1], end[1])
 
     def _first_request_after(self, cost: int) -> tuple[int, int]:
-        """Position of the first request whose cost ends after `cost`, and the cost of all requests before it.
-
-        Request costs [3 2 4 1], ending at 3, 5, 9, 10: for cost=5 the third request (2, 5),
-        for cost=6 too, because its cost ends at 9; for cost=10 or more (4, 10), the end of the epoch.
-        """
+        """Position of the first request whose cost ends after `cost`, and the cost of all requests before it."""
+        # Request costs [3 2 4 1], ending at 3, 5, 9, 10:
+        # for cost=5 the third request (2, 5), for cost=6 too, because its cost ends at 9;
+        # for cost=10 or more (4, 10), the end of the epoch.
         plan = self.plan
         if cost >= plan.block_costs[-1]:
             return int(plan.block_starts[-1]), int(plan.block_costs[-1])
         if self._costs is None:
             return cost, cost
+        # Binary search in the prefix sums of the blocks, then in those of one block: only its costs are read.
         block = int(np.searchsorted(plan.block_costs, cost, side="right")) - 1
         edges = plan.block_costs[block] + np.append(0, np.cumsum(self._costs(int(plan.block_order[block]))))
         row = int(np.searchsorted(edges[1:], cost, side="right"))
@@ -252,18 +258,18 @@ class BatchLocator:
     def _select(self, window: _Window, low: int, high: int) -> Int64Array:
         """The positions of a window whose costs, added up in the window's order, end in (low, high]."""
         order, ends = self._order_of_window(window)
+        # The range is open below: a request that ends exactly at `low` is the last one of the batch before.
         return order[np.searchsorted(ends, low, side="right") : np.searchsorted(ends, high, side="right")]
 
     def _window_order(self, window: _Window) -> tuple[Int64Array, Int64Array]:
-        """A window's positions in the order they are read, and where on the cost axis each ends.
-
-        Window (10, 14, 40) of requests of costs [3 2 4 1], shuffled to rows [2 0 3 1]:
-        positions [12 10 13 11], costs in that order [4 3 1 2], ends [44 47 48 50].
-        """
+        """A window's positions in the order they are read, and where on the cost axis each ends."""
+        # Window (10, 14, 40) of requests of costs [3 2 4 1], shuffled to rows [2 0 3 1]:
+        # positions [12 10 13 11], costs in that order [4 3 1 2], ends [44 47 48 50].
         plan, (first, end, cost_before) = self.plan, window
         size = end - first
         rows = np.arange(size)
         if plan.shuffle is not None:
+            # The first position identifies a window, so every process draws its permutation without the others'.
             key = plan.shuffle.seed, plan.shuffle.epoch, Purpose.WINDOW_ORDER, first
             rows = shuffled_runs(size, plan.shuffle.run, *key)
         if self._costs is None:
@@ -272,6 +278,7 @@ class BatchLocator:
 
     def _costs_between(self, first: int, end: int, costs: RequestCosts) -> Int64Array:
         """Costs (end - first,) of the requests at these positions."""
+        # A window that was clipped to its stream begins or ends within a block: join whole blocks, then slice.
         starts = self.plan.block_starts
         first_block = int(np.searchsorted(starts, first, side="right")) - 1
         end_block = int(np.searchsorted(starts, end, side="left"))
@@ -319,6 +326,7 @@ def make_plan(
     blocks, order, streams = len(block_requests), np.arange(len(block_requests), dtype=np.int64), 1
     if shuffle is not None:
         order = generator(shuffle.seed, shuffle.epoch, Purpose.BLOCK_ORDER).permutation(blocks)
+        # With more streams, each would have less than one window of blocks, and a batch would mix fewer users.
         streams = min(shuffle.streams, max(1, blocks // shuffle.window_blocks))
     starts = offsets_of(block_requests[order])
     costs = starts if block_costs is None else offsets_of(block_costs[order])
@@ -341,6 +349,7 @@ def token_quota(max_tokens: int, longest: int) -> int:
     Raises:
         ValueError: The budget is so small that a batch could be empty.
     """
+    # Every range of quota >= longest + 1 costs contains the end of a request, so each batch has at least one.
     if max_tokens < 2 * longest + 1:
         raise ValueError(
             f"max_tokens is {max_tokens:,}; a request costs up to {longest:,} events and 1 for itself, "

@@ -12,6 +12,8 @@ from longbatch.schemas.types import Int64Array
 class Purpose(IntEnum):
     """What a random stream is used for. It is part of the key, so that two uses of one seed are independent."""
 
+    # Saved states rely on these numbers: another number gives the same seed another order, which no check of a state
+    # notices. Renumber only together with a new `state.VERSION`.
     BLOCK_ORDER = 1
     WINDOW_ORDER = 2
     HISTORY_LENGTHS = 3
@@ -26,6 +28,8 @@ def generator(*key: int) -> np.random.Generator:
     Returns:
         A Philox generator. It is counter-based, so that its numbers are the same on all platforms.
     """
+    # SeedSequence mixes all integers of the key, so that keys that differ in one bit give unrelated numbers. It pads
+    # short keys with zeros: (1,) equals (1, 0). Keys of one purpose have the same length, and no purpose is 0.
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
@@ -45,7 +49,8 @@ def shuffled_runs(size: int, run: int, *key: int) -> Int64Array:
         If the runs are permuted to 2, 0, 1, the result is [4 0 1 2 3].
     """
     if run == 1:
-        return generator(*key).permutation(size)
+        return generator(*key).permutation(size)  # what the lines below return, without their copies
+    # Permute runs instead of numbers: requests of one user stay in one batch, where they can share a timeline.
     runs = generator(*key).permutation(-(-size // run))
     permutation: Int64Array = (runs[:, None] * run + np.arange(run)).ravel()
     return permutation[permutation < size]  # the last run is filled up to `run` numbers above

@@ -46,6 +46,7 @@ def num_steps(num_batches: int, world_size: int, drop_last: bool) -> int:
     Returns:
         The number of steps, equal for all ranks.
     """
+    # Every rank takes the same number of steps: with one step fewer on some rank, the all-reduce of the others hangs.
     return num_batches // world_size if drop_last else -(-num_batches // world_size)
 
 
@@ -69,7 +70,9 @@ def worker_batches(
         7 batches, 1 rank with 2 workers:        worker 0 yields 0 2 4 6, worker 1 yields 1 3 5.
         7 batches, 2 ranks, first_batch=3:       rank 0 yields 3 5,       rank 1 yields 4 6.
     """
+    # Steps are counted from `first_batch`, not from 0: a resumed run with other ranks continues the same sequence.
     remaining = max(0, num_batches - first_batch)
+    # DataLoader takes batches from its workers in turn, so worker w of n has to yield steps w, w + n, w + 2n, ...
     first_step = topology.worker + yielded * topology.num_workers
     for step in range(first_step, num_steps(remaining, topology.world_size, drop_last), topology.num_workers):
         batch = first_batch + step * topology.world_size + topology.rank
