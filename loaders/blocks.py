@@ -30,6 +30,7 @@ class TimeRange:
 
     def contains(self, times: Int64Array) -> BoolArray:
         """Return whether each of the times (N,), in microseconds since 1970 UTC, is in the range, (N,)."""
+        # Half-open, so that the ranges before and after a split time contain each request exactly once.
         inside = np.ones(len(times), dtype=np.bool_)
         if self.after_us is not None:
             inside &= times >= self.after_us
@@ -113,12 +114,16 @@ def open_block(
         Timelines with event offsets [0 3 8], requests with timeline_row [0 1 1] and history_end [2 1 5], lengths all 3:
         histories begin at [0 3 5] and end at [2 4 8] in the events.
     """
+    # Views into the decoded (or memory-mapped) Arrow buffers. They keep the buffers alive: evicting a block frees its
+    # memory once the last thread that copies from it is done.
     requests = block.requests
     events_lists, target_lists = _lists(block.timelines, "events"), _lists(requests, "targets")
     events, targets = _records(events_lists), _records(target_lists)
     timeline = _required(requests["timeline_row"], "timeline_row", where).astype(np.int64)
     first_event, target_offsets = _offsets(events_lists)[timeline], _offsets(target_lists)
+    # A list of Arrow has offsets into a flat array, so a history is a range of it: no events are copied here.
     history_end = first_event + _required(requests["history_end"], "history_end", where)
+    # Without the maximum, a history shorter than its length would begin in the timeline of the user before.
     history_start = np.maximum(first_event, history_end - lengths)
     request_time = _required(requests["request_time"], "request_time", where)
     rows = np.arange(first_row, first_row + requests.num_rows)
@@ -138,6 +143,7 @@ def open_block(
             ("user_id", None): _required(requests["user_id"], "user_id", where),
             ("request_time", None): request_time,
         },
+        # One array of all bounds, so that the collator gathers the rows of a batch with a single `take` per block.
         spans=np.array([timeline, history_start, history_end, target_offsets[:-1], target_offsets[1:]]),
         selected=np.flatnonzero(times.contains(request_time)),
     )
@@ -159,17 +165,20 @@ def _records(lists: ArrowListArray) -> pa.StructArray:
 
 def _offsets(lists: ArrowListArray) -> Int64Array:
     """Offsets (N + 1,) into `lists.values`; Arrow may store none at all for zero rows."""
+    # `values` ignores the offset of a sliced list array, so stored offsets fit as they are (`flatten` would not).
     return _numbers(lists.offsets).astype(np.int64) if len(lists) else np.zeros(1, dtype=np.int64)
 
 
 def _numbers(values: ArrowArray) -> Array:
     """A numpy view of an array without nulls (a copy for booleans); times as int64 microseconds."""
+    # Without nulls only booleans are copied: Arrow stores them as bits, NumPy and torch as bytes.
     array: Array = values.to_numpy(zero_copy_only=False)
     return array.view(np.int64) if array.dtype.kind == "M" else array
 
 
 def _filled(values: ArrowArray) -> Array:
     """Numbers with nulls as 0, False or NaN."""
+    # Nulls are replaced in Arrow: `to_numpy` would convert a column of integers with nulls to floats.
     if values.null_count:
         missing: float | int | bool = 0
         if pa.types.is_floating(values.type):

@@ -59,9 +59,11 @@ class Collator:
     """
 
     def __init__(self, empty: BlockView, *, shared: bool) -> None:
+        # `empty` has the columns and dtypes of every block, so the layout of a batch is known before any block is read.
         self._empty, self._shared = empty, shared
         # Everything about the columns that does not depend on the batch is computed here, once.
         computed = ("history_offsets", "target_offsets", *(_TIMELINE_COLUMNS if shared else ()))
+        # `empty_like`, because torch.from_numpy warns about the read-only views of Arrow buffers.
         arrays = [np.empty_like(values) for columns in empty.column_groups for values in columns.values()]
         columns: list[Column] = [*chain.from_iterable(empty.column_groups), *((field, None) for field in computed)]
         self._fields, self._names = zip(*columns, strict=True)
@@ -86,7 +88,9 @@ class Collator:
             blocks [A B], slice_blocks [0 0 1], rows [0 2 1];
             events, targets and requests are three slices each.
         """
+        # A padding batch takes the same way with an empty block: it has all columns, with the right dtypes.
         is_padding, parts = not parts, parts or [(self._empty, self._empty.selected)]
+        # By id, because blocks cannot be hashed. A block occurs in several parts if requests are in the order of time.
         blocks = list({id(block): block for block, _ in parts}.values())
         numbers = {id(block): number for number, block in enumerate(blocks)}
         slice_blocks = np.repeat([numbers[id(block)] for block, _ in parts], [len(rows) for _, rows in parts])
@@ -106,20 +110,19 @@ class Collator:
     def _join(
         self, blocks: Sequence[BlockView], groups: Sequence[_Slices], computed: Sequence[Int64Array]
     ) -> tuple[Tensor, Layout]:
-        """Write the slices of events, targets and requests, and the computed columns, to one piece of memory.
-
-        Widths [8 4 8] bytes and counts [10 10 3] values need [80 40 24] bytes;
-        rounded up to multiples of 64 these are [128 64 64] bytes,
-        so the columns begin at bytes [0 128 192] of 256.
-        """
+        """Write the slices of events, targets and requests, and the computed columns, to one piece of memory."""
+        # Widths [8 4 8] bytes and counts [10 10 3] values need [80 40 24] bytes;
+        # rounded up to multiples of 64 these are [128 64 64] bytes,
+        # so the columns begin at bytes [0 128 192] of 256.
         totals = [slices.offsets[-1] for slices in groups]
         counts = np.array([*chain.from_iterable(map(repeat, totals, self._group_sizes)), *map(len, computed)])
         sizes = -(-self._widths * counts // ALIGNMENT) * ALIGNMENT
         offsets = sizes.cumsum() - sizes
-        size = max(ALIGNMENT, int(sizes.sum()))
+        size = max(ALIGNMENT, int(sizes.sum()))  # not 0: a padding batch needs memory that can be shared
         memory = _memory(size)
         out = memory.numpy()[:size]
         for group, (slices, columns) in enumerate(zip(groups, self._group_columns, strict=True)):
+            # Columns of block 0, then of block 1 and so on: the order that `join_slices` expects.
             sources = [*chain.from_iterable(block.column_groups[group].values() for block in blocks)]
             join_slices(out, offsets[columns], sources, slices.blocks, slices.starts, slices.ends)
         for offset, values in zip(offsets[-len(computed) :].tolist(), computed, strict=True):
@@ -139,20 +142,22 @@ def _shared_timelines(
 
     The second result is history_starts, history_ends and history_rows, (R,) each: bounds in the copied events, and
     timeline.
-
-    Requests of timelines [7 7 9] that need events [0 3), [2 5), [8 9) of one block:
-    the copied slices are [0 5) and [8 9), one after the other, with offsets [0 5 6];
-    history_starts [0 2 5], history_ends [3 5 6], history_rows [0 0 1].
     """
-    # Group requests by (block, timeline): sort by one key, mark where it changes, reduce each group.
+    # Requests of timelines [7 7 9] that need events [0 3), [2 5), [8 9) of one block:
+    # the copied slices are [0 5) and [8 9), one after the other, with offsets [0 5 6];
+    # history_starts [0 2 5], history_ends [3 5 6], history_rows [0 0 1].
+    #
+    # Group requests by (block, timeline): sort by one key, mark where it changes, reduce each group. Rows of timelines
+    # are int32, so block and row fit one int64; sorting that takes a third of the time of a lexsort by two keys.
     keys = (blocks << 32) | timelines
     order = keys.argsort(kind="stable")
     keys, sorted_starts, sorted_ends = keys[order], starts[order], ends[order]
     is_first = np.ones(len(keys), dtype=np.bool_)
     np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
     first = is_first.nonzero()[0]
+    # Events between the first start and the last end are copied even if no request needs them: one slice per timeline.
     low, high = np.minimum.reduceat(sorted_starts, first), np.maximum.reduceat(sorted_ends, first)
-    rows = np.empty_like(order)
+    rows = np.empty_like(order)  # scatter through `order`: the inverse permutation, back to the order of the requests
     rows[order] = is_first.cumsum() - 1
     slices = _slices(keys[first] >> 32, low, high)
     shift = (slices.offsets[:-1] - low)[rows]
@@ -165,5 +170,7 @@ def _memory(size: int) -> Tensor:
         return torch.from_numpy(REUSED_MEMORY.take(size))
     if (buffer := take_buffer(size)) is not None:
         return buffer
+    # All buffers are in use, or the platform has no memfd: new shared memory, which is slower but never waits. Waiting
+    # could deadlock, because the consumer may keep as many batches as it likes.
     storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=torch.uint8).set_(storage)

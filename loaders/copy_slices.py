@@ -51,10 +51,12 @@ def join_slices_with_numpy(
     slices = list(map(slice, starts.tolist(), ends.tolist()))
     for column, offset in enumerate(column_offsets.tolist()):
         values = sources[column::columns]
+        # Checked before writing: a wrong index would overwrite the columns beside this one.
         size = int((ends - starts).sum()) * values[0].itemsize
         if offset < 0 or offset + size > len(out):
             raise IndexError(f"column {column} at byte {offset} does not fit the {len(out)} bytes of the batch")
         lengths = np.array([*map(len, values)])[slice_blocks]
+        # Stricter than slicing in Python, which accepts negative and too large bounds and would return too few values.
         inside = (starts >= 0) & (starts <= ends) & (ends <= lengths)
         if not inside.all():
             bad = int(np.argmin(inside))
@@ -64,6 +66,7 @@ def join_slices_with_numpy(
             )
         # `map` over C functions: no bytecode runs per slice. The empty slice in front allows for zero slices.
         parts: list[Array] = [values[0][:0], *map(np.ndarray.__getitem__, map(values.__getitem__, blocks), slices)]
+        # casting="no": blocks that disagree about a dtype are an error, not a silent conversion.
         np.concatenate(parts, out=out[offset : offset + size].view(values[0].dtype), casting="no")
 
 

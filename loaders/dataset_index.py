@@ -19,7 +19,7 @@ from longbatch.schemas.types import Int64Array
 from .blocks import BlockView, Selection, TimeRange, open_block
 from .history_length import HistoryLength, block_lengths, longest
 
-MAX_OPEN_SHARDS = 64  # readers that a process keeps open
+MAX_OPEN_SHARDS = 64  # readers that a process keeps open: each has mapped files and decoded dictionaries
 
 Shards = Callable[[int], ShardReader]
 """Returns the reader of a shard, given the number of the shard."""
@@ -66,6 +66,7 @@ class DatasetIndex:
     @property
     def lists_costs(self) -> bool:
         """Whether the snapshot lists the costs of the histories: all requests are read, at the built history length."""
+        # A StochasticLength never equals the built length, so drawn lengths always take the slow way.
         reads_all = bool((self.selected_rows == self.block_rows).all())
         return reads_all and self.history_length == self.dataset.spec.history_length
 
@@ -85,6 +86,7 @@ class DatasetIndex:
             DatasetError: The block is damaged; the message names file and block.
         """
         shard, block = shards(int(self.block_shard[number])), int(self.block_in_shard[number])
+        # Lengths of all rows, because `times` selects rows after decoding: row numbers in a block stay those on disk.
         lengths = block_lengths(self.history_length, seed, epoch, number, int(self.block_rows[number]))
         stored, where = shard.block(block), shard.where("requests", block)
         return open_block(stored, self.selection, lengths, int(self.first_row[number]), self.times, where)
@@ -107,6 +109,8 @@ class DatasetIndex:
         """
         times, ends = self._request_columns(shards, number, "request_time", "history_end")
         lengths = block_lengths(self.history_length, seed, epoch, number, len(times))
+        # `history_end` counts all events before the request. Must equal the length of the slice that `open_block`
+        # makes: otherwise batches exceed `max_tokens`.
         return 1 + np.minimum(ends, lengths)[self.times.contains(times)]
 
     def _request_columns(self, shards: Shards, number: int, *names: str) -> list[Int64Array]:
@@ -127,11 +131,13 @@ def open_shards(dataset: Dataset, fields: Fields | None = None) -> Shards:
     """
     files = dataset.open_files()
 
+    # All readers share `files`, so that a remote dataset has one cache and one set of connections per process.
     def shard(number: int) -> ShardReader:
         if fields is None:
             return dataset.shard(number, files=files)
         return dataset.shard(number, fields, files)
 
+    # LRU: two threads may open the same shard at once, which costs time but returns equal readers.
     return lru_cache(maxsize=MAX_OPEN_SHARDS)(shard)
 
 
@@ -144,7 +150,7 @@ def open_index(
 ) -> DatasetIndex:
     """Check the arguments against a dataset and count its requests.
 
-    Only blocks across an end of the time range are read.
+    Only blocks with request times outside the time range are read, and only that column.
 
     Args:
         dataset: The opened snapshot.
@@ -161,6 +167,7 @@ def open_index(
         KeyError: A column does not exist.
     """
     check_history_length(dataset.spec, longest(history_length) if history_length is not None else None)
+    # In the order of shards, then blocks: the number of a block in the dataset is its index in `entries`.
     entries = [entry for shard in dataset.shards for entry in shard.blocks]
     positions = [(s, b) for s, shard in enumerate(dataset.shards) for b in range(len(shard.blocks))]
     block_rows = _integers([entry.requests for entry in entries])
@@ -175,11 +182,12 @@ def open_index(
         block_in_shard=_integers([block for _, block in positions]),
         block_rows=block_rows,
         block_events=_integers([entry.history_events for entry in entries]),
-        first_row=np.cumsum(block_rows) - block_rows,
+        first_row=np.cumsum(block_rows) - block_rows,  # exclusive prefix sum
         selected_rows=block_rows,
     )
     if times == TimeRange():
         return index
+    # The plan needs exact counts before the first batch. The manifest's bounds decide for blocks inside the range.
     selected = block_rows.copy()
     for number, entry in enumerate(entries):
         bounds = [to_microseconds(entry.first_request_time), to_microseconds(entry.last_request_time)]
@@ -189,6 +197,7 @@ def open_index(
 
 
 def _empty_block(dataset: Dataset, selection: Selection) -> BlockView:
+    # From the schemas, not from a block: a rank needs a padding batch also if the dataset has no blocks.
     schemas = dataset.timelines_schema, dataset.requests_schema
     timelines, requests = (pa.RecordBatch.from_pylist([], schema=schema) for schema in schemas)
     return open_block(Block(timelines, requests), selection, _integers([]), 0, TimeRange(), str(dataset.path))
@@ -205,6 +214,7 @@ def _select(dataset: Dataset, columns: Sequence[str] | None) -> Selection:
                 f"columns {strings} of {dataset.path} contain strings, which tensors cannot store; "
                 "declare them as `id` in the build spec"
             )
+    # A name in several roles is chosen in all of them. The order is that of the spec, equal for all blocks.
     chosen = set(types) if columns is None else set(columns)
 
     def of_role(role: str) -> tuple[str, ...]:

@@ -45,7 +45,8 @@ class Reader:
         self._collator = Collator(index.empty, shared=histories == "shared")
         self._locator = planned.locator()
         self._blocks: OrderedDict[int, Future[BlockView | None]] = OrderedDict()
-        # stream -> its latest batch so far, and the blocks that its next batches may need
+        # stream -> its latest batch so far, and the blocks that its next batches may need. Only streams that this
+        # process serves have an entry: at most `window_blocks` blocks stay open for each, besides those in use.
         self._live: dict[int, tuple[int, frozenset[int]]] = {}
         self._lock = Lock()
         self._damaged: set[int] = set()
@@ -67,6 +68,9 @@ class Reader:
         Raises:
             DatasetError: A block is damaged; the message names file and block.
         """
+        # blocks [4 4 0], rows [1 2 1] are two runs:
+        # edges [0 2 3],
+        # runs [(4, [1 2]), (0, [1])].
         blocks, rows = self._locate(number)
         edges = [0, *(np.flatnonzero(blocks[1:] != blocks[:-1]) + 1).tolist(), len(blocks)]
         runs = [(int(blocks[first]), rows[first:end]) for first, end in pairwise(edges)]
@@ -77,7 +81,9 @@ class Reader:
             if view is None:
                 skipped += len(block_rows)
             else:
+                # The plan numbers only rows inside the time range; `selected` leads back to rows of the block.
                 parts.append((view, view.selected[block_rows]))
+        # Safe before the copy: `parts` keeps the views of this batch alive until the copy is complete.
         self._evict(number, {block for block, _ in runs})
         return self._collator.batch(parts, skipped=skipped)
 
@@ -86,6 +92,7 @@ class Reader:
         return self._collator.batch([])
 
     def _locate(self, number: int) -> tuple[Int64Array, Int64Array]:
+        # lru_cache would let two threads compute the same window at once; the lock computes each only once.
         with self._lock:
             blocks, rows = self._locator.rows(number)
         time_order = self._planned.time_order
@@ -93,6 +100,8 @@ class Reader:
 
     def _open(self, number: int) -> BlockView | None:
         """A block, opened by the first thread that needs it; None if it is damaged and skipped."""
+        # Single flight: the thread that adds the future reads the block, all others wait for its result. The lock is
+        # not held while reading, so that different blocks are read in parallel.
         with self._lock:
             future = self._blocks.get(number)
             is_first = future is None
@@ -102,7 +111,8 @@ class Reader:
         if is_first:
             try:
                 future.set_result(self._read(number))
-            except BaseException as error:
+            except BaseException as error:  # also KeyboardInterrupt: waiting threads would never wake up
+                # Forget the block before waking the others, so that a later batch tries to read it again.
                 with self._lock:
                     self._blocks.pop(number, None)
                 future.set_exception(error)
@@ -115,7 +125,7 @@ class Reader:
         except DatasetError as error:
             if not self._skip_damaged:
                 raise
-            if number not in self._damaged:
+            if number not in self._damaged:  # a block may be read again after it was evicted: one warning each
                 self._damaged.add(number)
                 logger.warning("skipped %d requests: %s", self._index.selected_rows[number], error)
             return None
@@ -128,6 +138,7 @@ class Reader:
         """
         with self._lock:
             if self._planned.time_order is not None:
+                # `_open` moves a block to the end, so the first one is the least recently used.
                 while len(self._blocks) > MAX_BLOCKS_BY_TIME:
                     self._blocks.popitem(last=False)
                 return
@@ -135,7 +146,9 @@ class Reader:
             latest, live_before = self._live.get(stream, (-1, frozenset()))
             if latest < number:
                 self._live[stream] = number, frozenset(self._locator.live_blocks(number).tolist())
+            # Over all streams: the block across the end of a stream is also the first of the next one.
             live = frozenset().union(*(blocks for _, blocks in self._live.values()))
+            # `used` too: a late batch may have opened blocks again that its stream has already left.
             for block in (used | live_before) - live:
                 if self._blocks.pop(block, None) is not None:
                     logger.debug("evicted block %d after batch %d", block, number)
