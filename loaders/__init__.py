@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RequestBatch", "RequestDataset", "RequestLoader", "StochasticLength", "make_dataloader"]
 
+# PEP 562: importing torch takes seconds, which commands that never iterate should not wait for.
 _MODULES = {
     "RequestBatch": "batch",
     "RequestDataset": "dataset",

@@ -1,11 +1,10 @@
 """The batch that models consume: requests with their histories, targets and labels.
 
 Ragged data is flat values plus offsets. Nothing is padded, and a history is stored once for all targets of its request.
-There are two layouts of histories. *Per-request histories*: the events of request r are
-`history[name][history_offsets[r] : history_offsets[r + 1]]`, oldest first. *Shared timelines*: each timeline is stored
-once for all its requests in the batch, so that a model can encode a user once: `history_offsets` bounds the timelines,
-and request r has the events `history[name][history_starts[r] : history_ends[r]]` within timeline `history_rows[r]`.
-`RequestBatch.spans` returns the bounds in both layouts.
+There are two layouts, and `RequestBatch.spans` returns the bounds of histories in both. *Per-request histories*: the
+events of request r are `history[name][history_offsets[r] : history_offsets[r + 1]]`, oldest first. *Shared timelines*:
+each timeline is stored once for all its requests in the batch, so that a model can encode a user once: request r has
+the events `history[name][history_starts[r] : history_ends[r]]` of timeline `history_rows[r]` in `history_offsets`.
 """
 
 from __future__ import annotations
@@ -173,6 +172,9 @@ class RequestBatch:
             IndexError: An index is outside the batch, or the mask has another length.
             TypeError: The selection is a single integer.
         """
+        # target_offsets [0 1 3 6], selected requests [2 0]:
+        # target_starts [3 0], target_counts [3 1],
+        # targets [3 4 5 0], the index into every target and label column.
         index = _request_index(selection, self.num_requests, self.request_id.device)
         target_starts, target_counts = self.target_offsets[:-1][index], self.target_offsets.diff()[index]
         targets = ragged_index(target_starts, target_counts)
@@ -228,8 +230,7 @@ class RequestBatch:
         """Pad histories with zeros in front, so that the newest event is last.
 
         Args:
-            length: Width of the result, by default that of the longest history. Longer histories keep their newest
-                events.
+            length: Width of the result, by default that of the longest history; longer ones keep their newest events.
 
         Returns:
             Event columns by name, (R, length) each, and a mask of which entries are events, (R, length) bool.
@@ -241,9 +242,9 @@ class RequestBatch:
         starts, ends = self.spans
         longest = int((ends - starts).max()) if self.num_requests else 0
         width = longest if length is None else length
-        positions = ends[:, None] - width + torch.arange(width, device=ends.device)
+        positions = ends[:, None] - width + torch.arange(width, device=ends.device)  # right-aligned: newest event last
         mask = positions >= starts[:, None]
-        index = torch.where(mask, positions, 0)
+        index = torch.where(mask, positions, 0)  # masked positions may be negative, or events of another request
         if not self.num_events:  # index 0 does not exist either
             return {name: values.new_zeros(index.shape) for name, values in self.history.items()}, mask
         return {
@@ -311,10 +312,10 @@ class RequestBatch:
         """Pickle a batch in one piece of shared memory as that piece and a layout: one handle, not one per tensor."""
         parts = list(self.tensors())
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for _, _, tensor in parts}
-        (storage, *others) = storages.values()
+        (storage, *others) = storages.values()  # one storage, unless tensors were computed after collation
         buffer = None if others else send_buffer(storage.data_ptr())
         if others or (buffer is None and not storage.is_shared()):
-            return _from_tensors, (parts, self.is_padding, self.skipped)
+            return _from_tensors, (parts, self.is_padding, self.skipped)  # torch pickles each tensor on its own
         memory = torch.empty(0, dtype=torch.uint8).set_(storage) if buffer is None else buffer
         layout = [(f, n, t.dtype, t.storage_offset() * t.element_size(), t.shape[0]) for f, n, t in parts]
         return batch_in_memory, (memory, layout, self.is_padding, self.skipped)
@@ -353,7 +354,7 @@ def batch_in_memory(memory: Tensor, layout: Layout, is_padding: bool, skipped: i
 
 
 def _request_index(selection: slice | Sequence[int] | Tensor, size: int, device: torch.device) -> Tensor:
-    every = torch.arange(size, device=device)
+    every = torch.arange(size, device=device)  # indexing it turns slices, masks and negative indices into indices
     if isinstance(selection, slice):
         return every[selection]
     if isinstance(selection, int):
@@ -395,5 +396,5 @@ def ragged_index(starts: Tensor, lengths: Tensor) -> Tensor:
         tensor([ 5,  6,  9, 10, 11])
     """
     ends = lengths.cumsum(0)
-    shift = torch.repeat_interleave(starts - (ends - lengths), lengths)
+    shift = torch.repeat_interleave(starts - (ends - lengths), lengths)  # source index minus output index, per slice
     return torch.arange(shift.shape[0], device=shift.device) + shift

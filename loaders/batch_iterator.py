@@ -37,6 +37,7 @@ class BatchIterator(Iterator[RequestBatch]):
 
     def _begin(self, epoch: int, first_batch: int, yielded: int) -> None:
         self._epoch, self._first_batch, self._yielded = epoch, first_batch, yielded
+        # A state is relative to these ranks. Read once per pass, so that all batches of a pass are counted alike.
         self._topology = replace(self._dataset.topology(), worker=self._worker, num_workers=self._num_workers)
         self._reader = self._dataset.reader(epoch)
         self._numbers = worker_batches(
@@ -57,6 +58,8 @@ class BatchIterator(Iterator[RequestBatch]):
     def state_dict(self) -> State:
         """Return the position after the last batch that was yielded; small, and independent of how much was read."""
         topology = self._topology
+        # All ranks take equally many steps, so one rank knows the position of all. One of several workers does not:
+        # how many batches the others have yielded depends on when the state is saved.
         if topology.num_workers == 1:
             next_batch = self._first_batch + self._yielded * topology.world_size
             return self._dataset.state_at(self._epoch, next_batch)

@@ -53,8 +53,10 @@ class BufferPool:
         self._released = torch.zeros(shape, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         # `count` is atomic, unlike +=: the last tensors of a buffer may be dropped by any thread.
         self._release_counts = [[count(1) for _ in range(buffers_per_worker)] for _ in range(num_workers)]
+        # Files, not shared memory of torch: a file can grow in place, and both sides keep it mapped across batches.
         self._files = [[os.memfd_create("longbatch") for _ in range(buffers_per_worker)] for _ in range(num_workers)]
         self._mapped: dict[tuple[int, int], Array] = {}
+        # A batch refers to its pool by token: pickling the pool itself with each batch would send all its files.
         self._token = os.urandom(8).hex()
         _POOLS[self._token] = self
         weakref.finalize(self, _close, [file for files in self._files for file in files])
@@ -90,12 +92,16 @@ class BufferPool:
         """
         mapped = self._mapped.get((worker, buffer))
         if mapped is None or len(mapped) < size:  # the worker has enlarged the file since it was mapped
+            # The buffer was free when it grew, so nothing refers to the old mapping, and it is unmapped here.
             mapped = self._mapped[worker, buffer] = _map(self._files[worker][buffer])
+        # A new array object for each batch. The tensor refers to this object, so its end is the end of the batch;
+        # `mapped` itself lives as long as the pool.
         view = mapped[:size]
         _when_unreferenced(view, lambda: self._release(worker, buffer))
         return torch.from_numpy(view)
 
     def _release(self, worker: int, buffer: int) -> None:
+        # A single store of an aligned int64: the worker reads either the old or the new count, never half of one.
         self._released[worker, buffer] = next(self._release_counts[worker][buffer])
 
 
@@ -122,16 +128,19 @@ class _WorkerBuffers:
 
     def take(self, size: int) -> Tensor | None:
         """A free buffer of at least `size` bytes: the smallest that is large enough, else the largest, enlarged."""
+        # Two conditions: `_in_use` covers a batch until it is sent, or dropped unsent; the counts cover it afterwards.
         free = np.flatnonzero(~self._in_use & (self._sent == self._released)).tolist()
         if not free:
             return None
+        # Best fit: small batches leave the large buffers to large batches, so that few files have to grow.
         large_enough = [buffer for buffer in free if len(self._mapped[buffer]) >= size]
         buffer: int = min(large_enough, key=self._size) if large_enough else max(free, key=self._size)
         if not large_enough:
+            # A file grows in place. The main process sees from the size of the next batch that it must map it again.
             os.ftruncate(self._files[buffer], rounded_up(size))
             self._mapped[buffer] = _map(self._files[buffer])
         self._in_use[buffer] = True
-        view = self._mapped[buffer][:]
+        view = self._mapped[buffer][:]  # a new object, whose end is that of the batch in this process
         _when_unreferenced(view, lambda: self._in_use.__setitem__(buffer, False))
         return torch.from_numpy(view)
 
@@ -140,6 +149,7 @@ class _WorkerBuffers:
 
     def send(self, address: int) -> SentBuffer | None:
         """Count the buffer whose first byte is at this address as sent; None if the address is not a buffer's."""
+        # Pickling starts from tensors, which do not know their buffer: the address of their storage identifies it.
         for buffer, mapped in enumerate(self._mapped):
             if len(mapped) and mapped.ctypes.data == address:
                 self._sent[buffer] += 1
@@ -147,6 +157,7 @@ class _WorkerBuffers:
         return None
 
 
+# Weak, so that the pool of a DataLoader that is gone closes its files.
 _POOLS: weakref.WeakValueDictionary[str, BufferPool] = weakref.WeakValueDictionary()
 _WORKER_BUFFERS: list[_WorkerBuffers] = []  # in a worker process, its own buffers
 
@@ -181,6 +192,7 @@ def _receive(token: str, worker: int, buffer: int, size: int) -> Tensor:
 
 def _when_unreferenced(array: Array, function: Callable[[], None]) -> None:
     """Call the function once nothing refers to the array; not at the end of the process."""
+    # At exit nobody waits for a free buffer, and the shared counts may be gone already.
     weakref.finalize(array, function).atexit = False
 
 

@@ -159,7 +159,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is sent to a worker: numbers and paths, no open files."""
-        return {**vars(self), "_shards": None, "_planned": None}
+        return {**vars(self), "_shards": None, "_planned": None}  # a plan may refer to open shards
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the attributes; a plain pickle copies the position into memory that is not shared."""
@@ -188,7 +188,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         """
         if epoch < 0:
             raise ValueError(f"epoch {epoch} is negative; give 0 or more")
-        if epoch != self.epoch or self._epoch_ended:
+        if epoch != self.epoch or self._epoch_ended:  # else keep the position of a loaded state
             self.set_position(epoch, 0)
 
     def set_position(self, epoch: int, first_batch: int) -> None:
@@ -264,7 +264,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         if self._index is None:
             started = time.perf_counter()
             dataset = open_dataset(self.path)
-            shards = open_shards(dataset)
+            shards = open_shards(dataset)  # without fields: counting requests needs no column of events or targets
             self._index = open_index(dataset, shards, self.columns, self.history_length, self.times)
             logger.info(
                 "opened %s: %d requests in %d blocks, %.3f s",
@@ -338,7 +338,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         Returns:
             The state.
         """
-        if worker is None and self._steps_left(epoch, next_batch) == 0:
+        if worker is None and self._steps_left(epoch, next_batch) == 0:  # a worker cannot know that all others are done
             epoch, next_batch = epoch + 1, 0
         return self._state_context().state(epoch, next_batch, worker)
 
@@ -384,7 +384,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank = torch.distributed.get_rank() if rank is None else rank
             world_size = torch.distributed.get_world_size() if world_size is None else world_size
-        rank = int(os.environ.get("RANK", 0)) if rank is None else rank
+        rank = int(os.environ.get("RANK", 0)) if rank is None else rank  # RANK and WORLD_SIZE: set by torchrun
         world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
         return Topology(rank, world_size)
 

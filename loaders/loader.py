@@ -63,6 +63,7 @@ def _new_dataloader(
     pin_memory: bool | None,
     prefetch_factor: int,
 ) -> LoaderType:
+    # Open before workers start: they inherit the manifest instead of reading it once each.
     dataset.open()
     # Buffers of a worker: the batches it prepares ahead, the one in use, and the one before that, which may be dropped
     # late.
@@ -96,13 +97,16 @@ class EpochDataLoader(DataLoader[RequestBatch]):
     # PyTorch declares its own iterator class as the result, which an iterator of several passes cannot be.
     def __iter__(self) -> Iterator[RequestBatch]:  # type: ignore[override]
         """Yield the batches of a pass."""
+        # A generator: this runs at the first `next`. Persistent workers see the epoch in shared memory.
         self.dataset.begin_pass()
         self._passes += 1
         number = self._passes
         for batch in super().__iter__():
             yield batch
+            # Without workers each pass reads for itself; persistent workers serve only the newest one.
             if self.num_workers:
                 _check_newest(number, self._passes)
+        # Not reached after a `break`, so that the epoch begins again.
         self.dataset.end_pass()
 
 
@@ -186,11 +190,13 @@ class RequestLoader:
         for batch in batches:
             self._yielded += 1
             self.skipped += batch.skipped
+            # Before `yield`: code after the last `yield` runs only if the consumer asks for one more batch, but a
+            # consumer that counts steps stops here and saves the state.
             if self._yielded == steps:
                 self._finish()
             yield batch
             _check_newest(number, self._passes)
-        if steps == 0:
+        if steps == 0:  # the loop above did not run
             self._finish()
 
     def _finish(self) -> None:
@@ -200,6 +206,7 @@ class RequestLoader:
 
     def _in_threads(self) -> Iterator[RequestBatch]:
         dataset = self.dataset
+        # One reader for all threads: a block that several batches need is decoded once.
         reader = dataset.reader(dataset.epoch)
         numbers = worker_batches(
             dataset.plan().num_batches,
@@ -210,6 +217,7 @@ class RequestLoader:
 
         def read(number: int | None) -> RequestBatch:
             batch = reader.padding() if number is None else reader.batch(number)
+            # In the thread that read the batch, so that the copy to page-locked memory overlaps with training.
             return batch.pin_memory() if self._pin_memory else batch
 
         if not self._num_workers:
@@ -220,12 +228,14 @@ class RequestLoader:
             # A queue of futures in the order of the plan: threads finish in any order, batches are yielded in this one.
             ahead: deque[Future[RequestBatch]] = deque()
             for number in numbers:
+                # Submit one batch for each that is yielded: the length of the queue bounds the memory.
                 ahead.append(pool.submit(read, number))
                 if len(ahead) > self._num_workers * self._prefetch:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
         finally:
+            # Also runs when the consumer breaks: `shutdown` waits, so no thread reads after the pass is closed.
             pool.shutdown(wait=True, cancel_futures=True)
 
     def state_dict(self) -> State:

@@ -16,9 +16,10 @@ import numpy as np
 from .blocks import Array
 
 MAX_ARRAYS = 8  # arrays that a pool keeps for reuse
-_UNUSED_REFERENCES = (
-    3  # of an array that only the pool refers to: its list, the loop variable, the argument of getrefcount
-)
+# References that CPython counts in `take` for an array that only the pool refers to: the pool's list, the loop
+# variable, and the argument of getrefcount. A tensor or view of the array adds one. If an interpreter counts fewer,
+# memory that is in use would be lent again; a test of this module fails then.
+_UNUSED_REFERENCES = 3
 
 
 class ReusedMemory:
@@ -37,6 +38,8 @@ class ReusedMemory:
         Returns:
             An array of at least `size` bytes, with arbitrary content.
         """
+        # Reuse by reference count. Safe with threads: nobody can get a new reference to an array that only the pool
+        # refers to, except through this method, which the lock serializes.
         with self._lock:
             for array in self._arrays:
                 if len(array) >= size and sys.getrefcount(array) == _UNUSED_REFERENCES:
@@ -60,6 +63,7 @@ def rounded_up(size: int) -> int:
         1,000,000 has 20 binary digits, so the step is 2 ** 16 = 65,536,
         and the size becomes 16 steps = 1,048,576.
     """
+    # The size is 8 to 16 steps, so that rounding adds less than an eighth. 2 ** 12 bytes are a page.
     step = 1 << max(12, size.bit_length() - 4)
     return -(-size // step) * step
 

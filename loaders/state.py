@@ -13,8 +13,8 @@ from typing import Any, TypedDict, cast
 
 from .schedule import Topology
 
-VERSION = 1
-MAX_BYTES = 1_024
+VERSION = 1  # raise it when the same numbers would stand for another order of batches
+MAX_BYTES = 1_024  # bound on the JSON of a state, at any progress: small enough for each checkpoint of each rank
 JsonObject = dict[str, Any]
 
 
@@ -87,11 +87,13 @@ class StateContext:
             ValueError: It does not fit; the message names the field, both values, and the remedy.
         """
         checked = _check_structure(state)
+        # The dataset first: with another dataset all other differences are consequences.
         _check_equal(
             "fingerprint", checked["fingerprint"], self.fingerprint, "open the dataset that the state was saved with"
         )
         _check_equal("seed", checked["seed"], self.seed, f"pass seed={checked['seed']}")
         saved = checked["batching"]
+        # Names of both sides: a state of another release may have arguments that this one lacks, or the reverse.
         for name in sorted({*saved, *self.batching}):
             remedy = f"pass {name}={saved.get(name)!r}, or begin a new epoch without the state"
             _check_equal(f"batching.{name}", saved.get(name), self.batching.get(name), remedy)
@@ -129,6 +131,7 @@ def worker_yielded(state: State, topology: Topology) -> int:
         ValueError: The state was saved by another worker, or with another number of workers or ranks.
     """
     saved = state["worker"]
+    # A worker counts only its own batches. Those of the others are unknown, so the same split of steps has to continue.
     if saved is None:
         return 0
     here = {"id": topology.worker, "num_workers": topology.num_workers, "world_size": topology.world_size}
@@ -143,6 +146,7 @@ def _check_structure(state: object) -> State:
         raise ValueError(
             f"state: found {type(state).__name__}, expected the dict that state_dict() returned; load that"
         )
+    # Before the keys: a state of another version has other keys, and its remedy is another one.
     _check_equal("version", state.get("version"), VERSION, "use the longbatch that saved it, or begin a new epoch")
     keys = set(State.__annotations__)
     if set(state) != keys:
@@ -151,6 +155,7 @@ def _check_structure(state: object) -> State:
             f"state: keys {unexpected} are missing or unknown, expected {sorted(keys)}; use a state as saved"
         )
     for name in ("seed", "epoch", "next_batch"):
+        # Not isinstance: True is an instance of int.
         if type(state[name]) is not int or state[name] < 0:
             raise ValueError(
                 f"state: {name} is {state[name]!r}, expected an integer of at least 0; use a state as saved"
