@@ -94,8 +94,8 @@ class BufferPool:
         if mapped is None or len(mapped) < size:  # the worker has enlarged the file since it was mapped
             # The buffer was free when it grew, so nothing refers to the old mapping, and it is unmapped here.
             mapped = self._mapped[worker, buffer] = _map(self._files[worker][buffer])
-        # A new array object for each batch. The tensor refers to this object, so its end is the end of the batch;
-        # `mapped` itself lives as long as the pool.
+        # A new array object for each batch: the tensor keeps this object alive, so it is deleted with the batch's last
+        # tensor. `mapped` itself lives as long as the pool.
         view = mapped[:size]
         _when_unreferenced(view, lambda: self._release(worker, buffer))
         return torch.from_numpy(view)
@@ -136,11 +136,11 @@ class _WorkerBuffers:
         large_enough = [buffer for buffer in free if len(self._mapped[buffer]) >= size]
         buffer: int = min(large_enough, key=self._size) if large_enough else max(free, key=self._size)
         if not large_enough:
-            # A file grows in place. The main process sees from the size of the next batch that it must map it again.
+            # A file grows in place. The main process maps it again when it receives a size above that of its mapping.
             os.ftruncate(self._files[buffer], rounded_up(size))
             self._mapped[buffer] = _map(self._files[buffer])
         self._in_use[buffer] = True
-        view = self._mapped[buffer][:]  # a new object, whose end is that of the batch in this process
+        view = self._mapped[buffer][:]  # a new object for each batch, deleted with its last tensor in this process
         _when_unreferenced(view, lambda: self._in_use.__setitem__(buffer, False))
         return torch.from_numpy(view)
 
@@ -149,7 +149,7 @@ class _WorkerBuffers:
 
     def send(self, address: int) -> SentBuffer | None:
         """Count the buffer whose first byte is at this address as sent; None if the address is not a buffer's."""
-        # Pickling starts from tensors, which do not know their buffer: the address of their storage identifies it.
+        # Tensors do not record their buffer: when they are pickled, the address of their storage identifies it.
         for buffer, mapped in enumerate(self._mapped):
             if len(mapped) and mapped.ctypes.data == address:
                 self._sent[buffer] += 1
@@ -157,7 +157,7 @@ class _WorkerBuffers:
         return None
 
 
-# Weak, so that the pool of a DataLoader that is gone closes its files.
+# Weak, so that the pool of a DataLoader closes its files when the DataLoader is deleted.
 _POOLS: weakref.WeakValueDictionary[str, BufferPool] = weakref.WeakValueDictionary()
 _WORKER_BUFFERS: list[_WorkerBuffers] = []  # in a worker process, its own buffers
 

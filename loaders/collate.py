@@ -88,7 +88,7 @@ class Collator:
             blocks [A B], slice_blocks [0 0 1], rows [0 2 1];
             events, targets and requests are three slices each.
         """
-        # A padding batch takes the same way with an empty block: it has all columns, with the right dtypes.
+        # A padding batch takes the same path with an empty block, so it has all columns with the right dtypes.
         is_padding, parts = not parts, parts or [(self._empty, self._empty.selected)]
         # By id, because blocks cannot be hashed. A block occurs in several parts if requests are in the order of time.
         blocks = list({id(block): block for block, _ in parts}.values())

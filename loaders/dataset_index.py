@@ -66,7 +66,7 @@ class DatasetIndex:
     @property
     def lists_costs(self) -> bool:
         """Whether the snapshot lists the costs of the histories: all requests are read, at the built history length."""
-        # A StochasticLength never equals the built length, so drawn lengths always take the slow way.
+        # A StochasticLength never equals the built length, so drawn lengths always take the slow path.
         reads_all = bool((self.selected_rows == self.block_rows).all())
         return reads_all and self.history_length == self.dataset.spec.history_length
 

@@ -125,7 +125,7 @@ class Reader:
         except DatasetError as error:
             if not self._skip_damaged:
                 raise
-            if number not in self._damaged:  # a block may be read again after it was evicted: one warning each
+            if number not in self._damaged:  # evicted blocks may be read again; warn once per block
                 self._damaged.add(number)
                 logger.warning("skipped %d requests: %s", self._index.selected_rows[number], error)
             return None

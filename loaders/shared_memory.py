@@ -38,8 +38,8 @@ class ReusedMemory:
         Returns:
             An array of at least `size` bytes, with arbitrary content.
         """
-        # Reuse by reference count. Safe with threads: nobody can get a new reference to an array that only the pool
-        # refers to, except through this method, which the lock serializes.
+        # Reuse by reference count. Thread-safe: only this method creates a reference to an array that only the pool
+        # refers to, and the lock serializes it.
         with self._lock:
             for array in self._arrays:
                 if len(array) >= size and sys.getrefcount(array) == _UNUSED_REFERENCES:
