@@ -19,8 +19,9 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import Int64Array
 
 from .incremental import NEW
-from .kernel import VISIBLE_TIME, Bucket
+from .kernel import Bucket
 from .policies import largest
+from .valid_rows import VISIBLE_TIME
 
 SEED = np.uint64(0x5851F42D4C957F2D)
 TIMES = ("event_time", "visible_time", "request_time")
@@ -40,6 +41,7 @@ def profile_bucket(spec: BuildSpec, bucket: Bucket, sample_rows: int) -> tuple[P
         The counters of all rows, and the samples.
     """
     tables = _tables(spec, bucket)
+    # Sums of times and ids have no meaning.
     without_total = {*TIMES, "user_id", "item_id", "request_id", *_id_features(spec)}
     profiles = {name: _profile_table(table, without_total) for name, table in tables.items()}
     samples = {name: _sample(table, sample_rows) for name, table in tables.items()}
@@ -61,6 +63,7 @@ def _tables(spec: BuildSpec, bucket: Bucket) -> TableSamples:
     visible = bucket.timelines.visible_time
     has_history = bucket.history_end > 0
     time = grouped.requests["request_time"].to_numpy()
+    # Without a history, `newest_event` would be the last event of the user before, or -1.
     age = np.zeros_like(time)
     if len(visible):
         age = np.where(has_history, time - visible[np.where(has_history, newest_event, 0)], 0)
@@ -135,6 +138,7 @@ def _smallest_hashes(user: Int64Array, position: Int64Array, rows: int) -> Int64
     Hashes are uniform, so about 1.25 * rows of them are below 1.25 * rows / N of the range of 64 bits.
     Only these candidates are partitioned. If they are too few, the limit is doubled until they are enough.
     """
+    # Bottom-k sampling: which rows are drawn depends on users and positions only, never on files, tasks or the engine.
     hashed = np.empty(len(user), dtype=np.uint64)
     for part in cached_parts(len(user)):
         hashed[part] = mix(mix(user[part].view(np.uint64) ^ SEED) + position[part].view(np.uint64))
@@ -146,6 +150,7 @@ def _smallest_hashes(user: Int64Array, position: Int64Array, rows: int) -> Int64
             candidates = below
             break
         share *= 2
+    # A selection in linear time; a full sort of the hashes is not needed.
     return np.sort(candidates[np.argpartition(hashed[candidates], rows - 1)[:rows]])
 
 

@@ -26,7 +26,7 @@ from longbatch.jobs.build import build
 from longbatch.jobs.engines import local
 from longbatch.jobs.engines import stages as tasks
 from longbatch.jobs.engines.local import LocalEngine
-from longbatch.pipelines import delayed_labels, kernel, parse
+from longbatch.pipelines import delayed_labels, history_ends, kernel, parse, valid_rows
 from longbatch.pipelines import request_grouping as grouping
 from longbatch.pipelines.content_hash import content_hash
 from longbatch.pipelines.kernel import Bucket
@@ -188,7 +188,12 @@ def wrap(patch: Patch, module: Any, name: str, around: Callable[..., Any]) -> No
 @breaks(LONGER)
 def events_at_the_request_time_visible(patch: Patch) -> None:
     a_microsecond_later = pl.col("request_time") + 1
-    wrap(patch, kernel, "_visible_ends", lambda ends, seen, asked: ends(seen, asked.with_columns(a_microsecond_later)))
+    wrap(
+        patch,
+        history_ends,
+        "_visible_ends",
+        lambda ends, seen, asked: ends(seen, asked.with_columns(a_microsecond_later)),
+    )
 
 
 @breaks(OTHER_EVENT)
@@ -203,7 +208,7 @@ def histories_one_event_too_short(patch: Patch) -> None:
 
 @breaks(ONE + "its history has 6 events, but 4 according to the raw log")
 def event_time_instead_of_visible_time(patch: Patch) -> None:
-    patch.setattr(kernel, "visible_time", lambda spec: pl.col("time#time(s,None,UTC)"))
+    patch.setattr(valid_rows, "visible_time", lambda spec: pl.col("time#time(s,None,UTC)"))
 
 
 @breaks(OTHER_EVENT)
@@ -211,12 +216,12 @@ def delay_ignored(patch: Patch) -> None:
     def without_delay(spec: BuildSpec) -> BuildSpec:
         return spec.model_copy(update={"history": spec.history.model_copy(update={"delay": "0s"})})
 
-    wrap(patch, kernel, "visible_time", lambda visible_time, spec: visible_time(without_delay(spec)))
+    wrap(patch, valid_rows, "visible_time", lambda visible_time, spec: visible_time(without_delay(spec)))
 
 
 @breaks(OTHER_EVENT)
 def own_events_in_the_history(patch: Patch) -> None:
-    patch.setattr(kernel, "_before_own_events", lambda spec, timelines, requests, end: end)
+    patch.setattr(history_ends, "_before_own_events", lambda spec, timelines, requests, end: end)
 
 
 @breaks(r"user \d+: event \d+ of the block is out of order", spec=IN_ORDER)
@@ -264,7 +269,7 @@ def latest_row_time_instead_of_earliest(patch: Patch) -> None:
 
 @breaks(OTHER_EVENT)
 def duplicates_kept(patch: Patch) -> None:
-    patch.setattr(kernel, "repeated_rows", lambda rows, order: np.zeros(rows.height, dtype=np.bool_))
+    patch.setattr(valid_rows, "repeated_rows", lambda rows, order: np.zeros(rows.height, dtype=np.bool_))
 
 
 @breaks(OTHER_EVENT)
