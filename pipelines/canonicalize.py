@@ -90,21 +90,15 @@ def canonicalize(
     schema = source_schema(spec, source)
     exploded, empty = _exploded(raw, spec, source)
     readings = _readings(exploded.schema, spec, schema)
-    # Strings are parsed here, once; values, faults and filters below all refer to the typed columns.
-    typed = exploded.with_columns(
-        **{name: column for of_role in readings.values() for r in of_role.values() for name, column in r.typed.items()}
-    )
+    typed = _with_typed_columns(exploded, readings)
     selected = select_rows(typed, spec, schema, readings)
     if window:
         selected |= _selected_in_window(typed, spec, readings, selected, window)
     faults = _faults(typed, readings, selected, conflicts)
     is_selected = exploded.select(pl.any_horizontal([selected[role] for role in readings])).to_series()
-    is_faulty = (
-        faults.select(pl.any_horizontal(pl.all())).to_series()
-        if faults.width
-        else pl.repeat(False, exploded.height, eager=True)
-    )
+    is_faulty = _has_fault(faults, exploded.height)
     # A row has one outcome: filtered if no role selects it, rejected if any role that does has a fault, else kept.
+    # The three masks are disjoint and cover all rows, which `RowAccounting.check` relies on.
     keep, reject = is_selected & ~is_faulty, is_selected & is_faulty
     values = _values(typed, selected, readings, keep, schema)
     rows, vocabulary = _hash_columns(values, _hashed_columns(schema, readings))
@@ -177,6 +171,8 @@ def gather_log_facts(
         The facts. The log of actions ends with the window, at the declared `until`, or at its latest action.
     """
     until = to_microseconds(spec.actions.until) if spec.actions and spec.actions.until else None
+    # An increment has all actions before the end of its window, so the log is complete up to there, even if the latest
+    # action is earlier (docs/incremental.md).
     if window and spec.actions:
         return LogFacts(conflicts, window.until if until is None else min(window.until, until))
     latest = max((time for time in latest_actions if time is not None), default=None)
@@ -215,6 +211,15 @@ def _readings(raw_schema: pl.Schema, spec: BuildSpec, schema: SourceSchema) -> R
         }
     except SourceError as error:
         raise SourceError(f"source {schema.source}: {error}") from None
+
+
+def _with_typed_columns(exploded: pl.DataFrame, readings: Readings) -> pl.DataFrame:
+    """Add the typed columns of all readings."""
+    # Strings are parsed here, once; values, faults and filters all refer to the typed columns.
+    columns = {
+        name: column for of_role in readings.values() for r in of_role.values() for name, column in r.typed.items()
+    }
+    return exploded.with_columns(**columns)
 
 
 def _selected_in_window(
@@ -261,6 +266,14 @@ def _faults(
     return typed.select(**{reason: fault.fill_null(False) for reason, fault in faults.items()})
 
 
+def _has_fault(faults: pl.DataFrame, rows: int) -> pl.Series:
+    """Return which of the rows have any fault, (rows,)."""
+    # A frame without columns has no height, so without any fault the number of rows comes from the caller.
+    return (
+        faults.select(pl.any_horizontal(pl.all())).to_series() if faults.width else pl.repeat(False, rows, eager=True)
+    )
+
+
 def _values(
     typed: pl.DataFrame, selected: dict[str, pl.Series], readings: Readings, keep: pl.Series, schema: SourceSchema
 ) -> pl.DataFrame:
@@ -269,6 +282,7 @@ def _values(
     for role, columns in readings.items():
         for name, reading in columns.items():
             value = reading.value
+            # The value of an action is null for the labels that do not select it, and `delayed_labels` drops nulls.
             if name in selected:
                 value = pl.when(pl.lit(selected[name])).then(value)
             # Roles that share a reading share the canonical column.
@@ -276,6 +290,7 @@ def _values(
     if len(readings) > 1:
         values |= {ROLE_COLUMN[role]: pl.lit(selected[role]) for role in readings}
     rows = typed.select(**values)
+    # A filter copies all columns, even if it keeps every row.
     return rows if keep.all() else rows.filter(keep)
 
 
@@ -303,6 +318,7 @@ def _hash_columns(rows: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame,
 
 def _rejected(raw: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
     """Add the list of reasons to rejected rows."""
+    # Without rows there may be no fault columns either, and `concat_list` of nothing fails.
     if not raw.height:
         return raw.with_columns(pl.lit(None, dtype=pl.List(pl.String)).alias(REASONS))
     reasons = [pl.when(pl.col(name)).then(pl.lit(name)) for name in faults.columns]
@@ -330,5 +346,7 @@ def _owners(rows: pl.DataFrame, spec: BuildSpec, schema: SourceSchema) -> pl.Dat
 def _latest_action(rows: pl.DataFrame, schema: SourceSchema) -> int | None:
     if "actions" not in schema.roles:
         return None
+    # `rows` has no rejected rows: a time out of range must not move the end of the log, or pending requests would become
+    # negatives. Conflicts are not known yet and do not count here (docs/semantics.md, Delayed labels).
     latest = rows_of(rows, "actions")[schema.names["actions"]["event_time"]].max()
     return latest if isinstance(latest, int) else None

@@ -32,6 +32,7 @@ from longbatch.schemas.types import ArrowArray, ArrowListArray, Int64Array
 
 from .expansion import HistorySlices, slice_histories
 
+# Odd, so that they have an inverse modulo 2^64.
 BASES = (0xD1342543DE82EF95, 0xAF251AF3B0F025B5)
 _NULL = np.uint64(0x6A09E667F3BCC909)
 # Tables of powers are at least this long, so that most calls share them.
@@ -53,6 +54,7 @@ def content_hash(blocks: Iterable[Block], history_length: int) -> str:
         slices = slice_histories(block, history_length)
         offsets, targets = slices.target_offsets, _row_hashes(slices.targets.flatten())
         hashed = _with_slices(_requests_with_histories(slices), targets, offsets[:-1], offsets[1:])
+        # A sum modulo 2^64 does not depend on the order of requests, and so not on buckets and blocks.
         totals += hashed.sum(axis=1, dtype=np.uint64)
     return _hex(totals)
 
@@ -89,6 +91,7 @@ def digest_block(block: Block, history_length: int) -> SampleDigest:
     """
     slices = slice_histories(block, history_length)
     owners = owners_of(slices.target_offsets)
+    # One row per target, but the history is hashed once per request and only the 64 bits are repeated.
     hashed = mix(_requests_with_histories(slices)[:, owners] ^ _row_hashes(slices.targets.flatten()))
     events = int((slices.history_sizes * slices.target_counts).sum())
     return SampleDigest(len(owners), events, _hex(hashed.sum(axis=1, dtype=np.uint64)))
@@ -134,6 +137,8 @@ def _with_slices(rows: UInt64Array, values: UInt64Array, starts: Int64Array, end
     mixed = np.empty_like(values)
     for part in cached_parts(len(values)):
         mixed[part] = mix(values[part] + _NULL)
+    # Mixed, so that the hash depends on the row and its slice together: in a sum of unmixed hashes, two requests could
+    # swap histories unnoticed.
     return mix(rows ^ np.stack([_slice_hashes(mixed, starts, ends, base) for base in BASES]))
 
 
@@ -155,6 +160,7 @@ def _value_bits(values: pl.Series) -> UInt64Array:
     elif values.dtype.is_float():
         values = values.cast(pl.Float64) + 0.0  # makes -0.0 equal 0.0
     else:
+        # Times become integers, and all integers 64 bits wide, so that a wider type alone does not change the hash.
         values = values.to_physical()
         values = values if values.dtype == pl.Int64 else values.cast(pl.Int64)
     if not values.null_count():
@@ -169,15 +175,18 @@ def _slice_hashes(values: UInt64Array, starts: Int64Array, ends: Int64Array, bas
     The slice [1, 3) gives (P[3] - P[1]) B^-1 = e1 + e2 B, as if it started at 0.
     All of it modulo 2^64, where an odd base has an inverse.
     """
+    # Prefix polynomial hash: one pass over all events, then two look-ups per slice, however long slices are.
     powers = _powers(base, len(values) + 1)
     inverses = _powers(pow(base, -1, 2**64), len(values) + 1)
     prefix = np.zeros(len(values) + 1, dtype=np.uint64)
     np.cumsum(np.multiply(values, powers[:-1], out=prefix[1:]), out=prefix[1:])
+    # The length tells slices apart that differ by trailing zeros, which add nothing to the polynomial.
     return (prefix[ends] - prefix[starts]) * inverses[starts] + mix((ends - starts).astype(np.uint64))
 
 
 def _powers(base: int, count: int) -> UInt64Array:
     """Return base^0 .. base^(count - 1) modulo 2^64, (count,)."""
+    # Lengths are rounded up to a power of two, so that blocks of similar size share one cached table.
     return _power_table(base, max(MIN_POWERS, count).bit_length())[:count]
 
 

@@ -37,6 +37,8 @@ def closed_requests(spec: BuildSpec, requests: pl.DataFrame, log_end: int | None
     Returns:
         (R,); the labels of the other requests could still change.
     """
+    # The longest window decides for all labels of a request: if one is still open, its label may be 0 only because the
+    # log ends.
     longest = max(label.within_us for label in spec.requests.delayed_labels.values())
     if log_end is None:
         return np.zeros(requests.height, dtype=np.bool_)
@@ -63,13 +65,17 @@ def add_delayed_labels(spec: BuildSpec, requests: Requests, actions: pl.DataFram
     keys = ["user_id", "item_id", *(["request_id"] if "request_id" in actions.columns else [])]
     # Numbering the distinct keys turns several columns, some of them strings, into one integer.
     groups = targets.select(keys).unique().with_row_index(GROUP)
+    # A left join in order, because the result is a column beside the targets; none is null, as `groups` has all keys.
     target_group = targets.join(groups, on=keys, how="left", maintain_order="left")[GROUP].to_numpy()
+    # An inner join drops the actions on items that were not targets before anything is sorted.
     matches = actions.join(groups, on=keys, how="inner")
     labels = {}
     for name, label in spec.requests.delayed_labels.items():
+        # The `where` of a label left null values on the actions that it does not select.
         values = matches.select(GROUP, "event_time", value=f"value.{name}").drop_nulls("value")
         if values["value"].dtype.is_float():
             values = values.filter(pl.col("value").is_not_nan())
+        # By value too, so that the sum of floats does not depend on the order of the log (docs/semantics.md).
         values = values[sort_rows(values, [GROUP, "event_time", "value"]).permutation]
         low, high = _counted_ranges(values, target_group, targets["request_time"].to_numpy(), label.within_us)
         reduced = _reduced(label, values["value"].to_numpy(), low, high)
@@ -90,6 +96,7 @@ def _counted_ranges(
     # Actions and both ends of all ranges share one key space, so plain binary searches compare pairs.
     keys = paired_keys(groups, np.concatenate([values["event_time"].to_numpy(), start, start + within_us]))
     action_keys, range_keys = keys[: values.height], keys[values.height :]
+    # side="left" for both ends is the half-open window: start <= time < start + within.
     bounds = np.searchsorted(action_keys, range_keys, side="left").astype(np.int64)
     return bounds[: len(group)], bounds[len(group) :]
 
@@ -135,12 +142,14 @@ def _maxima(label: Label, values: npt.NDArray[Number], low: Int64Array, high: In
     """
     maxima = np.full(len(low), label.default or 0, dtype=values.dtype)
     is_filled = high > low
+    # log2 of a power of two is exact. It rounds 2^k - 1 up to k only from k of about 48 on, and no range is that long.
     level = np.zeros(len(low), dtype=np.int64)
     level[is_filled] = np.log2(high[is_filled] - low[is_filled]).astype(np.int64)
     for power in range(int(level.max(initial=0)) + 1 if is_filled.any() else 0):
         on_level = is_filled & (level == power)
         width = 1 << power
         maxima[on_level] = np.maximum(values[low[on_level]], values[high[on_level] - width])
+        # In place of a table of all levels: ranges are served level by level, so only one level is in memory.
         if len(values) > width:
             values = np.maximum(values[:-width], values[width:])
     return maxima
@@ -158,6 +167,8 @@ def _sums(values: npt.NDArray[np.float64], low: Int64Array, high: Int64Array) ->
         with np.errstate(over="ignore", invalid="ignore"):
             bounds = np.stack([low[is_filled], high[is_filled]], axis=1).reshape(-1)
             sums[is_filled] = np.add.reduceat(padded, bounds)[::2]  # every other result is between two ranges
+    # A sum with an infinite value is rightly infinite. Prefix counts of such values find the sums without one: these
+    # overflowed.
     infinite_before = offsets_of(~np.isfinite(values))
     overflowed = ~np.isfinite(sums) & (infinite_before[high] == infinite_before[low])
     return pl.Series(sums).set(pl.Series(overflowed), None)

@@ -103,6 +103,7 @@ def slice_histories(block: Block, history_length: int) -> HistorySlices:
         request_columns=block.requests.drop_columns(list(POINTER_COLUMNS)),
         events=cast("pa.StructArray", events.flatten()),
         targets=cast("pa.StructArray", targets.flatten()),
+        # The newest L events, but never an event of the timeline before it in the same array.
         history_start=np.maximum(starts, ends - history_length),
         history_end=ends,
         target_offsets=list_offsets(targets),
@@ -124,6 +125,8 @@ def sample_schema(spec: BuildSpec) -> pa.Schema:
     request = [field for field in requests_schema(spec) if field.name not in POINTER_COLUMNS]
     history = [pa.field(f"history_{field.name}", pa.list_(field.type)) for field in event_type(spec)]
     targets = [pa.field(f"target_{field.name}", field.type) for field in target_type(spec)]
+    # A table cannot have two columns of one name, and the prefixes do not exclude it: a request feature may be called
+    # history_item_id.
     duplicates = {field.name for field in request} & {field.name for field in (*history, *targets)}
     if duplicates:
         raise SpecError(

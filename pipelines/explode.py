@@ -58,6 +58,7 @@ def _with_lists(raw: pl.DataFrame, settings: Explode) -> pl.DataFrame:
             f"explode.string names {settings.string.column!r}, which has type {raw.schema[settings.string.column]}, "
             "not String"
         )
+    # Doubled separators, and those at an end, make empty parts, which are not elements.
     parts = pl.col(settings.string.column).str.split(settings.string.separator)
     return raw.with_columns(parts.list.eval(pl.element().filter(pl.element() != "")).alias(PARTS))
 

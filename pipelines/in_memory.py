@@ -57,6 +57,7 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
     owners = canonical[spec.requests.source].owners
     conflicts = None if owners is None else conflicting_requests(owners)
     facts = gather_log_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
+    # By the hash of the user, as the engines split rows (docs/semantics.md, Ids).
     bucket_of_row = {
         source: pl.Series(bucket_of(part.rows[source_schema(spec, source).user_id].to_numpy(), buckets))
         for source, part in canonical.items()

@@ -79,7 +79,8 @@ class IncrementalState:
             return events, new_status
         kept = self.tables["events"]
         joined = pl.concat([kept.select(events.columns).cast(events.schema), events], rechunk=True)
-        # Kept events come first and are older, so a stable sort by user alone restores timeline order.
+        # Kept events come first and are older, because increments are split by visible time. So a stable sort by user
+        # alone restores timeline order: in effect a merge of two runs that are sorted already.
         order = np.argsort(joined["user_id"].to_numpy(), kind="stable")
         return joined[order], np.concatenate([kept[STATUS].to_numpy().astype(np.int8), new_status])[order]
 
@@ -103,6 +104,7 @@ class IncrementalState:
         if known is None or not known.height:
             return np.zeros(len(users), dtype=np.int64)
         ids, counts = known["user_id"].to_numpy(), known["segments"].to_numpy()
+        # A look-up by binary search in sorted ids; a user behind the last id is compared with that id, and differs.
         row = np.minimum(np.searchsorted(ids, users), len(ids) - 1)
         return np.where(ids[row] == users, counts[row], 0)
 
@@ -143,7 +145,8 @@ def events_to_keep(
     user = events["user_id"].to_numpy()
     starts = np.flatnonzero(starts_run(user))
     ends = np.append(starts[1:], len(user))
-    # Per user, the first event to keep; the two conditions below only move it back.
+    # Per user, the first event to keep; the two conditions below only move it back. `minimum.at` and not an indexed
+    # assignment, because a user may have several requests, of which the earliest start counts.
     first = np.maximum(starts, ends - spec.history_length)
     distinct = user[starts]
     np.minimum.at(first, np.searchsorted(distinct, pending_user), pending_start)
@@ -152,5 +155,4 @@ def events_to_keep(
         early = (pl.col("request_time") >= until) & (pl.col("visible_time") < pl.col("request_time"))
         rows = events.select(early.fill_null(False)).to_series().arg_true().to_numpy().astype(np.int64)
         np.minimum.at(first, np.searchsorted(distinct, user[rows]), rows)
-    first = np.maximum(first, starts)
     return events.filter(pl.Series(np.arange(len(user)) >= np.repeat(first, ends - starts)))

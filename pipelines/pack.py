@@ -65,9 +65,10 @@ def plan_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
         spec: The build spec.
 
     Returns:
-        The segments, each cut to the events that its requests' histories include.
+        The segments, each limited to the events that its requests' histories include.
     """
     length = spec.history_length
+    # S in the formulas. S >= 4 L keeps S - L positive, and of its S - L new events a range repeats at most a third.
     span = max(SEGMENT_BLOCKS * spec.block_events, SEGMENT_BLOCKS * length)
     user_id = bucket.requests.requests["user_id"].to_numpy()
     # ceil((history_end - S) / (S - L)), not below 0
@@ -76,7 +77,8 @@ def plan_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
     order = np.lexsort((range_number, user_id)) if range_number.any() else np.arange(len(range_number))
     user_id, range_number = user_id[order], range_number[order]
     sizes = np.diff(bucket.requests.target_offsets)[order]
-    # Part of the range: how many full target budgets come before the request.
+    # Greedy packing by cumulative cost: a request belongs to the part in whose budget of targets it begins, so only the
+    # last request of a part can go beyond the budget, and none is split.
     part = sums_before_in_run(sizes, starts_run(user_id, range_number)) // spec.block_targets
     starts = np.flatnonzero(starts_run(user_id, range_number, part))
     history_end = bucket.history_end[order]
@@ -87,6 +89,7 @@ def plan_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
     first_user = user_id[starts]
     return Segments(
         user_id=first_user,
+        # Numbers continue after the segments of earlier increments, so (user, segment) stays unique in the dataset.
         segment=bucket.previous_state.segment_counts(first_user) + positions_in_run(starts_run(first_user)),
         event_start=_reduce(np.minimum, base + history_start, starts),
         event_end=_reduce(np.maximum, base + history_end, starts),
@@ -123,6 +126,7 @@ def plan_blocks(segments: Segments, target_offsets: Int64Array, spec: BuildSpec)
     per_segment = np.add.reduceat(targets, segments.request_start[:-1])
     events = segments.event_end - segments.event_start
     cost = np.maximum(events / spec.block_events, per_segment / spec.block_targets)
+    # Greedy packing by cumulative cost: a segment belongs to the block in whose budget it begins.
     block = np.floor(np.cumsum(cost) - cost).astype(np.int64)
     return np.append(np.flatnonzero(starts_run(block)), count)
 
@@ -184,6 +188,7 @@ def event_status(bucket: Bucket, segments: Segments) -> EventStatus:
     # Each user's events up to the furthest history end are visible to some request.
     visible = _covered(count, bucket.event_start[starts], bucket.event_start[starts] + last_end)
     status = np.where(stored, STORED, np.where(visible, BEYOND_HISTORY, AFTER_LAST_REQUEST)).astype(np.int8)
+    # An event that an earlier increment stored is on disk, also if no request of this increment includes it.
     return np.maximum(status, bucket.previous_status)
 
 
@@ -254,6 +259,7 @@ def _struct(frame: pl.DataFrame, names: Mapping[str, str], struct_type: pa.Struc
 
 def _lists(values: pa.StructArray, offsets: Int64Array) -> ArrowListArray:
     """Build a list array over the values [offsets[0], offsets[-1]) of a shared array, without copying them."""
+    # Offsets in the file count from the block's first value, else every block would repeat all values before it.
     inner = values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
     return pa.ListArray.from_arrays(int32_array(offsets - offsets[0]), inner, type=pa.list_(values.type))
 

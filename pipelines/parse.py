@@ -136,6 +136,7 @@ def _read_feature(mapped: Feature | Label, dtype: pl.DataType) -> Reading:
 
 
 def _read_threshold(mapped: Label, at_least: float) -> Reading:
+    # Polars orders NaN above all numbers, so NaN would reach every threshold and become a positive label.
     number = pl.col(str(mapped.column)).cast(pl.Float64, strict=False).fill_nan(None)
     typed, value, faults = _typed(str(mapped.column), "number", number)
     return Reading(typed, _with_default(mapped, (value >= at_least).cast(polars_type(mapped.type))), faults)
@@ -153,6 +154,7 @@ def _read_contained(mapped: Label, raw_schema: pl.Schema, spec: BuildSpec) -> Re
             f"`contained_in` compares {item!r} with the elements of {lists!r}, but their types are "
             f"{raw_schema[item]} and {list_type.inner}. Both must be strings or both numbers."
         )
+    # A null list has no label, but an empty one is 0: nothing was clicked.
     inside = pl.when(pl.col(lists).is_not_null()).then(pl.col(lists).list.contains(pl.col(item)).fill_null(False))
     return Reading({}, _with_default(mapped, inside.cast(polars_type(mapped.type))), {})
 
@@ -206,6 +208,7 @@ def _integers_of_string(strings: pl.Series, target_type: pl.DataType) -> pl.Seri
 
 def _as_float(column: str, target_type: pl.DataType) -> pl.Expr:
     """Convert to floats; null where the value is not a number, or is finite but too large for the type."""
+    # A cast to float32 turns 1e39 into infinity without an error, so it is compared with the double.
     wide = pl.col(column).cast(pl.Float64, strict=False)
     value = wide.cast(target_type)
     return pl.when(value.is_infinite() & wide.is_finite()).then(None).otherwise(value)
@@ -232,6 +235,7 @@ def _read_time(mapped: TimeColumn, dtype: pl.DataType, spec: BuildSpec) -> Readi
     typed, value, faults = _typed(mapped.column, reading, expression)
     inside_name = _typed_name(mapped.column, f"inside {reading}")
     inside = pl.col(inside_name)
+    # Null in `value` is unparsable or missing, which are reasons of their own.
     faults[TIME_OUT_OF_RANGE] = value.is_not_null() & ~inside
     return Reading({**typed, inside_name: is_inside}, pl.when(inside).then(value), faults)
 
@@ -279,6 +283,7 @@ def _from_number(raw: pl.Expr, dtype: pl.DataType, unit_us: int, low: int, high:
 
 def _to_utc(value: pl.Expr, dtype: pl.DataType, timezone: str) -> pl.Expr:
     """Convert datetimes to microseconds UTC; naive ones are local to `timezone`, the earlier of two if ambiguous."""
+    # Daylight saving skips some local times. They become null, so that the row is rejected and counted.
     if getattr(dtype, "time_zone", None) is None:
         value = value.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")
     return value.dt.convert_time_zone("UTC").to_physical()
@@ -291,14 +296,14 @@ def _from_string(raw: pl.Expr, mapped: TimeColumn) -> pl.Expr:
             return raw.str.strptime(pl.Datetime("us", "UTC"), mapped.format, strict=False).to_physical()
         return _to_utc(raw.str.strptime(naive, mapped.format, strict=False), naive, mapped.timezone)
     # ISO 8601: the first of these formats that parses.
-    text = raw.str.replace(" ", "T", literal=True, n=1)
+    iso = raw.str.replace(" ", "T", literal=True, n=1)
     aware = pl.Datetime("us", "UTC")
     formats = ("%+", "%Y-%m-%dT%H:%M%:z")
-    with_offset = [text.str.strptime(aware, pattern, strict=False).to_physical() for pattern in formats]
-    with_offset.append(text.str.strptime(naive, "%Y-%m-%dT%H:%MZ", strict=False).to_physical())
+    with_offset = [iso.str.strptime(aware, pattern, strict=False).to_physical() for pattern in formats]
+    with_offset.append(iso.str.strptime(naive, "%Y-%m-%dT%H:%MZ", strict=False).to_physical())
     local = [
-        text.str.strptime(naive, "%Y-%m-%dT%H:%M:%S%.f", strict=False),
-        text.str.strptime(naive, "%Y-%m-%dT%H:%M", strict=False),
-        text.str.strptime(pl.Date, "%Y-%m-%d", strict=False).cast(naive),
+        iso.str.strptime(naive, "%Y-%m-%dT%H:%M:%S%.f", strict=False),
+        iso.str.strptime(naive, "%Y-%m-%dT%H:%M", strict=False),
+        iso.str.strptime(pl.Date, "%Y-%m-%d", strict=False).cast(naive),
     ]
     return pl.coalesce(*with_offset, _to_utc(pl.coalesce(local), naive, mapped.timezone))

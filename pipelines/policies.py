@@ -63,6 +63,7 @@ def apply_user_policies(users: Users, event_user: Int64Array, target_user: Int64
     sizes = np.searchsorted(event_user, known, side="right") - first
     is_heavy = sizes > (len(event_user) if users.max_events is None else users.max_events)
     rejects = users.over_max_events == "reject_user"
+    # The order of policies (docs/semantics.md, Policies): rejected_user, short_history, then heavy_user_cap below.
     outcome = np.where(is_heavy & rejects, REJECTED_USER, np.where(sizes < users.min_events, SHORT_HISTORY, KEPT))
     outcome = outcome.astype(np.uint8)
     events = np.repeat(outcome, sizes)
@@ -127,6 +128,7 @@ def policy_counts(event_outcome: OutcomeCodes, target_outcome: OutcomeCodes, is_
     Returns:
         Policy -> number of rows; policies without rows are absent.
     """
+    # Codes are in the order of policies, so the policy that took the last role is the maximum.
     kept = (event_outcome == KEPT) | (target_outcome == KEPT) | is_action
     last = np.maximum(_without_no_role(event_outcome), _without_no_role(target_outcome))[~kept]
     counts = np.bincount(last, minlength=len(POLICIES) + 1)

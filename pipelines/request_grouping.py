@@ -44,11 +44,12 @@ def group_targets(spec: BuildSpec, targets: pl.DataFrame) -> Requests:
 
     Args:
         spec: The build spec.
-        targets: Sound target rows, in the role's names of the columns.
+        targets: Valid target rows, in the role's names of the columns.
 
     Returns:
         The requests and their targets.
     """
+    # Row numbers travel through the sorts: the kernel needs the original rows of pending targets.
     targets = targets.with_columns(pl.int_range(pl.len(), dtype=pl.UInt32).alias(ROW))
     if "request_id" not in targets.columns:
         targets = _with_request_ids(spec, targets)
@@ -83,6 +84,8 @@ def _with_request_ids(spec: BuildSpec, targets: pl.DataFrame) -> pl.DataFrame:
     if not requests.session_gap_us and requests.max_targets is None:
         ids = request_ids_of(targets["user_id"].to_numpy(), targets["request_time"].to_numpy())
         return targets.with_columns(request_id=pl.Series(ids, dtype=pl.Int64))
+    # Every `max_targets` rows of a session are one request, so rows of equal time need a total order. If it depended on
+    # the order of the log, the same rows in other files would give other requests.
     features = [name for name in targets.columns if name.startswith("request.")]
     order = sort_rows(targets, ["user_id", "request_time", "item_id", *_target_columns(targets), *features])
     targets = targets[order.permutation]
@@ -98,6 +101,7 @@ def _session_starts(user: Int64Array, time: Int64Array, gap_us: int, max_targets
 
     A session ends before a gap of more than `gap_us`, and after `max_targets` rows.
     """
+    # At the first row of a user the difference is to another user's time, but that row starts a session anyway.
     starts = starts_run(user)
     starts[1:] |= time[1:] - time[:-1] > gap_us
     if max_targets is not None:
@@ -119,6 +123,7 @@ def _first_of_each(targets: pl.DataFrame, starts: Int64Array, columns: list[str]
     """
     features = [name for name in targets.columns if name.startswith("request.")]
     time = targets["request_time"].to_numpy()
+    # The earliest time of the rows, which can hide events but never leaks one.
     earliest = np.minimum.reduceat(time, starts) if len(starts) else time
     request = ["user_id", "request_id"]
     if features and len(_run_starts(targets, [*request, *features])) > len(starts):

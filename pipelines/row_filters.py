@@ -59,6 +59,7 @@ def select_rows(typed: pl.DataFrame, spec: BuildSpec, schema: SourceSchema, read
     masks = {}
     for role in readings:
         for key, where in schema.filters[role].items():
+            # A filter that is null, as in `rating > 3` without a rating, does not select the row (docs/semantics.md).
             mask = pl.lit(True) if where is None else _expression(where, key).fill_null(False)
             try:
                 # `repeat` gives the mask the height of the frame where the expression is a constant.
@@ -78,6 +79,7 @@ def _typed_view(typed: pl.DataFrame, schema: SourceSchema, readings: Readings) -
             column = mapped.column
             if column is None or column in views or typed.schema[column] != pl.String:
                 continue
+            # In the raw unit, not in microseconds: the author of the spec compares with the numbers of the log.
             if getattr(mapped, "unit", None) in ("s", "ms", "us"):
                 views[column] = pl.col(column).cast(pl.Float64, strict=False)
             elif not columns[name].is_hashed and getattr(mapped, "type", "string") != "string":

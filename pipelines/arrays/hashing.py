@@ -34,6 +34,7 @@ def mix(values: UInt64Array) -> UInt64Array:
     Returns:
         (N,) uint64; different inputs give different outputs.
     """
+    # Each step is a bijection modulo 2^64 (a shift-xor, or a product with an odd number), so mixing adds no collisions.
     mixed = values ^ (values >> np.uint64(30))
     mixed *= _MIX_1
     mixed ^= mixed >> np.uint64(27)
@@ -62,6 +63,7 @@ def hash_string(strings: pl.Series) -> pl.Series:
         data = np.zeros(len(content) + 8, dtype=np.uint8)
         data[:-8] = content
         hashed = _hash_bytes(data, offsets[:-1], np.diff(offsets))
+    # One bit is dropped, so that every id is a non-negative int64, which all readers of the files have.
     ids = pl.Series(strings.name, (mix(hashed) >> np.uint64(1)).astype(np.int64))
     if strings.null_count():
         ids = ids.zip_with(strings.is_not_null(), pl.Series([None], dtype=pl.Int64))
@@ -74,10 +76,13 @@ def _hash_bytes(data: npt.NDArray[np.uint8], starts: Int64Array, lengths: Int64A
     Ranges of lengths [3, 11]: round 1 folds 3 bytes of row 0 and 8 bytes of row 1; row 0 is done.
     Round 2 folds the last 3 bytes of row 1. So there are as many rounds as the longest range has words.
     """
+    # words[i] is the 8 bytes from byte i on: a view, so that strings need not be copied to aligned positions.
     words = np.lib.stride_tricks.sliding_window_view(data, 8)
+    # The length goes in first, else "a" and "a\0", equal when padded with zeros, would have the same hash.
     hashed = lengths.astype(np.uint64) * LENGTH_FACTOR
     remaining, rows, begin = lengths, np.arange(len(lengths)), starts
     while True:
+        # Finished rows are dropped, so the total work is the number of words, not rows times the longest string.
         unfinished = remaining > 0
         if not unfinished.all():
             remaining, rows, begin = remaining[unfinished], rows[unfinished], begin[unfinished]
@@ -100,6 +105,7 @@ def request_ids_of(user_id: Int64Array, request_time: Int64Array, position: Int6
         (N,) int64 in [0, 2^63).
     """
     mixed = mix(mix(user_id.view(np.uint64)) ^ request_time.view(np.uint64))
+    # Position 0 is left out: a request that is alone at its time has the same id with and without `max_targets`.
     if position is not None:
         mixed = np.where(position == 0, mixed, mix(mixed + position.view(np.uint64)))
     return (mixed >> np.uint64(1)).astype(np.int64)
@@ -115,6 +121,7 @@ def bucket_of(ids: Int64Array, buckets: int) -> npt.NDArray[np.uint16]:
     Returns:
         (N,) uint16 in [0, buckets).
     """
+    # 16 bits, because NumPy's stable sort of 16-bit integers is a radix sort, and `split_frame` sorts by bucket.
     bucket = np.empty(len(ids), dtype=np.uint16)
     for part in cached_parts(len(ids)):
         bucket[part] = mix(ids[part].view(np.uint64) ^ LENGTH_FACTOR) % np.uint64(buckets)

@@ -40,6 +40,7 @@ def narrow(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Code]]:
             values = column.to_numpy()
             # Two passes over the column: one for its range and unit, one for the codes.
             scale = scale_of(values)
+            # Codes of more than 32 bits would be stored in 64 bits again.
             if scale.bits <= 32:
                 codes[column.name] = scale.low, scale.unit
                 column = pl.Series(column.name, scale.codes(values, _dtype_of(scale.bits)))
@@ -65,6 +66,7 @@ def widen(batches: list[pa.RecordBatch]) -> pl.DataFrame:
     Returns:
         All rows, coded columns as int64, each column in one chunk.
     """
+    # A code means nothing without the base and unit of its batch, so columns are decoded before they are concatenated.
     codes_of = [_codes_of(batch) for batch in batches]
     columns = {}
     for index, name in enumerate(batches[0].schema.names):
@@ -87,6 +89,8 @@ def _decoded(name: str, parts: list[tuple[ArrowArray, Code | None]]) -> pl.Serie
     """Decode all parts of a column straight into one array; parts with nulls, never coded, are joined by Polars."""
     if any(array.null_count for array, _ in parts):
         return pl.concat([_decoded(name, [part]) if part[1] else _joined([part[0]]) for part in parts], rechunk=True)
+    # The result is allocated once and filled part by part. Decoding first and concatenating then would take twice the
+    # memory.
     values = np.empty(sum(len(array) for array, _ in parts), dtype=np.int64)
     first = 0
     for array, code in parts:

@@ -21,6 +21,7 @@ def starts_run(*columns: npt.NDArray[np.integer]) -> BoolArray:
         >>> starts_run(np.array([7, 7, 9]), np.array([1, 2, 2])).tolist()
         [True, True, True]
     """
+    # Run-length starts: each column is compared with itself, shifted by one row.
     starts = np.ones(len(columns[0]), dtype=np.bool_)
     if len(starts):
         starts[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
@@ -41,7 +42,7 @@ def positions_in_run(starts: BoolArray) -> Int64Array:
         [0, 1, 2, 0]
     """
     rows = np.arange(len(starts))
-    # The running maximum of run starts is the start of the row's own run.
+    # Segmented prefix maximum: the running maximum of the run starts is the start of the row's own run.
     return rows - np.maximum.accumulate(np.where(starts, rows, 0))
 
 
@@ -59,6 +60,7 @@ def sums_before_in_run(sizes: Int64Array, starts: BoolArray) -> Int64Array:
         >>> sums_before_in_run(np.array([5, 2, 1, 4]), np.array([True, False, False, True])).tolist()
         [0, 5, 7, 0]
     """
+    # Segmented exclusive prefix sum: the sum before the row, less the sum before the first row of its run.
     before = np.cumsum(sizes) - sizes
     run = np.cumsum(starts) - 1
     return np.asarray(before - before[starts][run], dtype=np.int64)

@@ -37,6 +37,10 @@ class Order:
 def sort_rows(frame: pl.DataFrame, columns: list[str]) -> Order:
     """Order rows by columns, ascending, nulls first.
 
+    Rows (a, s) = (2, "x"), (1, "y"), (2, "w"), sorted by a, then s: a is packed, and s is a string, so it is not.
+    Sorting the key gives the order [1, 0, 2], in which rows 0 and 2 tie: tied = [False, True, True].
+    Only these two are compared by s, and change places: permutation = [1, 2, 0].
+
     Args:
         frame: N rows.
         columns: Columns to sort by, the most significant first.
@@ -47,6 +51,7 @@ def sort_rows(frame: pl.DataFrame, columns: list[str]) -> Order:
     if frame.height == 0:
         return Order(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_))
     key, packed = _packed_key(frame, columns)
+    # The sort need not be stable: rows with equal keys are ordered below, or are equal in every column.
     permutation = np.argsort(key).astype(np.int64, copy=False)
     sorted_key = key[permutation]
     same = sorted_key[1:] == sorted_key[:-1]
@@ -75,9 +80,11 @@ def _packed_key(frame: pl.DataFrame, columns: list[str]) -> tuple[UInt64Array, i
         column = frame[name]
         if not column.dtype.is_integer() or column.null_count():
             if index == 0:
+                # Ranks begin at 1 and the rank of a null is null, so 0 puts nulls first.
                 column = column.rank("dense").fill_null(0).cast(pl.Int64)
             else:
                 return key, index
+        # The offset from the minimum needs no sort, and for ids and times it is often short enough.
         codes, bits = compact(column.to_numpy())
         is_sparse = index == 0 and bits > frame.height.bit_length() + 2
         # Users and times may span many bits, but have few distinct values.
@@ -117,6 +124,7 @@ class Scale:
         """
         codes = np.empty(len(values), dtype=dtype)
         for part in cached_parts(len(values)):
+            # The division is exact, because `unit` divides every distance: hence lossless.
             codes[part] = _distances(values[part], self.low) // np.uint64(self.unit)
         return codes
 
@@ -131,6 +139,8 @@ def scale_of(values: npt.NDArray[np.integer]) -> Scale:
         The scale; a unit above 1 only where the values span 2^32 or more.
     """
     low, high = int(values.min()), int(values.max())
+    # Many logs have whole seconds or milliseconds, which saves 20 or 10 bits. Values that span less than 2^32 fit in 32
+    # bits as they are, so the search for a unit is not worth its pass.
     for unit in (1_000_000, 1_000):
         if high - low >= 2**32 and all(_divides(unit, _distances(values[p], low)) for p in cached_parts(len(values))):
             return Scale(low, unit, ((high - low) // unit).bit_length())
@@ -155,6 +165,7 @@ def compact(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int]:
 
 def dense_rank(values: npt.NDArray[np.integer]) -> tuple[UInt64Array, int]:
     """Return the rank of each value among the distinct values, (N,) -> (N,), and the bits of the largest."""
+    # Only the distinct values are sorted, and each value is then found by binary search: users repeat many times.
     distinct = pl.Series(values).unique().sort().to_numpy()
     return np.searchsorted(distinct, values).astype(np.uint64), (len(distinct) - 1).bit_length()
 
@@ -190,6 +201,7 @@ def ranked_keys(ranks: UInt64Array, rank_bits: int, times: Int64Array) -> UInt64
     """
     codes, code_bits = compact(times)
     if rank_bits + code_bits > 64:
+        # Ranks of N times have at most log2(N) bits, and so have the groups', so both fit for any N below 2^32.
         codes, code_bits = dense_rank(times)
     codes |= ranks << np.uint64(code_bits)
     return codes
@@ -197,6 +209,10 @@ def ranked_keys(ranks: UInt64Array, rank_bits: int, times: Int64Array) -> UInt64
 
 def repeated_rows(frame: pl.DataFrame, order: Order) -> BoolArray:
     """Return which sorted rows equal the row before them in every column.
+
+    Sorted rows [a, b, b, c, d, d], where c and d tie on the packed columns and differ in another one:
+    tied = [no, yes, yes, yes, yes, yes], so the rows b, b, c, d, d are compared, each with the one before it.
+    Result: [no, no, yes, no, no, yes].
 
     Args:
         frame: N rows.
@@ -210,6 +226,8 @@ def repeated_rows(frame: pl.DataFrame, order: Order) -> BoolArray:
         return repeated
     # Equal rows tie on the packed key, so only tied rows are compared.
     ties = frame[order.permutation[order.tied]]
+    # Two nulls are equal here (docs/semantics.md, duplicate). The first row has none before it: what `shift` puts there
+    # is null too, so it needs the second condition.
     equal = pl.all_horizontal(pl.col(c).eq_missing(pl.col(c).shift()) for c in ties.columns)
     same = ties.select(equal & (pl.int_range(pl.len()) > 0)).to_series().to_numpy()
     repeated[np.flatnonzero(order.tied)[same]] = True
