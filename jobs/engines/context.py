@@ -39,4 +39,6 @@ class BuildContext:
         Args:
             task: Number of the task attempt.
         """
+        # Only files that a returned result lists are committed, so those of a lost or duplicate attempt are never read,
+        # and `vacuum` removes them.
         return replace(self, attempt=f"{self.attempt}-{task}")

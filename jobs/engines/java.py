@@ -38,6 +38,7 @@ def java_version(java: str) -> int | None:
     except (OSError, subprocess.SubprocessError):
         return None
     # Java 8 and before call themselves 1.8.
+    # Java prints its version to stderr.
     match = re.search(r'version "(?:1\.)?(\d+)', process.stderr + process.stdout)
     return int(match[1]) if match else None
 

@@ -76,6 +76,8 @@ class LocalEngine:
             The stages of the build.
         """
         pieces = [piece for source in spec.sources for piece in plan_pieces(spec, source)]
+        # A bucket is a hash modulo the number of buckets, and the state is kept by bucket. So an increment has as many
+        # buckets as the first build, whatever its own size.
         buckets = (increment and increment.buckets) or bucket_count(sum(piece.rows for piece in pieces))
         work = work_folder(root, attempt)
         try:
@@ -109,6 +111,7 @@ class LocalStages:
         done = 0.0
         # Start with every source, so that a source without files is accounted for with zero rows.
         result = BuildResult(row_accounting={source: RowAccounting() for source in self.context.spec.sources})
+        # If the loop raises (`progress` may), `closing` ends the generator, and with it the threads.
         with logged_stage(logger, "scan") as totals, closing(self._pool.run(self._scan_tasks())) as results:
             for size, part in results:
                 done += size
@@ -136,11 +139,13 @@ class LocalStages:
         """Canonicalize chunks and write their rows to the partitions; return the bytes of input they are."""
         result = BuildResult()
         for part, chunk in enumerate(chunks):
+            # Checked before each chunk, so that a stopped build waits for one chunk per thread at most.
             self._pool.raise_if_stopped()
             canonical = canonicalize_chunk(self.context, source, chunk)
             shuffled = 0
             for content, batches in split_by_bucket(self.context, source, canonical):
                 self._partitions[content].write(f"{name}-{part:04d}", batches)
+                # Without owners and vocabulary, as in the Spark engine (`BuildResult.shuffled_bytes`).
                 if content == rows_content(source):
                     shuffled += sum(batch.nbytes for batch in batches)
             file = f"{source}-{self.context.attempt}-{name}-{part:04d}"
@@ -173,6 +178,7 @@ class LocalStages:
         Args:
             conflicts: The shared request ids.
         """
+        # Conflicts are known only after the last chunk, and raw rows are not kept, so the source is read a second time.
         source = self.context.spec.requests.source
         chunks = (c for p in self._pieces if p.source == source for c in read_piece(self.context.spec, p))
         prefix = f"conflicts-{self.context.attempt}"

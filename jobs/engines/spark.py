@@ -100,6 +100,7 @@ class SparkEngine:
                     yield stages
                 finally:
                     stages.close()
+        # Py4J's and Spark's tracebacks are long, and the user needs the last line only: hence `from None`.
         except Exception as error:
             raise own_error(error) from None
         finally:
@@ -207,6 +208,7 @@ class SparkStages:
     def _persist(self, frame: DataFrame) -> None:
         from pyspark import StorageLevel
 
+        # Restored in `close`, because the session may belong to someone else.
         self._cached_batch_size = self._session.conf.get(BATCH_SIZE_KEY)
         self._session.conf.set(BATCH_SIZE_KEY, ROWS_PER_CACHED_BATCH)
         frame.persist(StorageLevel.DISK_ONLY)
@@ -232,6 +234,7 @@ class SparkStages:
         if self._mapped is None:
             return BuildResult()
         self._progress("shards", 1, PROGRESS_STEPS)
+        # One partition per bucket, so that a task has one bucket in memory and a retry repeats only that bucket.
         # Parts sorted by name give the kernel the rows in the order of chunks, as the local engine does.
         reduced = (
             self._mapped.filter(f"content not in ('{OWNERS}', '{LATEST_ACTION}')")
@@ -245,6 +248,8 @@ class SparkStages:
 
     def _collect(self, stage: str, results: DataFrame) -> BuildResult:
         """Run a job whose tasks return results, and log it."""
+        # Spark may run a task twice (a retry, or speculative execution), but returns the result of one attempt. Each
+        # attempt wrote files of its own name, so the results list only files that are complete.
         with logged_stage(logger, stage) as totals:
             result = sum((unpack_result(row["result"])[1] for row in results.collect()), BuildResult())
             totals.rows, totals.size = result.file_rows, result.file_bytes

@@ -78,6 +78,7 @@ class TaskSettings:
             handler = logging.StreamHandler(sys.stderr)
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
             package.addHandler(handler)
+        # Two attempts of a task may run at once (speculative execution), so each writes files of its own name.
         return self.context.for_task(_task_number())
 
 
@@ -143,6 +144,7 @@ def _table_chunks(context: BuildContext, source: str, batches: Iterable[pa.Recor
     first_row, rows = 0, 0
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
+        # Spark sends 10,000 rows a batch by default. Split over thousands of buckets, that is a few rows a part.
         waiting.append(batch)
         rows += batch.num_rows
         if rows >= readers.CHUNK_ROWS:
@@ -178,6 +180,8 @@ def _parts_of_chunk(context: BuildContext, source: str, chunk: Chunk) -> Iterato
     yield Part(any_bucket, f"accounting:{source}", name, accounting)
     if canonical.latest_action is not None:
         yield Part(any_bucket, LATEST_ACTION, str(canonical.latest_action), b"")
+    # Reduce tasks write the rejected rows, because only they return results to the driver. A map task must not write
+    # files: Spark may run it again, to restore lost shuffle data, after its files were counted.
     if canonical.rejected.height or chunk.malformed:
         yield Part(any_bucket, f"rejected:{source}", _origin(chunk), _to_stream(canonical.rejected))
     for content, batches in split_by_bucket(context, source, canonical):
@@ -274,6 +278,7 @@ def _reduce_bucket(context: BuildContext, bucket: int, contents: dict[str, list[
             chunk = Chunk(**json.loads(part.name), frame=pl.DataFrame())
             file = f"{source}-{context.attempt}-{bucket:05d}-{number:04d}"
             result += write_quarantine(context, file, chunk, _to_frame([part]))
+        # `pop` drops the reference in `contents`, so that the streams can be freed as soon as they are one frame.
         parts = contents.pop(rows_content(source), [])
         result += BuildResult(shuffled_bytes=sum(len(part.data) for part in parts))
         rows[source] = _to_frame(parts) if parts else None

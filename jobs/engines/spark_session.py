@@ -76,6 +76,7 @@ def _new_session(master: str | None, scratch: Path) -> SparkSession:
     scratch.mkdir(parents=True, exist_ok=True)
     if master:
         builder = builder.master(master)
+    # A cluster has its own settings, which these would override.
     for key, value in LOCAL_SETTINGS.items() if (master or "local").startswith("local") else ():
         builder = builder.config(key, value.format(scratch=scratch, java=_java_folder()))
     return builder.getOrCreate()

@@ -40,6 +40,8 @@ class Partition:
         Raises:
             MachineError: The disk is full.
         """
+        # External partitioning: one file per chunk, with its buckets one after the other. One file per bucket and chunk
+        # would be millions of small files, and one per bucket would need a lock around every write.
         path = self.folder / name
         with writing(path):
             sizes = _write_batches(path, batches)
@@ -56,6 +58,7 @@ class Partition:
         Returns:
             Rows in the order of the names of the chunks; None if there are none.
         """
+        # Sorted by name, so that the kernel sees rows in the order of the input, in whatever order threads wrote them.
         batches = []
         for name, (schema, offsets) in sorted(self._files.items()):
             start, end = (int(offset) for offset in offsets[bucket : bucket + 2])
@@ -66,11 +69,13 @@ class Partition:
 
 def _write_batches(path: Path, batches: list[pa.RecordBatch]) -> list[int]:
     """Write batches one after the other; return the bytes of each, 0 for those without rows."""
+    # Messages without a stream around them: the schema is kept in memory, and each message can be read on its own.
     with path.open("xb") as file:
         return [file.write(batch.serialize()) if batch.num_rows else 0 for batch in batches]
 
 
 def _read_range(path: Path, start: int, end: int) -> pa.Buffer:
+    # Read straight into Arrow's memory, so that the batch refers to this buffer without another copy.
     buffer = pa.allocate_buffer(end - start)
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -33,6 +33,7 @@ def logged_stage(logger: logging.Logger, stage: str) -> Iterator[StageTotals]:
     Yields:
         Totals for the block to fill in.
     """
+    # Without `finally`: a stage that failed has no totals worth a line, and its error is reported instead.
     totals, started = StageTotals(), time.monotonic()
     yield totals
     seconds = time.monotonic() - started

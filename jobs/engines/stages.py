@@ -43,6 +43,7 @@ from .context import BuildContext
 
 logger = logging.getLogger(__name__)
 
+# As many rows as a chunk, so that the task of a bucket needs about as much memory as the task of a chunk.
 ROWS_PER_BUCKET = 1 << 20
 MAX_BUCKETS = 8192  # each chunk has one record batch per bucket, so more buckets mean smaller batches
 OWNERS, VOCABULARY = "owners", "vocabulary"
@@ -125,6 +126,7 @@ def split_by_bucket(
         request_id = canonical.owners["request_id"]
         hashed = hash_string(request_id) if request_id.dtype == pl.String else request_id
         keys.append((OWNERS, canonical.owners, hashed))
+    # The vocabulary by id, so that equal strings of all chunks, and strings whose ids collide, meet in one bucket.
     keys.append((VOCABULARY, canonical.vocabulary, canonical.vocabulary["id"]))
     for content, frame, key in keys:
         if frame.height:
@@ -146,7 +148,8 @@ def split_frame(frame: pl.DataFrame, bucket: BucketNumbers, buckets: int) -> lis
     Returns:
         One record batch per bucket, slices of one batch in narrowed types.
     """
-    # Counting sort in effect: a stable order by bucket, and the running totals of rows per bucket as its bounds.
+    # Counting sort: NumPy's stable sort of 16-bit integers is a radix sort, and the running totals of rows per bucket
+    # are the bounds. Stable, because the order of rows in a bucket is the order of the log.
     order = np.argsort(bucket, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=buckets))])
     # Narrow once for all buckets: the type that fits is then the same in every batch of this chunk.
@@ -193,6 +196,7 @@ def build_shard(
     shard = write_shard(context.root, bucket, context.attempt, spec, blocks)
     state: tuple[FileEntry, ...] = ()
     if increment:
+        # Planned a second time, from the same numbers, because `pack` does not return its plan.
         segments = plan_segments(kernel, spec)
         later = advance_state(spec, kernel, increment.until, segments.user_id, event_status(kernel, segments))
         state = write_state(context.root, bucket, context.attempt, later)
@@ -228,6 +232,7 @@ def find_conflicts(context: BuildContext, bucket: int, owners: pl.DataFrame) -> 
     Raises:
         DataError: An id was already appended before.
     """
+    # A committed request cannot change, so an increment must find the ids of all earlier ones, to refuse them.
     state: tuple[FileEntry, ...] = ()
     if context.increment:
         state = append_owners(context.root, context.increment, bucket, context.attempt, owners)
@@ -320,6 +325,7 @@ def quarantine_conflicts(context: BuildContext, name: str, chunk: Chunk, conflic
     """
     parsed = replace(chunk, malformed=())
     rejected = canonicalize_chunk(context, context.spec.requests.source, parsed, conflicts).rejected
+    # Exactly this one reason: a row with other faults is in the quarantine already, and would be there twice.
     only_conflicts = rejected.filter(pl.col("_reasons") == [CONFLICTING_REQUEST])
     # Row numbers of the file still count the malformed lines, which are left out here.
     return write_quarantine(context, name, parsed, only_conflicts)

@@ -62,6 +62,7 @@ class WorkerPool:
                     done, pending = _wait(pending)
                     yield from (future.result() for future in done)
         except BaseException:
+            # Threads cannot be killed. Running tasks see the event and raise, and those still queued never start.
             self._stopped.set()
             raise
         finally:
@@ -98,6 +99,7 @@ class WorkerPool:
             CancelledError: The pool has been stopped.
         """
         self.raise_if_stopped()
+        # Add and report under one lock, else two threads could report in the wrong order and progress would go back.
         with self._lock:
             self._done[stage] = self._done.get(stage, 0) + rows
             self._progress(stage, self._done[stage], total)
