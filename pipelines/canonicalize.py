@@ -346,7 +346,7 @@ def _owners(rows: pl.DataFrame, spec: BuildSpec, schema: SourceSchema) -> pl.Dat
 def _latest_action(rows: pl.DataFrame, schema: SourceSchema) -> int | None:
     if "actions" not in schema.roles:
         return None
-    # `rows` has no rejected rows: a time out of range must not move the end of the log, or pending requests would become
-    # negatives. Conflicts are not known yet and do not count here (docs/semantics.md, Delayed labels).
+    # `rows` has no rejected rows: a time out of range must not move the end of the log, or pending requests would turn
+    # into negatives. Conflicts are not known yet and do not count here (docs/semantics.md, Delayed labels).
     latest = rows_of(rows, "actions")[schema.names["actions"]["event_time"]].max()
     return latest if isinstance(latest, int) else None

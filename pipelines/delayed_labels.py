@@ -48,6 +48,10 @@ def closed_requests(spec: BuildSpec, requests: pl.DataFrame, log_end: int | None
 def add_delayed_labels(spec: BuildSpec, requests: Requests, actions: pl.DataFrame) -> Requests:
     """Add the labels that are computed from actions.
 
+    A request of user 7 at 10 has the targets a and b: match groups [0, 1].
+    The user's actions are on a at 15 and on c at 20: the first is in group 0, the second matches no target.
+    Within 20, the actions [0, 1) count for a, and none for b, so a label with the aggregate `count` is [1, 0].
+
     Args:
         spec: The build spec.
         requests: Requests whose label windows are closed.

@@ -68,6 +68,10 @@ class IncrementalState:
     def join_events(self, events: pl.DataFrame) -> tuple[pl.DataFrame, EventStatus]:
         """Put new events behind the kept events of each user.
 
+        Kept events a, b of user 7 and c of user 9, new events d of user 7 and e of user 8:
+        joined = [a, b, c, d, e], users [7, 7, 9, 7, 8], order = [0, 1, 3, 4, 2].
+        Result: [a, b, d, e, c], and d and e have the status NEW.
+
         Args:
             events: New events in timeline order.
 

@@ -173,6 +173,10 @@ def _counts(bucket: Bucket, spec: BuildSpec, segments: Segments) -> Counts:
 def event_status(bucket: Bucket, segments: Segments) -> EventStatus:
     """Return the status of each event after this increment.
 
+    A user with events 0 to 9, a request with history_end 8, and a segment of events [5, 8):
+    0 to 4 are visible but not stored, 5 to 7 are stored, and 8 and 9 come after the last request.
+    Status: BEYOND_HISTORY five times, STORED three times, AFTER_LAST_REQUEST twice.
+
     Args:
         bucket: The bucket.
         segments: Its segments.

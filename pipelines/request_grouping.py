@@ -99,7 +99,9 @@ def _with_request_ids(spec: BuildSpec, targets: pl.DataFrame) -> pl.DataFrame:
 def _session_starts(user: Int64Array, time: Int64Array, gap_us: int, max_targets: int | None) -> Int64Array:
     """Return the first rows of sessions, given rows (G,) sorted by user and time.
 
-    A session ends before a gap of more than `gap_us`, and after `max_targets` rows.
+    A session ends before a gap of more than `gap_us`, and every `max_targets` rows of it are a request.
+    User 7 at times [0, 1, 2, 9] with gap_us = 5: sessions [0, 1, 2] and [9], so starts = [0, 3].
+    With max_targets = 2 the first session is split after two rows: starts = [0, 2, 3].
     """
     # At the first row of a user the difference is to another user's time, but that row starts a session anyway.
     starts = starts_run(user)
