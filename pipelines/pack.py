@@ -68,7 +68,8 @@ def plan_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
         The segments, each limited to the events that its requests' histories include.
     """
     length = spec.history_length
-    # S in the formulas. S >= 4 L keeps S - L positive, and of its S - L new events a range repeats at most a third.
+    # S in the formulas. S >= 4 L keeps S - L positive, and the L events that a range repeats are at most a third of the
+    # S - L events that it adds.
     span = max(SEGMENT_BLOCKS * spec.block_events, SEGMENT_BLOCKS * length)
     user_id = bucket.requests.requests["user_id"].to_numpy()
     # ceil((history_end - S) / (S - L)), not below 0
