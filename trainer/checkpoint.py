@@ -81,6 +81,7 @@ def save(checkpoint: Checkpoint, run_dir: Path | str) -> Path:
     }
     with atomic_file(path) as file:
         torch.save(content, file)
+        # the file replaces the newest checkpoint when the block ends, so that one is linked first
         _rotate(path, checkpoint.config.keep_checkpoints - 1, checkpoint.steps)
     logger.debug("saved %s at step %d", path, checkpoint.steps)
     return path
@@ -91,6 +92,7 @@ def _rotate(path: Path, keep_older: int, steps: int) -> None:
     if keep_older and path.is_file() and (previous := _read(path, "cpu", mmap=True)["steps"]) != steps:
         older = path.with_name(f"checkpoint-{previous:09d}.pt")
         older.unlink(missing_ok=True)
+        # a hard link costs no copy, and the newest checkpoint has its name at every moment
         os.link(path, older)
     for surplus in sorted(path.parent.glob("checkpoint-*.pt"), reverse=True)[keep_older:]:
         surplus.unlink()
@@ -136,6 +138,7 @@ def load(run_dir: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
         fingerprint=content["fingerprint"],
         steps=content["steps"],
         optimizer_states=tuple(content["optimizer_states"]),
+        # load puts all tensors on the device, but random-number states must be on the CPU
         rng_states=tuple(state.cpu() for state in content["rng_states"]),
     )
 

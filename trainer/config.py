@@ -9,7 +9,7 @@ name alone:
 | int16 | any | category: a table of 4,096 rows, the value modulo its size |
 | int32, int64 | ends in a unit: _ms, _us, _s, _seconds, _minutes, _hours, _days, _bytes, _count | numeric |
 | int32, int64 | any other | id: hashed into a table of `id_table_rows` rows |
-| float, double | any | numeric: two logarithmic buckets per octave |
+| float, double | any | numeric: two logarithmic bins per octave |
 
 `ModelConfig.feature_types` overrides it by column name. String columns are not read.
 """

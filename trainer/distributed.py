@@ -29,6 +29,7 @@ def process_group() -> Iterator[int]:
     if joins:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # gloo for CPU tensors too, because checkpoints gather random-number states there
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield dist.get_rank() if is_distributed() else 0
@@ -119,11 +120,14 @@ def _all_reduce_sparse(table: nn.Parameter) -> Tensor:
         gathered on both: rows [2 7 7], values [a b c]
         coalesced: rows [2 7], values [a, b + c]
     """
+    # coalesced first, so that repeated rows of one rank are sent once
     grad = None if table.grad is None else table.grad.coalesce()
     rows = torch.zeros(0, dtype=torch.int64, device=table.device) if grad is None else grad.indices()[0]
     values = table.new_zeros(0, table.shape[1]) if grad is None else grad.values()
+    # ranks have different numbers of rows, but all_gather needs equal shapes: exchange the counts first
     counts = [int(count) for count in all_gather(torch.tensor(len(rows), device=table.device))]
     all_rows, all_values = (_all_gather_ragged(part, counts) for part in (rows, values))
+    # coalesce adds the values of equal rows; all ranks do so for the same list
     return torch.sparse_coo_tensor(all_rows[None], all_values, table.shape).coalesce()
 
 

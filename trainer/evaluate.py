@@ -62,7 +62,8 @@ def evaluate(
         progress: Called after each batch.
 
     Returns:
-        The metrics for each length, from short to long, and label; with `by_history` also for each bucket of histories.
+        The metrics for each length, from short to long, and label; with `by_history` also for each bin of history
+        lengths.
 
     Raises:
         DatasetError: There are no targets to evaluate, or no readable checkpoint.

@@ -141,6 +141,7 @@ def fit(
             set_learning_rates(state.optimizers, lr_factor(step, total_steps, config))
             reporter.add(train_step(model, state.optimizers, group, config))
             step += 1
+            # every rank decides at the same step: a rank that left alone would leave the others waiting for it
             stop = "interrupt" if interrupted() else _exhausted_limit(step, reporter.seconds, config)
             stopped_by = _agree_to_stop(stop, model) or stopped_by
             if stopped_by != "epochs" or step % REPORT_STEPS == 0:
@@ -189,6 +190,7 @@ def train_step(
         optimizer.zero_grad()
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     for batch in batches:
+        # a rank without targets still takes part in the sums below, with zeros
         if batch.num_targets:
             totals += _backward(model, batch.to(device, non_blocking=True), config)
     dense, sparse = dense_parameters(model), sparse_tables(model)
@@ -210,6 +212,7 @@ def _backward(model: RequestModel, batch: RequestBatch, config: TrainConfig) -> 
     _check_labels(batch, model.columns.labels)
     with torch.autocast(batch.request_id.device.type, torch.bfloat16, enabled=config.bf16):
         logits_GB = model(batch)
+    # bfloat16 logits would round the loss and its gradient to three digits
     loss = loss_sum(logits_GB.float() if config.bf16 else logits_GB, batch, model.columns.labels)
     torch.autograd.backward(loss)
     return torch.stack([loss.detach().double(), *loss.new_tensor([batch.num_targets, batch.num_events]).double()])
@@ -263,6 +266,7 @@ class _Reporter:
         """Report the steps since the last report, if there were any; DataError if their loss is not finite."""
         if not self._pending:
             return
+        # one read from the device for many steps: each read waits until the device has finished
         loss_total, targets, events = torch.stack(self._pending).sum(0).tolist()
         self._pending = []
         self.targets, self.events = self.targets + int(targets), self.events + int(events)

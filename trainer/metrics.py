@@ -138,6 +138,7 @@ def _auc_by_group(
     """
     if not len(labels):
         return np.zeros(0), np.zeros(0)
+    # one sort by (group, score) for all groups, so that millions of small groups need no Python loop
     order = np.lexsort((scores, groups))
     group, score, positive = groups[order], scores[order], labels[order]
     new_group = np.append(True, group[1:] != group[:-1])
@@ -146,6 +147,7 @@ def _auc_by_group(
     group_sizes = np.diff(np.append(group_starts, len(labels)))
     tie_sizes = np.diff(np.append(tie_starts, len(labels)))
     rank_in_group = np.arange(1, len(labels) + 1) - np.repeat(group_starts, group_sizes)
+    # equal scores share the mean of their ranks: a tie counts as half a win
     average_rank = np.repeat(rank_in_group[tie_starts] + (tie_sizes - 1) / 2, tie_sizes)
     positives = np.add.reduceat(positive, group_starts)
     wins = np.add.reduceat(average_rank * positive, group_starts) - positives * (positives + 1) / 2

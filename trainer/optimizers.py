@@ -26,10 +26,11 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     sparse_ids = {id(weight) for weight in sparse}
     small_tables = [weight for weight in tables if id(weight) not in sparse_ids]
     table_ids = {id(weight) for weight in tables}
+    # parameters are compared by id, because == of tensors is elementwise
     layers = [parameter for parameter in model.parameters() if id(parameter) not in table_ids]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in layers if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in layers if p.ndim <= 1]},
+        {"params": [p for p in layers if p.ndim <= 1]},  # norms and biases, which decay would pull to zero
         {"params": small_tables, "lr": config.embedding_learning_rate},
     ]
     dense = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)

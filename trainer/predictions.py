@@ -25,7 +25,7 @@ from .devices import device_of
 from .progress import TrainingProgress, TrainingProgressCallback
 
 Float32Array = NDArray[np.float32]
-HISTORY_EDGES = (0, 100, 500, 2_000, 5_000, 10_000)  # events at which the buckets of history lengths begin
+HISTORY_EDGES = (0, 100, 500, 2_000, 5_000, 10_000)  # events at which the bins of history lengths begin
 
 
 class Metrics(TypedDict):
@@ -40,7 +40,7 @@ class Metrics(TypedDict):
         gauc: Mean AUC of users, weighted by their targets.
         gauc_by_request: Mean AUC of requests, weighted by their targets.
         targets: Number of targets.
-        events: The bucket of history lengths, such as "500-1999"; only in `Scores.metrics_by_history`.
+        events: The bin of history lengths, such as "500-1999"; only in `Scores.metrics_by_history`.
     """
 
     history_length: int
@@ -90,21 +90,21 @@ class Scores:
         return self._metrics(length, label, np.ones(self.num_targets, dtype=np.bool_))
 
     def metrics_by_history(self, length: int, label: str) -> list[Metrics]:
-        """Compute the metrics of each bucket of history lengths (HISTORY_EDGES) that has targets.
+        """Compute the metrics of each bin of history lengths (HISTORY_EDGES) that has targets.
 
         Args:
             length: A history length that was scored.
             label: A label's name.
 
         Returns:
-            The metrics by bucket, from short to long; `events` names the bucket.
+            The metrics by bin, from short to long; `events` names the bin.
         """
-        bucket_G = np.searchsorted(HISTORY_EDGES, self.events, side="right") - 1
+        bin_G = np.searchsorted(HISTORY_EDGES, self.events, side="right") - 1
         ends = [f"-{end - 1}" for end in HISTORY_EDGES[1:]] + ["-"]
         rows = []
-        for bucket in np.unique(bucket_G).tolist():
-            row = self._metrics(length, label, bucket_G == bucket)
-            row["events"] = f"{HISTORY_EDGES[bucket]}{ends[bucket]}"
+        for length_bin in np.unique(bin_G).tolist():
+            row = self._metrics(length, label, bin_G == length_bin)
+            row["events"] = f"{HISTORY_EDGES[length_bin]}{ends[length_bin]}"
             rows.append(row)
         return rows
 

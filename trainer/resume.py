@@ -95,10 +95,12 @@ def resume_run(context: RunContext) -> TrainingState:
     """
     saved = checkpoint.load(context.run_dir, best_device())
     _check_same_run(saved, context)
+    # the implementation of attention may have changed (_check_same_run)
     saved.model.config = context.config.model
     optimizers = make_optimizers(saved.model, context.config)
     for optimizer, state in zip(optimizers, saved.optimizer_states, strict=True):
         optimizer.load_state_dict(state)
+    # after the model and optimizers, whose construction draws random numbers
     torch.set_rng_state(saved.rng_states[context.rank])
     return TrainingState(saved.model, optimizers, saved.steps)
 

@@ -104,6 +104,7 @@ def new_model(dataset: RequestDataset, config: TrainConfig) -> RequestModel:
         SpecError: The dataset does not have the labels or columns that the config names.
     """
     columns = model_columns(dataset.column_types(), config.labels, config.model)
+    # forked, so that the caller's random numbers do not depend on whether a model was made
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return make_model(config.model, columns)
@@ -176,6 +177,7 @@ def _batches(dataset: RequestDataset, config: TrainConfig, first_step: int) -> I
     for epoch in range(config.epochs):
         dataset.set_epoch(epoch)
         batches_in_epoch = len(dataset)
+        # finished epochs are skipped by their length; the plan of an epoch needs only the seed and its number
         if batches_done < batches_in_epoch:
             logger.info("train: epoch %d of %d, %d batches", epoch + 1, config.epochs, batches_in_epoch - batches_done)
             dataset.resume(dataset.state_after(batches_done))

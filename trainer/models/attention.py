@@ -1,26 +1,30 @@
 """Ragged target-to-history cross attention: each target attends to the history of its own request.
 
-Sources: STCA (arXiv 2511.06077), "reorder" for a single query; the bias by time is HSTU's (arXiv 2402.17152). Joining
-the softmaxes of tiles by their maxima and sums is the online softmax of FlashAttention (arXiv 2205.14135).
+Sources: STCA (arXiv 2511.06077), "reorder" for a single query; the bias by time is HSTU's (arXiv 2402.17152).
 
-Shapes: R requests, G targets, T events, D width, H heads, E width of one head's query and key, S heads of keys and
-values (H, or 1 where all heads share them), K buckets of the time delta. Tiling: Q tiles of A targets, I items (a tile
-of targets with a tile of B events of the same request), C = A * H / S rows of a score matrix.
+Shapes: R requests, G targets, T events, L events of one history, D width, H heads, S heads of keys and values (H, or 1
+where all heads share them), E width of a head's queries, keys and values (D / H, or D where they are reordered), K time
+bins, N rows of any values, m the mean number of targets that attend to an event.
+Tiling (`tiling.py`): Q tiles of A targets, P tile pairs (a tile of targets with a tile of B events of the same
+request), C = A * H / S rows of a score matrix.
 Requests read spans of the events: their own, or overlapping ones where timelines are shared.
 
 Three implementations compute the same numbers:
 * `attend_naive` loops over targets and heads. It is the reference.
 * `attend_projected` projects keys and values once per history, shared by its targets: 4 T D^2 + 4 T D m operations.
-* `attend_reordered` computes scores `((q WQ) WK^T) X^T` and values `(a X) WV`, so K and V are never materialized: 4 T
-  D H m operations. It keeps one D-vector per head, because averaging heads before WV is not the same.
+* `attend_reordered` absorbs the projections of keys and values into the targets, so K = X WK and V = X WV are never
+  materialized: since `q K^T = q (X WK)^T = (q WK^T) X^T`, the query is multiplied by WK^T first and then attends to the
+  encoded events X; since `a V = (a X) WV`, WV is applied to the weighted mean of events. That takes 4 T D H m
+  operations, because each head attends with D numbers instead of D / H. The reordered implementation is cheaper below
+  `m = D / (H - 1)`.
 
-With m targets per history the reordered implementation is cheaper below `m = D / (H - 1)`.
+The softmax is a segment softmax by tiles, in two passes: first the maximum score of each target over all its tiles,
+then the sums of exponentials, which are therefore never rescaled. Histories are split into tiles of 64 events and
+targets into tiles of at most 16, so the padding is at most one tile per request, whatever the longest history is. A
+target with an empty history gets zeros.
 
-Histories are split into tiles of 64 events and targets into tiles of at most 16 (`tiling.py`), so the padding is at
-most one tile per request, whatever the longest history is. A target with an empty history gets zeros.
-
-With a bias by the time delta, one number per bucket and head, an event's key and value do not depend on the request, so
-requests of one user share them.
+With a bias by the time delta, one number per time bin and head, an event's key and value do not depend on the request,
+so requests of one user share them.
 """
 
 from __future__ import annotations
@@ -42,8 +46,8 @@ from .tiling import EVENTS_PER_TILE, TileChunk, Tiling, make_tiling
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
 """Softmax attention of each target over its history.
 
-Takes queries (G, H, E), keys and values (T, S, E), the scale of the scores and the bias (K, H) that each bucket of the
-time delta adds to the scores of each head, or None. Returns (G, H, E) of the values' E.
+Takes queries (G, H, E), keys and values (T, S, E), the scale of the scores and the bias (K, H) that each time bin adds
+to the scores of each head, or None. Returns (G, H, E) of the values' E.
 """
 
 
@@ -75,64 +79,76 @@ def _attend(
             outputs.append(checkpoint(_attend_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
             outputs.append(_attend_chunk(*arguments))
-    return torch.cat(outputs).index_select(0, tiling.slot_G)
+    return torch.cat(outputs).index_select(0, tiling.padded_index_G)
 
 
 def _attend_chunk(
     query_GHE: Tensor, key_TSE: Tensor, value_TSE: Tensor, chunk: TileChunk, scale: float, bias_KH: Tensor | None
 ) -> Tensor:
-    """Outputs (tiles * A, H, E) of one chunk.
+    """Outputs (Q * A, H, E) of one chunk.
 
-    Example, one tile of targets whose history has two tiles of events: items 0 and 1 have scores (C, B) each
-        maximum over both items:  m = max(max(score_0), max(score_1))
-        sums of both items:       total = sum(exp(score_0 - m)) + sum(exp(score_1 - m)), likewise for exp(..) @ value
-        output:                   (exp(score_0 - m) @ value_0 + exp(score_1 - m) @ value_1) / total
+    Example, one tile of targets whose history has two tiles of events: tile pairs 0 and 1, with scores (C, B) each
+        maximum of each row:  top = max(max(score_0), max(score_1))
+        sums of both pairs:   total = sum(exp(score_0 - top)) + sum(exp(score_1 - top)), likewise for exp(..) @ value
+        output:               (exp(score_0 - top) @ value_0 + exp(score_1 - top) @ value_1) / total
     """
-    heads, shared = query_GHE.shape[1], key_TSE.shape[1]
-    tiles, size = chunk.targets_QA.shape
-    items, rows = len(chunk.tile_I), size * heads // shared
+    heads, kv_heads = query_GHE.shape[1], key_TSE.shape[1]
+    target_tiles, targets_per_tile = chunk.targets_QA.shape
+    tile_pairs, rows = len(chunk.target_tile_P), targets_per_tile * heads // kv_heads
     # heads that share keys become rows of one score matrix: (Q, A, H, E) -> (Q, S, A * H / S, E)
-    query_QASHE = query_GHE[chunk.targets_QA].view(tiles, size, shared, heads // shared, -1) * scale
-    query_QSCE = query_QASHE.transpose(1, 2).reshape(tiles, shared, rows, -1)
-    key_ISBE = _gather(key_TSE, chunk.events_IB)
-    value_ISBE = key_ISBE if value_TSE is key_TSE else _gather(value_TSE, chunk.events_IB)
-    score_ISCB = query_QSCE[chunk.tile_I] @ key_ISBE.transpose(-1, -2)
+    query_QASHE = query_GHE[chunk.targets_QA].view(target_tiles, targets_per_tile, kv_heads, heads // kv_heads, -1)
+    query_QSCE = (query_QASHE * scale).transpose(1, 2).reshape(target_tiles, kv_heads, rows, -1)
+    key_PSBE = _gather(key_TSE, chunk.events_PB)
+    # reordered: keys and values are the same events, so they are gathered once
+    value_PSBE = key_PSBE if value_TSE is key_TSE else _gather(value_TSE, chunk.events_PB)
+    score_PSCB = query_QSCE[chunk.target_tile_P] @ key_PSBE.transpose(-1, -2)
     # bfloat16 is too coarse for sums over many tiles
-    score_ISCB = score_ISCB.to(torch.promote_types(score_ISCB.dtype, torch.float32))
-    bias_ISAHB = _bias(chunk, shared, bias_KH, score_ISCB.dtype)
-    score_ISAHB = score_ISCB.view(items, shared, size, heads // shared, EVENTS_PER_TILE)
-    score_ISCB = (score_ISAHB + bias_ISAHB).view_as(score_ISCB)
-    weight_ISCB = torch.exp(score_ISCB - _maxima(score_ISCB.detach(), chunk.tile_I, tiles)[chunk.tile_I])
-    total_QSC = weight_ISCB.new_zeros(tiles, shared, rows).index_add(0, chunk.tile_I, weight_ISCB.sum(-1))
-    output_QSCE = weight_ISCB.new_zeros(tiles, shared, rows, value_TSE.shape[-1])
-    output_QSCE = output_QSCE.index_add(0, chunk.tile_I, (weight_ISCB @ value_ISBE).to(weight_ISCB.dtype))
+    score_PSCB = score_PSCB.to(torch.promote_types(score_PSCB.dtype, torch.float32))
+    bias_PSAHB = _bias_or_hidden(chunk, kv_heads, bias_KH, score_PSCB.dtype)
+    score_PSAHB = score_PSCB.view(tile_pairs, kv_heads, targets_per_tile, heads // kv_heads, EVENTS_PER_TILE)
+    score_PSCB = (score_PSAHB + bias_PSAHB).view_as(score_PSCB)
+    # first pass: the maximum is a constant of the softmax, so it needs no gradient
+    maximum_QSC1 = _maxima(score_PSCB.detach(), chunk.target_tile_P, target_tiles)
+    # second pass: sums over all pairs of a target tile (segment sums)
+    weight_PSCB = torch.exp(score_PSCB - maximum_QSC1[chunk.target_tile_P])
+    total_QSC = weight_PSCB.new_zeros(target_tiles, kv_heads, rows)
+    total_QSC = total_QSC.index_add(0, chunk.target_tile_P, weight_PSCB.sum(-1))
+    output_QSCE = weight_PSCB.new_zeros(target_tiles, kv_heads, rows, value_TSE.shape[-1])
+    output_QSCE = output_QSCE.index_add(0, chunk.target_tile_P, (weight_PSCB @ value_PSBE).to(weight_PSCB.dtype))
     # the maximum contributes exp(0) = 1, so a total is at least 1 unless the history is empty
     output_QSCE = output_QSCE / total_QSC.clamp(min=1)[..., None]
-    output_QASHE = output_QSCE.view(tiles, shared, size, heads // shared, -1).transpose(1, 2)
-    return output_QASHE.reshape(tiles * size, heads, -1).to(query_GHE.dtype)
+    output_QASHE = output_QSCE.view(target_tiles, kv_heads, targets_per_tile, heads // kv_heads, -1).transpose(1, 2)
+    return output_QASHE.reshape(target_tiles * targets_per_tile, heads, -1).to(query_GHE.dtype)
 
 
-def _bias(chunk: TileChunk, shared: int, bias_KH: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The bias of the scores (I, S, A, H / S, B), minus infinity where hidden; sizes that broadcast are 1."""
-    if bias_KH is None or chunk.time_delta_IB is None:
-        zeros_IB = torch.zeros_like(chunk.hidden_IB, dtype=dtype)
-        return zeros_IB.masked_fill(chunk.hidden_IB, -math.inf)[:, None, None, None]
-    bias_IBH = nn.functional.embedding(chunk.time_delta_IB, bias_KH).to(dtype)
-    bias_IBH = bias_IBH.masked_fill(chunk.hidden_IB[..., None], -math.inf)
-    return bias_IBH.view(*chunk.hidden_IB.shape, shared, 1, bias_IBH.shape[-1] // shared).permute(0, 2, 3, 4, 1)
+def _bias_or_hidden(chunk: TileChunk, kv_heads: int, bias_KH: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores (P, S, A, H / S, B): the bias, or minus infinity where hidden; 1 where it broadcasts.
+
+    Example with one tile pair, two events and one hidden position, without a bias and with one of a single head:
+        [0, 0, -inf] or [bias[bin of event 0], bias[bin of event 1], -inf]
+    """
+    if bias_KH is None or chunk.time_bin_PB is None:
+        zeros_PB = torch.zeros_like(chunk.hidden_PB, dtype=dtype)
+        return zeros_PB.masked_fill(chunk.hidden_PB, -math.inf)[:, None, None, None]
+    bias_PBH = nn.functional.embedding(chunk.time_bin_PB, bias_KH).to(dtype)
+    bias_PBH = bias_PBH.masked_fill(chunk.hidden_PB[..., None], -math.inf)
+    # all targets of a tile have the same request, hence the same time deltas: A is 1
+    return bias_PBH.view(*chunk.hidden_PB.shape, kv_heads, 1, bias_PBH.shape[-1] // kv_heads).permute(0, 2, 3, 4, 1)
 
 
-def _gather(values_TSE: Tensor, events_IB: Tensor) -> Tensor:
-    """Values (I, S, B, E) of the events of each item."""
-    values_NSE = values_TSE.index_select(0, events_IB.flatten())
-    return values_NSE.view(*events_IB.shape, *values_TSE.shape[1:]).transpose(1, 2)
+def _gather(values_TSE: Tensor, events_PB: Tensor) -> Tensor:
+    """Values (P, S, B, E) of the events of each tile pair."""
+    values_NSE = values_TSE.index_select(0, events_PB.flatten())
+    return values_NSE.view(*events_PB.shape, *values_TSE.shape[1:]).transpose(1, 2)
 
 
-def _maxima(score_ISCB: Tensor, tile_I: Tensor, tiles: int) -> Tensor:
-    """The highest score (Q, S, C, 1) of each row over all items of its tile."""
-    best_ISC = score_ISCB.amax(-1) if len(score_ISCB) else score_ISCB[..., 0]
-    maxima = best_ISC.new_full((tiles, *best_ISC.shape[1:]), -math.inf)
-    return maxima.scatter_reduce(0, tile_I[:, None, None].expand_as(best_ISC), best_ISC, "amax")[..., None]
+def _maxima(score_PSCB: Tensor, target_tile_P: Tensor, target_tiles: int) -> Tensor:
+    """The highest score (Q, S, C, 1) of each row over all pairs of its target tile."""
+    # amax of an empty tensor raises an error; without pairs any tensor of the right shape will do
+    pair_maximum_PSC = score_PSCB.amax(-1) if len(score_PSCB) else score_PSCB[..., 0]
+    maxima = pair_maximum_PSC.new_full((target_tiles, *pair_maximum_PSC.shape[1:]), -math.inf)
+    index_PSC = target_tile_P[:, None, None].expand_as(pair_maximum_PSC)
+    return maxima.scatter_reduce(0, index_PSC, pair_maximum_PSC, "amax")[..., None]
 
 
 def prefers_reorder(width: int, heads: int, targets_per_event: float) -> bool:
@@ -174,7 +190,7 @@ class TargetAttention(nn.Module):
     Args:
         width: Width D.
         heads: Number of heads H.
-        time_bias: Add a bias by the time delta to the scores, one number per bucket and head, initially 0.
+        time_bias: Add a bias by the time delta to the scores, one number per time bin and head, initially 0.
     """
 
     def __init__(self, width: int, heads: int, time_bias: bool = False) -> None:
@@ -194,11 +210,12 @@ class TargetAttention(nn.Module):
             targets_per_event: Mean number of targets that attend to an event (m).
 
         Returns:
-            Projected keys and values (T, H, D / H), or twice the same tensor, the history itself (T, 1, D).
+            Projected keys and values (T, H, D / H), or twice the same tensor, the history itself (T, 1, D), if
+            reordering is cheaper.
         """
         if prefers_reorder(self.width, self.heads, targets_per_event):
-            shared_T1D = history_TD[:, None]
-            return shared_T1D, shared_T1D
+            events_T1D = history_TD[:, None]  # one head of keys and values, which all query heads share
+            return events_T1D, events_T1D
         return self._project(history_TD)
 
     def attend(self, query_GD: Tensor, key_TSE: Tensor, value_TSE: Tensor, attend: AttentionFunction) -> Tensor:
@@ -216,6 +233,8 @@ class TargetAttention(nn.Module):
         query_GHE, bias_KH = self._split_heads(self.query(query_GD)), self._bias_KH
         if key_TSE is not value_TSE:
             return self._join_heads(attend(query_GHE, key_TSE, value_TSE, self._scale, bias_KH))
+        # reordered: WK is applied to the queries before attention and WV to the means after it. There is one mean (D,)
+        # per head, because averaging the heads before WV is not the same
         key_HED, value_HED = (
             w.weight.view(self.heads, self.width // self.heads, self.width) for w in (self.key, self.value)
         )
@@ -237,7 +256,7 @@ class TargetAttention(nn.Module):
         return self.attend(query_GD, *self._project(history_TD), attend)
 
     def attend_reordered(self, query_GD: Tensor, history_TD: Tensor, attend: AttentionFunction) -> Tensor:
-        """Attend without keys and values: each head's query meets the encoded events directly.
+        """Attend without keys and values: each head's query, times WK^T, attends to the encoded events directly.
 
         Args:
             query_GD: Queries (G, D).
@@ -247,8 +266,8 @@ class TargetAttention(nn.Module):
         Returns:
             Outputs (G, D).
         """
-        shared_T1D = history_TD[:, None]
-        return self.attend(query_GD, shared_T1D, shared_T1D, attend)
+        events_T1D = history_TD[:, None]
+        return self.attend(query_GD, events_T1D, events_T1D, attend)
 
     def attend_naive(self, query_GD: Tensor, history_TD: Tensor, spans: Spans, target_offsets: Tensor) -> Tensor:
         """Attend one target and one head at a time: the reference of the other implementations.
@@ -265,26 +284,27 @@ class TargetAttention(nn.Module):
         rows = []
         for request, (first, end) in enumerate(pairwise(target_offsets.tolist())):
             event_L = torch.arange(int(spans.start_R[request]), int(spans.end_R[request]))
-            time_delta_1L = spans.time_delta_rows(torch.tensor([request]), event_L[None])
-            time_delta_L = None if time_delta_1L is None else time_delta_1L[0]
+            time_bin_1L = spans.time_bins(torch.tensor([request]), event_L[None])
+            time_bin_L = None if time_bin_1L is None else time_bin_1L[0]
             for target in range(first, end):
                 heads = [
-                    self._attend_one(query_GD[target], history_TD[event_L], time_delta_L, head)
+                    self._attend_one(query_GD[target], history_TD[event_L], time_bin_L, head)
                     for head in range(self.heads)
                 ]
                 rows.append(torch.cat(heads))
+        # without targets query_GD is empty and has the right shape and dtype
         output_GD: Tensor = self.output(torch.stack(rows) if rows else query_GD)
         return output_GD
 
-    def _attend_one(self, query_D: Tensor, history_LD: Tensor, time_delta_L: Tensor | None, head: int) -> Tensor:
+    def _attend_one(self, query_D: Tensor, history_LD: Tensor, time_bin_L: Tensor | None, head: int) -> Tensor:
         """One head (E,) of one target over its L events."""
-        size = self.width // self.heads
-        part = slice(head * size, (head + 1) * size)
-        query_E = self.query.weight[part] @ query_D
-        key_LE, value_LE = (history_LD @ w.weight[part].T for w in (self.key, self.value))
+        head_width = self.width // self.heads
+        head_rows = slice(head * head_width, (head + 1) * head_width)
+        query_E = self.query.weight[head_rows] @ query_D
+        key_LE, value_LE = (history_LD @ w.weight[head_rows].T for w in (self.key, self.value))
         score_L = key_LE @ query_E * self._scale
-        if self.time_bias is not None and time_delta_L is not None:
-            score_L = score_L + self.time_bias.weight[time_delta_L, head]
+        if self.time_bias is not None and time_bin_L is not None:
+            score_L = score_L + self.time_bias.weight[time_bin_L, head]
         return torch.softmax(score_L, 0) @ value_LE
 
     def _project(self, history_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -292,6 +312,7 @@ class TargetAttention(nn.Module):
 
     @property
     def _scale(self) -> float:
+        # also reordered, where E is D: the dot products are the same numbers
         return 1 / math.sqrt(self.width // self.heads)
 
     @property

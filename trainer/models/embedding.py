@@ -5,7 +5,7 @@ Shapes: R requests, G targets, T events, N values of any of them, D width.
 Every column has an embedding table of width D. A token is the LayerNorm of the sum over its columns, which equals a
 linear map of their concatenation with the map folded into the tables. An event token has its item, its features and
 the time delta, the time from the event to the request (STCA, arXiv 2511.06077, side information), in logarithmic
-buckets; with `time_encoding = "attention_bias"` attention has the time delta instead. How the paper fuses the columns
+bins; with `time_encoding = "attention_bias"` attention has the time delta instead. How the paper fuses the columns
 is not published; the sum is this library's choice. Columns with the same name and feature type share a table, so
 targets have the item and author embeddings of the history.
 
@@ -41,11 +41,12 @@ def hashed_rows(ids_N: Tensor, rows: int) -> Tensor:
         Rows (N,) int64, from 0 to `rows` - 1. Different ids may share a row.
     """
     mixed_N = ids_N.long() * _FIBONACCI_MULTIPLIER
+    # the low bits of a product depend on the low bits of the id alone, so the high ones are folded in
     return torch.remainder(mixed_N ^ (mixed_N >> 32), rows)
 
 
 def numeric_rows(values_N: Tensor) -> Tensor:
-    """Map numbers to table rows: two buckets per octave of the magnitude, from 2^-10 to 2^30.
+    """Map numbers to table rows: two bins per octave of the magnitude, from 2^-10 to 2^30.
 
     Row 0 is (almost) zero, rows 1 to 80 grow with positive values and rows 81 to 161 with the magnitude of negative
     ones. The last row is NaN, which stands for a null.
@@ -61,7 +62,9 @@ def numeric_rows(values_N: Tensor) -> Tensor:
         [0, 21, 22, 23, 104]
     """
     floats_N = values_N.to(torch.float32)
+    # clamped one octave below the range, so that 0 and tiny numbers fall to row 0 instead of minus infinity
     octave_N = torch.log2(floats_N.abs().clamp(2.0**-11, 2.0**30))
+    # NaN has no integer value: it gets any row here and its own below
     magnitude_N = (2 * (octave_N + 10)).floor().clamp(-1, 79).nan_to_num(-1).long() + 1
     rows_N = torch.where(floats_N < 0, magnitude_N + 81, magnitude_N)
     return torch.where(floats_N.isnan(), NUMERIC_ROWS - 1, rows_N)

@@ -2,12 +2,12 @@
 
 Source: PyTorch's `torch.nn.attention.flex_attention`; the scores are those of `attention.py`.
 
-Shapes: R requests, G targets, T events, H heads, S heads of keys and values, C = H / S rows of a target, E width,
-N = G * C rows, K buckets of the time delta, P blocks of rows, B blocks of events.
+Shapes: R requests, G targets, T events, H heads, S heads of keys and values, C = H / S rows of a target, E width of a
+head, N = G * C rows, K time bins, P blocks of rows, B blocks of events.
 
 A target's C heads that share keys are consecutive rows of one score matrix, so that one tensor-core operation covers
 all of them. Which block of rows attends to which block of events follows from the spans by a difference array
-(`attended_blocks`), so no mask of rows times events is ever made; inside a block the kernel compares positions. Scores
+(`attended_blocks`), so a mask of rows times events is never built; inside a block the kernel compares positions. Scores
 are never stored, forward or backward. The bias by the time delta is looked up inside the kernel, from the times alone.
 
 For CUDA devices only: PyTorch has no backward pass of it for CPUs. The tests compare it, not compiled, with attention
@@ -57,7 +57,7 @@ class FlexAttention:
             key_TSE: Keys (T, S, E).
             value_TSE: Values (T, S, E).
             scale: Factor of the scores.
-            bias_KH: Bias (K, H) by the bucket of the time delta, or None.
+            bias_KH: Bias (K, H) by time bin, or None.
 
         Returns:
             Outputs (G, H, E), zeros where the history is empty.
@@ -65,18 +65,21 @@ class FlexAttention:
         Raises:
             ValueError: There is a bias but the spans have no times.
         """
-        (targets, heads, width), shared = query_GHE.shape, key_TSE.shape[1]
+        (targets, heads, width), kv_heads = query_GHE.shape, key_TSE.shape[1]
         if not targets or not len(key_TSE):
-            return query_GHE * 0
-        rows = heads // shared
-        query_SNE = query_GHE.view(targets, shared, rows, width).transpose(0, 1).reshape(shared, targets * rows, width)
+            return query_GHE * 0  # the kernel takes no empty tensors; the product keeps the graph to the weights
+        rows = heads // kv_heads
+        query_GSCE = query_GHE.view(targets, kv_heads, rows, width)
+        query_SNE = query_GSCE.transpose(0, 1).reshape(kv_heads, targets * rows, width)
         query, key, value = _kernel_inputs(query_SNE, key_TSE.transpose(0, 1), value_TSE.transpose(0, 1))
+        # layers of one batch share the mask; it depends only on the rows of a target
         if rows not in self._masks:
             self._masks[rows] = self._mask(rows)
         score_mod = None if bias_KH is None else self._bias_function(bias_KH, rows)
+        # the default limit is below MAX_GRAPHS, and beyond the limit a fullgraph kernel raises an error
         with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
             output_1SNE = _kernel()(query[None], key[None], value[None], score_mod, self._masks[rows], scale)
-        output_GSCE = output_1SNE[0, ..., :width].reshape(shared, targets, rows, width).transpose(0, 1)
+        output_GSCE = output_1SNE[0, ..., :width].reshape(kv_heads, targets, rows, width).transpose(0, 1)
         return output_GSCE.reshape(query_GHE.shape).to(query_GHE.dtype)
 
     def _mask(self, rows: int) -> BlockMask:
@@ -107,11 +110,12 @@ class FlexAttention:
             )
         time_N = self._spans.request_time_R[self._request_G].repeat_interleave(rows)
         event_time_T = self._spans.event_time_T
+        # row n of key head s belongs to query head s * C + n % C
         head_SN = torch.arange(bias_KH.shape[1], device=time_N.device).view(-1, rows).repeat(1, len(self._start_G))
 
         def add_bias(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, event: Tensor) -> Tensor:
-            bucket = time_delta_rows(time_N[row], event_time_T[event])
-            return score + bias_KH[bucket, head_SN[head, row]]
+            time_bin = time_delta_rows(time_N[row], event_time_T[event])
+            return score + bias_KH[time_bin, head_SN[head, row]]
 
         return add_bias
 
@@ -135,6 +139,7 @@ def attended_blocks(start_N: Tensor, end_N: Tensor, events: int) -> Tensor:
     row_block_N = torch.arange(len(start_N), device=start_N.device) // ROWS_PER_BLOCK
     one_N = (end_N > start_N).to(torch.int32)  # an empty history attends to nothing
     first_block_N, end_block_N = start_N // EVENTS_PER_BLOCK, (end_N + EVENTS_PER_BLOCK - 1) // EVENTS_PER_BLOCK
+    # one column more than blocks, so that an interval up to the last block can end
     differences = torch.zeros(row_blocks, event_blocks + 1, dtype=torch.int32, device=start_N.device)
     differences.index_put_((row_block_N, first_block_N.clamp(max=event_blocks)), one_N, accumulate=True)
     differences.index_put_((row_block_N, end_block_N.clamp(max=event_blocks)), -one_N, accumulate=True)

@@ -115,15 +115,18 @@ def _swiglu(config: ModelConfig) -> int:
 def _stca(config: ModelConfig, length: int, targets: int) -> tuple[int, int]:
     width, layers = config.width, config.layers
     swiglu, square = _swiglu(config), 2 * width**2
+    # projected keys and values cost once per event; reordered, the targets take over both projections
     reorder = prefers_reorder(width, config.heads, targets)
     history = length * (swiglu + (0 if reorder else 2 * square))
     attention = 4 * length * width * (config.heads if reorder else 1) + (4 if reorder else 2) * square
+    # layer i fuses i vectors, from layer 2 on, and the output map fuses one more than there are layers
     fusions = sum(index + 1 for index in range(1, layers + 1)) * square
     return layers * history, layers * (swiglu + attention) + fusions + swiglu
 
 
 def _transformer(config: ModelConfig, length: int, targets: int) -> tuple[int, int]:
     width = config.width
+    # the last layer only projects keys and values of the history
     history = (config.layers - 1) * layer_flops(length, width) + 4 * length * width**2
     return history, config.layers * (_query_layer(1, length + targets, width) + 4 * width**2) + _swiglu(config)
 
@@ -131,6 +134,7 @@ def _transformer(config: ModelConfig, length: int, targets: int) -> tuple[int, i
 def _longer(config: ModelConfig, length: int, targets: int) -> tuple[int, int]:
     width, merge = config.width, config.events_per_token
     wide, groups = width * merge, max(1, -(-length // merge))
+    # the first layer has keys for all groups, later layers for the queries of the layer before
     queries = min(SHARED_GLOBALS + config.query_tokens, SHARED_GLOBALS + groups)
     keys_by_layer = [SHARED_GLOBALS + groups, *[queries] * (config.layers - 1)]
     inner = groups * layer_flops(merge, width)

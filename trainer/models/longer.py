@@ -13,7 +13,7 @@ So the targets of a request share all rows but the target's own. The first layer
 newest k tokens are queries over all tokens. The other layers are self-causal among those k + 2.
 
 Choices where the paper is silent: groups start at the newest event and the oldest group is padded with zeros; positions
-count from the newest event in two buckets per octave, so any length has one; InnerTrans is one block without a mask;
+count from the newest event in two bins per octave, so any length has one; InnerTrans is one block without a mask;
 globals come to width W by one linear map each, initially a target is K copies of itself; z comes back to width D by
 STCA's output map. The event MLP has 2 D hidden units and starts as the identity. From random weights it hid
 from attention which events are similar to the target (AUC .52 instead of .63 after 200 steps at 1,000 events).
@@ -83,7 +83,9 @@ class Longer(RequestModel):
         tokens, states = torch.cat([globals_RSW, merged_RSW], dim=1), []
         queries = SHARED_GLOBALS + self.config.query_tokens
         for index, layer in enumerate(self.layers):
+            # the first layer has keys for all tokens, later layers only for the queries of the layer before
             states.append(layer.keys_and_values(tokens))
+            # targets read only the keys and values of the last layer, so its outputs are not computed
             if index + 1 < len(self.layers):
                 mask = _causal_mask(valid_RS[:, : tokens.shape[1]], queries)
                 tokens = layer(tokens[:, :queries], states[-1], mask)
@@ -93,6 +95,7 @@ class Longer(RequestModel):
         """Compute z (G, D), the target's row after the last layer; see `RequestModel.attend_targets`."""
         target_RMW = self.target_map(pad_ragged(target_GD, target_offsets))
         *key_values, valid_RS = cache.states
+        # later layers have fewer keys, the first of valid_RS, because the queries are the newest tokens
         for layer, key_value_RSW2 in zip(self.layers, key_values, strict=True):
             target_RMW = layer.forward_targets(target_RMW, key_value_RSW2, valid_RS[:, : key_value_RSW2.shape[1]])
         z_GD: Tensor = self.output_map(self.norm(target_RMW[rows_and_positions(target_offsets)]))
@@ -106,6 +109,7 @@ class Longer(RequestModel):
             groups: [[c b] [a 0]] and [[d 0] [0 0]]; which contain an event: [[1 1] [1 0]]
         """
         size, (row_T, position_T) = self.config.events_per_token, rows_and_positions(offsets)
+        # counted from the newest event, so only the oldest group of a history can contain padding
         age_T = offsets.diff()[row_T] - 1 - position_T
         event_TD = self.event_mlp(history_TD + self.position(numeric_rows(age_T + 1)))
         longest = max(1, int(offsets.diff().max())) if len(offsets) > 1 else 1

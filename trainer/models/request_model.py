@@ -51,7 +51,20 @@ class HistoryCache:
 class RequestModel(nn.Module, ABC):
     """Maps a RequestBatch to one logit per target and label.
 
-    A new model implements `history_states` and `attend_targets` and is added to `registry.MODELS`.
+    The public methods do what all models share, and each calls one abstract method, the model's own part:
+
+    | public | shared work | abstract, one per model |
+    |---|---|---|
+    | `encode_history` | event, user and request tokens; spans | `history_states`: events to keys and values, or alike |
+    | `score_targets` | target tokens; the head | `attend_targets`: targets and states to z |
+
+    To add a model:
+
+    1. Write a file in `trainer/models` with a subclass that implements `history_states` and `attend_targets`.
+    2. Add its name to `config.ModelName`, and any sizes of its own to `ModelConfig`.
+    3. Add the class to `registry.MODELS`.
+    4. Add its operations to `flops._COUNTS`.
+    5. Add a test in `tests/trainer/models`; `test_request_model.py` covers every name in `MODELS`.
 
     Args:
         config: The model's size.
@@ -68,7 +81,7 @@ class RequestModel(nn.Module, ABC):
     def history_states(
         self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float
     ) -> HistoryStates:
-        """Compute what targets read of the histories.
+        """Compute what targets read of the histories: the model's part of `encode_history`.
 
         Args:
             history_TD: Event tokens (T, D).
@@ -83,7 +96,7 @@ class RequestModel(nn.Module, ABC):
 
     @abstractmethod
     def attend_targets(self, cache: HistoryCache, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
-        """Compute z, each target's view of the history of its request.
+        """Compute z, each target's view of the history of its request: the model's part of `score_targets`.
 
         Args:
             cache: The encoded histories.
@@ -116,6 +129,7 @@ class RequestModel(nn.Module, ABC):
             The cache for `score_targets`.
         """
         batch = batch if self.config.shares_timelines else batch.to_per_request()
+        # only a bias by the time delta reads the times; other models have the delta in the event tokens
         times = (batch.request_time, batch.history["event_time"]) if self.config.shares_timelines else (None, None)
         spans, user_RD = Spans(*batch.spans, batch.num_events, *times), self.tokens.user_tokens(batch)
         targets_per_event = math.inf if target_offsets is None else spans.targets_per_event(target_offsets)
@@ -137,6 +151,7 @@ class RequestModel(nn.Module, ABC):
         target_GD = self.tokens.target_tokens(targets)
         request_G = segment_ids(target_offsets)
         z_GD = self.attend_targets(cache, target_GD, target_offsets)
+        # the tokens of a request are repeated for each of its targets only here, after the costly part
         user_GD, request_GD = (token.index_select(0, request_G) for token in (cache.user_RD, cache.request_RD))
         logits_GB: Tensor = self.head(z_GD, target_GD, user_GD, request_GD)
         return logits_GB
@@ -199,6 +214,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     Returns:
         The numbers of dense parameters and of parameters in embedding tables.
     """
+    # parameters are compared by id, because == of tensors is elementwise
     tables = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}
     sizes = [(parameter.numel(), id(parameter) in tables) for parameter in model.parameters()]
     return sum(n for n, is_table in sizes if not is_table), sum(n for n, is_table in sizes if is_table)

@@ -48,15 +48,15 @@ class Spans:
         """
         return float((self.length_R * target_offsets.diff()).sum()) / max(1, self.num_events)
 
-    def time_delta_rows(self, request_N: Tensor, event_NB: Tensor) -> Tensor | None:
-        """Find the buckets of the times from events to their requests.
+    def time_bins(self, request_N: Tensor, event_NB: Tensor) -> Tensor | None:
+        """Find the time bins of the times from events to their requests.
 
         Args:
             request_N: Requests (N,).
             event_NB: Events (N, B) of each request.
 
         Returns:
-            Buckets (N, B) of `embedding.numeric_rows`, or None where the spans have no times.
+            Time bins (N, B), rows of `embedding.numeric_rows`, or None where the spans have no times.
         """
         if self.request_time_R is None or self.event_time_T is None:
             return None

@@ -50,6 +50,7 @@ class Layer(nn.Module):
         self.history_encoder = nn.Sequential(history, nn.LayerNorm(width))
         self.query_encoder = nn.Sequential(query, nn.LayerNorm(width))
         self.attention = TargetAttention(width, config.heads, config.time_encoding == "attention_bias")
+        # with equal encoders, a query and the events similar to its target start with similar encodings
         query.copy_initial_weights(history)
 
     def keys_and_values(self, history_TD: Tensor, targets_per_event: float) -> tuple[Tensor, Tensor]:
@@ -122,9 +123,11 @@ class STCA(RequestModel):
 
     def attend_targets(self, cache: HistoryCache, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """Compute z (G, D) from all layers' outputs and the target; see `RequestModel.attend_targets`."""
+        # the tiling or the masks are computed once here, and all layers use them
         attend = self._attention(cache.spans, target_offsets)
         outputs_GD: list[Tensor] = []
         for layer, key_TSE, value_TSE in zip(self.layers, cache.states[::2], cache.states[1::2], strict=True):
+            # dense fusion: each layer's query sees all earlier outputs and the target
             outputs_GD.append(layer([*outputs_GD, target_GD], key_TSE, value_TSE, attend))
         z_GD: Tensor = self.output_map(torch.cat([*outputs_GD, target_GD], dim=-1))
         return z_GD

@@ -100,6 +100,7 @@ def make_output_map(inputs: int, width: int, expansion: int) -> SwiGLU:
     output_map = SwiGLU(inputs, width, expansion)
     with torch.no_grad():
         if isinstance(output_map.fuse, nn.Linear):
+            # [I I .. I]: the sum of x and all o
             output_map.fuse.weight.copy_(torch.eye(width).repeat(1, inputs // width))
         output_map.down.reset_parameters()
     return output_map

@@ -60,6 +60,7 @@ def pad_ragged(values_ND: Tensor, offsets: Tensor) -> Tensor:
         Padded rows (R, L, D), L at least 1.
     """
     rows = offsets.shape[0] - 1
+    # at least 1, because attention over no positions would be NaN
     longest = max(1, int(offsets.diff().max())) if rows else 1
     return values_ND.new_zeros(rows, longest, values_ND.shape[-1]).index_put(rows_and_positions(offsets), values_ND)
 
@@ -92,6 +93,7 @@ class Block(nn.Module):
         self.query, self.output = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.ffn = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        # chunks are views, so the two halves of the joint weight are initialized in place
         key, value = self.key_value.weight.chunk(2)
         start_by_similarity(self.query.weight, key, value, self.output.weight)
 
@@ -120,6 +122,7 @@ class Block(nn.Module):
         """
         key_RSD, value_RSD = key_value_RSD2.chunk(2, dim=-1)
         query, key, value = map(self._split_heads, (self.query(self.attention_norm(tokens_RQD)), key_RSD, value_RSD))
+        # is_causal needs no mask in memory and lets PyTorch choose its fused kernels
         mask = None if mask_RQS is None else mask_RQS[:, None]
         mean_RHQE = nn.functional.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
         attended_RQD = tokens_RQD + self.output(mean_RHQE.transpose(1, 2).flatten(2))
@@ -141,6 +144,7 @@ class Block(nn.Module):
         # the mask (R, M, S + M): the valid history, then the identity, so that no target attends to another
         itself_RMM = torch.eye(targets, dtype=torch.bool, device=valid_RS.device).expand(requests, -1, -1)
         mask_RMS = torch.cat([valid_RS[:, None].expand(-1, targets, -1), itself_RMM], dim=2)
+        # a target's own key is computed here, so the cached part does not depend on targets
         key_values = torch.cat([key_value_RSD2, self.keys_and_values(target_RMD)], dim=1)
         output_RMD: Tensor = self(target_RMD, key_values, mask_RMS)
         return output_RMD
@@ -203,6 +207,7 @@ class Transformer(RequestModel):
     def attend_targets(self, cache: HistoryCache, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """Compute z (G, D), the targets after the last layer; see `RequestModel.attend_targets`."""
         target_RMD = pad_ragged(target_GD, target_offsets)
+        # targets come after the padding, so here a mask must hide it
         valid_RL = valid_positions(cache.history_offsets, cache.states[0].shape[1])
         for layer, key_value_RLD2 in zip(self.layers, cache.states, strict=True):
             target_RMD = layer.forward_targets(target_RMD, key_value_RLD2, valid_RL)

@@ -8,7 +8,7 @@ from longbatch.trainer.config import NUMERIC_ROWS, Column
 from longbatch.trainer.models.embedding import column_rows, hashed_rows, numeric_rows
 
 
-def test_numbers_are_divided_into_two_buckets_per_octave() -> None:
+def test_numbers_are_divided_into_two_bins_per_octave() -> None:
     values = torch.tensor([0.0, 1e-9, 2.0**-10, 1.0, 1.5, 2.0, 1e30, math.inf])
     assert numeric_rows(values).tolist() == [0, 0, 1, 21, 22, 23, 80, 80]
 

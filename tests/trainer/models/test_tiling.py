@@ -15,15 +15,15 @@ def test_the_example_of_the_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
     result = make_tiling(spans, torch.tensor([0, 3, 4]), heads=1, width=8)
     (chunk,) = result.chunks
     assert chunk.targets_QA[:, 0].tolist() == [0, 2, 3]
-    assert chunk.tile_I.tolist() == [0, 0, 1, 1, 2]
-    events = [row[~hidden].tolist() for row, hidden in zip(chunk.events_IB, chunk.hidden_IB, strict=True)]
+    assert chunk.target_tile_P.tolist() == [0, 0, 1, 1, 2]
+    events = [row[~hidden].tolist() for row, hidden in zip(chunk.events_PB, chunk.hidden_PB, strict=True)]
     assert events == [[0, 1, 2, 3], [4], [0, 1, 2, 3], [4], [5, 6]]
-    assert result.slot_G.tolist() == [0, 1, 2, 4]
+    assert result.padded_index_G.tolist() == [0, 1, 2, 4]
 
 
 def test_padding_is_at_most_one_tile_per_request() -> None:
     lengths = torch.tensor([10_000, *[1] * 31])
     ends = lengths.cumsum(0)
     result = make_tiling(Spans(ends - lengths, ends, int(ends[-1])), torch.arange(33) * 4, heads=2, width=8)
-    padded_events = sum(chunk.events_IB.numel() for chunk in result.chunks)
+    padded_events = sum(chunk.events_PB.numel() for chunk in result.chunks)
     assert padded_events <= int(lengths.sum()) + 32 * tiling.EVENTS_PER_TILE
