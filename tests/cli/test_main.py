@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from command_line import run_command as longbatch
 from paths import ROOT
 
 import longbatch as package
@@ -38,10 +39,13 @@ COMMANDS = {
 }
 
 
-def longbatch(*arguments: str, start: tuple[str, ...] = ("-m", "longbatch")) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a new process."""
+HANG_SECONDS = 600
+
+
+def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments; for what only a process of its own shows."""
     return subprocess.run(
-        [sys.executable, *start, *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
 
 
@@ -91,7 +95,7 @@ def test_a_dataset_grows_by_a_day_and_forgets_a_user(spec: Path, tmp_path: Path)
 
 def test_the_package_file_runs_as_a_script_as_spark_submit_runs_it(spec: Path, tmp_path: Path) -> None:
     script = str(ROOT / "src" / "longbatch" / "__main__.py")
-    built = longbatch("build", str(spec), str(tmp_path / "dataset"), "--engine", "local", start=(script,))
+    built = new_process(script, "build", str(spec), str(tmp_path / "dataset"), "--engine", "local")
     assert built.returncode == 0, built.stderr
     assert built.stdout.startswith("built ")
 
@@ -197,7 +201,7 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(spec: Path, tmp_path: Pa
             assert build.poll() is None, "the build ended before it could be interrupted"
             time.sleep(0.01)
         build.send_signal(signal.SIGINT)
-        _, errors = build.communicate(timeout=60)
+        _, errors = build.communicate(timeout=HANG_SECONDS)
     assert build.returncode == 130
     assert "interrupted: nothing was committed" in errors
     assert not (tmp_path / "dataset").exists()
@@ -205,7 +209,7 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(spec: Path, tmp_path: Pa
 
 def test_a_missing_package_exits_with_three_and_names_the_extra(tmp_path: Path) -> None:
     hide_torch = "import sys; sys.modules['torch'] = None; from longbatch.cli.main import main; main()"
-    lacking = longbatch("train", str(tmp_path), str(tmp_path / "run"), start=("-c", hide_torch))
+    lacking = new_process("-c", hide_torch, "train", str(tmp_path), str(tmp_path / "run"))
     assert lacking.returncode == 3
     assert 'needs torch: pip install "longbatch[train]"' in lacking.stderr
 
@@ -219,6 +223,12 @@ def test_a_folder_without_a_dataset_exits_with_one_and_names_the_command(tmp_pat
 
 def test_the_version_is_printed() -> None:
     assert longbatch("--version").stdout == f"longbatch {package.__version__}\n"
+
+
+def test_the_module_prints_and_exits_as_the_command_does(tmp_path: Path) -> None:
+    for arguments in (("--version",), ("inspect", str(tmp_path)), ("build", "--nope")):
+        process, same = new_process("-m", "longbatch", *arguments), longbatch(*arguments)
+        assert (process.returncode, process.stdout, process.stderr) == (same.returncode, same.stdout, same.stderr)
 
 
 def test_quiet_hides_progress_and_prints_the_result(spec: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from longbatch.loaders import RequestDataset, make_dataloader
 from longbatch.loaders.batch import Histories
 from longbatch.schemas.errors import DatasetError
 
+HANG_SECONDS = 600
+
 RANK = """
 import sys
 import torch.distributed as dist
@@ -44,14 +46,13 @@ def test_two_ranks_take_the_same_number_of_steps(tmp_path: Path) -> None:
         paths.append(str(write_dataset(tmp_path / str(requests), shards)))
     command = [sys.executable, "-c", RANK, str(tmp_path / "rendezvous")]
     ranks = [subprocess.Popen([*command, str(r), *paths], stdout=subprocess.PIPE, text=True) for r in range(2)]
-    steps = [rank.communicate(timeout=120)[0].split() for rank in ranks]
+    steps = [rank.communicate(timeout=HANG_SECONDS)[0].split() for rank in ranks]
     assert steps == [["0", "1", "1", "2"]] * 2
 
 
 DYING = """
 import os, signal, sys
 from longbatch.loaders import RequestDataset, make_dataloader
-from longbatch.loaders.batch import Histories
 loader = make_dataloader(RequestDataset(sys.argv[1], batch_size=1), num_workers=1)
 batches = iter(loader)
 next(batches)
@@ -64,7 +65,7 @@ def test_a_killed_worker_is_an_error_and_leaves_nothing_behind(random_dataset: P
     before = set(os.listdir("/dev/shm"))
     # in a process of its own, because torch raises from its SIGCHLD handler, wherever the main thread is at that moment
     died = subprocess.run(
-        [sys.executable, "-c", DYING, str(random_dataset)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", DYING, str(random_dataset)], capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert died.returncode == 1
     assert re.search(r"RuntimeError: DataLoader worker .* (killed by signal|exited unexpectedly)", died.stderr)
@@ -88,10 +89,9 @@ def test_nothing_is_left_when_the_main_process_is_killed(random_dataset: Path) -
     code = f"""
     import time
     from longbatch.loaders import RequestDataset, make_dataloader
-from longbatch.loaders.batch import Histories
     for batch in make_dataloader(RequestDataset({str(random_dataset)!r}, batch_size=1), num_workers=2):
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     """
     folder = tempfile.mkdtemp(dir="/tmp")  # short: the paths of the workers' sockets have room for 107 characters
     before = set(os.listdir("/dev/shm"))
@@ -101,16 +101,21 @@ from longbatch.loaders.batch import Histories
         env={**os.environ, "TMPDIR": folder},
     )
     assert process.stdout is not None
-    process.stdout.readline()
+    assert process.stdout.readline() == b"ready\n"
     process.kill()
     process.wait()
     process.stdout.close()
-    end = time.monotonic() + 20
-    while set(os.listdir("/dev/shm")) - before and time.monotonic() < end:
-        time.sleep(0.2)
-    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}
+    end = time.monotonic() + HANG_SECONDS
+    while left_in_shared_memory(before) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not left_in_shared_memory(before)
     assert not [path for path in Path(folder).rglob("*") if path.is_file()]
     shutil.rmtree(folder)
+
+
+def left_in_shared_memory(before: set[str]) -> set[str]:
+    """The blocks of worker processes that were not there before."""
+    return {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}
 
 
 @pytest.mark.parametrize(
