@@ -38,14 +38,14 @@ check: setup
 
 # The inner loop: tests without the markers `spark` and `slow`, at most 90 s on two cores.
 quick: setup
-	pytest -n 2 --dist loadfile -m 'not spark and not slow'
+	pytest -n 2 -m 'not spark and not slow'
 
 test: check
-	pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
+	pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 # The property tests draw the same cases each time; this draws new ones.
 fuzz: setup
-	pytest -n 2 --dist loadfile --hypothesis-profile=fuzz
+	pytest -n 2 --hypothesis-profile=fuzz
 
 clean:
 	rm -rf $(VENV) .cache demo loaders/_copy_slices*.so

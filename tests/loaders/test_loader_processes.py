@@ -69,7 +69,7 @@ def test_a_killed_worker_is_an_error_and_leaves_nothing_behind(random_dataset: P
     )
     assert died.returncode == 1
     assert re.search(r"RuntimeError: DataLoader worker .* (killed by signal|exited unexpectedly)", died.stderr)
-    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}
+    wait_for_empty_shared_memory(before)
 
 
 def test_an_error_in_a_worker_has_its_traceback(random_dataset: Path, tmp_path: Path) -> None:
@@ -105,17 +105,17 @@ def test_nothing_is_left_when_the_main_process_is_killed(random_dataset: Path) -
     process.kill()
     process.wait()
     process.stdout.close()
-    end = time.monotonic() + HANG_SECONDS
-    while left_in_shared_memory(before) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not left_in_shared_memory(before)
+    wait_for_empty_shared_memory(before)
     assert not [path for path in Path(folder).rglob("*") if path.is_file()]
     shutil.rmtree(folder)
 
 
-def left_in_shared_memory(before: set[str]) -> set[str]:
-    """The blocks of worker processes that were not there before."""
-    return {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}
+def wait_for_empty_shared_memory(before: set[str]) -> None:
+    """Wait until no block of a worker process is left that was not there before; other tests may have some meanwhile."""
+    end = time.monotonic() + HANG_SECONDS
+    while left := {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}:
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

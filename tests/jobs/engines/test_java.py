@@ -41,7 +41,7 @@ def test_without_a_java_the_packaged_one_is_wrapped() -> None:
     home = Path(os.environ["JAVA_HOME"])
     java = str(home / "bin" / "java")
     command = [java, "--add-modules=jdk.incubator.vector", "-version"]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert "version" in process.stderr
     assert (java_version(java) or 0) >= 17
     provide_java()
