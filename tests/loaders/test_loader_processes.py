@@ -111,7 +111,7 @@ def test_nothing_is_left_when_the_main_process_is_killed(random_dataset: Path) -
 
 
 def wait_for_empty_shared_memory(before: set[str]) -> None:
-    """Wait until no block of a worker process is left that was not there before; other tests may have some meanwhile."""
+    """Wait until no new block of a worker process is left; those of other tests come and go meanwhile."""
     end = time.monotonic() + HANG_SECONDS
     while left := {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("torch", "pym"))}:
         assert time.monotonic() < end, left
