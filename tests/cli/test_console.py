@@ -119,7 +119,7 @@ def test_a_stage_is_logged_when_it_ends(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_long_stage_is_logged_every_ten_seconds_with_its_note(caplog: pytest.LogCaptureFixture) -> None:
-    seconds = iter([0.0, 4.0, 12.0, 15.0, 23.0, 30.0])
+    seconds = iter([0.0, 0.0, 4.0, 12.0, 15.0, 23.0, 30.0])
     log = ProgressLog(clock=lambda: next(seconds))
     with caplog.at_level(logging.INFO, logger="longbatch"):
         for done in range(6):
@@ -129,6 +129,15 @@ def test_a_long_stage_is_logged_every_ten_seconds_with_its_note(caplog: pytest.L
         "train: 80% in 23 s, loss 0.5",
         "train: done in 30.0 s, loss 0.5",
     ]
+
+
+def test_a_stage_starts_when_the_previous_stage_ends(caplog: pytest.LogCaptureFixture) -> None:
+    seconds = iter([0.0, 4.0, 6.5])
+    log = ProgressLog(clock=lambda: next(seconds))
+    with caplog.at_level(logging.INFO, logger="longbatch"):
+        log("scan", 2, 2)
+        log("shards", 1, 1)
+    assert caplog.messages == ["scan: done in 4.0 s", "shards: done in 2.5 s"]
 
 
 def test_a_stage_without_work_is_done(caplog: pytest.LogCaptureFixture) -> None:

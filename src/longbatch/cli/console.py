@@ -144,6 +144,7 @@ class ProgressLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Start without stages; `clock` returns seconds."""
         self._clock = clock
+        self._idle_since = clock()  # a stage often reports for the first time when it ends
         self._started: dict[str, float] = {}
         self._logged: dict[str, float] = {}
         self._finished: set[str] = set()
@@ -151,11 +152,12 @@ class ProgressLog:
     def __call__(self, stage: str, done: float, total: float, note: str = "") -> None:
         """Log a line if one is due."""
         now = self._clock()
-        started = self._started.setdefault(stage, now)
+        started = self._started.setdefault(stage, self._idle_since)
         suffix = f", {note}" if note else ""
         if done >= total:
             if stage not in self._finished:
                 self._finished.add(stage)
+                self._idle_since = now
                 logger.info("%s: done in %.1f s%s", stage, now - started, suffix)
         elif now - self._logged.get(stage, started) >= SECONDS_BETWEEN_LOG_LINES:
             self._finished.discard(stage)
