@@ -8,7 +8,7 @@ import pytest
 from longbatch.schemas.json_text import as_json
 
 
-def test_what_is_not_a_number_is_null_however_deep():
+def test_nan_and_infinity_become_null_at_any_depth() -> None:
     document = {
         "auc": math.nan,
         "rows": [{"ne": math.inf, "targets": 3}, (1.5, -math.inf)],
@@ -21,7 +21,7 @@ def test_what_is_not_a_number_is_null_however_deep():
     }
 
 
-def test_numbers_of_numpy_are_numbers_and_what_has_no_place_is_refused():
+def test_numpy_numbers_are_written_and_other_types_are_rejected() -> None:
     assert json.loads(as_json([np.float32(1.5), np.int64(3), np.float64("nan")])) == [1.5, 3, None]
     with pytest.raises(TypeError, match="of type object cannot be written as JSON"):
         as_json({"x": object()})

@@ -1,24 +1,21 @@
-"""Opening a dataset, and one row per request with its history, without a copy."""
+"""Datasets are opened and scanned: one row per request with its history, which is not copied."""
 
 from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from arrow_values import values_of
+from shard_rows import request, timeline, write_one_shard
 
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.schemas.format import local_files
 from longbatch.schemas.format.dataset import Dataset, check_history_length, open_dataset, user_requests
 from longbatch.schemas.format.manifest import FileEntry
-
-Write = Callable[..., Dataset]
-Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]
-Builders = tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, Any]]]
 
 
 def histories(dataset: Dataset, history_length: int | None = None) -> dict[int, list[int]]:
@@ -30,18 +27,18 @@ def histories(dataset: Dataset, history_length: int | None = None) -> dict[int, 
     }
 
 
-def test_a_scan_cuts_every_history_out_of_its_timeline(dataset: Dataset) -> None:
+def test_a_scan_slices_every_history_from_its_timeline(dataset: Dataset) -> None:
     assert histories(dataset) == {1: [], 2: [11, 12, 13], 3: [13, 14, 15], 4: [21], 5: [31, 32], 6: [32, 33, 34]}
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3])
-def test_any_length_up_to_the_built_one_keeps_the_newest_events(dataset: Dataset, length: int) -> None:
-    whole = histories(dataset)
-    assert histories(dataset, length) == {key: items[max(0, len(items) - length) :] for key, items in whole.items()}
+def test_a_shorter_history_length_keeps_the_newest_events(dataset: Dataset, length: int) -> None:
+    built = histories(dataset)
+    assert histories(dataset, length) == {key: items[max(0, len(items) - length) :] for key, items in built.items()}
 
 
 @pytest.mark.parametrize("length", [-1, 4, 10_000])
-def test_a_length_beyond_the_built_one_is_refused(dataset: Dataset, length: int) -> None:
+def test_a_length_above_the_built_one_is_rejected(dataset: Dataset, length: int) -> None:
     message = (
         rf"history_length {length:,} is not between 0 and 3, the history_length of the dataset's spec\. Use a smaller"
     )
@@ -51,38 +48,41 @@ def test_a_length_beyond_the_built_one_is_refused(dataset: Dataset, length: int)
         check_history_length(dataset.spec, length)
 
 
-def test_a_scan_yields_what_requests_know_and_not_what_points_to_timelines(dataset: Dataset) -> None:
-    names = ["request_id", "user_id", "request_time", "place", "history", "targets"]
+def test_a_scan_has_histories_instead_of_the_columns_that_point_to_them(dataset: Dataset) -> None:
+    names = ["request_id", "user_id", "request_time", "page", "history", "targets"]
     assert dataset.schema.names == names
     (first, _) = dataset.scan()
     assert first.schema == dataset.schema
     assert first.to_pylist()[1]["targets"] == [{"item_id": 100, "click": 0}, {"item_id": 101, "click": 1}]
 
 
-def test_the_schemas_are_those_of_the_files(dataset: Dataset) -> None:
+def test_the_schemas_are_those_of_the_blocks(dataset: Dataset) -> None:
     (block, _) = dataset.blocks()
     assert block.timelines.schema == dataset.timelines_schema
     assert block.requests.schema == dataset.requests_schema
 
 
-def test_the_histories_of_a_scan_are_no_copies(
-    tmp_path: Path, write_dataset: Write, rows: Builders, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A timeline of 2,000 events under 500 requests of 1,000 events each: 500,000 events, were they copied."""
-    timeline, request = rows
-    real = pa.memory_map
+def test_a_scan_does_not_copy_histories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timeline of 2,000 events has 500 requests of 1,000 events each; copies would be 500,000 events."""
+    open_map = pa.memory_map
+    maps: list[pa.MemoryMappedFile] = []
+
+    def recorded_map(path: str) -> pa.MemoryMappedFile:
+        maps.append(open_map(path))
+        return maps[-1]
+
     requests = [request(number, 1, 0, number, 1_000 + number, 1) for number in range(500)]
     block = [timeline(1, *range(2_000))], requests
-    dataset = write_dataset(tmp_path / "x", [block], compression="none", history_length=1_000)
-    maps: list[Any] = []
-    monkeypatch.setattr(local_files.pa, "memory_map", lambda path: maps.append(real(path)) or maps[-1])
+    dataset = write_one_shard(tmp_path / "x", [block], compression="none", history_length=1_000)
+    monkeypatch.setattr("longbatch.schemas.format.local_files.pa.memory_map", recorded_map)
     before = pa.total_allocated_bytes()
     (batch,) = dataset.scan()
     assert pa.total_allocated_bytes() - before < 64 * len(requests), "more than a few numbers for each request"
-    assert sum(batch["history"].sizes.to_pylist()) == 500 * 1_000
-    wholes = [file.read_buffer() for file in maps if file.seek(0) == 0]
-    items = batch["history"].values.field("item_id").buffers()[1]
-    assert any(w.address <= items.address < items.address + 8 * 2_000 <= w.address + w.size for w in wholes)
+    history: Any = batch["history"]  # a list view, which the stubs of pyarrow lack
+    assert sum(history.sizes.to_pylist()) == 500 * 1_000
+    files = [file.read_buffer() for file in maps if file.seek(0) == 0]
+    items = history.values.field("item_id").buffers()[1]
+    assert any(f.address <= items.address < items.address + 8 * 2_000 <= f.address + f.size for f in files)
 
 
 def test_a_dataset_can_be_pickled_and_moved(tmp_path: Path, dataset: Dataset) -> None:
@@ -93,43 +93,46 @@ def test_a_dataset_can_be_pickled_and_moved(tmp_path: Path, dataset: Dataset) ->
     assert histories(open_dataset(moved))[3] == [13, 14, 15]
 
 
-def test_opening_checks_that_all_files_are_there(dataset: Dataset) -> None:
+def test_opening_checks_that_all_files_exist(dataset: Dataset) -> None:
     (dataset.path / dataset.shards[0].timelines.path).unlink()
     with pytest.raises(DatasetError, match=r"timelines/00007-a1\.arrow is listed in the snapshot but missing"):
         open_dataset(dataset.path)
 
 
-def test_files_that_no_snapshot_lists_are_no_part_of_it(dataset: Dataset) -> None:
+def test_files_that_no_snapshot_lists_are_ignored(dataset: Dataset) -> None:
     (dataset.path / "timelines" / "00001-dead.arrow").write_bytes(b"left behind")
     assert len(histories(open_dataset(dataset.path))) == 6
 
 
-def test_a_dataset_without_requests_scans_to_nothing(tmp_path: Path, write_dataset: Write) -> None:
-    dataset = write_dataset(tmp_path / "x", [])
+def test_a_dataset_without_requests_yields_nothing(tmp_path: Path) -> None:
+    dataset = write_one_shard(tmp_path / "x", [])
     assert list(dataset.scan()) == []
     assert dataset.shards == ()
 
 
 def test_all_requests_of_a_user_are_found(dataset: Dataset) -> None:
-    found = user_requests(dataset, 1)
-    assert found["request_id"].to_pylist() == [1, 2, 3]
-    assert [len(history) for history in found["history"].to_pylist()] == [0, 3, 3]
+    requests = user_requests(dataset, 1).combine_chunks().to_batches()[0]
+    assert requests["request_id"].to_pylist() == [1, 2, 3]
+    assert [len(history) for history in values_of(requests["history"])] == [0, 3, 3]
 
 
-def test_a_user_who_is_not_there_is_named(dataset: Dataset) -> None:
+def test_an_unknown_user_is_named(dataset: Dataset) -> None:
     with pytest.raises(DatasetError, match=r"user 9 is not in .*dataset: the dataset has no request of this user"):
         user_requests(dataset, 9)
 
 
-def test_without_text_ids_the_vocabulary_is_empty(dataset: Dataset) -> None:
+def test_the_vocabulary_is_empty_without_string_ids(dataset: Dataset) -> None:
     assert dataset.vocabulary().num_rows == 0
-    assert dataset.vocabulary().schema == pa.schema({"id": pa.int64(), "string": pa.string()})
+    assert {field.name: field.type for field in dataset.vocabulary().schema} == {
+        "id": pa.int64(),
+        "string": pa.string(),
+    }
 
 
-def test_the_words_of_a_vocabulary_that_is_not_arrow_are_refused(dataset: Dataset) -> None:
+def test_a_vocabulary_file_that_is_not_arrow_is_rejected(dataset: Dataset) -> None:
     path = dataset.path / "words.arrow"
     path.write_bytes(b"no arrow")
     entry = FileEntry("words.arrow", 8, "", 1)
-    broken = Dataset(dataset.path, dataset.snapshot.__class__(**{**dataset.snapshot.__dict__, "vocabulary": (entry,)}))
+    broken = replace(dataset, snapshot=replace(dataset.snapshot, vocabulary=(entry,)))
     with pytest.raises(DatasetError, match=r"words\.arrow is not the Arrow file that was written"):
         broken.vocabulary()

@@ -1,17 +1,17 @@
-"""The snapshot: visible at once or not at all, and never half believed."""
+"""A snapshot becomes visible completely or not at all, and an invalid one is rejected."""
 
 from __future__ import annotations
 
 import errno
 import json
 import pickle
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from shard_rows import BLOCKS, write_one_shard
 
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import DatasetError, MachineError
@@ -31,8 +31,8 @@ def document(dataset: Dataset) -> tuple[Path, dict[str, Any]]:
 
 
 def alter(dataset: Dataset, **changes: Any) -> None:
-    path, held = document(dataset)
-    path.write_text(json.dumps(held | changes))
+    path, original = document(dataset)
+    path.write_text(json.dumps(original | changes))
 
 
 def test_a_snapshot_is_read_as_it_was_committed(dataset: Dataset) -> None:
@@ -44,32 +44,32 @@ def test_a_snapshot_is_read_as_it_was_committed(dataset: Dataset) -> None:
     assert pickle.loads(pickle.dumps(dataset.snapshot)) == dataset.snapshot
 
 
-def test_the_newest_snapshot_is_read_unless_one_is_asked_for(dataset: Dataset) -> None:
+def test_the_newest_snapshot_is_read_by_default(dataset: Dataset) -> None:
     commit(dataset.path, replace(dataset.snapshot, number=2, collisions=5))
     assert snapshot_numbers(dataset.path) == [1, 2]
     assert (open_dataset(dataset.path).snapshot.number, open_dataset(dataset.path).snapshot.collisions) == (2, 5)
     assert open_dataset(dataset.path, snapshot=1).snapshot.collisions == 0
 
 
-def test_a_snapshot_that_is_not_there_is_named(dataset: Dataset) -> None:
+def test_a_missing_snapshot_is_named(dataset: Dataset) -> None:
     with pytest.raises(DatasetError, match=r"dataset has no snapshot 7, only \[1\]"):
         open_dataset(dataset.path, snapshot=7)
 
 
-def test_a_folder_without_snapshots_is_no_dataset(tmp_path: Path) -> None:
+def test_a_folder_without_snapshots_is_not_a_dataset(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"is not a dataset: it has no snapshots\. Build one with `longbatch build`"):
         open_dataset(tmp_path)
     with pytest.raises(DatasetError, match="none is not a dataset"):
         open_dataset(tmp_path / "none")
 
 
-def test_what_is_staged_is_no_snapshot(dataset: Dataset) -> None:
+def test_a_staged_file_is_not_a_snapshot(dataset: Dataset) -> None:
     (dataset.path / "snapshots" / ".00000002.abc.json").write_text("{}")
     (dataset.path / "snapshots" / "00000003.json.tmp").write_text("{}")
     assert snapshot_numbers(dataset.path) == [1]
 
 
-def test_a_number_is_committed_once_and_the_first_stays(dataset: Dataset) -> None:
+def test_a_number_is_committed_once_and_the_first_commit_wins(dataset: Dataset) -> None:
     before = files(dataset.path)
     with pytest.raises(DatasetError, match=r"00000001\.json: another build committed first. Nothing of this build is"):
         commit(dataset.path, replace(dataset.snapshot, collisions=5))
@@ -78,7 +78,7 @@ def test_a_number_is_committed_once_and_the_first_stays(dataset: Dataset) -> Non
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-def test_a_commit_that_fails_at_the_very_end_leaves_nothing_visible(
+def test_a_commit_that_fails_after_the_link_leaves_nothing_visible(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     def fail(folder: Path) -> None:
@@ -94,13 +94,13 @@ def test_a_commit_that_fails_at_the_very_end_leaves_nothing_visible(
     assert files(dataset.path) == before
 
 
-def test_an_unknown_version_of_the_format_is_refused(dataset: Dataset) -> None:
+def test_an_unknown_version_of_the_format_is_rejected(dataset: Dataset) -> None:
     alter(dataset, format_version=1)
     with pytest.raises(DatasetError, match=r"00000001\.json has format 1, but this longbatch reads format 2. Install"):
         open_dataset(dataset.path)
 
 
-def test_an_altered_fingerprint_is_refused(dataset: Dataset) -> None:
+def test_an_altered_fingerprint_is_rejected(dataset: Dataset) -> None:
     alter(dataset, fingerprint="0" * 64)
     with pytest.raises(
         DatasetError, match=r"fingerprint [0-9a-f]{12}\.\.\. is not that of the snapshot. It was altered"
@@ -108,14 +108,13 @@ def test_an_altered_fingerprint_is_refused(dataset: Dataset) -> None:
         open_dataset(dataset.path)
 
 
-def test_an_altered_spec_is_refused(dataset: Dataset) -> None:
-    held = document(dataset)[1]["spec"]
-    alter(dataset, spec={**held, "history_length": 4})
+def test_an_altered_spec_is_rejected(dataset: Dataset) -> None:
+    alter(dataset, spec={**document(dataset)[1]["spec"], "history_length": 4})
     with pytest.raises(DatasetError, match=r"fingerprint .* is not that of the snapshot"):
         open_dataset(dataset.path)
 
 
-def test_an_altered_shards_table_is_refused(dataset: Dataset) -> None:
+def test_an_altered_shards_table_is_rejected(dataset: Dataset) -> None:
     path = dataset.path / document(dataset)[1]["shards"]["path"]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -130,14 +129,14 @@ def test_a_missing_shards_table_is_named(dataset: Dataset) -> None:
         open_dataset(dataset.path)
 
 
-def test_a_shards_table_of_other_columns_is_refused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shards_table_with_other_columns_is_rejected(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "SHARDS_SCHEMA", pa.schema({"bucket": pa.int32()}))
     with pytest.raises(DatasetError, match=r"shards-\w+\.arrow: its columns are not those of a shards table"):
         open_dataset(dataset.path)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("data", "message"),
     [
         (b"", "JSONDecodeError"),
         (b"[1]", "TypeError"),
@@ -145,36 +144,34 @@ def test_a_shards_table_of_other_columns_is_refused(dataset: Dataset, monkeypatc
         (b"\xff", "UnicodeDecodeError"),
     ],
 )
-def test_a_snapshot_that_is_no_snapshot_is_refused(dataset: Dataset, text: bytes, message: str) -> None:
-    document(dataset)[0].write_bytes(text)
+def test_an_unreadable_snapshot_is_rejected(dataset: Dataset, data: bytes, message: str) -> None:
+    document(dataset)[0].write_bytes(data)
     with pytest.raises(DatasetError, match=rf"00000001\.json is not a readable snapshot \({message}"):
         open_dataset(dataset.path)
 
 
 @pytest.mark.parametrize("key", ["counts", "row_accounting", "spec", "shards", "fingerprint"])
-def test_a_snapshot_without_a_part_is_refused(dataset: Dataset, key: str) -> None:
-    path, held = document(dataset)
-    del held[key]
-    path.write_text(json.dumps(held))
+def test_a_snapshot_with_a_missing_key_is_rejected(dataset: Dataset, key: str) -> None:
+    path, original = document(dataset)
+    del original[key]
+    path.write_text(json.dumps(original))
     with pytest.raises(DatasetError, match=rf"is not a readable snapshot \(KeyError: '{key}'"):
         open_dataset(dataset.path)
 
 
-def test_a_snapshot_with_counts_we_do_not_know_is_refused(dataset: Dataset) -> None:
+def test_a_snapshot_with_an_unknown_count_is_rejected(dataset: Dataset) -> None:
     alter(dataset, counts={"elephants": 1})
     with pytest.raises(DatasetError, match=r"is not a readable snapshot \(TypeError: .*elephants"):
         open_dataset(dataset.path)
 
 
-def test_the_fingerprint_is_of_the_content_and_not_of_the_paths(
-    tmp_path: Path, write_dataset: Callable[..., Dataset], dataset: Dataset, blocks: list[Any]
-) -> None:
-    assert write_dataset(tmp_path / "elsewhere", blocks).fingerprint == dataset.fingerprint
-    assert write_dataset(tmp_path / "less", blocks[:1]).fingerprint != dataset.fingerprint
+def test_the_fingerprint_depends_on_the_content_only(tmp_path: Path, dataset: Dataset) -> None:
+    assert write_one_shard(tmp_path / "elsewhere", BLOCKS).fingerprint == dataset.fingerprint
+    assert write_one_shard(tmp_path / "less", BLOCKS[:1]).fingerprint != dataset.fingerprint
     assert fingerprint(dataset.spec.model_copy(update={"history_length": 2}), dataset.shards) != dataset.fingerprint
 
 
-def test_a_snapshot_of_an_earlier_development_version_is_refused(dataset: Dataset) -> None:
+def test_a_snapshot_of_an_earlier_development_version_is_rejected(dataset: Dataset) -> None:
     spec = document(dataset)[1]["spec"]
     spec["sources"]["log"]["made_time"] = {"column": "t", "start": "2020-01-01T00:00:00Z", "per_file": "7d"}
     alter(dataset, spec=spec)
@@ -183,7 +180,7 @@ def test_a_snapshot_of_an_earlier_development_version_is_refused(dataset: Datase
         open_dataset(dataset.path)
 
 
-def test_a_snapshot_with_the_old_name_of_the_row_accounting_is_refused(dataset: Dataset) -> None:
+def test_a_snapshot_with_the_old_name_of_the_row_accounting_is_rejected(dataset: Dataset) -> None:
     alter(dataset, ledgers={})
     with pytest.raises(DatasetError, match="was built by an earlier development version"):
         open_dataset(dataset.path)
@@ -200,7 +197,7 @@ def test_a_snapshot_with_the_old_name_of_the_row_accounting_is_refused(dataset: 
     ],
 )
 @pytest.mark.parametrize("key", ["shards", "vocabulary", "quarantine", "samples", "state"])
-def test_an_invalid_file_entry_is_refused(dataset: Dataset, key: str, entry: object) -> None:
+def test_an_invalid_file_entry_is_rejected(dataset: Dataset, key: str, entry: object) -> None:
     alter(dataset, **{key: entry if key == "shards" else [entry]})
     with pytest.raises(
         DatasetError, match=rf"00000001\.json, {key}: .* is not a valid file entry\. Restore the snapshot"

@@ -1,4 +1,4 @@
-"""The build spec: what it refuses, what its shorthands mean, what it fills in."""
+"""The build spec: its defaults, its shorthands, and the errors for invalid specs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ click = "int8"
 
 
 def with_lines(after: str, *lines: str, spec: str = SPEC) -> str:
-    """The spec with lines added behind the line `after`."""
+    """The spec with lines added after the line `after`."""
     assert f"\n{after}\n" in spec
     return spec.replace(f"\n{after}\n", "\n".join(["", after, *lines, ""]))
 
@@ -69,13 +69,13 @@ def test_shorthands_are_expanded() -> None:
     assert spec.requests.labels == {"click": Label(column="click", type="int8")}
 
 
-def test_one_list_to_explode_needs_no_brackets() -> None:
+def test_a_single_list_to_explode_may_be_a_string() -> None:
     spec = parse_spec(with_lines('path = "log/*.parquet"', 'explode = { lists = "items" }'))
     assert spec.sources["log"].explode is not None
     assert spec.sources["log"].explode.lists == ("items",)
 
 
-def test_a_label_contained_in_a_list_takes_no_column_of_its_own_name() -> None:
+def test_a_label_contained_in_a_list_has_no_default_column() -> None:
     spec = parse_spec(with_line('click = "int8"', 'click = { contained_in = "clicked" }'))
     assert spec.requests.labels["click"] == Label(contained_in="clicked", type="int8")
 
@@ -124,25 +124,25 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize(("after", "line", "message"), UNKNOWN)
-def test_an_unknown_key_names_the_nearest_known_one(after: str, line: str, message: str) -> None:
+def test_an_unknown_key_names_the_most_similar_known_key(after: str, line: str, message: str) -> None:
     with pytest.raises(SpecError, match=re.escape(message)):
         parse_spec(with_lines(after, line))
 
 
 @pytest.mark.parametrize(
-    ("line", "nearest"), [("history_len = 5", "history_length"), ("compresion = 'lz4'", "compression")]
+    ("line", "similar"), [("history_len = 5", "history_length"), ("compresion = 'lz4'", "compression")]
 )
-def test_an_unknown_key_at_the_top_names_the_nearest_known_one(line: str, nearest: str) -> None:
-    with pytest.raises(SpecError, match=f"unknown key; did you mean `{nearest}`"):
+def test_an_unknown_top_level_key_names_the_most_similar_known_key(line: str, similar: str) -> None:
+    with pytest.raises(SpecError, match=f"unknown key; did you mean `{similar}`"):
         parse_spec(f"{line}\n{SPEC}")
 
 
-def test_an_unknown_key_that_resembles_none_lists_those_known() -> None:
+def test_an_unknown_key_without_a_similar_one_lists_the_known_keys() -> None:
     with pytest.raises(SpecError, match=r"history\.zzz: unknown key; known keys: arrival_time, delay, event_time"):
         parse_spec(with_lines("[history]", "zzz = 1"))
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_listed_in_one_error() -> None:
     text = with_line("[history]", "[history]\nwere = 1\ndelay = 'soon'")
     with pytest.raises(SpecError) as caught:
         parse_spec(text, "my.toml")
@@ -317,10 +317,10 @@ user_id = "user_id"
 item_id = "item_id"
 event_time = { column = "time", unit = "ms" }
 """
-LATER = 'click = { aggregate = "any", within = "30m", where = "clicked" }'
+DELAYED = 'click = { aggregate = "any", within = "30m", where = "clicked" }'
 
 
-def test_labels_from_later_events_take_the_type_of_their_aggregate() -> None:
+def test_the_type_of_a_delayed_label_follows_from_its_aggregate() -> None:
     labels = (
         'a = { aggregate = "any", within = "1h" }\nb = { aggregate = "count", within = "1h" }\n'
         'c = { aggregate = "sum", column = "x", within = "1h" }\n'
@@ -339,7 +339,7 @@ def test_labels_from_later_events_take_the_type_of_their_aggregate() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (LATER, 'click = "int8"', r"there is a section \[actions\], but no label has an `aggregate`"),
+        (DELAYED, 'click = "int8"', r"there is a section \[actions\], but no label has an `aggregate`"),
         (
             '[actions]\nsource = "log"',
             '[actions]\nsource = "done"',
@@ -357,27 +357,27 @@ def test_labels_from_later_events_take_the_type_of_their_aggregate() -> None:
         ),
     ],
 )
-def test_actions_that_cannot_be_meant_are_refused(old: str, new: str, message: str) -> None:
-    text = with_line('click = "int8"', LATER) + ACTIONS
+def test_inconsistent_actions_are_rejected(old: str, new: str, message: str) -> None:
+    text = with_line('click = "int8"', DELAYED) + ACTIONS
     parse_spec(text)
     with pytest.raises(SpecError, match=message):
         parse_spec(with_line(old, new, text))
 
 
-def test_suites_of_ones_own_are_found_from_the_specs_folder(tmp_path: Path) -> None:
+def test_paths_of_suites_are_relative_to_the_folder_of_the_spec(tmp_path: Path) -> None:
     path = tmp_path / "spec.toml"
-    path.write_text(SPEC + '[expectations]\nevents = "mine.json"\nrequests = "/far/other.json"\n')
+    path.write_text(SPEC + '[expectations]\nevents = "own.json"\nrequests = "/far/other.json"\n')
     expectations = load_spec(path).expectations
     assert expectations.suites == {
-        "events": str(tmp_path / "mine.json"),
+        "events": str(tmp_path / "own.json"),
         "impressions": None,
         "requests": "/far/other.json",
     }
 
 
-def test_a_made_time_counts_rows_from_the_start_of_each_file() -> None:
-    made = 'synthetic_time = { column = "time", start = 2020-01-01T00:00:00Z, per_file = "7d" }'
-    spec = parse_spec(with_lines('path = "log/*.parquet"', made))
+def test_synthetic_time_starts_at_a_multiple_of_per_file() -> None:
+    line = 'synthetic_time = { column = "time", start = 2020-01-01T00:00:00Z, per_file = "7d" }'
+    spec = parse_spec(with_lines('path = "log/*.parquet"', line))
     time = spec.sources["log"].synthetic_time
     assert time is not None
     assert time.of_file(0) == 1_577_836_800_000_000
@@ -385,12 +385,12 @@ def test_a_made_time_counts_rows_from_the_start_of_each_file() -> None:
 
 
 @pytest.mark.parametrize(("old", "new", "message"), INVALID)
-def test_what_cannot_be_meant_is_refused(old: str, new: str, message: str) -> None:
+def test_invalid_values_are_rejected(old: str, new: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_spec(SPEC.replace(old, new, 1))
 
 
-def test_own_request_ids_in_the_history_need_those_of_the_requests() -> None:
+def test_a_request_id_of_the_history_needs_one_of_the_requests() -> None:
     text = with_lines("[history]", 'request_id = "request_id"').replace(
         'unit = "ms" }\nrequest_id = "request_id"', 'unit = "ms" }'
     )
@@ -398,7 +398,7 @@ def test_own_request_ids_in_the_history_need_those_of_the_requests() -> None:
         parse_spec(text)
 
 
-def test_users_of_two_logs_must_be_of_one_type() -> None:
+def test_user_ids_of_two_logs_must_have_the_same_type() -> None:
     text = with_line(
         '[history]\nsource = "log"\nuser_id = "user_id"',
         '[history]\nsource = "plays"\nuser_id = { column = "uid", type = "string" }',
@@ -431,7 +431,7 @@ DEFAULTS = [
 
 
 @pytest.mark.parametrize(("type_name", "default", "fits"), DEFAULTS)
-def test_a_default_is_of_its_type(type_name: str, default: str, fits: bool) -> None:
+def test_a_default_must_have_the_type_of_its_feature(type_name: str, default: str, fits: bool) -> None:
     text = with_line('type = "int8", default = -1', f'type = "{type_name}", default = {default}')
     if fits:
         parse_spec(text)
@@ -440,7 +440,7 @@ def test_a_default_is_of_its_type(type_name: str, default: str, fits: bool) -> N
         parse_spec(text)
 
 
-def test_the_default_of_a_label_is_of_its_type() -> None:
+def test_a_default_must_have_the_type_of_its_label() -> None:
     with pytest.raises(SpecError, match=r"labels\.click: default 300 is not of type int8; change one of them"):
         parse_spec(with_line('click = "int8"', 'click = { type = "int8", default = 300 }'))
 
@@ -456,29 +456,29 @@ def test_the_default_of_a_label_is_of_its_type() -> None:
         ("1d", 86_400_000_000),
     ],
 )
-def test_a_duration_is_a_whole_number_and_a_unit(text: str, microseconds: int) -> None:
+def test_a_duration_is_an_integer_and_a_unit(text: str, microseconds: int) -> None:
     assert duration_us(text) == microseconds
 
 
 @pytest.mark.parametrize("text", ["5", "s", "1.5s", "-1s", "5 weeks", ""])
-def test_other_durations_are_refused(text: str) -> None:
+def test_other_durations_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{text!r} is not a duration; write a whole number and a unit")):
         duration_us(text)
 
 
-def test_a_delay_of_centuries_is_refused() -> None:
+def test_a_delay_of_centuries_is_rejected() -> None:
     with pytest.raises(
         SpecError, match=r"history\.delay: the duration is longer than a century; check its unit \(found"
     ):
         parse_spec(with_lines("[history]", 'delay = "99999999999d"'))
 
 
-def test_a_time_zone_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_time_zone_is_rejected() -> None:
     with pytest.raises(SpecError, match=r"event_time\.timezone: unknown time zone; .* \(found 'Mars/Olympus'\)"):
         parse_spec(SPEC.replace('unit = "ms" }', 'unit = "iso", timezone = "Mars/Olympus" }', 1))
 
 
-def test_a_delay_that_is_no_duration_is_refused_where_it_stands() -> None:
+def test_an_invalid_delay_names_its_key_and_value() -> None:
     with pytest.raises(SpecError, match=r"history\.delay: 'soon' is not a duration; .* such as 5s.*\(found 'soon'\)"):
         parse_spec(with_lines("[history]", 'delay = "soon"'))
 
@@ -499,15 +499,15 @@ def test_a_delay_that_is_no_duration_is_refused_where_it_stands() -> None:
         ("s3://bucket/2024.01/*.parquet", "parquet"),
     ],
 )
-def test_the_suffix_says_the_format(path: str, expected: str) -> None:
+def test_the_format_is_inferred_from_the_suffix(path: str, expected: str) -> None:
     assert Source(path=(path,)).file_format == expected
 
 
-def test_a_declared_format_wins_over_the_suffix() -> None:
+def test_a_declared_format_overrides_the_suffix() -> None:
     assert Source(path=("a.parquet",), format="csv").file_format == "csv"
 
 
-def test_a_suffix_that_says_nothing_is_refused() -> None:
+def test_an_unknown_suffix_is_rejected() -> None:
     with pytest.raises(
         SpecError, match=r"cannot infer the format of 'a\.txt' from its suffix; set the source's format to"
     ):
@@ -523,11 +523,11 @@ def test_a_suffix_that_says_nothing_is_refused() -> None:
         (Source(path=("a.csv",), separator=";"), ";"),
     ],
 )
-def test_the_separator_follows_the_suffix(source: Source, separator: str) -> None:
+def test_the_separator_is_inferred_from_the_suffix(source: Source, separator: str) -> None:
     assert source.field_separator == separator
 
 
-def test_paths_are_taken_from_the_folder_of_the_spec(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_folder_of_the_spec(tmp_path: Path) -> None:
     paths = 'path = ["log/*.parquet", "../a.parquet", "/data/b.parquet", "s3://bucket/c.parquet"]'
     (tmp_path / "spec.toml").write_text(with_line('path = "log/*.parquet"', paths))
     assert load_spec(tmp_path / "spec.toml").sources["log"].path == (
@@ -538,22 +538,22 @@ def test_paths_are_taken_from_the_folder_of_the_spec(tmp_path: Path) -> None:
     )
 
 
-def test_a_table_is_a_name_and_no_path() -> None:
+def test_the_name_of_a_table_is_not_a_path() -> None:
     spec = parse_spec(with_line('path = "log/*.parquet"', 'path = "catalog.log"\nformat = "table"'))
     assert spec.with_paths_from(Path("/somewhere")).sources["log"].path == ("catalog.log",)
 
 
-def test_a_text_that_is_no_toml_is_refused() -> None:
+def test_a_document_that_is_not_toml_is_rejected() -> None:
     with pytest.raises(SpecError, match=r"my\.toml is not valid TOML: .*line 1"):
         parse_spec("path: log", "my.toml")
 
 
-def test_a_spec_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_spec_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"cannot read the spec .*none\.toml: No such file"):
         load_spec(tmp_path / "none.toml")
 
 
-def test_a_spec_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_spec_file_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match=r"spec\.toml is not UTF-8 text"):
         load_spec(tmp_path / "spec.toml")
@@ -569,7 +569,7 @@ def test_a_spec_survives_json_and_pickle() -> None:
 
 
 @pytest.mark.parametrize("written", ["nan", "inf"])
-def test_a_default_that_is_no_finite_number_survives_json(written: str) -> None:
+def test_a_default_of_nan_or_infinity_survives_json(written: str) -> None:
     spec = parse_spec(with_line('price = "float32"', f'price = {{ type = "float32", default = {written} }}'))
     read = BuildSpec.model_validate_json(spec.model_dump_json())
     default: Any = read.requests.target_features["price"].default
@@ -578,7 +578,7 @@ def test_a_default_that_is_no_finite_number_survives_json(written: str) -> None:
 
 def test_a_spec_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        parse_spec(SPEC).history_length = 5  # type: ignore[misc]
+        parse_spec(SPEC).history_length = 5
 
 
 @pytest.mark.parametrize(
