@@ -1,12 +1,13 @@
-"""References: the first event after a request's history that says what the target says; a naive search agrees."""
+"""A reference is the first event from history_end on that equals the target, as a naive search shows."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from arrow_values import values_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.back_references import find_references, referenced_events, shared_fields
 from longbatch.schemas.ragged import list_offsets
 from longbatch.schemas.spec.build_spec import parse_spec
+from longbatch.schemas.types import ArrowArray, ArrowListArray, Int64Array
 
 SPEC = """
 [sources.log]
@@ -23,13 +25,13 @@ source = "log"
 user_id = "user"
 item_id = "item"
 event_time = { column = "time", unit = "s" }
-features = { click = "int8", kind = "int16", dwell = "int32" }
+features = { click = "int8", page = "int16", dwell = "int32" }
 [requests]
 source = "log"
 user_id = "user"
 item_id = "item"
 request_time = { column = "time", unit = "s" }
-target_features = { kind = "int16", dwell = "int64" }
+target_features = { page = "int16", dwell = "int64" }
 labels = { click = "int8" }
 """
 Event = tuple[int, int | None]
@@ -37,8 +39,8 @@ Request = tuple[int, int, list[Event]]
 
 
 def find(timelines: list[list[Event]], requests: list[Request]) -> list[int | None]:
-    """References of all targets; a request is (timeline_row, history_end, targets), an event or target (item, kind)."""
-    asked = pa.RecordBatch.from_pydict(
+    """References of all targets; a request is (timeline_row, history_end, targets), an event or target (item, page)."""
+    batch = pa.RecordBatch.from_pydict(
         {
             "timeline_row": pa.array([row for row, _, _ in requests], pa.int32()),
             "history_end": pa.array([end for _, end, _ in requests], pa.int32()),
@@ -46,36 +48,37 @@ def find(timelines: list[list[Event]], requests: list[Request]) -> list[int | No
     )
     events, event_offsets = columns(timelines)
     targets, target_offsets = columns([shown for _, _, shown in requests])
-    found = find_references(asked, events, event_offsets, targets, target_offsets, ["kind"])
-    assert referenced_events(asked, event_offsets, target_offsets, found).null_count == found.null_count
-    return list(found.to_pylist())
+    references = find_references(batch, events, event_offsets, targets, target_offsets, ["page"])
+    assert referenced_events(batch, event_offsets, target_offsets, references).null_count == references.null_count
+    return values_of(references)
 
 
-def columns(rows: list[list[Event]]) -> tuple[dict[str, pa.Array], Any]:
+def columns(rows: list[list[Event]]) -> tuple[dict[str, ArrowArray], Int64Array]:
     flat = [pair for row in rows for pair in row]
-    offsets = list_offsets(pa.array([[0] * len(row) for row in rows], pa.list_(pa.int8())))
-    return {
+    lists = cast(ArrowListArray, pa.array([[0] * len(row) for row in rows], pa.list_(pa.int8())))
+    values: dict[str, ArrowArray] = {
         "item_id": pa.array([item for item, _ in flat], pa.int64()),
-        "kind": pa.array([kind for _, kind in flat], pa.int16()),
-    }, offsets
+        "page": pa.array([page for _, page in flat], pa.int16()),
+    }
+    return values, list_offsets(lists)
 
 
 def naive(timelines: list[list[Event]], requests: list[Request]) -> list[int | None]:
-    found: list[int | None] = []
+    references: list[int | None] = []
     for row, end, shown in requests:
-        for item, kind in shown:
-            later = [place for place, event in enumerate(timelines[row][end:]) if event[0] == item]
-            same = bool(later) and timelines[row][end + later[0]][1] == kind
-            found.append(later[0] if same else None)
-    return found
+        for item, page in shown:
+            matches = [index for index, event in enumerate(timelines[row][end:]) if event[0] == item]
+            is_same = bool(matches) and timelines[row][end + matches[0]][1] == page
+            references.append(matches[0] if is_same else None)
+    return references
 
 
 def test_a_target_refers_to_the_next_event_of_its_item() -> None:
-    timelines = [[(7, 1), (8, 1), (7, 1), (9, None)], [(7, 1)]]
+    timelines: list[list[Event]] = [[(7, 1), (8, 1), (7, 1), (9, None)], [(7, 1)]]
     assert find(timelines, [(0, 1, [(7, 1), (9, None), (8, 1), (5, 1)]), (1, 1, [(7, 1)])]) == [1, 2, 0, None, None]
 
 
-def test_a_target_that_says_something_else_keeps_its_own_values() -> None:
+def test_a_target_with_other_values_than_the_event_has_no_reference() -> None:
     assert find([[(7, 1), (8, None)]], [(0, 0, [(7, 2), (7, None), (8, 1)])]) == [None, None, None]
 
 
@@ -92,18 +95,18 @@ items = st.tuples(st.integers(0, 4), st.none() | st.integers(0, 1))
 def test_references_are_those_of_a_naive_search(data: st.DataObject) -> None:
     timelines = data.draw(st.lists(st.lists(items, max_size=8), min_size=1, max_size=4))
     rows = data.draw(st.lists(st.integers(0, len(timelines) - 1), max_size=6))
-    requests = [
+    requests: list[Request] = [
         (row, data.draw(st.integers(0, len(timelines[row]))), data.draw(st.lists(items, max_size=4))) for row in rows
     ]
     assert find(timelines, requests) == naive(timelines, requests)
 
 
-def test_fields_of_one_name_and_type_are_shared() -> None:
-    assert shared_fields(parse_spec(SPEC)) == ("kind", "click")
+def test_fields_with_the_same_name_and_type_are_shared() -> None:
+    assert shared_fields(parse_spec(SPEC)) == ("page", "click")
 
 
 @pytest.mark.parametrize("ahead", [-1, 2])
-def test_a_reference_outside_its_timeline_is_refused(ahead: int) -> None:
+def test_a_reference_outside_its_timeline_is_rejected(ahead: int) -> None:
     requests = pa.RecordBatch.from_pydict({"timeline_row": pa.array([0, 0]), "history_end": pa.array([0, 1])})
     offsets = np.array([0, 2, 9]), np.array([0, 1, 2])
     message = f"target 1 refers to event {ahead} after history_end, outside its timeline"

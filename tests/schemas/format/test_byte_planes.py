@@ -1,12 +1,13 @@
-"""Planes, deltas and lists give back what was put in, and lay bytes where the format says."""
+"""Byte planes, deltas and lists are lossless, and the stored bytes are those of the format."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from arrow_values import values_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,13 +18,15 @@ from longbatch.schemas.format.byte_planes import (
     from_planes,
     has_planes,
     make_lists,
+    plane_type,
     to_deltas,
     to_planes,
 )
 from longbatch.schemas.ragged import list_offsets
+from longbatch.schemas.types import ArrowArray, ArrowListArray
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
-WIDE = {
+WIDE: dict[pa.DataType, st.SearchStrategy[Any]] = {
     pa.int16(): st.integers(-(2**15), 2**15 - 1),
     pa.int32(): st.integers(-(2**31), 2**31 - 1),
     pa.int64(): st.integers(-(2**63), 2**63 - 1),
@@ -33,9 +36,9 @@ WIDE = {
 }
 
 
-def test_bytes_of_values_lie_side_by_side() -> None:
+def test_each_byte_of_a_value_is_in_its_own_plane() -> None:
     planes = to_planes(pa.array([1, 258, None, -1], pa.int32()))
-    assert planes.to_pylist() == [
+    assert values_of(planes) == [
         {"0": 1, "1": 0, "2": 0, "3": 0},
         {"0": 2, "1": 1, "2": 0, "3": 0},
         None,
@@ -44,11 +47,11 @@ def test_bytes_of_values_lie_side_by_side() -> None:
 
 
 @given(st.data())
-def test_planes_give_back_values_and_nulls(data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from(list(WIDE)))
-    values = pa.array(data.draw(st.lists(st.none() | WIDE[kind])), type=pa.int64() if kind == TIMESTAMP else kind)
-    values = values.cast(kind)
-    assert from_planes(to_planes(values), kind).equals(values)
+def test_planes_are_decoded_to_the_same_values_and_nulls(data: st.DataObject) -> None:
+    arrow_type = data.draw(st.sampled_from(list(WIDE)))
+    drawn = data.draw(st.lists(st.none() | WIDE[arrow_type]))
+    values: ArrowArray = pa.array(drawn, pa.int64() if arrow_type == TIMESTAMP else arrow_type).cast(arrow_type)
+    assert from_planes(to_planes(values), arrow_type).equals(values)
 
 
 def test_a_slice_of_planes_is_a_slice_of_values() -> None:
@@ -58,20 +61,21 @@ def test_a_slice_of_planes_is_a_slice_of_values() -> None:
 
 def test_only_wide_values_of_fixed_width_have_planes() -> None:
     assert all(map(has_planes, WIDE))
-    assert not any(map(has_planes, (pa.int8(), pa.bool_(), pa.string())))
+    narrow: list[pa.DataType] = [pa.int8(), pa.bool_(), pa.string()]
+    assert not any(map(has_planes, narrow))
 
 
-def test_a_null_byte_is_refused() -> None:
-    planes = pa.array([{"0": 1, "1": None}], pa.struct({"0": pa.uint8(), "1": pa.uint8()}))
+def test_a_null_byte_is_rejected() -> None:
+    planes = cast(pa.StructArray, pa.array([{"0": 1, "1": None}], plane_type(pa.int16())))
     with pytest.raises(DatasetError, match="a byte of a value is null"):
         from_planes(planes, pa.int16())
 
 
-def times(*microseconds: int | None) -> pa.Array:
+def times(*microseconds: int | None) -> ArrowArray:
     return pa.array(microseconds, pa.int64()).cast(TIMESTAMP)
 
 
-def test_times_are_steps_of_the_coarsest_unit_with_the_sign_in_the_lowest_bit() -> None:
+def test_times_become_zigzag_steps_in_the_coarsest_unit() -> None:
     deltas = to_deltas(times(7_000_001, 9_000_001, 8_000_001, 5), np.array([0, 3, 3, 4]))
     assert deltas.first.tolist() == [7_000_001, 0, 5]
     assert deltas.unit_us == 1_000_000
@@ -79,7 +83,7 @@ def test_times_are_steps_of_the_coarsest_unit_with_the_sign_in_the_lowest_bit() 
 
 
 @pytest.mark.parametrize(("second", "unit"), [(3_000_000, 1_000_000), (3_000, 1_000), (3, 1)])
-def test_the_unit_is_that_of_the_times(second: int, unit: int) -> None:
+def test_the_unit_is_the_coarsest_that_is_exact(second: int, unit: int) -> None:
     assert to_deltas(times(0, second), np.array([0, 2])).unit_us == unit
 
 
@@ -88,7 +92,7 @@ def test_the_unit_is_that_of_the_times(second: int, unit: int) -> None:
     unit=st.sampled_from([1, 1_000, 1_000_000]),
     shift=st.integers(-5, 5),
 )
-def test_deltas_give_back_times(lists: list[list[int]], unit: int, shift: int) -> None:
+def test_deltas_are_decoded_to_the_same_times(lists: list[list[int]], unit: int, shift: int) -> None:
     offsets = np.cumsum([0, *map(len, lists)])
     values = times(*(value // unit * unit + shift for row in lists for value in row))
     deltas = to_deltas(values, offsets)
@@ -96,13 +100,13 @@ def test_deltas_give_back_times(lists: list[list[int]], unit: int, shift: int) -
     assert deltas.unit_us >= unit
 
 
-def test_a_time_that_is_null_stays_null() -> None:
+def test_a_null_time_stays_null() -> None:
     offsets = np.array([0, 3])
     deltas = to_deltas(times(5, None, 9), offsets)
     assert from_deltas(Deltas(deltas.first, deltas.unit_us, deltas.steps), offsets, TIMESTAMP).equals(times(5, None, 9))
 
 
 @given(st.lists(st.none() | st.lists(st.integers(0, 9))), st.integers(0, 3))
-def test_offsets_and_values_make_the_lists_again(rows: list[Any], skipped: int) -> None:
-    lists = pa.array(rows, pa.list_(pa.int64())).slice(skipped)
-    assert make_lists(list_offsets(lists), lists.flatten(), lists).to_pylist() == rows[skipped:]
+def test_lists_are_assembled_from_offsets_and_values(rows: list[Any], skipped: int) -> None:
+    lists = cast(ArrowListArray, pa.array(rows, pa.list_(pa.int64())).slice(skipped))
+    assert values_of(make_lists(list_offsets(lists), lists.flatten(), lists)) == rows[skipped:]

@@ -304,7 +304,8 @@ INVALID = [
     ),
     (
         'path = "log/*.parquet"',
-        'path = "t"\nformat = "table"\nsynthetic_time = { column = "x", start = 2020-01-01T00:00:00Z, per_file = "1d" }',
+        'path = "t"\nformat = "table"\n'
+        'synthetic_time = { column = "x", start = 2020-01-01T00:00:00Z, per_file = "1d" }',
         r"synthetic_time counts the rows of files, which a table does not have",
     ),
 ]
