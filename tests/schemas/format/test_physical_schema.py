@@ -214,13 +214,23 @@ def planes(*values: int) -> ArrowArray:
     [
         (0, "events.#item", planes(0, 1, 77), "an index into the dictionary 'items' is outside its 4 entries: 0 to 77"),
         (0, "events.#item", planes(0, 1), "the lists of 'events.#item' and 'events.event_time' differ in length"),
-        (0, "time_unit_us", pa.array([7], pa.int32()), r"time_unit_us is \[7\], but must be one of \(1000000, 1000"),
+        (
+            0,
+            "time_unit_us",
+            pa.array([7], pa.int32()),
+            r"time_unit_us is \[7\], but must be one of \(1000000, 1000, 1\)",
+        ),
         (0, "time_unit_us", pa.array([0], pa.int32()), r"time_unit_us is \[0\], but must be one of"),
         (0, "time_unit_us", pa.array([None], pa.int32()), r"time_unit_us is \[None\], but must be one of"),
         (0, "first_event_time", pa.array([None], TIMESTAMP), "first_event_time has nulls but must have none"),
-        (1, "history_end", pa.array([2], pa.int32()), "target 0 refers to event 1 after history_end, outside its"),
+        (
+            1,
+            "history_end",
+            pa.array([2], pa.int32()),
+            "target 0 refers to event 1 after history_end, outside its timeline",
+        ),
     ],
-)  # fmt: skip
+)
 def test_invalid_stored_columns_are_rejected(table: int, column: str, values: ArrowArray, message: str) -> None:
     spec = parse_spec(SPEC)
     dictionaries, stored = changed(spec, table, column, values)
