@@ -63,7 +63,7 @@ def build_rows(root: Path, rows: list[tuple[int, int, int, int, int, int]], spec
 
 
 def layouts_by_name(dataset: Dataset) -> dict[str, Layout]:
-    """Every layout of a dataset, surveyed completely."""
+    """Every layout of a dataset, from all of its blocks."""
     return {
         layout.name: layout for layout in layouts(survey(dataset, np.random.default_rng(0)), np.random.default_rng(1))
     }
@@ -72,8 +72,8 @@ def layouts_by_name(dataset: Dataset) -> dict[str, Layout]:
 def read_layout(layout: Layout, slices: int = 1) -> pa.Table:
     """Concatenate a layout from adjacent slices; of the user level only the requests."""
     edges = np.linspace(0, layout.bytes, slices + 1).astype(int).tolist()
-    parts = [layout.between(start, stop) for start, stop in pairwise(edges)]
-    return pa.concat_tables([layout.tables(part)[-1] for part in parts if len(part.owners)])
+    slices_of_rows = [layout.rows_starting_in(start, stop) for start, stop in pairwise(edges)]
+    return pa.concat_tables([layout.tables(rows)[-1] for rows in slices_of_rows if len(rows.owners)])
 
 
 def naive_samples(dataset: Dataset, by_time: bool) -> list[dict[str, Any]]:

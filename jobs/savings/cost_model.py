@@ -40,7 +40,7 @@ def dataset_means(dataset: Dataset, survey: Survey) -> Means:
 
     Args:
         dataset: The dataset. Its counts give the means of histories exactly.
-        survey: Surveyed blocks, which give the bytes of records, and how targets are spread over histories.
+        survey: Sampled blocks, which give the bytes of records, and how targets are spread over histories.
     """
     sizes, targets = survey.history_sizes.astype(np.float64), survey.target_counts
     counts = dataset.counts

@@ -248,7 +248,7 @@ def _method(savings: Savings) -> list[str]:
     ]
     bounds = (
         [
-            "Only some of the blocks were surveyed. In a table of fewer users, more histories of one user share a "
+            "Only some of the blocks were sampled. In a table of fewer users, more histories of one user share a "
             "page than in the full table, so the shuffled layout and those in log order would take more bytes than "
             "shown: their sizes are lower bounds."
         ]
@@ -259,7 +259,7 @@ def _method(savings: Savings) -> list[str]:
         f"Slices are ranges of the table as it would be on disk, chosen at random (seed {sampling.seed}), one from "
         f"each equal part, at most {format_number(sampling.budget_bytes, 'B')} in memory per layout; from "
         f"{sampling.blocks:,} of the dataset's {sampling.blocks_in_dataset:,} blocks. Totals are scaled up by bytes "
-        "in memory, which are known for all surveyed blocks; ± is the standard error of that, from the differences "
+        "in memory, which are known for all sampled blocks; ± is the standard error of that, from the differences "
         "between slices.",
         *bounds,
         *samples,
@@ -270,6 +270,6 @@ def _method(savings: Savings) -> list[str]:
         "was read through its own reader, which checks every offset.",
         "The size of the dataset on disk is that of its timelines, requests and dictionaries files, without "
         "vocabulary and quarantine.",
-        f"Sizes by column are of the first {sampling.column_blocks:,} surveyed blocks, of "
+        f"Sizes by column are of the first {sampling.column_blocks:,} sampled blocks, of "
         f"{sampling.blocks_in_dataset:,} in the dataset, scaled up.",
     ]

@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 
 from longbatch.schemas.types import ProgressCallback
 
-from .layouts import Layout, Slice, Tables, trial_tables
+from .layouts import Layout, RowRuns, Tables, tuning_tables
 from .parquet_settings import STORAGES, ParquetSettings, Storage, choose_settings, read_tables, write_tables
 from .results import FileSavings, LayoutSample
 
-TRIALS = 3  # offsets of a layout at which settings are tried, from its first slice to its last
+TUNING_SAMPLES = 3  # samples of a layout on which settings are tried, from its first slice to its last
 
 
 @dataclass(frozen=True)
@@ -59,32 +59,32 @@ def time_layout(
     memory_bytes: list[float] = []
     contents: list[SliceContents] = []
     for number, (start, stop) in enumerate(slices):
-        part = layout.between(start, stop)
-        tables = layout.tables(part)
-        planned_bytes.append(part.bytes)
+        rows = layout.rows_starting_in(start, stop)
+        tables = layout.tables(rows)
+        planned_bytes.append(rows.bytes)
         memory_bytes.append(float(sum(table.nbytes for table in tables)))
-        contents.append(_contents(part, tables))
+        contents.append(_contents(rows, tables))
         for storage in STORAGES:
             timings[storage].append(_time_slice(tables, storage, settings[storage], folder))
         progress(layout.title, number + 1, len(slices))
-    total = layout.bytes * layout.scale
+    total = layout.bytes * layout.extrapolation_factor
     sample = LayoutSample(
         slices=len(slices),
         slice_bytes=slices[0][1] - slices[0][0],
         bytes=sum(memory_bytes),
         share=sum(planned_bytes) / total,
-        users=len(set().union(*(part.users for part in contents))),
-        requests=sum(part.requests for part in contents),
-        targets=sum(part.targets for part in contents),
+        users=len(set().union(*(slice_.users for slice_ in contents))),
+        requests=sum(slice_.requests for slice_ in contents),
+        targets=sum(slice_.targets for slice_ in contents),
     )
     files = [_file_savings(storage, settings[storage], timings[storage], planned_bytes, total) for storage in STORAGES]
     return scale_up(memory_bytes, planned_bytes, total)[0], files, sample
 
 
 def _choose_settings(layout: Layout, slices: Sequence[tuple[int, int]]) -> dict[Storage, ParquetSettings]:
-    """Choose the settings of each format by trials at the first, the middle and the last slice."""
-    starts = sorted({slices[number * (len(slices) - 1) // (TRIALS - 1)][0] for number in range(TRIALS)})
-    tables = [table for start in starts for table in trial_tables(layout, start)]
+    """Choose the settings of each format on tuning samples at the first, the middle and the last slice."""
+    starts = sorted({slices[number * (len(slices) - 1) // (TUNING_SAMPLES - 1)][0] for number in range(TUNING_SAMPLES)})
+    tables = [table for start in starts for table in tuning_tables(layout, start)]
     return {
         storage: choose_settings(tables, storage.codec) if storage.format == "Parquet" else ParquetSettings()
         for storage in STORAGES
@@ -110,12 +110,12 @@ def _file_savings(
     )
 
 
-def _contents(part: Slice, tables: Tables) -> SliceContents:
+def _contents(rows: RowRuns, tables: Tables) -> SliceContents:
     requests = tables[-1]
     users = set(cast("list[int]", pc.unique(requests["user_id"]).to_pylist()))
     if "targets" in requests.column_names:
         return SliceContents(requests.num_rows, len(pc.list_flatten(requests["targets"])), users)
-    return SliceContents(len(np.unique(part.owners)), requests.num_rows, users)
+    return SliceContents(len(np.unique(rows.owners)), requests.num_rows, users)
 
 
 def _time_slice(tables: Sequence[pa.Table], storage: Storage, settings: ParquetSettings, folder: Path) -> SliceTiming:

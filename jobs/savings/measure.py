@@ -27,8 +27,8 @@ from longbatch.schemas.types import ProgressCallback, no_progress
 from .column_sizes import measure_columns, sampled_blocks
 from .cost_model import dataset_means, dataset_rates, predict
 from .html_report import charts, savings_page
-from .layout_timing import TRIALS, time_layout
-from .layouts import SLICE_BYTES, TRIAL_BYTES, choose_slices, layouts
+from .layout_timing import TUNING_SAMPLES, time_layout
+from .layouts import SLICE_BYTES, TUNING_BYTES, choose_slices, layouts
 from .parquet_settings import ZSTD_LEVEL
 from .png_charts import write_pngs
 from .results import (
@@ -110,16 +110,16 @@ def _one_thread() -> Iterator[None]:
 
 def _measure(dataset: Dataset, folder: Path, budget_bytes: int, seed: int, progress: ProgressCallback) -> Savings:
     rng = np.random.default_rng(seed)
-    surveyed = survey(dataset, rng)
-    logger.info("stage survey: %d of %d blocks", len(surveyed.blocks), len(all_blocks(dataset)))
-    means = dataset_means(dataset, surveyed)
-    predicted = predict(means, surveyed.events.type.num_fields)
-    stored = _stored_dataset(dataset, surveyed)
-    column_blocks = sampled_blocks(dataset, surveyed.blocks)
+    sampled = survey(dataset, rng)
+    logger.info("stage survey: %d of %d blocks", len(sampled.blocks), len(all_blocks(dataset)))
+    means = dataset_means(dataset, sampled)
+    predicted = predict(means, sampled.events.type.num_fields)
+    stored = _stored_dataset(dataset, sampled)
+    column_blocks = sampled_blocks(dataset, sampled.blocks)
     columns = measure_columns(dataset, column_blocks)
-    sampling = Sampling(seed, budget_bytes, len(surveyed.blocks), len(all_blocks(dataset)), len(column_blocks))
+    sampling = Sampling(seed, budget_bytes, len(sampled.blocks), len(all_blocks(dataset)), len(column_blocks))
     results: list[LayoutSavings] = []
-    for layout in layouts(surveyed, rng):
+    for layout in layouts(sampled, rng):
         started = time.perf_counter()
         memory_bytes, files, sample = time_layout(layout, choose_slices(layout, budget_bytes, rng), folder, progress)
         results.append(
@@ -131,7 +131,7 @@ def _measure(dataset: Dataset, folder: Path, budget_bytes: int, seed: int, progr
                 memory_per_target=memory_bytes / dataset.counts.targets,
                 predicted_per_target=predicted[layout.level].bytes_per_target,
                 copies_per_event=predicted[layout.level].copies_per_event,
-                is_lower_bound=layout.mixes_users and sampling.blocks < sampling.blocks_in_dataset,
+                is_lower_bound=layout.interleaves_users and sampling.blocks < sampling.blocks_in_dataset,
                 sample=sample,
                 files=files,
             )
@@ -175,8 +175,9 @@ def _settings() -> dict[str, str]:
         "arrow": f"Arrow IPC files; record batches: {unit}; zstd level {ZSTD_LEVEL}; the user level is written like "
         "the other layouts",
         "parquet": f"Parquet 2.6 with data pages of version 1 and 8 MiB; row groups: {unit}; zstd level {ZSTD_LEVEL}; "
-        f"each column with or without a dictionary, whichever was smaller in {TRIALS} trials of "
-        f"{TRIAL_BYTES // 1_000_000} MB per layout; the standard error does not cover what another choice would change",
+        f"each column with or without a dictionary, whichever was smaller in {TUNING_SAMPLES} samples "
+        f"of {TUNING_BYTES // 1_000_000} MB per layout; the standard error does not cover what another choice would "
+        "change",
         "reading": "all columns of every file into memory, by one thread; files are in the page cache, so times do not "
         "include disk or network; files are not memory-mapped, except for the dataset as stored",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
@@ -184,14 +185,14 @@ def _settings() -> dict[str, str]:
     }
 
 
-def _stored_dataset(dataset: Dataset, surveyed: Survey) -> StoredDataset:
-    """Size on disk from the manifest; size in memory and read time from reading the surveyed blocks."""
+def _stored_dataset(dataset: Dataset, sampled: Survey) -> StoredDataset:
+    """Size on disk from the manifest; size in memory and read time from reading the sampled blocks."""
     disk_bytes = float(sum(entry.size_bytes for shard in dataset.shards for entry in shard.files))
-    started, surveyed_bytes = time.perf_counter(), 0
-    for block in read_blocks(dataset, surveyed.blocks):
-        surveyed_bytes += block.timelines.nbytes + block.requests.nbytes
+    started, sampled_bytes = time.perf_counter(), 0
+    for block in read_blocks(dataset, sampled.blocks):
+        sampled_bytes += block.timelines.nbytes + block.requests.nbytes
     seconds = time.perf_counter() - started
-    memory_bytes = surveyed_bytes * surveyed.event_scale
+    memory_bytes = sampled_bytes * sampled.event_scale
     targets = dataset.counts.targets
     return StoredDataset(
         codec=dataset.spec.compression,
@@ -199,7 +200,7 @@ def _stored_dataset(dataset: Dataset, surveyed: Survey) -> StoredDataset:
         disk_per_target=disk_bytes / targets,
         memory_bytes=memory_bytes,
         memory_per_target=memory_bytes / targets,
-        read_seconds=seconds * surveyed.event_scale,
+        read_seconds=seconds * sampled.event_scale,
     )
 
 

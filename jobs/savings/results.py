@@ -91,7 +91,7 @@ class Sampling:
     Attributes:
         seed: Seed of all random choices.
         budget_bytes: Bytes in memory that were written of each layout at most, in each format.
-        blocks: Blocks that were surveyed.
+        blocks: Blocks that were sampled.
         blocks_in_dataset: All blocks.
         column_blocks: Blocks from which the sizes of columns are scaled up.
     """
@@ -167,7 +167,7 @@ class LayoutSavings:
         memory_per_target: Bytes in memory per target.
         predicted_per_target: The same, as the cost model predicts it.
         copies_per_event: Copies of each stored event.
-        is_lower_bound: Whether sizes on disk are lower bounds, see `Layout.mixes_users`.
+        is_lower_bound: Whether sizes on disk are lower bounds, see `Layout.interleaves_users`.
         sample: The measured part.
         files: One for each format and codec.
     """

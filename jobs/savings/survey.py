@@ -29,12 +29,12 @@ class Survey(HistorySlices):
 
     Attributes:
         timelines: T rows.
-        requests: R rows, ordered by timeline; `timeline_row` counts over all surveyed timelines.
+        requests: R rows, ordered by timeline; `timeline_row` counts over all timelines of these blocks.
         event_offsets: (T + 1,) int64. Offset of each timeline's first event.
         request_offsets: (T + 1,) int64. Offset of each timeline's first request.
-        blocks: The surveyed blocks.
-        history_scale: History events of the dataset per surveyed history event.
-        event_scale: Stored events of the dataset per surveyed stored event.
+        blocks: The sampled blocks.
+        history_scale: History events of the dataset per history event of the sampled blocks.
+        event_scale: Stored events of the dataset per stored event of the sampled blocks.
     """
 
     timelines: pa.Table
@@ -72,10 +72,10 @@ def read_blocks(dataset: Dataset, blocks: Sequence[BlockId]) -> Iterator[Block]:
 
 
 def choose_blocks(dataset: Dataset, rng: np.random.Generator) -> list[BlockId]:
-    """Choose the blocks to survey: all of them, or at random about SURVEY_RECORDS events and targets.
+    """Choose the sampled blocks: all of them, or at random about SURVEY_RECORDS events and targets.
 
     Args:
-        dataset: The dataset to survey.
+        dataset: The dataset to measure.
         rng: Source of the random choice.
 
     Returns:
@@ -91,14 +91,14 @@ def choose_blocks(dataset: Dataset, rng: np.random.Generator) -> list[BlockId]:
 
 
 def survey(dataset: Dataset, rng: np.random.Generator) -> Survey:
-    """Read a choice of blocks and concatenate them.
+    """Read the sampled blocks and concatenate them.
 
     Args:
-        dataset: The dataset to survey.
+        dataset: The dataset to measure.
         rng: Source of the random choice of blocks.
 
     Returns:
-        The surveyed blocks in memory.
+        The sampled blocks in memory.
     """
     chosen = choose_blocks(dataset, rng)
     block = _concatenate(list(read_blocks(dataset, chosen)))

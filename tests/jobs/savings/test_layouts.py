@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured_datasets import layouts_by_name, naive_samples, read_layout
 
-from longbatch.jobs.savings.layouts import Layout, Slice, choose_slices
+from longbatch.jobs.savings.layouts import Layout, RowRuns, choose_slices
 from longbatch.schemas.format.dataset import Dataset
 
 
-def layout_of(runs: Slice) -> Layout:
-    return Layout("x", "x", "sample", mixes_users=False, runs=runs, tables=lambda part: (), scale=1.0)
+def layout_of(runs: RowRuns) -> Layout:
+    return Layout(
+        "x", "x", "sample", interleaves_users=False, runs=runs, tables=lambda rows: (), extrapolation_factor=1.0
+    )
 
 
 def test_the_sample_level_copies_each_history_into_each_target(tiny: Dataset) -> None:
@@ -63,9 +65,9 @@ def test_slices_of_the_user_level_point_into_their_own_timelines(larger: Dataset
     layout = layouts_by_name(larger)["user_level"]
     histories = []
     for start in range(0, layout.bytes, 2_000):
-        part = layout.between(start, start + 2_000)
-        if len(part.owners):
-            timelines, requests = (table.to_pylist() for table in layout.tables(part))
+        slice_rows = layout.rows_starting_in(start, start + 2_000)
+        if len(slice_rows.owners):
+            timelines, requests = (table.to_pylist() for table in layout.tables(slice_rows))
             for row in requests:
                 owner, end = timelines[row["timeline_row"]], row["history_end"]
                 assert owner["user_id"] == row["user_id"]
@@ -74,9 +76,16 @@ def test_slices_of_the_user_level_point_into_their_own_timelines(larger: Dataset
     assert histories == expected
 
 
+def test_timelines_that_are_not_consecutive_raise(larger: Dataset) -> None:
+    layout = layouts_by_name(larger)["user_level"]
+    one = np.ones(2, dtype=np.int64)
+    with pytest.raises(ValueError, match="timelines must be consecutive, found 2 of the rows 0 to 2"):
+        layout.tables(RowRuns(np.array([0, 2]), one - 1, one, one))
+
+
 def test_the_size_of_a_layout_is_the_size_of_its_tables_in_memory(larger: Dataset) -> None:
     for layout in layouts_by_name(larger).values():
-        tables = layout.tables(layout.between(0, layout.bytes))
+        tables = layout.tables(layout.rows_starting_in(0, layout.bytes))
         assert sum(table.nbytes for table in tables) == pytest.approx(layout.bytes, rel=0.01)
 
 
@@ -84,26 +93,28 @@ def test_the_size_of_a_layout_is_the_size_of_its_tables_in_memory(larger: Datase
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 50)), min_size=1, max_size=20), st.data())
 def test_each_row_starts_in_exactly_one_of_adjacent_slices(owners: list[tuple[int, int]], data: st.DataObject) -> None:
     rows, sizes = (np.array(column, dtype=np.int64) for column in zip(*owners, strict=True))
-    layout = layout_of(Slice(np.arange(len(rows)), np.zeros_like(rows), rows, sizes))
+    layout = layout_of(RowRuns(np.arange(len(rows)), np.zeros_like(rows), rows, sizes))
     edges = sorted(data.draw(st.lists(st.integers(0, layout.bytes), max_size=6)))
     starts = (np.cumsum(rows * sizes) - rows * sizes).tolist()
     for start, stop in zip([0, *edges], [*edges, layout.bytes], strict=True):
-        part = layout.between(start, stop)
+        slice_rows = layout.rows_starting_in(start, stop)
         actual = {
-            (int(o), int(f) + k) for o, f, c in zip(part.owners, part.first, part.count, strict=True) for k in range(c)
+            (int(o), int(f) + k)
+            for o, f, c in zip(slice_rows.owners, slice_rows.first, slice_rows.count, strict=True)
+            for k in range(c)
         }
         expected = {
             (o, k) for o, (n, size) in enumerate(owners) for k in range(n) if start <= starts[o] + k * size < stop
         }
         assert actual == expected
-        assert part.bytes == sum(owners[o][1] for o, _ in expected)
+        assert slice_rows.bytes == sum(owners[o][1] for o, _ in expected)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 10**7), st.integers(1_000, 10**6), st.integers(0, 5))
 def test_slices_are_disjoint_and_within_the_budget(rows: int, budget: int, seed: int) -> None:
     one = np.ones(1, dtype=np.int64)
-    layout = layout_of(Slice(one - 1, one - 1, one * rows, one * 7))
+    layout = layout_of(RowRuns(one - 1, one - 1, one * rows, one * 7))
     slices = choose_slices(layout, budget, np.random.default_rng(seed))
     assert all(stop <= start for (_, stop), (start, _) in pairwise(slices))
     total = sum(stop - start for start, stop in slices)

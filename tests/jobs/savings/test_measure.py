@@ -55,7 +55,7 @@ def test_a_sample_is_drawn_by_its_seed_and_is_near_the_read_layout(
     assert (sampled.file("Arrow lz4").standard_error or 0) > 0
 
 
-def test_layouts_that_mix_users_are_lower_bounds_if_only_some_blocks_are_surveyed(
+def test_layouts_that_interleave_users_are_lower_bounds_if_only_some_blocks_are_sampled(
     larger: Dataset, exact: tuple[Path, Savings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not any(layout.is_lower_bound for layout in exact[1].layouts)

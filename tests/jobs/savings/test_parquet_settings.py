@@ -56,7 +56,7 @@ def test_settings_have_a_title_in_words() -> None:
 @pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.title)
 def test_every_format_reads_back_what_it_wrote(larger: Dataset, tmp_path: Path, storage: Storage) -> None:
     for layout in layouts_by_name(larger).values():
-        tables = layout.tables(layout.between(0, layout.bytes))
+        tables = layout.tables(layout.rows_starting_in(0, layout.bytes))
         for chosen in (ParquetSettings(), choose_settings(tables, "zstd")):
             tables_read = read_tables(write_tables(tables, storage, chosen, tmp_path), storage)
             assert all(f.cast(t.schema).equals(t) for f, t in zip(tables_read, tables, strict=True))

@@ -11,7 +11,7 @@ from longbatch.jobs.savings.survey import survey
 from longbatch.schemas.format.dataset import Dataset
 
 
-def test_a_dataset_too_large_for_memory_is_surveyed_in_part(larger: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_too_large_for_memory_is_sampled(larger: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey_module, "SURVEY_RECORDS", 900)
     part = survey(larger, np.random.default_rng(0))
     assert 0 < len(part.blocks) < sum(len(shard.blocks) for shard in larger.shards)
