@@ -22,10 +22,10 @@ def as_json(document: object) -> str:
     Raises:
         TypeError: The document has a value of another type.
     """
-    return json.dumps(_finite(document), indent=1, default=_text, allow_nan=False)
+    return json.dumps(_finite(document), indent=1, default=_as_string, allow_nan=False)
 
 
-def _text(value: object) -> str:
+def _as_string(value: object) -> str:
     if isinstance(value, date | PurePath):
         return str(value)
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON")

@@ -108,7 +108,7 @@ class Decoder:
 
     def _columns(self, stored: Sequence[StoredColumn], values_of: Callable[[str], ArrowArray]) -> Columns:
         """The wanted fields of all records, (T,) each, from the values of the stored columns."""
-        # Indices are looked up in all wanted fields of their dictionary. Fields that nobody wants are never gathered.
+        # Indices are looked up in all wanted fields of their dictionary. Other fields are never gathered.
         columns: Columns = {}
         for column in stored:
             values = values_of(column.name)

@@ -193,7 +193,7 @@ def _with_retries(remote: RemoteRoot, path: str, read: Callable[[], T]) -> T:
 
 def _write_atomically(path: Path, data: pa.Buffer) -> None:
     """Write a file that appears complete or not at all: as an unnamed temporary file that is linked at the end."""
-    # O_TMPFILE: the kernel frees a file without a name when its process dies, so that nobody has to clean up. The link
+    # O_TMPFILE: the kernel frees a file without a name when its process dies, so that nothing is left behind. The link
     # through /proc names it without special privileges, see open(2). The file is created in the folder of its final
     # name, because a link cannot cross file systems.
     try:
