@@ -78,9 +78,9 @@ def small_batch() -> lb.RequestBatch:
 
 
 def run_example(code: str, name: str) -> None:
-    """Run the lines after `>>>` and compare their output; the public names are defined, and a small batch."""
+    """Run the lines after `>>>` and compare their output; the public names, `torch` and a small `batch` are defined."""
     names = {public: getattr(lb, public) for public in lb.__all__}
-    names["batch"] = small_batch()
+    names |= {"batch": small_batch(), "torch": torch}
     test = doctest.DocTestParser().get_doctest(code, names, name, name, 0)
     messages: list[str] = []
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(
