@@ -16,7 +16,7 @@ from typing import Any, cast
 import polars as pl
 
 from longbatch.jobs.commit.build_result import BuildResult
-from longbatch.jobs.commit.incremental_state import OWNERS, Increment, check_appendable
+from longbatch.jobs.commit.incremental_state import REQUEST_USERS, Increment, check_appendable
 from longbatch.jobs.commit.quality_gates import check_accounting, check_rejects
 from longbatch.jobs.commit.write_lock import attempt
 from longbatch.jobs.engines.engine import Engine
@@ -88,7 +88,7 @@ def _increment(root: Path, spec: BuildSpec, before: Snapshot, until: int) -> Inc
     if until < before.until:
         end, wanted = (from_microseconds(moment).isoformat() for moment in (before.until, until))
         raise SpecError(f"{root} already contains the log until {end}, which is after {wanted}. Use a later --until.")
-    new, old = _semantics(spec), _semantics(before.spec)
+    new, old = _fixed_spec_keys(spec), _fixed_spec_keys(before.spec)
     changed = sorted(key for key in new if new[key] != old.get(key))
     if changed:
         raise SpecError(
@@ -98,8 +98,8 @@ def _increment(root: Path, spec: BuildSpec, before: Snapshot, until: int) -> Inc
     return Increment(before.until, until, before.buckets, before.state, before.vocabulary)
 
 
-def _semantics(spec: BuildSpec) -> dict[str, Any]:
-    """All sections of a spec that decide what the rows mean: without paths, thresholds and expectations."""
+def _fixed_spec_keys(spec: BuildSpec) -> dict[str, Any]:
+    """The keys of a spec that must be the same in all increments: all but MAY_CHANGE and the paths of sources."""
     document = spec.model_dump(mode="json")
     sources = {name: {**source, "path": None} for name, source in document["sources"].items()}
     return {key: value for key, value in document.items() if key not in MAY_CHANGE} | {"sources": sources}
@@ -110,7 +110,8 @@ def _appended(
 ) -> Snapshot:
     """The snapshot before with what was built: files and counts of both, and the newest state."""
     shards = tuple(sorted((*before.shards, *result.shards), key=lambda shard: shard.sort_key))
-    owners = tuple(entry for entry in before.state if entry.table == OWNERS)
+    # the one state table that grows: appended request ids stay in the files of their increments
+    request_users = tuple(entry for entry in before.state if entry.table == REQUEST_USERS)
     # Requests that were pending are in the new counts again, as requests of the dataset or as pending ones.
     no_longer_pending = Counts(
         pending_requests=-before.counts.pending_requests, pending_targets=-before.counts.pending_targets
@@ -130,7 +131,7 @@ def _appended(
         fingerprint=fingerprint(spec, shards),
         buckets=before.buckets,
         until=increment.until,
-        state=sorted_entries((*owners, *result.state)),
+        state=sorted_entries((*request_users, *result.state)),
         shuffled_bytes=before.shuffled_bytes + result.shuffled_bytes,
     )
 

@@ -6,7 +6,7 @@ time, the actions that count for a target are one range, found by two binary sea
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -107,19 +107,23 @@ def _counted_ranges(
 
 def _reduced(label: Label, values: npt.NDArray[np.generic], low: Int64Array, high: Int64Array) -> pl.Series:
     """Reduce each range of values; an empty range gives 0, or the label's default."""
-    if label.aggregate == "any":
-        return pl.Series((high > low).astype(np.int8))
-    if label.aggregate == "count":
-        return pl.Series(high - low)
-    if label.type.startswith("float"):
-        floats = values.astype(np.float64)
-        return pl.Series(_maxima(label, floats, low, high)) if label.aggregate == "max" else _sums(floats, low, high)
-    integers = values.astype(np.int64)
-    return (
-        pl.Series(_maxima(label, integers, low, high))
-        if label.aggregate == "max"
-        else _integer_sums(integers, low, high)
-    )
+    match label.aggregate:
+        case "any":
+            return pl.Series((high > low).astype(np.int8))
+        case "count":
+            return pl.Series(high - low)
+        case "max" if label.type.startswith("float"):
+            return pl.Series(_maxima(label, values.astype(np.float64), low, high))
+        case "max":
+            return pl.Series(_maxima(label, values.astype(np.int64), low, high))
+        case "sum" if label.type.startswith("float"):
+            return _sums(values.astype(np.float64), low, high)
+        case "sum":
+            return _integer_sums(values.astype(np.int64), low, high)
+        case None:
+            raise ValueError("the label has no aggregate, so it is not a delayed label")
+        case _:
+            assert_never(label.aggregate)
 
 
 def _integer_sums(values: Int64Array, low: Int64Array, high: Int64Array) -> pl.Series:

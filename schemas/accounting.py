@@ -149,16 +149,23 @@ class Counts:
         Raises:
             DataError: Events or targets are missing.
         """
-        accounted = self.stored + self.beyond_history + self.after_last_request
-        if self.events != accounted or (accepted_events is not None and accepted_events != self.events):
+        in_dataset = self.stored + self.beyond_history + self.after_last_request
+        if self.events != in_dataset:
             raise DataError(
-                f"{accepted_events} events accepted, {self.events:,} arrived, {accounted:,} accounted for. "
+                f"The kernel received {self.events:,} events, but {in_dataset:,} are in the dataset or counted as left "
+                f"out: {self.stored:,} stored, {self.beyond_history:,} beyond every history, "
+                f"{self.after_last_request:,} after the last request. Nothing was committed; please report this as a "
+                "bug."
+            )
+        if accepted_events is not None and accepted_events != self.events:
+            raise DataError(
+                f"The log has {accepted_events:,} accepted events, but the kernel received {self.events:,}. "
                 "Nothing was committed; please report this as a bug."
             )
         if accepted_targets is not None and accepted_targets != self.targets:
             raise DataError(
-                f"{accepted_targets:,} targets accepted, but {self.targets:,} in requests. "
-                "Nothing was committed; please report this as a bug."
+                f"The log has {accepted_targets:,} accepted targets, but the requests of the dataset have "
+                f"{self.targets:,}. Nothing was committed; please report this as a bug."
             )
 
     def as_dict(self) -> dict[str, int]:

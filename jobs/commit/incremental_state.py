@@ -1,7 +1,17 @@
-"""The incremental state of a dataset on disk: Arrow IPC files by bucket, listed in the snapshot.
+"""The incremental state of a dataset on disk: what later appends need of the log so far.
 
-Entries are file entries with `table` and `bucket`. Each append replaces the files of all
-tables but OWNERS: to the request ids that are in the dataset it only adds a file, so old ids are not written again.
+State files are Arrow IPC files by table and bucket in `state/`, listed in the snapshot as file entries.
+
+| table | bucket of | rows | why | trimmed by |
+|---|---|---|---|---|
+| `events` | users | newest L events of each user, older ones of pending requests | later histories | `events_to_keep` |
+| `targets` | users | targets of pending requests | their labels come later | the kernel: requests that are closed |
+| `actions` | users | actions not older than the longest label window | later labels | the kernel: older actions |
+| `users` | users | number of segments of each user | segment numbers continue | never: one row per user |
+| `request_users` | request ids | all request ids with their users | appended requests cannot change | never |
+
+Each append replaces the files of all tables but REQUEST_USERS, to which it only adds a file, so that old request ids
+are not written again.
 """
 
 from __future__ import annotations
@@ -20,19 +30,21 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 
 from .disk_errors import writing
 
-OWNERS = "owners"
+REQUEST_USERS = "request_users"
 
 
 @dataclass(frozen=True)
 class Increment:
-    """Time window of an incremental build, and what it needs of the snapshot before.
+    """Time window of an incremental build, and the files of the previous state that it continues from.
+
+    The first build of an incremental dataset has only the end of the window.
 
     Attributes:
         start: Start of the window in microseconds, inclusive; None for the first build.
         until: End of the window in microseconds, exclusive.
         buckets: Number of user buckets; None for the first build.
-        state: Entries of the incremental state.
-        vocabulary: Entries of the vocabulary.
+        state: Entries of the state files of the snapshot before; none for the first build.
+        vocabulary: Entries of the vocabulary files of the snapshot before.
     """
 
     start: int | None
@@ -92,7 +104,7 @@ def read_state(root: Path, increment: Increment, bucket: int) -> IncrementalStat
     Raises:
         DatasetError: A file is missing or altered.
     """
-    tables = {entry.table for entry in increment.state if entry.table} - {OWNERS}
+    tables = {entry.table for entry in increment.state if entry.table} - {REQUEST_USERS}
     frames = {table: read_files(root, increment.state_entries(table, bucket)) for table in tables}
     return IncrementalState({table: frame for table, frame in frames.items() if frame is not None})
 
@@ -140,17 +152,17 @@ def _write_table(root: Path, table: str, bucket: int, attempt: str, frame: pl.Da
     return file_entry(root, path, frame.height, table=table, bucket=bucket)
 
 
-def append_owners(
-    root: Path, increment: Increment, bucket: int, attempt: str, owners: pl.DataFrame
+def append_request_users(
+    root: Path, increment: Increment, bucket: int, attempt: str, pairs: pl.DataFrame
 ) -> tuple[FileEntry, ...]:
-    """Add the distinct (request_id, user_id) of a bucket of request ids to those of earlier increments.
+    """Add the distinct request ids of a bucket, with their users, to those of earlier increments.
 
     Args:
         root: The dataset's folder.
         increment: Lists the files of earlier increments.
         bucket: Number of the bucket of request ids.
         attempt: Name of the attempt.
-        owners: New pairs, with repetitions.
+        pairs: New pairs (request_id, user_id), with repetitions.
 
     Returns:
         The entry of the new file, if there are pairs.
@@ -159,10 +171,10 @@ def append_owners(
         DataError: A request id was already appended, so its request is in the dataset and cannot change.
         MachineError: The disk is full.
     """
-    owners = owners.unique().sort("request_id", "user_id")
-    known = read_files(root, increment.state_entries(OWNERS, bucket))
+    pairs = pairs.unique().sort("request_id", "user_id")
+    known = read_files(root, increment.state_entries(REQUEST_USERS, bucket))
     if known is not None:
-        repeated = owners.join(known, on="request_id", how="inner").sort("request_id")
+        repeated = pairs.join(known, on="request_id", how="inner").sort("request_id")
         if repeated.height:
             request, user, known_user = repeated.row(0)
             raise DataError(
@@ -170,4 +182,4 @@ def append_owners(
                 f"{known_user}, as were {repeated.height - 1:,} others. An appended request cannot change: build the "
                 "whole log without append, or give later requests other ids. Nothing was committed."
             )
-    return (_write_table(root, OWNERS, bucket, attempt, owners),) if owners.height else ()
+    return (_write_table(root, REQUEST_USERS, bucket, attempt, pairs),) if pairs.height else ()

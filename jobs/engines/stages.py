@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.disk_errors import writing
-from longbatch.jobs.commit.incremental_state import append_owners, read_state, write_state
+from longbatch.jobs.commit.incremental_state import append_request_users, read_state, write_state
 from longbatch.jobs.readers.chunks import Chunk
 from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
 from longbatch.pipelines.arrays.narrow_ints import narrow, with_codes
@@ -235,7 +235,7 @@ def find_conflicts(context: BuildContext, bucket: int, owners: pl.DataFrame) -> 
     # A committed request cannot change, so an increment must find the ids of all earlier ones, to refuse them.
     state: tuple[FileEntry, ...] = ()
     if context.increment:
-        state = append_owners(context.root, context.increment, bucket, context.attempt, owners)
+        state = append_request_users(context.root, context.increment, bucket, context.attempt, owners)
     return conflicting_requests(owners), BuildResult(state=state)
 
 

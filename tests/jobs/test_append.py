@@ -124,7 +124,7 @@ def test_specs_that_do_not_allow_increments_are_refused(spec_file: Path, old: st
         build(load_spec(spec_file), spec_file.parent / "out", until=end_of(1))
 
 
-def test_append_needs_an_incremental_dataset_a_later_time_and_the_same_semantics(spec_file: Path) -> None:
+def test_append_needs_an_incremental_dataset_a_later_time_and_the_same_fixed_keys(spec_file: Path) -> None:
     write(spec_file.parent, *a_log(1, days=2))
     spec, root = load_spec(spec_file), spec_file.parent
     build(spec, root / "plain")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from arrow_values import lists_of
 
+from longbatch.pipelines.delayed_labels import _reduced
 from longbatch.pipelines.in_memory import InMemoryDataset, build_in_memory
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.spec.columns import Label
 
 T = 1_700_000_000_000_000
 MINUTE = 60_000_000
@@ -120,3 +123,9 @@ def test_an_unreadable_value_rejects_only_actions_that_the_label_selects() -> No
     label = {"aggregate": "sum", "column": "v"}
     assert build(actions, label, pl.String).row_accounting["done"].reasons == {"unparsable:v": 1}
     assert build(actions, {**label, "where": "v <> 'x'"}, pl.String).row_accounting["done"].reasons == {}
+
+
+def test_an_aggregate_without_an_implementation_raises() -> None:
+    label = Label(column="value", type="int32", aggregate="sum", within="10us").model_copy(update={"aggregate": "min"})
+    with pytest.raises(AssertionError, match="min"):
+        _reduced(label, np.array([3]), np.array([0]), np.array([1]))

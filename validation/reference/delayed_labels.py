@@ -13,6 +13,7 @@ import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import assert_never
 
 import numpy as np
 
@@ -107,13 +108,19 @@ def _sorted_values(rows: list[Row], name: str) -> list[float]:
 
 def _aggregate(label: Label, values: list[float]) -> float:
     """Return a label from the values in its window; integers are exact, whatever their size."""
-    if label.aggregate == "any":
-        return int(bool(values))
-    if label.aggregate == "count":
-        return len(values)
-    if label.aggregate == "max":
-        return max(values, default=label.default or 0)
-    return _float_sum(values) if label.type.startswith("float") and values else sum(values)
+    match label.aggregate:
+        case "any":
+            return int(bool(values))
+        case "count":
+            return len(values)
+        case "max":
+            return max(values, default=label.default or 0)
+        case "sum":
+            return _float_sum(values) if label.type.startswith("float") and values else sum(values)
+        case None:
+            raise ValueError("the label has no aggregate, so it is not a delayed label")
+        case _:
+            assert_never(label.aggregate)
 
 
 def _float_sum(values: list[float]) -> float:

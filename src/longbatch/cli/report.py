@@ -11,6 +11,7 @@ from longbatch.jobs.savings import html_page
 from longbatch.jobs.savings.charts import Bars, Lines, format_number
 from longbatch.jobs.savings.results import Savings
 from longbatch.jobs.simulation.simulate import SimulationReport
+from longbatch.schemas.accounting import POLICIES, RowAccounting
 from longbatch.trainer.fit import TrainReport
 from longbatch.trainer.predictions import Metrics
 from longbatch.validation.audit.audit import Audit
@@ -192,18 +193,29 @@ def _training(trained: TrainReport) -> str:
 
 
 def _audit(results: DemoResults) -> str:
-    audited, row_accounting = results.audited, results.built.row_accounting
-    outcomes = [
-        [source, *(f"{n:,}" for n in (rows.rows, rows.accepted, rows.filtered, rows.duplicate, rows.rejected))]
-        for source, rows in row_accounting.items()
-    ]
+    audited = results.audited
     text = html_page.paragraph(
         f"{audited.blocks_checked:,} blocks were checked for structure. All {audited.requests_checked:,} requests of "
         f"{audited.users_checked} sampled users were recomputed in plain Python from the raw log, and "
         f"{audited.events_checked:,} history events were compared one by one: {len(audited.findings)} findings. "
         "Every row of the log has exactly one outcome:"
     )
-    return text + html_page.table(["source", "rows", "accepted", "filtered", "duplicate", "rejected"], outcomes)
+    return text + _row_outcomes(results.built.row_accounting)
+
+
+def _row_outcomes(accounting_by_source: Mapping[str, RowAccounting]) -> str:
+    """A table with one row per outcome and one column per source; the outcomes of a source add up to its rows."""
+    sources = accounting_by_source.values()
+    outcomes = {
+        name: [getattr(source, name) for source in sources]
+        for name in ("rows", "accepted", "filtered", "duplicate", "rejected")
+    }
+    for policy in POLICIES:
+        outcomes[f"left out: {policy}"] = [source.policies.get(policy, 0) for source in sources]
+    return html_page.table(
+        ["outcome", *accounting_by_source],
+        [[outcome, *(f"{count:,}" for count in counts)] for outcome, counts in outcomes.items()],
+    )
 
 
 def _stages(results: DemoResults) -> str:

@@ -13,6 +13,8 @@ import pytest
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
+from longbatch.schemas.spec.columns import Label
+from longbatch.validation.reference.delayed_labels import _aggregate
 from longbatch.validation.reference.oracle import Reference, build_reference
 
 T = 1_700_000_000_000_000  # microseconds, 2023-11-14T22:13:20; a time of a literal row is T plus a few
@@ -264,3 +266,9 @@ def test_without_actions_in_the_spec_no_request_is_pending() -> None:
     frame = pl.DataFrame({"user": [1], "request": [7], "item": [5], "time": [T]})
     reference = build_reference(parse_spec(text), {"events": frame.clear(), "shown": frame})
     assert (reference.log_end, len(reference.requests), reference.left_out) == (None, 1, Counts())
+
+
+def test_an_aggregate_without_an_implementation_raises() -> None:
+    label = Label(column="value", type="int32", aggregate="sum", within="10us").model_copy(update={"aggregate": "min"})
+    with pytest.raises(AssertionError, match="min"):
+        _aggregate(label, [3])
