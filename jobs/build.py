@@ -151,12 +151,12 @@ def run_stages(
         # Two facts need the rows of all users: request ids that users share, and where the log of actions ends.
         conflicts, owners = stages.find_conflicts()
         result += owners
-        facts = gather_log_facts(spec, [result.latest_action], conflicts, stages.context.window)
+        log_facts = gather_log_facts(spec, [result.latest_action], conflicts, stages.context.window)
         if conflicts is not None:
             result += stages.quarantine_conflicts(conflicts)
         # Per user bucket, in parallel: kernel -> pack -> write.
-        result += stages.build_shards(facts)
-        return result + BuildResult(log_end=facts.log_end, buckets=stages.context.buckets)
+        result += stages.build_shards(log_facts)
+        return result + BuildResult(log_end=log_facts.log_end, buckets=stages.context.buckets)
 
 
 def summary_of(root: Path, snapshot: Snapshot, started: float) -> BuildSummary:

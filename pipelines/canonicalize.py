@@ -40,7 +40,7 @@ class Canonical:
         vocabulary: Distinct (id, string) of all hashed strings.
         rejected: The raw columns of rejected rows, with `_reasons` and `_row` (row of the chunk, before explode).
         latest_action: The latest time of an action in microseconds; None without actions.
-        accounting: The outcomes so far; `accepted` includes duplicates, conflicts and what policies leave out.
+        accounting: The outcomes so far; `accepted` includes duplicates, conflicts and what policies exclude.
     """
 
     rows: pl.DataFrame

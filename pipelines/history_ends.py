@@ -1,7 +1,15 @@
 """Where the history of each request ends in its user's timeline (docs/semantics.md, The history of a request).
 
 A timeline is sorted by visible time, so the events that a request sees are a prefix of it, and one binary search per
-request finds its end. A request's own id can only move that end back.
+request finds its end.
+
+An event that carries the id of a request is that request's own event: typically the row of the log that is both a
+target of the request and an event. It shows how the user reacted to the request, so a history that includes it leaks
+the label into the input. Clocks and arrival times can make an own event visible before the request time. So the end
+moves back to the first own event, which may exclude visible events but never adds a later one.
+
+An end is a row of the timelines of all users here (`end_row`). The kernel turns it into a number of events of the user
+(`history_end`).
 """
 
 from __future__ import annotations
@@ -48,19 +56,19 @@ def history_bounds(spec: BuildSpec, timelines: Timelines, requests: pl.DataFrame
         requests: R requests of the bucket's users.
 
     Returns:
-        The row of `timelines` at which the user of each request starts, (R,), and the row at which the request's
-        history ends, exclusive, (R,).
+        start_row, the row of `timelines` at which the user of each request starts, (R,), and end_row, the row at which
+        the request's history ends, exclusive, (R,).
     """
-    start, end = _visible_ends(timelines, requests)
-    return start, _before_own_events(spec, timelines, requests, end)
+    start_row, end_row = _visible_rows(timelines, requests)
+    return start_row, _before_own_events(spec, timelines, requests, end_row)
 
 
-def _visible_ends(timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Array, Int64Array]:
+def _visible_rows(timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Array, Int64Array]:
     """Return per request (R,) the row of its user's first event, and the end of those visible strictly before it.
 
     Events of users [7, 7, 9] visible at [10, 20, 15]; requests of users [7, 8, 9] at [20, 99, 16]:
-    start = [0, 2, 2], because user 8 has no events and takes the start of the next user,
-    end = [1, 2, 3], because the event at 20 is not strictly before the request at 20.
+    start_row = [0, 2, 2], because user 8 has no events and takes the start of the next user,
+    end_row = [1, 2, 3], because the event at 20 is not strictly before the request at 20.
     """
     user_id, time = requests["user_id"].to_numpy(), requests["request_time"].to_numpy()
     # Run-length encoding of the sorted users: the distinct users, and bounds[i] to bounds[i + 1] for the events of
@@ -69,40 +77,42 @@ def _visible_ends(timelines: Timelines, requests: pl.DataFrame) -> tuple[Int64Ar
     distinct = timelines.user_id[is_start]
     bounds = np.append(np.flatnonzero(is_start), len(is_start)).astype(np.int64)
     user_rank = np.searchsorted(distinct, user_id)
-    start = bounds[user_rank]
+    start_row = bounds[user_rank]
     if not len(user_id) or not len(is_start):
-        return start, start.copy()
+        return start_row, start_row.copy()
     # One binary search for all requests: the pair (user, time) as one 64-bit key that keeps the order.
     ranks = np.concatenate([np.cumsum(is_start) - 1, user_rank]).astype(np.uint64)
     # The rank of a user behind all others is len(distinct), hence its bit length and not that of the last rank.
     key = ranked_keys(ranks, len(distinct).bit_length(), np.concatenate([timelines.visible_time, time]))
     # side="left" makes the rule strict: an event at exactly the request time is not counted.
-    end = np.searchsorted(key[: len(is_start)], key[len(is_start) :], side="left").astype(np.int64)
+    end_row = np.searchsorted(key[: len(is_start)], key[len(is_start) :], side="left").astype(np.int64)
     # A user without events has the rank of the next user, whose events are not visible to the request.
     has_events = distinct[np.minimum(user_rank, len(distinct) - 1)] == user_id
-    return start, np.where(has_events, end, start)
+    return start_row, np.where(has_events, end_row, start_row)
 
 
-def _before_own_events(spec: BuildSpec, timelines: Timelines, requests: pl.DataFrame, end: Int64Array) -> Int64Array:
-    """Move each history end in front of the first event that has the request's own id.
+def _before_own_events(
+    spec: BuildSpec, timelines: Timelines, requests: pl.DataFrame, end_row: Int64Array
+) -> Int64Array:
+    """Move each end in front of the first event that has the request's own id, so that no label leaks.
 
-    Events 0 to 4 of a user with request ids [None, 8, None, 8, None], and request 8 with end 5:
-    the first event of request 8 is row 1, so its end becomes 1.
+    Events 0 to 4 of a user with request ids [None, 8, None, 8, None], and request 8 with end_row 5:
+    the first event of request 8 is row 1, so its end_row becomes 1.
     """
     if "request_id" not in timelines.events.columns or not requests.height:
-        return end
+        return end_row
     # A hash join, because request ids need not be sorted: by user too, because another user's event with the same id
     # is not the request's own.
     candidates = timelines.events.select("user_id", "request_id", event_row=pl.int_range(pl.len()))
     candidates = candidates.filter(_may_precede_own_request(spec, timelines.events, requests))
-    ends = requests.select("user_id", "request_id", request_row=pl.int_range(pl.len()), end=pl.Series(end))
+    ends = requests.select("user_id", "request_id", request_row=pl.int_range(pl.len()), end_row=pl.Series(end_row))
     own = candidates.join(ends, on=["user_id", "request_id"], how="inner")
-    own = own.filter(pl.col("event_row") < pl.col("end"))
+    own = own.filter(pl.col("event_row") < pl.col("end_row"))
     if not own.height:
-        return end
+        return end_row
     # A join does not keep the order of rows, so the first event is the minimum, not the first match.
     firsts = own.group_by("request_row").agg(pl.col("event_row").min())
-    moved = end.copy()
+    moved = end_row.copy()
     moved[firsts["request_row"].to_numpy()] = firsts["event_row"].to_numpy()
     return moved
 

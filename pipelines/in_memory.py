@@ -56,7 +56,7 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
     # What buckets need to know of each other is gathered before any bucket is built.
     owners = canonical[spec.requests.source].owners
     conflicts = None if owners is None else conflicting_requests(owners)
-    facts = gather_log_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
+    log_facts = gather_log_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
     # By the hash of the user, as the engines split rows (docs/semantics.md, Ids).
     bucket_of_row = {
         source: pl.Series(bucket_of(part.rows[source_schema(spec, source).user_id].to_numpy(), buckets))
@@ -67,7 +67,7 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
     # A user's rows are all in one bucket, so buckets are independent.
     for number in range(buckets):
         rows = {source: part.rows.filter(bucket_of_row[source] == number) for source, part in canonical.items()}
-        bucket = build_bucket(spec, rows, facts)
+        bucket = build_bucket(spec, rows, log_facts)
         row_accounting = {source: row_accounting[source] + bucket.row_accounting[source] for source in row_accounting}
         packed, counts_of_bucket = pack(bucket, spec)
         blocks += packed

@@ -17,8 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longbatch.pipelines.arrays.runs import starts_run
-from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import Int64Array
 
 STATUS = "status"
@@ -124,39 +122,3 @@ class IncrementalState:
         added = pl.DataFrame({"user_id": users}).group_by("user_id").agg(segments=pl.len().cast(pl.Int64))
         parts = [added, *([self.tables["users"]] if "users" in self.tables else [])]
         return pl.concat(parts).group_by("user_id").agg(pl.col("segments").sum()).sort("user_id")
-
-
-def events_to_keep(
-    spec: BuildSpec, events: pl.DataFrame, until: int, pending_user: Int64Array, pending_start: Int64Array
-) -> pl.DataFrame:
-    """Return the events that histories of later increments can include: a suffix of each user's timeline.
-
-    With L = 2, users [7, 7, 7, 7, 9] and a pending request of user 7 whose history starts at row 1:
-    the newest 2 events of user 7 start at row 2, the pending history at row 1, so rows 1 to 3 are kept, and row 4.
-
-    Args:
-        spec: The build spec; L is its history_length.
-        events: All events of the bucket in timeline order, (N,).
-        until: End of the increment in microseconds.
-        pending_user: User of each pending request that has events, (P,).
-        pending_start: Row of `events` at which the history of each pending request starts, (P,).
-
-    Returns:
-        The kept rows of `events`, in order.
-    """
-    if not events.height:
-        return events
-    user = events["user_id"].to_numpy()
-    starts = np.flatnonzero(starts_run(user))
-    ends = np.append(starts[1:], len(user))
-    # Per user, the first event to keep; the two conditions below only move it back. `minimum.at` and not an indexed
-    # assignment, because a user may have several requests, of which the earliest start counts.
-    first = np.maximum(starts, ends - spec.history_length)
-    distinct = user[starts]
-    np.minimum.at(first, np.searchsorted(distinct, pending_user), pending_start)
-    if "request_id" in events.columns and "request_time" in events.columns:
-        # An event that is visible before its own request, which is yet to come, will end that request's history.
-        early = (pl.col("request_time") >= until) & (pl.col("visible_time") < pl.col("request_time"))
-        rows = events.select(early.fill_null(False)).to_series().arg_true().to_numpy().astype(np.int64)
-        np.minimum.at(first, np.searchsorted(distinct, user[rows]), rows)
-    return events.filter(pl.Series(np.arange(len(user)) >= np.repeat(first, ends - starts)))

@@ -23,7 +23,7 @@ from longbatch.schemas.tables import event_type, requests_schema, target_type, t
 from longbatch.schemas.types import ArrowArray, ArrowListArray, BoolArray, Int64Array
 
 from .incremental import AFTER_LAST_REQUEST, BEYOND_HISTORY, NEW, STORED, EventStatus
-from .kernel import Bucket
+from .kernel import BuiltBucket
 
 # A segment covers at least this many blocks' worth of events, and this many histories, so little is stored twice.
 SEGMENT_BLOCKS = 4
@@ -52,7 +52,7 @@ class Segments:
     request_segment: Int64Array
 
 
-def plan_segments(bucket: Bucket, spec: BuildSpec) -> Segments:
+def plan_segments(bucket: BuiltBucket, spec: BuildSpec) -> Segments:
     """Split each user's timeline into as few segments as possible: one, except for heavy users.
 
     Range k of a user covers the events [k (S - L), k (S - L) + S) of the timeline: consecutive ranges overlap by the
@@ -132,7 +132,7 @@ def plan_blocks(segments: Segments, target_offsets: Int64Array, spec: BuildSpec)
     return np.append(np.flatnonzero(starts_run(block)), count)
 
 
-def pack(bucket: Bucket, spec: BuildSpec) -> tuple[Iterator[tuple[pa.RecordBatch, pa.RecordBatch]], Counts]:
+def pack(bucket: BuiltBucket, spec: BuildSpec) -> tuple[Iterator[tuple[pa.RecordBatch, pa.RecordBatch]], Counts]:
     """Pack a bucket into blocks.
 
     Args:
@@ -147,7 +147,7 @@ def pack(bucket: Bucket, spec: BuildSpec) -> tuple[Iterator[tuple[pa.RecordBatch
     return _blocks(bucket, spec, segments, bounds), _counts(bucket, spec, segments)
 
 
-def _counts(bucket: Bucket, spec: BuildSpec, segments: Segments) -> Counts:
+def _counts(bucket: BuiltBucket, spec: BuildSpec, segments: Segments) -> Counts:
     """Count what this bucket adds; an event of an earlier increment counts only for the change of its status."""
     lengths = segments.event_end - segments.event_start
     before, after = bucket.previous_status, event_status(bucket, segments)
@@ -171,7 +171,7 @@ def _counts(bucket: Bucket, spec: BuildSpec, segments: Segments) -> Counts:
     )
 
 
-def event_status(bucket: Bucket, segments: Segments) -> EventStatus:
+def event_status(bucket: BuiltBucket, segments: Segments) -> EventStatus:
     """Return the status of each event after this increment.
 
     A user with events 0 to 9, a request with history_end 8, and a segment of events [5, 8):
@@ -204,7 +204,7 @@ def _covered(count: int, starts: Int64Array, ends: Int64Array) -> BoolArray:
 
 
 def _blocks(
-    bucket: Bucket, spec: BuildSpec, segments: Segments, bounds: Int64Array
+    bucket: BuiltBucket, spec: BuildSpec, segments: Segments, bounds: Int64Array
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
     """Gather events, requests and targets once, in storage order, then slice them into blocks.
 
@@ -243,7 +243,7 @@ def _blocks(
 
 
 def _requests_in_order(
-    bucket: Bucket, spec: BuildSpec, segments: Segments
+    bucket: BuiltBucket, spec: BuildSpec, segments: Segments
 ) -> tuple[pl.DataFrame, Int64Array, pa.StructArray]:
     """Return the requests by segment, the offsets of their targets, and the targets."""
     order = segments.request_order

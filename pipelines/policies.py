@@ -1,7 +1,7 @@
 """User policies: which users have too many or too few events, and the outcome of each event and target.
 
-An outcome code is KEPT, or 1 + index into `schemas.accounting.POLICIES`. A row with several roles is left out only if
-all its roles are left out. It then counts under the policy that took its last role, which has the largest code.
+An outcome code is KEPT, or 1 + index into `schemas.accounting.POLICIES`. A row with several roles is excluded only if
+all its roles are excluded. It then counts under the policy that took its last role, which has the largest code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PolicyOutcomes:
     Attributes:
         events: Outcome code of each event, (N,).
         targets: Outcome code of each target, (G,).
-        counts: Numbers of users, events and targets left out.
+        counts: Numbers of users, events and targets excluded.
         users: Policy -> the largest users that it applies to.
     """
 
@@ -118,12 +118,12 @@ def largest(sizes: Int64Array, names: pl.Series) -> tuple[Large, ...]:
 
 
 def policy_counts(event_outcome: OutcomeCodes, target_outcome: OutcomeCodes, is_action: BoolArray) -> dict[str, int]:
-    """Count the rows of a source that policies left out of every role.
+    """Count the rows of a source that policies excluded from every role.
 
     Args:
         event_outcome: Outcome code of each row as an event, (N,); NO_ROLE for a row that is not an event.
         target_outcome: Outcome code of each row as a target, (N,); NO_ROLE for a row that is not a target.
-        is_action: Which rows are actions, (N,); policies never leave these out.
+        is_action: Which rows are actions, (N,); policies never exclude these.
 
     Returns:
         Policy -> number of rows; policies without rows are absent.

@@ -19,7 +19,7 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import Int64Array
 
 from .incremental import NEW
-from .kernel import Bucket
+from .kernel import BuiltBucket
 from .policies import largest
 from .valid_rows import VISIBLE_TIME
 
@@ -29,7 +29,7 @@ TableSamples = dict[TableName, pl.DataFrame]
 """Sampled rows of the tables "events", "impressions" and "requests"."""
 
 
-def profile_bucket(spec: BuildSpec, bucket: Bucket, sample_rows: int) -> tuple[Profile, TableSamples]:
+def profile_bucket(spec: BuildSpec, bucket: BuiltBucket, sample_rows: int) -> tuple[Profile, TableSamples]:
     """Profile a bucket's three tables.
 
     Args:
@@ -48,7 +48,7 @@ def profile_bucket(spec: BuildSpec, bucket: Bucket, sample_rows: int) -> tuple[P
     return Profile(profiles, _skew(bucket, tables["requests"])), samples
 
 
-def _tables(spec: BuildSpec, bucket: Bucket) -> TableSamples:
+def _tables(spec: BuildSpec, bucket: BuiltBucket) -> TableSamples:
     """Build the tables "events", "impressions" and "requests", each ordered by user; times in microseconds."""
     grouped = bucket.requests
     history = [name for name in bucket.timelines.events.columns if name.startswith("history.")]
@@ -86,7 +86,7 @@ def _id_features(spec: BuildSpec) -> list[str]:
 
 
 def _profile_table(table: pl.DataFrame, without_total: set[str]) -> TableProfile:
-    """Count nulls of all columns, and min, max and total of numbers; NaN is left out, integer totals are exact."""
+    """Count nulls of all columns, and min, max and total of numbers; NaN is excluded, integer totals are exact."""
     counters: list[pl.Expr] = []
     for name, dtype in table.schema.items():
         value = pl.col(name)
@@ -154,7 +154,7 @@ def _smallest_hashes(user: Int64Array, position: Int64Array, rows: int) -> Int64
     return np.sort(candidates[np.argpartition(hashed[candidates], rows - 1)[:rows]])
 
 
-def _skew(bucket: Bucket, requests: pl.DataFrame) -> Skew:
+def _skew(bucket: BuiltBucket, requests: pl.DataFrame) -> Skew:
     users, events = np.unique(bucket.timelines.user_id, return_counts=True)
     sizes = requests["targets"].to_numpy()
     names = requests.select(pl.format("{}/{}", "user_id", "request_id")).to_series()

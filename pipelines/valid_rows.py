@@ -107,7 +107,7 @@ def role_rows(spec: BuildSpec, valid: Mapping[str, ValidRows], role: Role) -> pl
         columns.insert(0, pl.col(VISIBLE_TIME))
         if spec.one_log:
             # The time of the request that the same row is a target of: it excludes most events from the search for a
-            # request's own events (`history_ends`), and `incremental.events_to_keep` needs it.
+            # request's own events (`history_ends`), and `next_state.events_to_keep` needs it.
             request_time = pl.col(schema.names["requests"]["request_time"])
             columns += [pl.col("is_target"), request_time.alias("request_time")]
     return rows.rows.select(columns)[rows.order[rows.has_role(role)]]

@@ -85,8 +85,8 @@ def built(text: str, raw: Mapping[str, pl.DataFrame], sample_rows: int = 1000) -
     """Build in memory, in one bucket."""
     spec = parse_spec(text)
     typed = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
-    facts = gather_log_facts(spec, [part.latest_action for part in typed.values()], None)
-    bucket = build_bucket(spec, {source: part.rows for source, part in typed.items()}, facts)
+    log_facts = gather_log_facts(spec, [part.latest_action for part in typed.values()], None)
+    bucket = build_bucket(spec, {source: part.rows for source, part in typed.items()}, log_facts)
     row_accounting = {source: part.accounting + bucket.row_accounting[source] for source, part in typed.items()}
     profile, samples = profile_bucket(spec, bucket, sample_rows)
     return Inputs(spec, profile, samples, row_accounting)

@@ -37,11 +37,11 @@ class Stages(Protocol):
             conflicts: The shared request ids.
         """
 
-    def build_shards(self, facts: LogFacts) -> BuildResult:
+    def build_shards(self, log_facts: LogFacts) -> BuildResult:
         """Build every user bucket: kernel, pack, write the shard; and write the vocabulary.
 
         Args:
-            facts: What the kernel must know about all users.
+            log_facts: What the kernel must know about all users.
         """
 
 

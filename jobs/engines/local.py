@@ -191,24 +191,24 @@ class LocalStages:
             totals.rows, totals.size = result.file_rows, result.file_bytes
         return result
 
-    def build_shards(self, facts: LogFacts) -> BuildResult:
+    def build_shards(self, log_facts: LogFacts) -> BuildResult:
         """Write the vocabulary, then build every user bucket: kernel, pack, write the shard.
 
         Args:
-            facts: What the kernel must know about all users.
+            log_facts: What the kernel must know about all users.
         """
         vocabulary = self._per_bucket("vocabulary", self._vocabulary_of_bucket)
-        return vocabulary + self._per_bucket("shards", partial(self._shard_of_bucket, facts))
+        return vocabulary + self._per_bucket("shards", partial(self._shard_of_bucket, log_facts))
 
     def _vocabulary_of_bucket(self, bucket: int) -> BuildResult:
         words = self._partitions[VOCABULARY].read(bucket)
         return BuildResult() if words is None else write_vocabulary(self.context, bucket, words)
 
-    def _shard_of_bucket(self, facts: LogFacts, bucket: int) -> BuildResult:
+    def _shard_of_bucket(self, log_facts: LogFacts, bucket: int) -> BuildResult:
         self._pool.raise_if_stopped()
         sources = self.context.spec.sources
         rows = {source: self._partitions[rows_content(source)].read(bucket) for source in sources}
-        return build_shard(self.context, bucket, rows, facts)
+        return build_shard(self.context, bucket, rows, log_facts)
 
     def _per_bucket(self, stage: str, task: Callable[[int], BuildResult]) -> BuildResult:
         """Run one task for each bucket, report and log the stage, and add up the results."""

@@ -225,11 +225,11 @@ class SparkStages:
         task = partial(quarantine_rows, self._settings, is_files, conflicts)
         return self._collect("quarantine", rows.mapInArrow(task, RESULTS_DDL))
 
-    def build_shards(self, facts: LogFacts) -> BuildResult:
+    def build_shards(self, log_facts: LogFacts) -> BuildResult:
         """Build every user bucket: kernel, pack, write the shard; and write the vocabulary.
 
         Args:
-            facts: What the kernel must know about all users.
+            log_facts: What the kernel must know about all users.
         """
         if self._mapped is None:
             return BuildResult()
@@ -240,7 +240,7 @@ class SparkStages:
             self._mapped.filter(f"content not in ('{OWNERS}', '{LATEST_ACTION}')")
             .repartitionById(self.context.buckets, "bucket")
             .sortWithinPartitions("bucket", "content", "name")
-            .mapInArrow(partial(reduce_buckets, self._settings, facts), RESULTS_DDL)
+            .mapInArrow(partial(reduce_buckets, self._settings, log_facts), RESULTS_DDL)
         )
         result = self._collect("shards", reduced)
         self._progress("shards", PROGRESS_STEPS, PROGRESS_STEPS)

@@ -249,13 +249,13 @@ def conflicts_of(settings: TaskSettings, batches: Iterable[pa.RecordBatch]) -> I
 
 
 def reduce_buckets(
-    settings: TaskSettings, facts: LogFacts, batches: Iterable[pa.RecordBatch]
+    settings: TaskSettings, log_facts: LogFacts, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """Reduce task: build every bucket of its partition.
 
     Args:
         settings: What the driver sends.
-        facts: What the kernel must know about all users.
+        log_facts: What the kernel must know about all users.
         batches: Parts, sorted by bucket, content and name.
 
     Yields:
@@ -265,10 +265,12 @@ def reduce_buckets(
     for bucket, parts in _by_bucket(batches):
         # All parts of the bucket: these bytes are the memory that a reduce task needs besides the kernel's.
         contents = {content: list(group) for content, group in groupby(parts, key=lambda part: part.content)}
-        yield _pack_result(_reduce_bucket(context, bucket, contents, facts))
+        yield _pack_result(_reduce_bucket(context, bucket, contents, log_facts))
 
 
-def _reduce_bucket(context: BuildContext, bucket: int, contents: dict[str, list[Part]], facts: LogFacts) -> BuildResult:
+def _reduce_bucket(
+    context: BuildContext, bucket: int, contents: dict[str, list[Part]], log_facts: LogFacts
+) -> BuildResult:
     result = BuildResult()
     rows: dict[str, pl.DataFrame | None] = {}
     for source in context.spec.sources:
@@ -286,7 +288,7 @@ def _reduce_bucket(context: BuildContext, bucket: int, contents: dict[str, list[
     words = contents.pop(VOCABULARY, [])
     if words:
         result += write_vocabulary(context, bucket, _to_frame(words))
-    return result + build_shard(context, bucket, rows, facts)
+    return result + build_shard(context, bucket, rows, log_facts)
 
 
 def quarantine_rows(

@@ -27,7 +27,8 @@ from longbatch.jobs.readers.chunks import Chunk
 from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
 from longbatch.pipelines.arrays.narrow_ints import narrow, with_codes
 from longbatch.pipelines.canonicalize import Canonical, LogFacts, canonicalize, conflicting_requests
-from longbatch.pipelines.kernel import advance_state, build_bucket
+from longbatch.pipelines.kernel import build_bucket
+from longbatch.pipelines.next_state import advance_state
 from longbatch.pipelines.pack import event_status, pack, plan_segments
 from longbatch.pipelines.profile import TableSamples, profile_bucket
 from longbatch.schemas.accounting import RowAccounting
@@ -117,7 +118,7 @@ def split_by_bucket(
         canonical: The canonicalized chunk.
 
     Yields:
-        Content of the part, and one record batch per bucket, possibly empty. Parts without rows are left out.
+        Content of the part, and one record batch per bucket, possibly empty. Parts without rows are skipped.
     """
     rows = canonical.rows
     # A hash decides the bucket, so that all rows with the same key meet in one bucket, whatever their files.
@@ -170,7 +171,7 @@ def one_batch(frame: pl.DataFrame) -> pa.RecordBatch:
 
 
 def build_shard(
-    context: BuildContext, bucket: int, rows: Mapping[str, pl.DataFrame | None], facts: LogFacts
+    context: BuildContext, bucket: int, rows: Mapping[str, pl.DataFrame | None], log_facts: LogFacts
 ) -> BuildResult:
     """Build one user bucket: kernel, pack, write the shard, and in an incremental build write the new state.
 
@@ -178,7 +179,7 @@ def build_shard(
         context: The build.
         bucket: Number of the bucket.
         rows: Canonical rows of the bucket by source; None if it has none.
-        facts: What the kernel must know about all users.
+        log_facts: What the kernel must know about all users.
 
     Returns:
         The shard's entry and everything that is counted in the bucket.
@@ -188,22 +189,22 @@ def build_shard(
     """
     spec, increment = context.spec, context.increment
     frames = {source: _or_empty(rows.get(source), spec, source) for source in spec.sources}
-    kernel = build_bucket(spec, frames, facts, read_state(context.root, increment, bucket) if increment else None)
+    built = build_bucket(spec, frames, log_facts, read_state(context.root, increment, bucket) if increment else None)
     # Each bucket samples its share of the rows, rounded up; buckets of users are equal parts by hash.
-    profile, samples = profile_bucket(spec, kernel, -(-spec.expectations.sample_rows // context.buckets))
+    profile, samples = profile_bucket(spec, built, -(-spec.expectations.sample_rows // context.buckets))
     # Blocks are a lazy iterator, so that only one block at a time is in memory beside the kernel's output.
-    blocks, counts = pack(kernel, spec)
+    blocks, counts = pack(built, spec)
     shard = write_shard(context.root, bucket, context.attempt, spec, blocks)
     state: tuple[FileEntry, ...] = ()
     if increment:
         # Planned a second time, from the same numbers, because `pack` does not return its plan.
-        segments = plan_segments(kernel, spec)
-        later = advance_state(spec, kernel, increment.until, segments.user_id, event_status(kernel, segments))
+        segments = plan_segments(built, spec)
+        later = advance_state(spec, built, increment.until, segments.user_id, event_status(built, segments))
         state = write_state(context.root, bucket, context.attempt, later)
     logger.debug("built bucket %d: %d requests, %d targets", bucket, counts.requests, counts.targets)
     return BuildResult(
         shards=(shard,) if shard else (),
-        row_accounting=kernel.row_accounting,
+        row_accounting=built.row_accounting,
         counts=counts,
         profile=profile,
         samples=samples,
@@ -327,7 +328,7 @@ def quarantine_conflicts(context: BuildContext, name: str, chunk: Chunk, conflic
     rejected = canonicalize_chunk(context, context.spec.requests.source, parsed, conflicts).rejected
     # Exactly this one reason: a row with other faults is in the quarantine already, and would be there twice.
     only_conflicts = rejected.filter(pl.col("_reasons") == [CONFLICTING_REQUEST])
-    # Row numbers of the file still count the malformed lines, which are left out here.
+    # Row numbers of the file still count the malformed lines, which are excluded here.
     return write_quarantine(context, name, parsed, only_conflicts)
 
 

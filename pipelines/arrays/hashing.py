@@ -105,7 +105,7 @@ def request_ids_of(user_id: Int64Array, request_time: Int64Array, position: Int6
         (N,) int64 in [0, 2^63).
     """
     mixed = mix(mix(user_id.view(np.uint64)) ^ request_time.view(np.uint64))
-    # Position 0 is left out: a request that is alone at its time has the same id with and without `max_targets`.
+    # Position 0 adds nothing: a request that is alone at its time has the same id with and without `max_targets`.
     if position is not None:
         mixed = np.where(position == 0, mixed, mix(mixed + position.view(np.uint64)))
     return (mixed >> np.uint64(1)).astype(np.int64)

@@ -10,7 +10,7 @@ import pytest
 
 from longbatch.pipelines.arrays.hashing import request_ids_of
 from longbatch.pipelines.canonicalize import LogFacts, canonicalize
-from longbatch.pipelines.kernel import Bucket, build_bucket
+from longbatch.pipelines.kernel import BuiltBucket, build_bucket
 from longbatch.schemas.spec.build_spec import BuildSpec
 
 T = 1_700_000_000
@@ -39,7 +39,7 @@ PLAY: Row = {"user": 1, "item": 10, "time": 0}
 SHOWN: Row = {"user": 1, "item": 20, "time": 5, "request": 1}
 
 
-def kernel(spec: BuildSpec, plays: list[Row], shown: list[Row], conflicts: pl.Series | None = None) -> Bucket:
+def kernel(spec: BuildSpec, plays: list[Row], shown: list[Row], conflicts: pl.Series | None = None) -> BuiltBucket:
     """Run the kernel on PLAY and SHOWN with some values changed; times are seconds after T."""
     rows = {}
     for source, default, changed in (("plays", PLAY, plays), ("shown", SHOWN, shown)):

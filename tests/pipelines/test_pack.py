@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from longbatch.pipelines.canonicalize import canonicalize
-from longbatch.pipelines.kernel import Bucket, build_bucket
+from longbatch.pipelines.kernel import BuiltBucket, build_bucket
 from longbatch.pipelines.pack import SEGMENT_BLOCKS, pack, plan_blocks, plan_segments
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -40,7 +40,7 @@ def spec_of(history_length: int, block_events: int, block_targets: int) -> Build
     )
 
 
-def bucket_of(spec: BuildSpec, plays: list[tuple[int, int]], shown: list[tuple[int, int, int]]) -> Bucket:
+def bucket_of(spec: BuildSpec, plays: list[tuple[int, int]], shown: list[tuple[int, int, int]]) -> BuiltBucket:
     """Events (user, second) and requests (user, second, number of targets)."""
     events = pl.DataFrame(plays, schema=["user", "time"], orient="row").with_columns(item=pl.int_range(pl.len()))
     targets = [(user, second, item) for user, second, count in shown for item in range(count)]
@@ -50,7 +50,7 @@ def bucket_of(spec: BuildSpec, plays: list[tuple[int, int]], shown: list[tuple[i
     return build_bucket(spec, {name: canonicalize(frame, spec, name).rows for name, frame in timed.items()})
 
 
-def packed(spec: BuildSpec, bucket: Bucket) -> tuple[list[tuple[pa.RecordBatch, pa.RecordBatch]], Counts]:
+def packed(spec: BuildSpec, bucket: BuiltBucket) -> tuple[list[tuple[pa.RecordBatch, pa.RecordBatch]], Counts]:
     blocks, counts = pack(bucket, spec)
     return list(blocks), counts
 

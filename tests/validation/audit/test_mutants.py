@@ -29,7 +29,7 @@ from longbatch.jobs.engines.local import LocalEngine
 from longbatch.pipelines import delayed_labels, history_ends, kernel, parse, valid_rows
 from longbatch.pipelines import request_grouping as grouping
 from longbatch.pipelines.content_hash import content_hash
-from longbatch.pipelines.kernel import Bucket
+from longbatch.pipelines.kernel import BuiltBucket
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.manifest import CountName
 from longbatch.schemas.format.shard_writer import write_shard
@@ -174,7 +174,7 @@ OTHER_TARGETS = ONE + r"targets is \[.*\], but \[.*\] according to the raw log"
 # Broken histories and timelines
 
 
-def change_bucket(patch: Patch, change: Callable[[Bucket], Bucket]) -> None:
+def change_bucket(patch: Patch, change: Callable[[BuiltBucket], BuiltBucket]) -> None:
     """Change the result of the kernel for each bucket."""
     original = kernel.build_bucket
     patch.setattr(tasks, "build_bucket", lambda *arguments: change(original(*arguments)))
@@ -234,7 +234,7 @@ def unsorted_timeline_of_late_events(patch: Patch) -> None:
     change_bucket(patch, with_swapped_events)
 
 
-def with_swapped_events(bucket: Bucket) -> Bucket:
+def with_swapped_events(bucket: BuiltBucket) -> BuiltBucket:
     """Swap each pair of neighboring events."""
     events = bucket.timelines.events
     return replace(bucket, timelines=replace(bucket.timelines, events=events[np.arange(events.height) ^ 1]))
@@ -242,7 +242,7 @@ def with_swapped_events(bucket: Bucket) -> Bucket:
 
 @breaks(OTHER_EVENT)
 def history_of_another_user(patch: Patch) -> None:
-    def of_the_user_before(bucket: Bucket) -> Bucket:
+    def of_the_user_before(bucket: BuiltBucket) -> BuiltBucket:
         starts = np.unique(bucket.event_start)
         before = np.append(starts[0], starts)[np.searchsorted(starts, bucket.event_start)]
         return replace(bucket, event_start=before)
@@ -279,8 +279,8 @@ def null_read_as_zero(patch: Patch) -> None:
 
 @breaks(FOREIGN)
 def conflicting_request_accepted(patch: Patch) -> None:
-    def accepting(run: Any, spec: Any, rows: Any, facts: Any, carried: Any) -> Any:
-        return run(spec, rows, replace(facts, conflicts=None), carried)
+    def accepting(run: Any, spec: Any, rows: Any, log_facts: Any, carried: Any) -> Any:
+        return run(spec, rows, replace(log_facts, conflicts=None), carried)
 
     wrap(patch, tasks, "build_bucket", accepting)
 
