@@ -1,4 +1,4 @@
-"""Settings of all tests: which cases property tests draw, and which tests share a worker of pytest-xdist.
+"""Settings of all tests: which cases property tests draw, and how pytest-xdist divides the tests among its workers.
 
 Property tests draw the same cases each time, so that a run judges the change and not the draw. `make fuzz` draws new
 ones, and more of them.
@@ -6,36 +6,54 @@ ones, and more of them.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=100)
 settings.register_profile("fuzz", derandomize=False, deadline=None, max_examples=500, print_blob=True)
 settings.load_profile("fixed")
 
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group tests for `--dist loadgroup`, and start the groups that take longest first.
-
-    The tests of a file are one group, so that its fixtures are built once. All tests on the shared Spark session are
-    one group, because a session takes seconds to start. A file may name another group: those with Great Expectations
-    do, because its import takes seconds too. If the longest group came last, one worker would wait for the other.
-    """
-    if not hasattr(config, "workerinput"):  # not a worker of pytest-xdist
-        return
-    groups = [_group(item) for item in items]
-    ranks: dict[str, int] = {}
-    for item, group in zip(items, groups, strict=True):
-        item.add_marker(pytest.mark.xdist_group(group))
-        marks = {mark.name for mark in item.iter_markers()}
-        ranks[group] = min(ranks.get(group, 2), 0 if "spark" in marks else 1 if "slow" in marks else 2)
-    order = sorted(range(len(items)), key=lambda number: ranks[groups[number]])  # stable: files stay together
-    items[:] = [items[number] for number in order]
+# What takes seconds to start, and the files that share it: their tests run on one worker.
+SHARED = {
+    "Spark session": (
+        "tests/jobs/engines/test_spark.py",
+        "tests/jobs/simulation/test_corrupt_rows_in_builds.py",
+        "tests/jobs/test_build_real_logs.py",
+    ),
+    "import of Great Expectations": (
+        "tests/cli/test_main.py",
+        "tests/jobs/test_validate.py",
+        "tests/validation/expectations/test_data_docs.py",
+        "tests/validation/expectations/test_runner.py",
+        "tests/validation/expectations/test_user_suite.py",
+    ),
+}
 
 
-def _group(item: pytest.Item) -> str:
-    if "spark_session" in getattr(item, "fixturenames", ()):
-        return "spark_session"
-    named = item.get_closest_marker("xdist_group")
-    return str(named.args[0]) if named else item.path.as_posix()
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Give all tests of a file, and of the files that share something, to one worker (`--dist loadfile`)."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadSharedFiles(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((shared for shared, files in SHARED.items() if file in files), file)
+
+    return LoadSharedFiles(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, else one worker would wait for the last of them to end."""
+    ranks = {"spark": 0, "slow": 1}
+    first: dict[str, int] = {}
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        first[file] = min(first.get(file, 2), *(ranks.get(mark.name, 2) for mark in item.iter_markers()), 2)
+    items.sort(key=lambda item: first[item.nodeid.partition("::")[0]])

@@ -65,7 +65,6 @@ def spec(tmp_path: Path) -> Path:
     return tmp_path / "spec.toml"
 
 
-@pytest.mark.xdist_group("great_expectations")
 def test_build_inspect_validate_and_measure_exit_with_zero(spec: Path, tmp_path: Path) -> None:
     dataset = str(tmp_path / "dataset")
     built = longbatch("build", str(spec), dataset, "--json")

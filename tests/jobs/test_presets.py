@@ -1,4 +1,4 @@
-"""Presets are listed, described, loaded and packaged; test_public_datasets.py builds each of them."""
+"""Presets are listed, described, loaded and packaged; test_presets_public_datasets.py builds each of them."""
 
 import tomllib
 from importlib.resources import files

@@ -14,8 +14,6 @@ from longbatch.jobs.validate import DATA_DOCS, validate
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import load_spec
 
-pytestmark = pytest.mark.xdist_group("great_expectations")  # its import takes seconds
-
 T = 1_700_000_000
 SPEC = """
 name = "small"

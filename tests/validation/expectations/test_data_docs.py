@@ -14,8 +14,6 @@ from expectation_inputs import Inputs
 from longbatch.schemas.errors import SpecError
 from longbatch.validation.expectations.runner import ExpectationResults
 
-pytestmark = pytest.mark.xdist_group("great_expectations")  # its import takes seconds
-
 
 def pages_of(results: ExpectationResults) -> dict[str, str]:
     folder = Path(results.data_docs).parent

@@ -15,8 +15,6 @@ from paths import ROOT
 from longbatch.schemas.errors import SpecError
 from longbatch.validation.expectations.user_suite import read_user_suite
 
-pytestmark = pytest.mark.xdist_group("great_expectations")  # its import takes seconds
-
 COLUMNS = ["user_id", "history.dwell_ms", "step_us"]
 BETWEEN = {"type": "expect_column_values_to_be_between", "kwargs": {"column": "history.dwell_ms", "min_value": 0}}
 
