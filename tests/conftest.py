@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from xdist.scheduler import LoadScopeScheduling
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=100)
 settings.register_profile("fuzz", derandomize=False, deadline=None, max_examples=500, print_blob=True)
@@ -41,7 +41,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class LoadSharedFiles(LoadFileScheduling):
+    class LoadSharedFiles(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return next((shared for shared, files in SHARED.items() if file in files), file)
