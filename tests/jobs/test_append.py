@@ -26,6 +26,7 @@ def spec_file(tmp_path: Path) -> Path:
     return tmp_path / "spec.toml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("buckets", [1, 3])
 def test_increments_equal_one_build(spec_file: Path, monkeypatch: pytest.MonkeyPatch, seed: int, buckets: int) -> None:
@@ -62,6 +63,7 @@ def test_an_increment_needs_only_its_own_rows(spec_file: Path) -> None:
     assert content(root / "appended") == content(root / "one-build")
 
 
+@pytest.mark.slow
 def test_appending_twice_changes_nothing_and_older_snapshots_stay_readable(spec_file: Path) -> None:
     write(spec_file.parent, *a_log(1, days=3))
     spec, appended = load_spec(spec_file), spec_file.parent / "appended"

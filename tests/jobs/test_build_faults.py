@@ -23,6 +23,7 @@ def files(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_the_previous_dataset_or_none(tmp_path: Path) -> None:
     checks, _ = kill_often({LOCAL: 3}, 20_000, tmp_path, no_progress)
     assert [check.name for check in checks if not check.holds] == []

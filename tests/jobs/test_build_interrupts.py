@@ -33,6 +33,8 @@ from longbatch.jobs.engines import local
 from longbatch.jobs.readers import chunks
 from longbatch.schemas.spec.build_spec import load_spec
 
+pytestmark = pytest.mark.slow
+
 canonicalize_chunk = local.canonicalize_chunk
 
 def slowly(*arguments):

@@ -155,6 +155,7 @@ def logs(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     return BuildSpec.model_validate(spec), {"log": draw(frames(list(COLUMNS), {"request"}))}
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(logs(), st.integers(0, 5), st.sampled_from([4, 300, 10_000]))
 def test_any_dataset_expands_like_the_naive_expansion_whatever_the_sizes_of_parts(

@@ -14,6 +14,8 @@ from longbatch.jobs.validate import DATA_DOCS, validate
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import load_spec
 
+pytestmark = pytest.mark.slow
+
 T = 1_700_000_000
 SPEC = """
 name = "small"

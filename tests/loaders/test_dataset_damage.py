@@ -40,6 +40,7 @@ def mutated(random: np.random.Generator, content: bytes) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_a_mutation_never_crashes_or_changes_a_value(tmp_path: Path, compression: str) -> None:
     path = write_dataset(tmp_path / "d", random_shards(shards=1, blocks=2, users=2), compression=compression)

@@ -103,6 +103,7 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_dataset_in_a_store_yields_the_batches_of_a_local_one(
     store: str, random_dataset: Path, tmp_path: Path, plan: PlanFaults, num_workers: int
@@ -117,6 +118,7 @@ def test_a_dataset_in_a_store_yields_the_batches_of_a_local_one(
     assert dataset.fingerprint == RequestDataset(random_dataset).fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error", "slow", "truncate"])
 def test_temporary_faults_are_retried(
     store: str, random_dataset: Path, tmp_path: Path, plan: PlanFaults, fault: str
@@ -136,6 +138,7 @@ def test_bytes_altered_in_transit_are_an_error(store: str, tmp_path: Path, plan:
     assert not [path for path in files_in(tmp_path) if "ranges" in path.parts]
 
 
+@pytest.mark.slow
 def test_the_cache_stays_within_its_limit_and_serves_repeated_reads(
     store: str, random_dataset: Path, tmp_path: Path, plan: PlanFaults
 ) -> None:

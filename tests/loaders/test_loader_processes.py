@@ -53,6 +53,8 @@ def test_two_ranks_take_the_same_number_of_steps(tmp_path: Path) -> None:
 DYING = """
 import os, signal, sys
 from longbatch.loaders import RequestDataset, make_dataloader
+
+pytestmark = pytest.mark.slow
 loader = make_dataloader(RequestDataset(sys.argv[1], batch_size=1), num_workers=1)
 batches = iter(loader)
 next(batches)

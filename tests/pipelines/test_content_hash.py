@@ -194,6 +194,7 @@ def test_events_outside_every_history_do_not_change_the_hash() -> None:
     assert hashed(plays=pl.concat([PLAYS, later, stranger], how="vertical_relaxed")) == hashed()
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=30),
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=20),

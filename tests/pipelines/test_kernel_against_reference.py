@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_logs import (
@@ -139,12 +140,14 @@ def listed(draw: st.DrawFn, impressions: pl.DataFrame, may_be_null: bool) -> pl.
     return impressions.with_columns(item=pl.Series(seen, dtype=lists), clicked=pl.Series(clicked, dtype=lists))
 
 
+@pytest.mark.slow
 @every_case
 @given(one_log(), buckets)
 def test_one_log_for_history_and_requests(case: tuple[BuildSpec, Frames], buckets: int) -> None:
     check(*case, buckets)
 
 
+@pytest.mark.slow
 @every_case
 @given(two_logs(), buckets)
 def test_a_log_of_events_and_a_log_of_impressions(case: tuple[BuildSpec, Frames], buckets: int) -> None:
@@ -208,6 +211,7 @@ def text_log(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     return BuildSpec.model_validate(spec), {"log": frame}
 
 
+@pytest.mark.slow
 @every_case
 @given(text_log())
 def test_a_log_of_strings(case: tuple[BuildSpec, Frames]) -> None:

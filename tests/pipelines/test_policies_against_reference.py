@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_logs import COLUMNS, IDS, Frames, T, buckets, check, every_case, features, frames, ids, small_specs, wheres
@@ -114,6 +115,7 @@ def cases(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     return spec, {source: draw(frames(names, string_ids)) for source in spec.sources}
 
 
+@pytest.mark.slow
 @every_case
 @given(cases(), buckets)
 def test_policies_sessions_and_delayed_labels(case: tuple[BuildSpec, Frames], buckets: int) -> None:
@@ -158,6 +160,7 @@ def busy(draw: st.DrawFn) -> tuple[BuildSpec, Frames]:
     return BuildSpec.model_validate(spec), frames
 
 
+@pytest.mark.slow
 @every_case
 @given(busy())
 def test_sessions_of_a_busy_user(case: tuple[BuildSpec, Frames]) -> None:

@@ -14,6 +14,8 @@ from longbatch.trainer.config import SampledLength
 from longbatch.trainer.progress import TrainingProgress
 from longbatch.trainer.train import train
 
+pytestmark = pytest.mark.slow
+
 
 def interrupt_at_step_10(progress: TrainingProgress) -> None:
     """Press Ctrl-C at the 10th step."""

@@ -12,6 +12,7 @@ from longbatch.trainer.progress import TrainingProgress
 from longbatch.trainer.train import train
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_loss_the_speed_and_the_metrics_of_a_run(dataset: Path, tmp_path: Path) -> None:
     reports: list[TrainingProgress] = []
     config = tiny(tensorboard=True, max_steps=30, evaluate_requests=32)

@@ -23,6 +23,7 @@ def test_columns_are_measured_as_stored_and_as_plain_tables(measured: tuple[Path
     assert 0 < (columns["headers"].stored or 0) < stored
 
 
+@pytest.mark.slow
 def test_a_feature_named_offsets_is_separate_from_the_list_offsets(tmp_path: Path) -> None:
     spec = SPEC.replace("features = { action", 'features = { offsets = { column = "action", type = "int16" }, action')
     names = [column.name for column in measure(build_rows(tmp_path, ROWS, spec), tmp_path / "out").columns]

@@ -41,6 +41,7 @@ def test_the_report_contains_the_exact_numbers_of_a_small_dataset(measured: tupl
             assert min(file.disk_bytes, file.write_seconds, file.read_seconds) > 0
 
 
+@pytest.mark.slow
 def test_a_sample_is_drawn_by_its_seed_and_is_near_the_read_layout(
     larger: Dataset, exact: tuple[Path, Savings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

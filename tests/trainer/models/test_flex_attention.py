@@ -28,7 +28,7 @@ from longbatch.trainer.models.flex_attention import (
 from longbatch.trainer.models.spans import Spans
 
 # the compiler reads .grad of tensors that are not leaves, which warns
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")]
 WIDTH, HOUR_US = 16, 3_600_000_000
 
 

@@ -14,6 +14,8 @@ from expectation_inputs import Inputs
 from longbatch.schemas.errors import SpecError
 from longbatch.validation.expectations.runner import ExpectationResults
 
+pytestmark = pytest.mark.slow
+
 
 def pages_of(results: ExpectationResults) -> dict[str, str]:
     folder = Path(results.data_docs).parent

@@ -20,6 +20,8 @@ from longbatch.schemas.profile import TABLES, ColumnProfile, TableProfile
 from longbatch.validation.expectations.generated_suites import generated_suites
 from longbatch.validation.expectations.runner import ExpectationResults, run_expectations
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_valid_dataset_meets_every_expectation_without_a_warning(valid_run: ExpectationResults) -> None:
     assert valid_run.failures == []

@@ -15,6 +15,8 @@ from paths import ROOT
 from longbatch.schemas.errors import SpecError
 from longbatch.validation.expectations.user_suite import read_user_suite
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ["user_id", "history.dwell_ms", "step_us"]
 BETWEEN = {"type": "expect_column_values_to_be_between", "kwargs": {"column": "history.dwell_ms", "min_value": 0}}
 
