@@ -16,7 +16,6 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import TIMESTAMP, event_type, requests_schema, target_type
 from longbatch.schemas.types import ArrowArray, ArrowField, ArrowListArray, Int64Array
 
-from .back_references import REFERENCE, referenced_events, shared_fields
 from .byte_planes import (
     TIME_UNITS_US,
     Deltas,
@@ -26,6 +25,7 @@ from .byte_planes import (
     make_lists,
 )
 from .dictionaries import Columns, TableName
+from .event_references import REFERENCE, referenced_events, shared_fields
 from .physical_schema import ALL_FIELDS, FIRST_TIME, TIME_UNIT, Fields, StoredColumn, stored_columns
 
 

@@ -17,9 +17,9 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import TIMESTAMP
 from longbatch.schemas.types import ArrowArray, ArrowListArray, Int64Array
 
-from .back_references import REFERENCE, find_references, shared_fields
 from .byte_planes import has_planes, make_lists, to_deltas, to_planes
 from .dictionaries import Columns, TableName, build_dictionary, dictionaries_batch, dictionaries_of
+from .event_references import REFERENCE, find_references, shared_fields
 from .physical_schema import (
     Batches,
     StoredColumn,

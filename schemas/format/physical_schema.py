@@ -21,9 +21,9 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import TIMESTAMP, event_type, requests_schema, target_type, timelines_schema
 from longbatch.schemas.types import ArrowField
 
-from .back_references import REFERENCE
 from .byte_planes import has_planes, plane_type
 from .dictionaries import INDEX, Dictionary, TableName, dictionaries_of
+from .event_references import REFERENCE
 
 FIRST_TIME, TIME_UNIT = "first_event_time", "time_unit_us"
 Batches = tuple[pa.RecordBatch, pa.RecordBatch]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.format.back_references import find_references, referenced_events, shared_fields
+from longbatch.schemas.format.event_references import find_references, referenced_events, shared_fields
 from longbatch.schemas.ragged import list_offsets
 from longbatch.schemas.spec.build_spec import parse_spec
 from longbatch.schemas.types import ArrowArray, ArrowListArray, Int64Array
