@@ -115,7 +115,7 @@ def medians(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
 
     Args:
         runs: The calls to measure.
-        repeats: How often each is made.
+        repeats: How often each call is repeated.
 
     Returns:
         The median wall seconds of each.

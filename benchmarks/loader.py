@@ -120,7 +120,7 @@ def _drain_several(dataset: RequestDataset) -> None:
 
 
 def _with_workers(path: Path, repeats: int) -> Results:
-    """How long the main process waits for a batch while each step takes 50 ms, with two workers of either kind."""
+    """How long the main process waits for a batch, with steps of 50 ms and two workers: threads or processes."""
     checks, figures = [], []
     for workers in ("threads", "processes"):
         firsts, shares = [], []

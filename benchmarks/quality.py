@@ -1,6 +1,6 @@
 """`longbatch bench quality`: every count of a build is compared, to the row, with what the simulator planted.
 
-A log with 3 % corrupt rows of every kind, as Parquet and as CSV, is built by each engine. The ground truth beside the
+A log with 3 % corrupt rows of every type, as Parquet and as CSV, is built by each engine. The ground truth next to the
 log contains the outcome of every row. The quarantine must contain the rejected rows, each equal to its row in its file.
 """
 

@@ -132,7 +132,9 @@ def training_flops(arm: Arm, requests: int, events: int, targets: int) -> float:
     """
     encoded, count = events / requests, targets / requests
     window = float(arm.length) if arm.model.shares_timelines and isinstance(arm.length, int) else encoded
-    sharing = max(1, round(count * window / max(encoded, 1)))  # targets per event, which decides the kind of attention
+    sharing = max(
+        1, round(count * window / max(encoded, 1))
+    )  # targets per event, which decides whether attention is reordered
     history = request_flops(arm.model, round(encoded), sharing).history
     return 3 * requests * (history + count * request_flops(arm.model, round(window), sharing).target)
 

@@ -2,7 +2,7 @@
 
     OUT/part-00000.parquet ...   rows in the dataset's order, columns as in `longbatch.pipelines.expansion`
 
-The files are written to a hidden folder beside OUT. The folder is renamed to OUT once every file is written.
+The files are written to a hidden folder next to OUT. The folder is renamed to OUT once every file is written.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _check_output(root: Path, overwrite: bool, dataset: Dataset) -> None:
 
 @contextmanager
 def _folder_beside(root: Path) -> Iterator[Path]:
-    """A new folder beside `root` that is removed at the end, unless it was renamed; names the disk in errors."""
+    """A new folder next to `root` that is removed at the end, unless it was renamed; names the disk in errors."""
     try:
         with hidden_folder(root) as folder:
             yield folder

@@ -288,7 +288,7 @@ def load_config(path: Path | str | None = None, **overrides: object) -> TrainCon
 
 
 def validate_config(values: Mapping[str, object], origin: str = "the training config") -> TrainConfig:
-    """Make a training config from plain values, with errors for people instead of pydantic's.
+    """Make a training config from plain values, with readable errors instead of pydantic's.
 
     Args:
         values: Values by key.

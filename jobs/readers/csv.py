@@ -99,7 +99,7 @@ def _chunk(path: str, first_row: int, rows: pa.RecordBatch | pa.Table, malformed
 
 
 def _open(path: str) -> IO[Any]:
-    """Open a file, decompressed by its suffix. pyarrow's streams are files, which its type stubs do not say."""
+    """Open a file, decompressed by its suffix. pyarrow's streams are files, which its type stubs do not declare."""
     filesystem, inner = filesystem_of(path)
     return cast(IO[Any], filesystem.open_input_stream(inner, compression="detect"))
 

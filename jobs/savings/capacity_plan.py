@@ -232,7 +232,7 @@ def _means_at(savings: Savings, volume: Volume) -> Means:
 def _plan_layouts(savings: Savings, volume: Volume) -> list[PlannedLayout]:
     """Size of each layout as Parquet zstd, and last of the dataset itself.
 
-    Shuffled, no copy of a history is near another one, so each copied event costs as much as an event stored once.
+    Shuffled, no copy of a history is close to another one, so each copied event costs as much as an event stored once.
     Sorted by user, each event costs that once, and every copy costs what the sample measured. Log order is between the
     two and depends on how many users are active at once, so it is not predicted. The rows' own columns are added to
     all.
@@ -293,7 +293,7 @@ def _sample_volume(savings: Savings) -> Volume:
 
 def _plan_build(savings: Savings, volume: Volume) -> BuildPlan:
     rates, sample = savings.rates, savings.dataset
-    # a log row may be an event, a target or both; the sample says how many rows a record takes on average
+    # a log row may be an event, a target or both; the sample gives how many rows a record takes on average
     rows_per_record = rates.log_rows / (sample.stored_events + sample.targets)
     rows, day_rows = (rows_per_record * n for n in (volume.stored_events + volume.targets, volume.day_records))
     buckets = bucket_count(math.ceil(rows))

@@ -1,7 +1,7 @@
 """Charts as inline SVG for self-contained HTML pages.
 
 Horizontal sizes are percentages and text is in pixels, so that a chart fills a phone and a laptop alike. Axes start at
-zero, or the chart says that they do not. All labels are escaped.
+zero, or the chart states that they do not. All labels are escaped.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Bars:
     Attributes:
         title: Title of the chart.
         labels: One for each bar, written above it.
-        values: One for each bar, written beside it.
+        values: One for each bar, written next to it.
         unit: Unit of the values, see `format_number`.
         log: Whether the scale is logarithmic.
         highlight: Indices of the bars to emphasize.
@@ -141,7 +141,7 @@ class Lines:
         x_label: Label of the x axis.
         y_label: Label of the y axis.
         log_x: Whether the x axis is logarithmic; every x is then above 0.
-        from_zero: Whether the y axis starts at zero. Otherwise it starts near the smallest value, and the chart says
+        from_zero: Whether the y axis starts at zero. Otherwise it starts near the smallest value, and the chart states
             so.
     """
 

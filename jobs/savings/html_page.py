@@ -78,7 +78,7 @@ def paragraph(text: str) -> str:
 
 
 def bullets(items: Sequence[str]) -> str:
-    """Render a list of plain texts."""
+    """Render a list of plain strings."""
     return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>"
 
 
@@ -87,7 +87,7 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
 
     Args:
         title: Text of the title.
-        sections: Pairs of a heading (text, may be empty) and HTML made by the functions of this module or of `charts`.
+        sections: Pairs of a heading (may be empty) and HTML from the functions of this module or of `charts`.
 
     Returns:
         The document.

@@ -120,7 +120,7 @@ def survey(dataset: Dataset, rng: np.random.Generator) -> Survey:
 
 
 def _concatenate(blocks: Sequence[Block]) -> Block:
-    """Make one block of several; `timeline_row` is renumbered.
+    """Concatenate several blocks; `timeline_row` is renumbered.
 
     Blocks with 2 and 3 timelines, whose requests have timeline_row [0, 1, 1] and [0, 2]:
     the first row of each block is [0, 2],

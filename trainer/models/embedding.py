@@ -49,7 +49,7 @@ def numeric_rows(values_N: Tensor) -> Tensor:
     """Map numbers to table rows: two bins per octave of the magnitude, from 2^-10 to 2^30.
 
     Row 0 is (almost) zero, rows 1 to 80 grow with positive values and rows 81 to 161 with the magnitude of negative
-    ones. The last row is NaN, which stands for a null.
+    ones. The last row is NaN, which represents a null.
 
     Args:
         values_N: Integers or floats of any shape.
@@ -101,7 +101,7 @@ def column_rows(column: Column, values_N: Tensor) -> Tensor:
 
 
 class TokenEmbedding(nn.Module):
-    """All embedding tables, and the event, target, request and user tokens that are made from them.
+    """All embedding tables, and the event, target, request and user tokens built from them.
 
     Args:
         config: Width, size of the id tables, and where the time delta is encoded.

@@ -1,7 +1,7 @@
 """The audit of a dataset: whether it is consistent in itself, and equal to what the raw log yields.
 
 `audit` first reads every file and block and checks them on whole columns. Then, if the raw log is available, the
-naive reference computes some users from it, and every request of theirs is compared: the exact history, request time,
+naive reference computes some users from it, and each of their requests is compared: the exact history, request time,
 features, targets and labels. Findings are sentences that name shard, block, user and request.
 
 Memory: a block, some hundred bytes for each user of the dataset and of the log, and the reference of a group of users

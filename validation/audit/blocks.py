@@ -23,7 +23,7 @@ def readable_blocks(dataset: Dataset, shard: int) -> Iterator[tuple[int, Block |
         shard: Index of the shard.
 
     Yields:
-        The index of the block, and the block or a finding that says why it cannot be read.
+        The index of the block, and the block or a finding that states why it cannot be read.
     """
     try:
         reader = dataset.shard(shard)

@@ -176,7 +176,7 @@ def _timeline_order_findings(block: Block, shard: int, state: StructureState) ->
     starts = np.flatnonzero(np.append(True, user_id[1:] != user_id[:-1]))
     stored_events = np.add.reduceat(list_lengths(list_column(block.timelines, "events")), starts)
     state.user_runs.append(np.stack([user_id[starts], np.full(len(starts), shard), stored_events]))
-    # The last row of the previous block comes first; in the first block a smaller user stands in for it.
+    # The last row of the previous block comes first; in the first block a smaller user takes its position.
     last_user, last_segment = state.last_row or (int(user_id[0]) - 1, 0)
     users, segments = np.append(last_user, user_id), np.append(last_segment, segment)
     is_first_segment = (segments[1:] == 0) | state.is_appended
@@ -262,7 +262,7 @@ def _history_findings(spec: BuildSpec, block: Block) -> Iterator[str]:
     Example, for one segment with event times 1 2 3 4, history_length 2, no delay:
         request at 3, history_end 3: its last event is at 3, which is not before the request
         request at 5, history_end 3: the event at 4 was visible, but is not in the history
-        these two only: events 1..2 are reached, so events 0 and 3 are stored without use
+        these two only: events 1..2 are in a history, so events 0 and 3 are stored without use
 
     All events before history_end are visible, so the latest event_time among them counts, even where a late event is
     ordered behind newer ones. Events at history_end or later may be hidden by arrival times, or because they belong

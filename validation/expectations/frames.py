@@ -124,7 +124,7 @@ def _datetime(column: ColumnProfile, bound: str) -> datetime | None:
 
 
 def _statistics_frame(columns: Mapping[str, Statistics]) -> PandasFrame:
-    """Return a row per statistic; columns have dtype object, so that integers stay exact beside floats."""
+    """Return a row per statistic; columns have dtype object, so that integers stay exact next to floats."""
     names = list(dict.fromkeys(name for statistics in columns.values() for name in statistics))
     frame = pl.DataFrame({STATISTIC: names}).to_pandas()
     for column, statistics in columns.items():

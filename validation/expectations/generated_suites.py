@@ -1,4 +1,4 @@
-"""Expectation suites made from a build spec: what holds for every dataset of the spec, as plain data.
+"""Expectation suites generated from a build spec: what holds for every dataset of the spec, as plain data.
 
 Each table ("events", "impressions", "requests") has two suites: an exact one on the counters of all its rows, and one
 on a sample of its rows, which also sees types, order and combinations. One more suite checks the row accounting of
@@ -38,13 +38,13 @@ class Expectation:
     Attributes:
         type: Great Expectations' name of it, such as "expect_column_values_to_be_between".
         kwargs: Its arguments, as in JSON.
-        says: What is expected, as a sentence without capital and full stop.
+        statement: What is expected, as a sentence without capital and full stop.
         is_warning: Whether a dataset that does not meet it may still be valid, so that nothing fails.
     """
 
     type: str
     kwargs: Mapping[str, Any]
-    says: str
+    statement: str
     is_warning: bool = False
 
     @property
@@ -219,14 +219,14 @@ def _counter_expectations(table: TableName, columns: list[Column]) -> Iterator[E
         if high is not None:
             yield _at_most(column.name, LARGEST, high, f"the largest {column.name} is at most {_format(high)}")
         if column.is_rate:
-            says = f"the mean of {column.name}, a rate, is between 0 and 1"
-            yield _at_least(column.name, MEAN, 0, says, max_value=1)
+            statement = f"the mean of {column.name}, a rate, is between 0 and 1"
+            yield _at_least(column.name, MEAN, 0, statement, max_value=1)
         if column.is_label:
-            says = f"{column.name} has more than one value: the largest minus the smallest is above 0"
-            yield _at_least(column.name, SPREAD, 0, says, is_warning=True, strict_min=True)
+            statement = f"{column.name} has more than one value: the largest minus the smallest is above 0"
+            yield _at_least(column.name, SPREAD, 0, statement, is_warning=True, strict_min=True)
     if table == "requests":
-        says = "the number of targets of all requests minus the number of impressions is 0"
-        yield _at_least("targets", TOTAL_MINUS_IMPRESSIONS, 0, says, max_value=0)
+        statement = "the number of targets of all requests minus the number of impressions is 0"
+        yield _at_least("targets", TOTAL_MINUS_IMPRESSIONS, 0, statement, max_value=0)
 
 
 def _null_expectations(column: Column) -> Iterator[Expectation]:
@@ -246,12 +246,12 @@ def _range(column: Column) -> tuple[Number | datetime | None, Number | datetime 
 def _source_expectations(spec: BuildSpec) -> Iterator[Expectation]:
     """Yield what holds for the row accounting; statistics are numbered, because a reason may contain any string."""
     for source in spec.sources:
-        says = f"the number of rows of {source} without an outcome is 0"
-        yield _at_least(source, WITHOUT_OUTCOME, 0, says, max_value=0)
+        statement = f"the number of rows of {source} without an outcome is 0"
+        yield _at_least(source, WITHOUT_OUTCOME, 0, statement, max_value=0)
         for number, (reason, share) in enumerate([("", spec.max_rejected), *spec.max_rejected_for.items()]):
             rejected = f"rejected for {reason}" if reason else "rejected"
-            says = f"the share of rows of {source} {rejected} is at most {share:g}"
-            yield _at_most(source, f"{REJECTED} {number}", share * ROUNDING, says)
+            statement = f"the share of rows of {source} {rejected} is at most {share:g}"
+            yield _at_most(source, f"{REJECTED} {number}", share * ROUNDING, statement)
 
 
 def _sample_expectations(spec: BuildSpec, table: TableName, columns: list[Column]) -> Iterator[Expectation]:
@@ -262,21 +262,23 @@ def _sample_expectations(spec: BuildSpec, table: TableName, columns: list[Column
         "all columns of the spec are present",
     )
     for column in columns:
-        says = f"{column.name} is of type {column.type}"
+        statement = f"{column.name} is of type {column.type}"
         kwargs: dict[str, Any] = {"column": column.name, "type_": PANDAS_TYPES.get(column.type, column.type)}
-        yield Expectation("expect_column_values_to_be_of_type", kwargs, says)
+        yield Expectation("expect_column_values_to_be_of_type", kwargs, statement)
         if column.low is not None or column.high is not None:
             yield _between(column.name, column.low, column.high)
         if column.values is not None:
-            says = f"{column.name} is {_format_set(column.values)}"
+            statement = f"{column.name} is {_format_set(column.values)}"
             kwargs = {"column": column.name, "value_set": list(column.values)}
-            yield Expectation("expect_column_values_to_be_in_set", kwargs, says)
+            yield Expectation("expect_column_values_to_be_in_set", kwargs, statement)
     time = "visible_time" if table == "events" else "request_time"
-    yield replace(_between("step_us", 0, None), says=f"{time} never decreases within a user's rows")
+    yield replace(_between("step_us", 0, None), statement=f"{time} never decreases within a user's rows")
     if table == "events":
         delay = spec.history.delay_us
         lag = _between("lag_us", delay, None if spec.history.arrival_time else delay)
-        yield replace(lag, says=lag.says.replace("lag_us", "the time from event_time to visible_time") + " us")
+        yield replace(
+            lag, statement=lag.statement.replace("lag_us", "the time from event_time to visible_time") + " us"
+        )
     if table == "requests":
         yield from _request_expectations()
 
@@ -296,26 +298,26 @@ def _request_expectations() -> Iterator[Expectation]:
 
 def _between(column: str, low: Number | datetime | None, high: Number | datetime | None) -> Expectation:
     if low is None or high is None:
-        says = f"at most {_format(high)}" if low is None else f"at least {_format(low)}"
+        statement = f"at most {_format(high)}" if low is None else f"at least {_format(low)}"
     else:
-        says = f"between {_format(low)} and {_format(high)}" if low != high else f"always {_format(low)}"
+        statement = f"between {_format(low)} and {_format(high)}" if low != high else f"always {_format(low)}"
     kwargs = {"column": column, "min_value": _widened(low, -math.inf), "max_value": _widened(high, math.inf)}
-    return Expectation("expect_column_values_to_be_between", kwargs, f"{column} is {says}")
+    return Expectation("expect_column_values_to_be_between", kwargs, f"{column} is {statement}")
 
 
 def _at_least(
-    column: str, statistic: str, low: Number | datetime, says: str, *, is_warning: bool = False, **kwargs: float
+    column: str, statistic: str, low: Number | datetime, statement: str, *, is_warning: bool = False, **kwargs: float
 ) -> Expectation:
     """Expect a statistic to be at least `low`; its row has one value, so the column's minimum is that value."""
     bounds = {"min_value": _widened(low, -math.inf), "row_condition": _row_condition(STATISTIC, "==", statistic)}
-    return Expectation("expect_column_min_to_be_between", {"column": column, **kwargs, **bounds}, says, is_warning)
+    return Expectation("expect_column_min_to_be_between", {"column": column, **kwargs, **bounds}, statement, is_warning)
 
 
 def _at_most(
-    column: str, statistic: str, high: Number | datetime, says: str, *, is_warning: bool = False, **kwargs: float
+    column: str, statistic: str, high: Number | datetime, statement: str, *, is_warning: bool = False, **kwargs: float
 ) -> Expectation:
     bounds = {"max_value": _widened(high, math.inf), "row_condition": _row_condition(STATISTIC, "==", statistic)}
-    return Expectation("expect_column_max_to_be_between", {"column": column, **kwargs, **bounds}, says, is_warning)
+    return Expectation("expect_column_max_to_be_between", {"column": column, **kwargs, **bounds}, statement, is_warning)
 
 
 def _widened(bound: Number | datetime | None, towards: float) -> Number | datetime | None:

@@ -152,7 +152,7 @@ def _silent_great_expectations() -> Iterator[None]:
 
 @contextmanager
 def _replaced_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out` that replaces it at the end, so that no page of an earlier run remains."""
+    """Yield a new folder next to `out` that replaces it at the end, so that no page of an earlier run remains."""
     try:
         with hidden_folder(out) as unfinished:
             yield unfinished
@@ -239,7 +239,7 @@ def _to_gx(expectation: Expectation) -> GxExpectation:
     return ExpectationConfiguration(
         type=expectation.type,
         kwargs=dict(expectation.kwargs),
-        description=html.escape(expectation.says + (WARNING_NOTE if expectation.is_warning else "")),
+        description=html.escape(expectation.statement + (WARNING_NOTE if expectation.is_warning else "")),
         severity="warning" if expectation.is_warning else "critical",
     ).to_domain_obj()
 
@@ -277,9 +277,9 @@ def _sentence(suite: str, result: GxResult) -> str:
     """Return which expectation of which suite was not met, on which column, and what was observed."""
     config = result.expectation_config
     kwargs = {key: value for key, value in config.kwargs.items() if key != "batch_id"}
-    says = html.unescape(config.description or ", ".join(f"{key} = {value!r}" for key, value in kwargs.items()))
+    statement = html.unescape(config.description or ", ".join(f"{key} = {value!r}" for key, value in kwargs.items()))
     column = f" on {kwargs['column']}" if "column" in kwargs else ""
-    return f"{suite}: {says.removesuffix(WARNING_NOTE)}: {_observed(result)} ({config.type}{column})"
+    return f"{suite}: {statement.removesuffix(WARNING_NOTE)}: {_observed(result)} ({config.type}{column})"
 
 
 def _observed(result: GxResult) -> str:

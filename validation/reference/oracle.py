@@ -195,7 +195,7 @@ def _rows_by_user(sources: Mapping[str, ClassifiedRows]) -> dict[int, dict[Role,
 
 
 def _apply_policies(spec: BuildSpec, user_id: int, rows: dict[Role, list[ValidRow]], log_end: int | None) -> _User:
-    """Leave out what the policies take, mark it in the rows, and return the rest.
+    """Leave out the rows that a policy leaves out, mark it in the rows, and return the rest.
 
     The order of the policies is that of docs/semantics.md: reject or drop the whole user, keep the newest events of a
     heavy user, leave out pending requests.

@@ -28,7 +28,7 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 SECONDS_BETWEEN_LOG_LINES = 10.0
-MIN_COLUMNS_FOR_NOTES = 140  # a terminal of this width has room for notes beside the bars
+MIN_COLUMNS_FOR_NOTES = 140  # a terminal of this width has room for notes next to the bars
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class _StandardErrorHandler(logging.StreamHandler[TextIO]):
 
 def examples(*lines: str) -> str:
     """Return a section of a command's help with one example a line."""
-    keep_lines = "\b"  # tells the command line parser not to rewrap the paragraph
+    keep_lines = "\b"  # click's marker for a paragraph that is not rewrapped
     return "\n".join([keep_lines, "Examples:", *(f"  {line}" for line in lines)])
 
 

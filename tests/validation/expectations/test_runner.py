@@ -225,7 +225,7 @@ def test_every_generated_expectation_can_fail(valid: Inputs, tmp_path: Path) -> 
     lines = [line for run in runs for line in [*run.failures, *run.warnings]]
     for suite in generated_suites(valid.spec):
         for expectation in suite.expectations:
-            start = f"{suite.name}: {expectation.says}: "
+            start = f"{suite.name}: {expectation.statement}: "
             assert [line for line in lines if line.startswith(start)], f"nothing made this fail: {start}"
 
 
