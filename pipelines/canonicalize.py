@@ -1,7 +1,9 @@
 """Raw rows of a source -> canonical rows, rejected rows, and row accounting.
 
-Each row gets its final outcome here, except for duplicates and conflicting requests. Those need all rows of a user, or
-of a request id, together (docs/semantics.md).
+The outcomes that depend on one row alone are decided here: filtered, out of the time window, rejected. Others follow
+later (docs/semantics.md): `conflicting_requests` needs all rows of a request id; duplicates and user policies need all
+rows of a user (`valid_rows`, `policies`). Malformed lines never get here, because they have no columns to check: the
+readers count them.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def canonicalize(
         spec: The build spec.
         source: Name of the source.
         conflicts: Request ids that are known to be shared by several users: their target rows are rejected.
-        window: Select only rows whose arrival time is in this window; None for all rows.
+        window: Select only rows that belong to this increment; None for all rows.
 
     Returns:
         Canonical and rejected rows, and the accounting of all of them.

@@ -1,14 +1,16 @@
-"""Content hash: equal for two datasets if and only if they have the same requests, histories and targets.
+"""Content hash: equal for two datasets with the same requests, histories and targets.
 
-It does not depend on storage: order, buckets, blocks, segments, codecs. Each request is hashed with its whole history,
-and the hashes are added up modulo 2^64.
+Datasets that differ have different hashes, up to hash collisions. The hash does not depend on storage: order, buckets,
+blocks, segments, codecs. Each request is hashed with its whole history, and the hashes are added up modulo 2^64: a
+multiset hash, which does not depend on the order of requests.
 
-The hash of a history takes no pass over the history. It is a polynomial hash (Karp and Rabin 1987): with event hashes
-e_i and an odd base B, the prefix sums P_k = sum of e_i B^i for i < k give the hash of the slice [a, b) as
-(P_b - P_a) B^-a. Two bases give 128 bits.
+All histories of a block take one pass over its events, not one pass each. They use a polynomial hash (Karp and Rabin
+1987): with event hashes e_i and an odd base B, the prefix sums P_k = sum of e_i B^i for i < k give the hash of the
+slice [a, b) as (P_b - P_a) B^-a. The factor B^-a makes equal slices equal wherever they start: it shifts the powers
+B^a, ..., B^(b-1) back to B^0, ..., B^(b-a-1). Two bases give 128 bits.
 
-`SampleDigest` does the same for the sample level: the rows that a dataset expands to are hashed without copying a
-history, and compared with the rows of a table.
+`SampleDigest` is the multiset hash of sample-level rows: the rows that a dataset expands to are hashed without copying
+a history, and compared with the rows of a table.
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ from .expansion import HistorySlices, slice_histories
 
 # Odd, so that they have an inverse modulo 2^64.
 BASES = (0xD1342543DE82EF95, 0xAF251AF3B0F025B5)
-_NULL = np.uint64(0x6A09E667F3BCC909)
-# Tables of powers are at least this long, so that most calls share them.
+# Stands for a null, and salts event hashes: `mix` maps 0 to 0, and an event whose hash is 0 would add nothing to a
+# history.
+_SALT = np.uint64(0x6A09E667F3BCC909)
+# Tables of powers have at least this many elements, so that most calls share one. One below a power of two, because a
+# table has 2^bit_length elements: 2^18 itself would round up to 2^19.
 MIN_POWERS = (1 << 18) - 1
 
 
@@ -61,7 +66,7 @@ def content_hash(blocks: Iterable[Block], history_length: int) -> str:
 
 @dataclass(frozen=True)
 class SampleDigest:
-    """Digest of a multiset of sample-level rows; digests of parts add up.
+    """Multiset hash of sample-level rows; the digests of two sets of rows add up to the digest of both.
 
     Attributes:
         rows: Number of rows.
@@ -135,8 +140,8 @@ def _requests_with_histories(slices: HistorySlices) -> UInt64Array:
 def _with_slices(rows: UInt64Array, values: UInt64Array, starts: Int64Array, ends: Int64Array) -> UInt64Array:
     """Hash rows, (N,) or (2, N), together with a slice [start, end) of values each: (2, N), one row per base."""
     mixed = np.empty_like(values)
-    for part in cached_parts(len(values)):
-        mixed[part] = mix(values[part] + _NULL)
+    for chunk in cached_parts(len(values)):
+        mixed[chunk] = mix(values[chunk] + _SALT)
     # Mixed, so that the hash depends on the row and its slice together: in a sum of unmixed hashes, two requests could
     # swap histories unnoticed.
     return mix(rows ^ np.stack([_slice_hashes(mixed, starts, ends, base) for base in BASES]))
@@ -146,10 +151,10 @@ def _row_hashes(columns: Sequence[ArrowArray]) -> UInt64Array:
     """Hash rows over all their columns: (N,); a null differs from a zero."""
     bits = [_value_bits(cast("pl.Series", pl.from_arrow(column))) for column in columns]
     hashed = np.zeros(len(columns[0]), dtype=np.uint64)
-    for part in cached_parts(len(hashed)):
+    for chunk in cached_parts(len(hashed)):
         for values in bits:
             # Adding 1 makes the hash depend on the number of columns, also where values are zero.
-            hashed[part] = mix(hashed[part] ^ values[part]) + np.uint64(1)
+            hashed[chunk] = mix(hashed[chunk] ^ values[chunk]) + np.uint64(1)
     return hashed
 
 
@@ -165,7 +170,7 @@ def _value_bits(values: pl.Series) -> UInt64Array:
         values = values if values.dtype == pl.Int64 else values.cast(pl.Int64)
     if not values.null_count():
         return values.to_numpy().view(np.uint64)
-    return np.where(values.is_null().to_numpy(), _NULL, values.fill_null(0).to_numpy().view(np.uint64))
+    return np.where(values.is_null().to_numpy(), _SALT, values.fill_null(0).to_numpy().view(np.uint64))
 
 
 def _slice_hashes(values: UInt64Array, starts: Int64Array, ends: Int64Array, base: int) -> UInt64Array:

@@ -117,7 +117,7 @@ def _reduced(label: Label, values: npt.NDArray[np.generic], low: Int64Array, hig
         case "max":
             return pl.Series(_maxima(label, values.astype(np.int64), low, high))
         case "sum" if label.type.startswith("float"):
-            return _sums(values.astype(np.float64), low, high)
+            return range_sums(values.astype(np.float64), low, high)
         case "sum":
             return _integer_sums(values.astype(np.int64), low, high)
         case None:
@@ -144,37 +144,43 @@ def _integer_sums(values: Int64Array, low: Int64Array, high: Int64Array) -> pl.S
 def _maxima(label: Label, values: npt.NDArray[Number], low: Int64Array, high: Int64Array) -> npt.NDArray[Number]:
     """Return the maxima of ranges, (G,), by a sparse table for range maximum, built level by level.
 
-    Level p holds the maximum of each 2^p consecutive values; two of them, overlapping, cover a range of 2^p to 2^(p+1).
-    Values [3, 9, 4, 1], range [0, 3): p = 1, level 1 is [9, 9, 4].
-    The maximum is max(level[0], level[3 - 2]) = max(9, 9) = 9.
+    Level p has the maximum of each 2^p consecutive values. Two of them, which overlap, cover a range of 2^p to 2^(p+1).
+    Values [3, 9, 4, 1], range [0, 3): its power p is 1, and level 1 is level_values = [9, 9, 4].
+    The maximum is max(level_values[0], level_values[3 - 2]) = max(9, 9) = 9.
     """
     maxima = np.full(len(low), label.default or 0, dtype=values.dtype)
     is_filled = high > low
     # log2 of a power of two is exact. It rounds 2^k - 1 up to k only from k of about 48 on, and no range is that long.
-    level = np.zeros(len(low), dtype=np.int64)
-    level[is_filled] = np.log2(high[is_filled] - low[is_filled]).astype(np.int64)
-    for power in range(int(level.max(initial=0)) + 1 if is_filled.any() else 0):
-        on_level = is_filled & (level == power)
-        width = 1 << power
-        maxima[on_level] = np.maximum(values[low[on_level]], values[high[on_level] - width])
+    power = np.zeros(len(low), dtype=np.int64)
+    power[is_filled] = np.log2(high[is_filled] - low[is_filled]).astype(np.int64)
+    level_values = values  # level 0
+    for level in range(int(power.max(initial=0)) + 1 if is_filled.any() else 0):
+        on_level = is_filled & (power == level)
+        width = 1 << level
+        maxima[on_level] = np.maximum(level_values[low[on_level]], level_values[high[on_level] - width])
         # In place of a table of all levels: ranges are served level by level, so only one level is in memory.
-        if len(values) > width:
-            values = np.maximum(values[:-width], values[width:])
+        if len(level_values) > width:
+            level_values = np.maximum(level_values[:-width], level_values[width:])
     return maxima
 
 
-def _sums(values: npt.NDArray[np.float64], low: Int64Array, high: Int64Array) -> pl.Series:
-    """Return sums of ranges of floats, (G,), each added on its own, so that it is exact to the bit.
+def range_sums(values: npt.NDArray[np.float64], low: Int64Array, high: Int64Array) -> pl.Series:
+    """Return sums of ranges of floats, (G,); a sum is null where finite values overflow.
 
-    A difference of prefix sums would round. A sum is null where finite values overflow.
+    Each range is added on its own, so that its sum is independent of other ranges: a difference of prefix sums would
+    round by what comes before. Values [1, 2, 3, 4, 5], ranges [3, 5) and [0, 2): by `low` the bounds are [0, 2, 3, 5].
+    reduceat adds [0, 2), the gap [2, 3), [3, 5) and the rest: [3, 3, 9, 0], of which [3, 9] are the ranges.
     """
-    is_filled = high > low
+    filled = np.flatnonzero(high > low)
     sums = np.zeros(len(low))
-    if is_filled.any():
+    if len(filled):
+        # reduceat also adds the values from the end of each range to the start of the next. In the order of `low` these
+        # gaps are disjoint, and cost one pass in total; in the order of targets each could be as long as all values.
+        by_low = filled[np.argsort(low[filled], kind="stable")]
+        bounds = np.stack([low[by_low], high[by_low]], axis=1).reshape(-1)
         padded = np.append(values, 0.0)  # reduceat refuses an index behind the last value, which an end may be
         with np.errstate(over="ignore", invalid="ignore"):
-            bounds = np.stack([low[is_filled], high[is_filled]], axis=1).reshape(-1)
-            sums[is_filled] = np.add.reduceat(padded, bounds)[::2]  # every other result is between two ranges
+            sums[by_low] = np.add.reduceat(padded, bounds)[::2]
     # A sum with an infinite value is rightly infinite. Prefix counts of such values find the sums without one: these
     # overflowed.
     infinite_before = offsets_of(~np.isfinite(values))

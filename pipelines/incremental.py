@@ -1,12 +1,20 @@
 """The state that lets an append continue a dataset without reading earlier logs again.
 
-Kept per user bucket: the newest events of each user, the requests whose label windows are still open with the actions
-they need, and the number of segments per user. Increments are split by arrival time, not by event time: events by
-visible time, requests by request time, actions by event time. So an append only adds to the end of a timeline.
+Each user bucket has these tables; L is the spec's history_length, and `next_state` trims all but the last:
 
-Every event has a status, which only grows from increment to increment: AFTER_LAST_REQUEST (no request has followed it
-yet), BEYOND_HISTORY (only older than the newest L events of every request), STORED (part of a stored timeline). An
-event of the current increment is NEW until then.
+| table | rows kept | reason | trimmed by |
+|---|---|---|---|
+| events | newest L per user; from a pending request's history on | later histories | `events_to_keep` |
+| targets | of pending requests (a label window is still open) | a later increment writes them | `advance_state` |
+| actions | at most the longest label window before the increment's end | pending labels | `advance_state` |
+| users | one per user with segments | segment numbers continue | nothing |
+
+Increments are split by the time at which a row counts: an event by its visible time, a target by its request time, an
+action by its event time. So the events of an increment all come behind those of earlier increments in a timeline.
+
+An event of the current increment is NEW while its bucket is built. `pack.event_status` then gives it one of three
+statuses, which only grow from increment to increment: AFTER_LAST_REQUEST (no request has followed it yet),
+BEYOND_HISTORY (visible to a request, but never among its newest L events), STORED (part of a stored timeline).
 """
 
 from __future__ import annotations
@@ -26,7 +34,7 @@ EventStatus = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class IncrementWindow:
-    """The interval [start, until) of arrival times of an increment.
+    """The interval [start, until) of an increment, of the times by which rows count (see the top of the file).
 
     Attributes:
         start: Microseconds since 1970 UTC, or None for no lower bound (the first increment).

@@ -25,7 +25,8 @@ from longbatch.schemas.types import ArrowArray, ArrowListArray, BoolArray, Int64
 from .incremental import AFTER_LAST_REQUEST, BEYOND_HISTORY, NEW, STORED, EventStatus
 from .kernel import BuiltBucket
 
-# A segment covers at least this many blocks' worth of events, and this many histories, so little is stored twice.
+# The range of a segment spans this many times a block's budget of events or a history, whichever is longer. The longer
+# the range, the smaller the share of events that two ranges store twice.
 SEGMENT_BLOCKS = 4
 
 
@@ -34,7 +35,7 @@ class Segments:
     """The timeline slices to store, S of them by user then segment number, and the R requests that they serve.
 
     Attributes:
-        user_id: User of each segment, (S,).
+        user_id: User of each segment, (S,): a segment has the events and requests of one user.
         segment: Number of each segment among those of its user, (S,).
         event_start: First event, a row of the bucket's sorted events, (S,).
         event_end: End of the events, exclusive, (S,).
@@ -55,43 +56,48 @@ class Segments:
 def plan_segments(bucket: BuiltBucket, spec: BuildSpec) -> Segments:
     """Split each user's timeline into as few segments as possible: one, except for heavy users.
 
-    Range k of a user covers the events [k (S - L), k (S - L) + S) of the timeline: consecutive ranges overlap by the
-    history length L, so the smallest k whose end is not before a request's history_end holds its whole history.
-    Example with S = 8, L = 2: history_end [3, 8, 9, 15] gives ranges [0, 0, 1, 2], so three segments.
-    A user with more than `block_targets` targets in a range gets several segments, each with the range's events.
+    Range k of a user is the events [k (span - L), k (span - L) + span) of the timeline. Consecutive ranges overlap by
+    the history length L, so the first range that does not end before a request's history_end contains its history.
+    A range with more than `block_targets` targets is split into several segments, each with the events it needs.
+
+    Span 8, L = 2: range 0 is the events [0, 8), range 1 is [6, 14), range 2 is [12, 20).
+    One user's requests with history_end [3, 8, 9, 15] have the histories [1, 3), [6, 8), [7, 9), [13, 15):
+    ranges [0, 0, 1, 2], so three segments, of the events [1, 8), [7, 9) and [13, 15).
 
     Args:
         bucket: The bucket to store.
         spec: The build spec.
 
     Returns:
-        The segments, each limited to the events that its requests' histories include.
+        The segments, each from the first to the last event that its requests' histories include: at most `span`
+        events.
     """
     length = spec.history_length
-    # S in the formulas. S >= 4 L keeps S - L positive, and the L events that a range repeats are at most a third of the
-    # S - L events that it adds.
-    span = max(SEGMENT_BLOCKS * spec.block_events, SEGMENT_BLOCKS * length)
+    # span >= 4 L keeps span - L positive, and the L events that a range repeats are at most a third of the span - L
+    # events that it adds.
+    span = SEGMENT_BLOCKS * max(spec.block_events, length)
     user_id = bucket.requests.requests["user_id"].to_numpy()
-    # ceil((history_end - S) / (S - L)), not below 0
+    # ceil((history_end - span) / (span - length)), not below 0
     range_number = np.maximum(0, -(-(bucket.history_end - span) // (span - length)))
     # Requests are sorted by user and time already, so one range per user needs no sort.
     order = np.lexsort((range_number, user_id)) if range_number.any() else np.arange(len(range_number))
     user_id, range_number = user_id[order], range_number[order]
     sizes = np.diff(bucket.requests.target_offsets)[order]
-    # Greedy packing by cumulative cost: a request belongs to the part in whose budget of targets it begins, so only the
-    # last request of a part can go beyond the budget, and none is split.
-    part = sums_before_in_run(sizes, starts_run(user_id, range_number)) // spec.block_targets
-    starts = np.flatnonzero(starts_run(user_id, range_number, part))
+    # Greedy packing by cumulative cost, in each range: with block_targets = 10, requests of [4, 4, 4, 4] targets have
+    # [0, 4, 8, 12] targets before them, hence the splits [0, 0, 0, 1]. A request belongs to the split in whose budget
+    # of targets it begins: only the last request of a split can go beyond the budget, and none is divided.
+    split_number = sums_before_in_run(sizes, starts_run(user_id, range_number)) // spec.block_targets
+    starts = np.flatnonzero(starts_run(user_id, range_number, split_number))
     history_end = bucket.history_end[order]
     # A segment is the union of its requests' histories, not the whole range.
     history_start = np.maximum(0, history_end - length)
     base = bucket.event_start[order]
     request_start = np.append(starts, len(order))
-    first_user = user_id[starts]
+    segment_user = user_id[starts]
     return Segments(
-        user_id=first_user,
+        user_id=segment_user,
         # Numbers continue after the segments of earlier increments, so (user, segment) stays unique in the dataset.
-        segment=bucket.previous_state.segment_counts(first_user) + positions_in_run(starts_run(first_user)),
+        segment=bucket.previous_state.segment_counts(segment_user) + positions_in_run(starts_run(segment_user)),
         event_start=_reduce(np.minimum, base + history_start, starts),
         event_end=_reduce(np.maximum, base + history_end, starts),
         request_order=order,
@@ -107,7 +113,7 @@ def _reduce(ufunc: np.ufunc, values: Int64Array, starts: Int64Array) -> Int64Arr
 def plan_blocks(segments: Segments, target_offsets: Int64Array, spec: BuildSpec) -> Int64Array:
     """Group consecutive segments into blocks.
 
-    A segment costs its share of a block's budget of events or of targets, whichever is larger.
+    The normalized cost of a segment is its events / block_events or its targets / block_targets, whichever is larger.
     Costs [0.5, 0.4, 0.3, 2.0, 0.1] begin at 0, 0.5, 0.9, 1.2 and 3.2; rounded down: blocks [0, 0, 0, 1, 3].
     Result: bounds [0, 3, 4, 5].
 
@@ -127,7 +133,7 @@ def plan_blocks(segments: Segments, target_offsets: Int64Array, spec: BuildSpec)
     per_segment = np.add.reduceat(targets, segments.request_start[:-1])
     events = segments.event_end - segments.event_start
     cost = np.maximum(events / spec.block_events, per_segment / spec.block_targets)
-    # Greedy packing by cumulative cost: a segment belongs to the block in whose budget it begins.
+    # Greedy packing by cumulative cost: a segment belongs to the block in whose budget, a cost of 1, it begins.
     block = np.floor(np.cumsum(cost) - cost).astype(np.int64)
     return np.append(np.flatnonzero(starts_run(block)), count)
 

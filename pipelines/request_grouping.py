@@ -44,7 +44,7 @@ def group_targets(spec: BuildSpec, targets: pl.DataFrame) -> Requests:
 
     Args:
         spec: The build spec.
-        targets: Valid target rows, in the role's names of the columns.
+        targets: Valid target rows in order, in the role's names of the columns.
 
     Returns:
         The requests and their targets.
@@ -85,9 +85,10 @@ def _with_request_ids(spec: BuildSpec, targets: pl.DataFrame) -> pl.DataFrame:
         ids = request_ids_of(targets["user_id"].to_numpy(), targets["request_time"].to_numpy())
         return targets.with_columns(request_id=pl.Series(ids, dtype=pl.Int64))
     # Every `max_targets` rows of a session are one request, so rows of equal time need a total order. If it depended on
-    # the order of the log, the same rows in other files would give other requests.
+    # the order of the log, the same rows in other files would give other requests. ROW breaks ties, because valid rows
+    # come ordered by all columns of their source and then by their roles (`valid_rows`).
     features = [name for name in targets.columns if name.startswith("request.")]
-    order = sort_rows(targets, ["user_id", "request_time", "item_id", *_target_columns(targets), *features])
+    order = sort_rows(targets, ["user_id", "request_time", "item_id", *_target_columns(targets), *features, ROW])
     targets = targets[order.permutation]
     user, time = targets["user_id"].to_numpy(), targets["request_time"].to_numpy()
     starts = _session_starts(user, time, requests.session_gap_us, requests.max_targets)

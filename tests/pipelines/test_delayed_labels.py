@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from arrow_values import lists_of
 
-from longbatch.pipelines.delayed_labels import _reduced
+from longbatch.pipelines.delayed_labels import _reduced, range_sums
 from longbatch.pipelines.in_memory import InMemoryDataset, build_in_memory
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -129,3 +129,14 @@ def test_an_aggregate_without_an_implementation_raises() -> None:
     label = Label(column="value", type="int32", aggregate="sum", within="10us").model_copy(update={"aggregate": "min"})
     with pytest.raises(AssertionError, match="min"):
         _reduced(label, np.array([3]), np.array([0]), np.array([1]))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_sum_of_a_range_of_floats_does_not_depend_on_other_ranges(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=500) * 10.0 ** rng.integers(-8, 8, 500)
+    low = rng.integers(0, 501, 300)
+    high = np.minimum(low + rng.integers(0, 60, 300), 500)  # some empty, some up to the last value
+    padded = np.append(values, 0.0)
+    one_by_one = [np.add.reduceat(padded, [a, b])[0] if b > a else 0.0 for a, b in zip(low, high, strict=True)]
+    assert range_sums(values, low, high).to_list() == one_by_one

@@ -11,15 +11,20 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 US = 1_000_000
 
 
-def group(rows: list[tuple[int, int, int]], **keys: object) -> list[tuple[int, int, list[int]]]:
-    """(user, request time, items) of the requests that rows of (user, time, item) become."""
-    spec = BuildSpec.model_validate(
+def spec_with(**keys: object) -> BuildSpec:
+    """Spec of one log without request ids, with these keys in [requests]."""
+    return BuildSpec.model_validate(
         {
             "sources": {"log": {"path": "log.parquet"}},
             "history": {"source": "log", "user_id": "u", "item_id": "i", "event_time": "t"},
             "requests": {"source": "log", "user_id": "u", "item_id": "i", "request_time": "t", **keys},
         }
     )
+
+
+def group(rows: list[tuple[int, int, int]], **keys: object) -> list[tuple[int, int, list[int]]]:
+    """(user, request time, items) of the requests that rows of (user, time, item) become."""
+    spec = spec_with(**keys)
     frame = pl.DataFrame(rows, schema=dict.fromkeys(["user_id", "request_time", "item_id"], pl.Int64), orient="row")
     grouped = group_targets(spec, frame)
     items = grouped.targets["item_id"].to_list()
@@ -68,3 +73,11 @@ def test_sessions_with_the_same_user_and_time_have_different_ids() -> None:
 
 def test_no_rows_give_no_requests() -> None:
     assert group([], session_gap="1s", max_targets=3) == []
+
+
+def test_equal_rows_are_split_in_the_order_in_which_they_come() -> None:
+    spec = spec_with(max_targets=3)
+    rows = 600  # enough that NumPy's default sort would not keep their order
+    frame = pl.DataFrame({"user_id": [1] * rows, "request_time": [7] * rows, "item_id": [9] * rows})
+    requests = group_targets(spec, frame).rows.reshape(-1, 3)
+    assert sorted(sorted(row) for row in requests.tolist()) == [[row, row + 1, row + 2] for row in range(0, rows, 3)]
