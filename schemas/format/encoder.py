@@ -57,13 +57,12 @@ def encode_blocks(spec: BuildSpec, blocks: Iterable[Batches]) -> tuple[pa.Record
     if not spec.is_compact:
         return None, iter(blocks)
     # Schemas and columns depend on the spec only, so they are derived once and not for every block.
-    store = partial(
-        _store,
-        stored_timelines_schema(spec),
-        stored_requests_schema(spec),
-        stored_columns(spec, "events"),
-        stored_columns(spec, "targets"),
-    )
+    store_timelines = partial(_store_timelines, stored_timelines_schema(spec), stored_columns(spec, "events"))
+    store_requests = partial(_store_requests, stored_requests_schema(spec), stored_columns(spec, "targets"))
+
+    def store(block: Batches, events: _Records, targets: _Records) -> Batches:
+        return store_timelines(block[0], events), store_requests(block[1], targets)
+
     shared = shared_fields(spec) if spec.one_log else None
     if not dictionaries_of(spec):
         return None, (store(block, *_split(block, shared)) for block in blocks)
@@ -112,34 +111,25 @@ def _replace_by_indices(spec: BuildSpec, records: Sequence[tuple[_Records, _Reco
     return dictionaries_batch(spec, built)
 
 
-def _store(
-    timelines_schema: pa.Schema,
-    requests_schema: pa.Schema,
-    event_columns: Sequence[StoredColumn],
-    target_columns: Sequence[StoredColumn],
-    block: Batches,
-    events: _Records,
-    targets: _Records,
-) -> Batches:
-    timelines, requests = block
+def _store_timelines(
+    schema: pa.Schema, columns: Sequence[StoredColumn], timelines: pa.RecordBatch, events: _Records
+) -> pa.RecordBatch:
     deltas = to_deltas(events.columns["event_time"], events.offsets)
     events.columns["event_time"] = deltas.steps
     first = int64_array(deltas.first).view(TIMESTAMP)
     # The unit is repeated in every row, because an Arrow file has no header per block; the repetition compresses away.
     unit = int32_array(np.full(timelines.num_rows, deltas.unit_us))
-    lists = [make_lists(events.offsets, values, events.lists) for values in _values(event_columns, events)]
-    target_structs = pa.StructArray.from_arrays(
-        _values(target_columns, targets), fields=list(requests_schema.field("targets").type.value_type)
-    )
-    own = [requests[name] for name in requests_schema.names if name != "targets"]
-    return (
-        pa.RecordBatch.from_arrays(
-            [timelines["user_id"], timelines["segment"], first, unit, *lists], schema=timelines_schema
-        ),
-        pa.RecordBatch.from_arrays(
-            [*own, make_lists(targets.offsets, target_structs, targets.lists)], schema=requests_schema
-        ),
-    )
+    lists = [make_lists(events.offsets, values, events.lists) for values in _values(columns, events)]
+    return pa.RecordBatch.from_arrays([timelines["user_id"], timelines["segment"], first, unit, *lists], schema=schema)
+
+
+def _store_requests(
+    schema: pa.Schema, columns: Sequence[StoredColumn], requests: pa.RecordBatch, targets: _Records
+) -> pa.RecordBatch:
+    target_fields = list(schema.field("targets").type.value_type)
+    structs = pa.StructArray.from_arrays(_values(columns, targets), fields=target_fields)
+    own = [requests[name] for name in schema.names if name != "targets"]
+    return pa.RecordBatch.from_arrays([*own, make_lists(targets.offsets, structs, targets.lists)], schema=schema)
 
 
 def _values(columns: Sequence[StoredColumn], records: _Records) -> list[ArrowArray]:
