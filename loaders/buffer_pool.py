@@ -36,7 +36,7 @@ from torch import Tensor
 from longbatch.schemas.types import Int64Array
 
 from .blocks import Array
-from .shared_memory import rounded_up
+from .reused_memory import rounded_up
 
 
 class BufferPool:

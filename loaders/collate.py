@@ -28,7 +28,7 @@ from .batch import Layout, RequestBatch, batch_in_memory
 from .blocks import BlockView, Column
 from .buffer_pool import take_buffer
 from .copy_slices import join_slices
-from .shared_memory import REUSED_MEMORY
+from .reused_memory import REUSED_MEMORY
 
 BlockRows = tuple[BlockView, Int64Array]
 """A block, and row numbers of requests in it."""

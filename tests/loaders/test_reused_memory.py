@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import sys
+
+import pytest
 import torch
 
-from longbatch.loaders.shared_memory import ReusedMemory, rounded_up
+from longbatch.loaders import reused_memory
+from longbatch.loaders.reused_memory import ReusedMemory, rounded_up, unused_references
 
 
 def test_memory_is_reused_only_when_nothing_refers_to_it() -> None:
@@ -17,6 +21,18 @@ def test_memory_is_reused_only_when_nothing_refers_to_it() -> None:
     third = torch.from_numpy(memory.take(9_999))
     assert third.data_ptr() == address
     assert torch.from_numpy(memory.take(10_000)).data_ptr() not in (address, second.data_ptr())
+
+
+@pytest.mark.parametrize("difference", [-2, 1])  # the lambda itself adds 1
+def test_an_interpreter_that_counts_other_references_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, difference: int
+) -> None:
+    getrefcount = sys.getrefcount
+    monkeypatch.setattr(sys, "getrefcount", lambda array: getrefcount(array) + difference)
+    measured = unused_references()
+    assert measured != reused_memory._UNUSED_REFERENCES
+    monkeypatch.setattr(reused_memory, "_UNUSED_REFERENCES", measured)
+    test_memory_is_reused_only_when_nothing_refers_to_it()
 
 
 def test_larger_batches_get_memory_of_their_own() -> None:

@@ -16,10 +16,26 @@ import numpy as np
 from .blocks import Array
 
 MAX_ARRAYS = 8  # arrays that a pool keeps for reuse
-# References that CPython counts in `take` for an array that only the pool refers to: the pool's list, the loop
-# variable, and the argument of getrefcount. A tensor or view of the array adds one. If an interpreter counts fewer,
-# memory that is in use would be lent again; a test of this module fails then.
-_UNUSED_REFERENCES = 3
+
+
+def _reference_counts(arrays: list[Array]) -> list[int]:
+    """The reference count of each array. Counting adds references of its own, always the same number."""
+    return [sys.getrefcount(array) for array in arrays]
+
+
+def unused_references() -> int:
+    """Measure the reference count of an array that only a list refers to.
+
+    The number depends on the interpreter: a release that counts fewer references while it counts would otherwise make
+    memory in use look unused. So it is measured, with the function that counts later.
+
+    Returns:
+        The count of `_reference_counts`; a tensor or view of the array adds one.
+    """
+    return _reference_counts([np.empty(1, dtype=np.uint8)])[0]
+
+
+_UNUSED_REFERENCES = unused_references()
 
 
 class ReusedMemory:
@@ -38,11 +54,11 @@ class ReusedMemory:
         Returns:
             An array of at least `size` bytes, with arbitrary content.
         """
-        # Reuse by reference count. Thread-safe: only this method creates a reference to an array that only the pool
-        # refers to, and the lock serializes it.
+        # Only this method creates a reference to an array that only the pool refers to, and the lock serializes it.
+        # Other threads can only drop references meanwhile, so a count may be too high, never too low.
         with self._lock:
-            for array in self._arrays:
-                if len(array) >= size and sys.getrefcount(array) == _UNUSED_REFERENCES:
+            for array, references in zip(self._arrays, _reference_counts(self._arrays), strict=True):
+                if len(array) >= size and references == _UNUSED_REFERENCES:
                     return array
             new = np.empty(rounded_up(size), dtype=np.uint8)
             # The oldest array leaves the list; if a batch still refers to it, it lives as long as the batch.
