@@ -38,6 +38,10 @@ class TimeRange:
             inside &= times < self.before_us
         return inside
 
+    def overlaps(self, first: int, last: int) -> bool:
+        """Return whether a time of [first, last], in microseconds since 1970 UTC, may be in the range."""
+        return (self.after_us is None or last >= self.after_us) and (self.before_us is None or first < self.before_us)
+
 
 @dataclass(frozen=True)
 class Selection:

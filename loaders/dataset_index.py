@@ -150,7 +150,7 @@ def open_index(
 ) -> DatasetIndex:
     """Check the arguments against a dataset and count its requests.
 
-    Only blocks with request times outside the time range are read, and only that column.
+    Only blocks with request times inside and outside the time range are read, and of them only the request times.
 
     Args:
         dataset: The opened snapshot.
@@ -187,11 +187,14 @@ def open_index(
     )
     if times == TimeRange():
         return index
-    # The plan needs exact counts before the first batch. The manifest's bounds decide for blocks inside the range.
+    # The plan needs exact counts before the first batch. The manifest's bounds decide for blocks entirely inside or
+    # outside the range; only blocks across one of its ends are read.
     selected = block_rows.copy()
     for number, entry in enumerate(entries):
-        bounds = [to_microseconds(entry.first_request_time), to_microseconds(entry.last_request_time)]
-        if not times.contains(_integers(bounds)).all():
+        first, last = to_microseconds(entry.first_request_time), to_microseconds(entry.last_request_time)
+        if not times.overlaps(first, last):
+            selected[number] = 0
+        elif not times.contains(_integers([first, last])).all():
             selected[number] = times.contains(index.request_times(shards, number)).sum()
     return replace(index, selected_rows=selected)
 

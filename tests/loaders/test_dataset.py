@@ -13,10 +13,12 @@ from block_rows import Row, event, random_shards, request, request_ids, target, 
 from torch.utils.data import DataLoader
 
 from longbatch.loaders import RequestBatch, RequestDataset, StochasticLength, make_dataloader
+from longbatch.loaders.dataset_index import DatasetIndex, Shards
 from longbatch.loaders.plan import Order
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.time import to_microseconds
+from longbatch.schemas.types import Int64Array
 
 
 def listed(batch: RequestBatch) -> list[Row]:
@@ -166,6 +168,30 @@ def test_time_ranges_split_the_requests(random_dataset: Path) -> None:
     assert len(older) == len(list(older))
     nothing = RequestDataset(random_dataset, before=time_of(-1))
     assert len(nothing) == len(list(nothing)) == 0
+
+
+def test_only_blocks_across_an_end_of_the_time_range_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [
+        ([timeline(n, [])], [request(2 * n, n, 0, 10 * n, 0, [target(1)]), request(2 * n + 1, n, 0, 10 * n + 5, 0, [])])
+        for n in range(4)
+    ]
+    path = write_dataset(tmp_path / "d", [blocks])
+    read: list[int] = []
+    request_times = DatasetIndex.request_times
+
+    def recorded(index: DatasetIndex, shards: Shards, number: int) -> Int64Array:
+        read.append(number)
+        return request_times(index, shards, number)
+
+    monkeypatch.setattr(DatasetIndex, "request_times", recorded)
+    # after, before: numbers of the blocks that are read. Block n has requests at 10 n and 10 n + 5.
+    ranges = {(12, 35): [1, 3], (0, 20): [], (5, 36): [0], (10, 10): [], (36, 99): [], (-9, 0): [], (13, 14): [1]}
+    for (after, before), expected in ranges.items():
+        read.clear()
+        dataset = RequestDataset(path, after=time_of(after), before=time_of(before))
+        times = [0, 5, 10, 15, 20, 25, 30, 35]
+        assert request_ids(dataset) == [number for number, time in enumerate(times) if after <= time < before]
+        assert read == expected
 
 
 def test_a_share_of_the_requests_is_before_its_split_time(random_dataset: Path) -> None:
