@@ -38,11 +38,13 @@ class BatchIterator(Iterator[RequestBatch]):
     def _begin(self, epoch: int, first_batch: int, yielded: int) -> None:
         self._epoch, self._first_batch, self._yielded = epoch, first_batch, yielded
         # A state is relative to these ranks. Read once per pass, so that all batches of a pass are counted alike.
-        self._topology = replace(self._dataset.topology(), worker=self._worker, num_workers=self._num_workers)
+        self._rank_and_worker = replace(
+            self._dataset.rank_and_worker(), worker=self._worker, num_workers=self._num_workers
+        )
         self._reader = self._dataset.reader(epoch)
         self._numbers = worker_batches(
             self._dataset.planned(epoch).plan.num_batches,
-            self._topology,
+            self._rank_and_worker,
             drop_last=self._dataset.batching.drop_last,
             first_batch=first_batch,
             yielded=yielded,
@@ -57,16 +59,16 @@ class BatchIterator(Iterator[RequestBatch]):
 
     def state_dict(self) -> State:
         """Return the position after the last batch that was yielded; small, and independent of how much was read."""
-        topology = self._topology
+        reader = self._rank_and_worker
         # All ranks take equally many steps, so one rank knows the position of all. One of several workers does not:
         # how many batches the others have yielded depends on when the state is saved.
-        if topology.num_workers == 1:
-            next_batch = self._first_batch + self._yielded * topology.world_size
+        if reader.num_workers == 1:
+            next_batch = self._first_batch + self._yielded * reader.world_size
             return self._dataset.state_at(self._epoch, next_batch)
         worker: WorkerState = {
-            "id": topology.worker,
-            "num_workers": topology.num_workers,
-            "world_size": topology.world_size,
+            "id": reader.worker,
+            "num_workers": reader.num_workers,
+            "world_size": reader.world_size,
             "yielded": self._yielded,
         }
         return self._dataset.state_at(self._epoch, self._first_batch, worker)
@@ -81,6 +83,6 @@ class BatchIterator(Iterator[RequestBatch]):
             ValueError: The state does not fit the dataset, its arguments, or this worker.
         """
         self._dataset.check_state(state)
-        yielded = worker_yielded(state, self._topology)
+        yielded = worker_yielded(state, self._rank_and_worker)
         self._dataset.set_epoch(state["epoch"])
         self._begin(state["epoch"], state["next_batch"], yielded)

@@ -8,7 +8,6 @@ contains.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,8 +31,9 @@ from .dataset_index import DatasetIndex, Shards, arrow_types, open_index, open_s
 from .epoch_plan import Batching, EpochPlan, plan_epoch
 from .history_length import HistoryLength, StochasticLength
 from .plan import Order, Plan
+from .ranks import look_up_rank, rank_to_pickle
 from .reader import Reader
-from .schedule import Topology, num_steps
+from .schedule import RankAndWorker, num_steps
 from .state import State, StateContext, WorkerState, check_next_batch
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,9 @@ class RequestDataset(IterableDataset[RequestBatch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is sent to a worker: numbers and paths, no open files."""
-        return {**vars(self), "_shards": None, "_planned": None}  # a plan may refer to open shards
+        rank, world_size = rank_to_pickle(self.rank, self.world_size)
+        # A plan may refer to open shards.
+        return {**vars(self), "rank": rank, "world_size": world_size, "_shards": None, "_planned": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the attributes; a plain pickle copies the position into memory that is not shared."""
@@ -216,7 +218,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
 
     @property
     def fingerprint(self) -> str:
-        """The hash of the dataset's content."""
+        """The hash of the checksums of the dataset's files."""
         return self.open().dataset.fingerprint
 
     def column_types(self) -> dict[str, dict[str, str]]:
@@ -304,7 +306,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
 
     def _steps_left(self, epoch: int, next_batch: int) -> int:
         batches = max(0, self.planned(epoch).plan.num_batches - next_batch)
-        return num_steps(batches, self.topology().world_size, self.batching.drop_last)
+        return num_steps(batches, self.rank_and_worker().world_size, self.batching.drop_last)
 
     def next_pass_length(self) -> int:
         """Return the number of batches that a rank yields in the next pass of a loader, maybe of the next epoch."""
@@ -325,7 +327,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         Returns:
             A state; after the last step of an epoch it is the beginning of the next epoch.
         """
-        return self.state_at(self.epoch, self.first_batch + steps * self.topology().world_size)
+        return self.state_at(self.epoch, self.first_batch + steps * self.rank_and_worker().world_size)
 
     def state_at(self, epoch: int, next_batch: int, worker: WorkerState | None = None) -> State:
         """Return the state at a batch; after the last batch of an epoch it is the beginning of the next epoch.
@@ -378,15 +380,9 @@ class RequestDataset(IterableDataset[RequestBatch]):
         batching = {**asdict(self.batching), "history_length": saved_length, "times_us": times}
         return StateContext(self.fingerprint, self.seed, batching)
 
-    def topology(self) -> Topology:
+    def rank_and_worker(self) -> RankAndWorker:
         """Look up rank and world size, now: a constructor runs before torch.distributed is initialized."""
-        rank, world_size = self.rank, self.world_size
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            rank = torch.distributed.get_rank() if rank is None else rank
-            world_size = torch.distributed.get_world_size() if world_size is None else world_size
-        rank = int(os.environ.get("RANK", 0)) if rank is None else rank  # RANK and WORLD_SIZE: set by torchrun
-        world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
-        return Topology(rank, world_size)
+        return look_up_rank(self.rank, self.world_size)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -210,7 +210,7 @@ class RequestLoader:
         reader = dataset.reader(dataset.epoch)
         numbers = worker_batches(
             dataset.plan().num_batches,
-            dataset.topology(),
+            dataset.rank_and_worker(),
             drop_last=dataset.batching.drop_last,
             first_batch=dataset.first_batch,
         )

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Topology:
-    """The place of one process among those that read a dataset together.
+class RankAndWorker:
+    """Which of the ranks, and which of its rank's workers, a reader is.
 
     Args:
         rank: Number of this rank.
@@ -51,13 +51,13 @@ def num_steps(num_batches: int, world_size: int, drop_last: bool) -> int:
 
 
 def worker_batches(
-    num_batches: int, topology: Topology, *, drop_last: bool = False, first_batch: int = 0, yielded: int = 0
+    num_batches: int, reader: RankAndWorker, *, drop_last: bool = False, first_batch: int = 0, yielded: int = 0
 ) -> Iterator[int | None]:
     """Yield the batch numbers of one worker of one rank, in order.
 
     Args:
         num_batches: Number of batches of the epoch over all ranks.
-        topology: Which rank and worker this is.
+        reader: Which rank and worker this is.
         drop_last: Whether to drop the last step if there is not a batch for every rank.
         first_batch: The batch, over all ranks, of step 0 of rank 0.
         yielded: How many batches this worker has yielded since `first_batch`.
@@ -73,7 +73,7 @@ def worker_batches(
     # Steps are counted from `first_batch`, not from 0: a resumed run with other ranks continues the same sequence.
     remaining = max(0, num_batches - first_batch)
     # DataLoader takes batches from its workers in turn, so worker w of n has to yield steps w, w + n, w + 2n, ...
-    first_step = topology.worker + yielded * topology.num_workers
-    for step in range(first_step, num_steps(remaining, topology.world_size, drop_last), topology.num_workers):
-        batch = first_batch + step * topology.world_size + topology.rank
+    first_step = reader.worker + yielded * reader.num_workers
+    for step in range(first_step, num_steps(remaining, reader.world_size, drop_last), reader.num_workers):
+        batch = first_batch + step * reader.world_size + reader.rank
         yield batch if batch < num_batches else None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
-from .schedule import Topology
+from .schedule import RankAndWorker
 
 VERSION = 1  # raise it when the same numbers would stand for another order of batches
 MAX_BYTES = 1_024  # bound on the JSON of a state, at any progress: small enough for each checkpoint of each rank
@@ -44,7 +44,7 @@ class StateContext:
     """What a state has to fit: a dataset, and arguments.
 
     Args:
-        fingerprint: Hash of the dataset's content.
+        fingerprint: Hash of the checksums of the dataset's files.
         seed: Seed of the order.
         batching: The arguments that split requests into batches, as JSON values.
     """
@@ -117,12 +117,12 @@ def check_next_batch(state: State, num_batches: int) -> None:
         )
 
 
-def worker_yielded(state: State, topology: Topology) -> int:
+def worker_yielded(state: State, reader: RankAndWorker) -> int:
     """Return how many batches a worker has yielded since the state's `next_batch`.
 
     Args:
         state: A state that fits the dataset and its arguments.
-        topology: The worker that continues.
+        reader: The worker that continues.
 
     Returns:
         The number of batches; 0 for a state that the main process has counted, which fits any workers and ranks.
@@ -134,7 +134,7 @@ def worker_yielded(state: State, topology: Topology) -> int:
     # A worker counts only its own batches. Those of the others are unknown, so the same split of steps has to continue.
     if saved is None:
         return 0
-    here = {"id": topology.worker, "num_workers": topology.num_workers, "world_size": topology.world_size}
+    here = {"id": reader.worker, "num_workers": reader.num_workers, "world_size": reader.world_size}
     for name, value in here.items():
         remedy = "use the saved value, or save with RequestLoader, whose states fit any number of workers and ranks"
         _check_equal(f"worker.{name}", cast(JsonObject, saved).get(name), value, remedy)

@@ -14,13 +14,15 @@ import time
 from pathlib import Path
 
 import pytest
-from block_rows import event, exact_contents, request, target, timeline, write_dataset
+from block_rows import event, exact_contents, request, request_ids, target, timeline, write_dataset
 
 from longbatch.loaders import RequestDataset, make_dataloader
 from longbatch.loaders.batch import Histories
 from longbatch.schemas.errors import DatasetError
 
 HANG_SECONDS = 600
+
+pytestmark = pytest.mark.slow
 
 RANK = """
 import sys
@@ -50,11 +52,47 @@ def test_two_ranks_take_the_same_number_of_steps(tmp_path: Path) -> None:
     assert steps == [["0", "1", "1", "2"]] * 2
 
 
+RANK_WITH_WORKERS = """
+import os, sys
+import torch.distributed as dist
+from longbatch.loaders import RequestDataset, make_dataloader
+_, rendezvous, rank, start_method, path = sys.argv
+assert not {"RANK", "WORLD_SIZE"} & set(os.environ)
+dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=2)
+loader = make_dataloader(RequestDataset(path, batch_size=16), num_workers=1)
+loader.multiprocessing_context = start_method
+print(*(request_id for batch in loader for request_id in batch.request_id.tolist()))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+def test_workers_of_any_start_method_know_the_rank_of_the_process_group(
+    random_dataset: Path, tmp_path: Path, start_method: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    command = [sys.executable, "-c", RANK_WITH_WORKERS, str(tmp_path / "rendezvous")]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), start_method, str(random_dataset)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    ids = [[int(number) for number in rank.communicate(timeout=120)[0].split()] for rank in ranks]
+    expected = [
+        request_ids(RequestDataset(random_dataset, batch_size=16, rank=rank, world_size=2)) for rank in range(2)
+    ]
+    assert ids == expected
+    assert not set(ids[0]) & set(ids[1])
+
+
 DYING = """
 import os, signal, sys
 from longbatch.loaders import RequestDataset, make_dataloader
-
-pytestmark = pytest.mark.slow
 loader = make_dataloader(RequestDataset(sys.argv[1], batch_size=1), num_workers=1)
 batches = iter(loader)
 next(batches)

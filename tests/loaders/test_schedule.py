@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longbatch.loaders.schedule import Topology, num_steps, worker_batches
+from longbatch.loaders.schedule import RankAndWorker, num_steps, worker_batches
 
 
 @given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 4), st.booleans())
@@ -20,7 +20,7 @@ def test_ranks_and_workers_share_the_batches_exactly(
             list(
                 worker_batches(
                     batches,
-                    Topology(rank, world_size, worker, num_workers),
+                    RankAndWorker(rank, world_size, worker, num_workers),
                     drop_last=drop_last,
                 )
             )
@@ -35,12 +35,12 @@ def test_ranks_and_workers_share_the_batches_exactly(
 
 
 def test_a_later_position_yields_the_rest_of_the_sequence() -> None:
-    assert list(worker_batches(7, Topology(1, 2), yielded=2)) == [5, None]
-    assert list(worker_batches(7, Topology(1, 2), first_batch=3)) == [4, 6]
-    assert list(worker_batches(7, Topology(worker=1, num_workers=2), yielded=1)) == [3, 5]
-    assert list(worker_batches(7, Topology(), first_batch=9)) == []
+    assert list(worker_batches(7, RankAndWorker(1, 2), yielded=2)) == [5, None]
+    assert list(worker_batches(7, RankAndWorker(1, 2), first_batch=3)) == [4, 6]
+    assert list(worker_batches(7, RankAndWorker(worker=1, num_workers=2), yielded=1)) == [3, 5]
+    assert list(worker_batches(7, RankAndWorker(), first_batch=9)) == []
 
 
 def test_a_rank_outside_the_world_is_an_error() -> None:
     with pytest.raises(ValueError, match="rank 2 of a world of 2"):
-        Topology(2, 2)
+        RankAndWorker(2, 2)
