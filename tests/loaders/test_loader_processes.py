@@ -82,7 +82,7 @@ def test_workers_of_any_start_method_know_the_rank_of_the_process_group(
         )
         for rank in range(2)
     ]
-    ids = [[int(number) for number in rank.communicate(timeout=120)[0].split()] for rank in ranks]
+    ids = [[int(number) for number in rank.communicate(timeout=HANG_SECONDS)[0].split()] for rank in ranks]
     expected = [
         request_ids(RequestDataset(random_dataset, batch_size=16, rank=rank, world_size=2)) for rank in range(2)
     ]
