@@ -18,7 +18,7 @@ settings.register_profile("fixed", derandomize=True, deadline=None, max_examples
 settings.register_profile("fuzz", derandomize=False, deadline=None, max_examples=500, print_blob=True)
 settings.load_profile("fixed")
 
-# What takes seconds to start, and the files that share it: their tests run on one worker.
+# What takes seconds to start or to build, and the files or folders that share it: their tests run on one worker.
 SHARED = {
     "Spark session": (
         "tests/jobs/engines/test_spark.py",
@@ -28,10 +28,9 @@ SHARED = {
     "import of Great Expectations": (
         "tests/cli/test_main.py",
         "tests/jobs/test_validate.py",
-        "tests/validation/expectations/test_data_docs.py",
-        "tests/validation/expectations/test_runner.py",
-        "tests/validation/expectations/test_user_suite.py",
+        "tests/validation/expectations/",
     ),
+    "measured datasets": ("tests/jobs/savings/",),
 }
 
 
@@ -44,7 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     class LoadSharedFiles(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return next((shared for shared, files in SHARED.items() if file in files), file)
+            return next((shared for shared, files in SHARED.items() if file.startswith(files)), file)
 
     return LoadSharedFiles(config, log)
 
