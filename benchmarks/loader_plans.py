@@ -22,7 +22,7 @@ def planning() -> Results:
 
     def plan() -> float:
         started = time.perf_counter()
-        locator = BatchLocator(make_plan(np.full(200_000, 5_000), quota=BATCH, shuffle=Shuffle()))
+        locator = BatchLocator(make_plan(np.full(200_000, 5_000), batch_budget=BATCH, shuffle=Shuffle()))
         locator.positions(locator.plan.num_batches - 1)
         return time.perf_counter() - started
 
@@ -49,10 +49,10 @@ def shuffling() -> Results:
     figures = []
     counts = np.full(USERS // USERS_PER_BLOCK, USERS_PER_BLOCK * REQUESTS)
     plans = {
-        "sequential": make_plan(counts, quota=BATCH, shuffle=None),
-        "shuffled, 1 block a window": make_plan(counts, quota=BATCH, shuffle=Shuffle(window_blocks=1)),
-        "shuffled, 8 blocks a window": make_plan(counts, quota=BATCH, shuffle=Shuffle()),
-        "shuffled, runs of 8 adjacent requests": make_plan(counts, quota=BATCH, shuffle=Shuffle(run=8)),
+        "sequential": make_plan(counts, batch_budget=BATCH, shuffle=None),
+        "shuffled, 1 block a window": make_plan(counts, batch_budget=BATCH, shuffle=Shuffle(window_blocks=1)),
+        "shuffled, 8 blocks a window": make_plan(counts, batch_budget=BATCH, shuffle=Shuffle()),
+        "shuffled, groups of 8 adjacent requests": make_plan(counts, batch_budget=BATCH, shuffle=Shuffle(group=8)),
     }
     for name, plan in plans.items():
         figures += _mixed(name, _batches(plan))

@@ -16,7 +16,7 @@ from longbatch.schemas.types import Int64Array
 
 from .dataset_index import DatasetIndex, Shards
 from .history_length import longest
-from .plan import BatchLocator, Order, Plan, RequestCosts, Shuffle, make_plan, token_quota
+from .plan import BatchLocator, Order, Plan, RequestCosts, Shuffle, make_plan, token_budget
 
 logger = logging.getLogger(__name__)
 
@@ -114,11 +114,11 @@ def plan_epoch(index: DatasetIndex, shards: Shards, batching: Batching, seed: in
     started = time.perf_counter()
     shuffle = Shuffle(seed, epoch, batching.streams, batching.window_blocks, batching.shuffle_run)
     costs: RequestCosts | None = None
-    quota = batching.batch_size or 0  # 0 is refused by `make_plan`, with the value in the message
+    batch_budget = batching.batch_size or 0  # 0 is refused by `make_plan`, with the value in the message
     if batching.max_tokens is not None:
         # Drawn history lengths change the costs, hence seed and epoch: each epoch has boundaries of its own.
         costs = partial(index.request_costs, shards, seed, epoch)
-        quota = token_quota(batching.max_tokens, longest(index.history_length))
+        batch_budget = token_budget(batching.max_tokens, longest(index.history_length))
     time_order = None
     if batching.order == "time":
         # All requests form one block of the plan, sorted by time; `time_order` leads back to the blocks of the dataset.
@@ -129,7 +129,7 @@ def plan_epoch(index: DatasetIndex, shards: Shards, batching: Batching, seed: in
         block_requests, block_costs = index.selected_rows, None if costs is None else _block_costs(index, costs)
     plan = make_plan(
         block_requests,
-        quota=quota,
+        batch_budget=batch_budget,
         block_costs=block_costs,
         shuffle=shuffle if batching.order == "shuffled" else None,
         drop_last=batching.drop_last,

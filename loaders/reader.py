@@ -27,8 +27,8 @@ class Reader:
     """Reads the batches of one epoch. Thread-safe.
 
     Policy: a block is opened by the first thread that needs it, while others wait for it. It is evicted when no stream
-    needs it any more, see `BatchLocator.live_blocks`. With order="time" any block may be needed, and the least recently
-    used is evicted (LRU).
+    needs it any more, see `BatchLocator.blocks_to_keep`. With order="time" any block may be needed, and the least
+    recently used is evicted (LRU).
 
     Args:
         index: The opened dataset.
@@ -47,7 +47,7 @@ class Reader:
         self._blocks: OrderedDict[int, Future[BlockView | None]] = OrderedDict()
         # stream -> its latest batch so far, and the blocks that its next batches may need. Only streams that this
         # process serves have an entry: at most `window_blocks` blocks stay open for each, besides those in use.
-        self._live: dict[int, tuple[int, frozenset[int]]] = {}
+        self._to_keep: dict[int, tuple[int, frozenset[int]]] = {}
         self._lock = Lock()
         self._damaged: set[int] = set()
 
@@ -68,15 +68,15 @@ class Reader:
         Raises:
             DatasetError: A block is damaged; the message names file and block.
         """
-        # blocks [4 4 0], rows [1 2 1] are two runs:
+        # blocks [4 4 0], rows [1 2 1] belong to two blocks:
         # edges [0 2 3],
-        # runs [(4, [1 2]), (0, [1])].
+        # rows_by_block [(4, [1 2]), (0, [1])].
         blocks, rows = self._locate(number)
         edges = [0, *(np.flatnonzero(blocks[1:] != blocks[:-1]) + 1).tolist(), len(blocks)]
-        runs = [(int(blocks[first]), rows[first:end]) for first, end in pairwise(edges)]
+        rows_by_block = [(int(blocks[first]), rows[first:end]) for first, end in pairwise(edges)]
         parts: list[BlockRows] = []
         skipped = 0
-        for block, block_rows in runs:
+        for block, block_rows in rows_by_block:
             view = self._open(block)
             if view is None:
                 skipped += len(block_rows)
@@ -84,7 +84,7 @@ class Reader:
                 # The plan numbers only rows inside the time range; `selected` leads back to rows of the block.
                 parts.append((view, view.selected[block_rows]))
         # Safe before the copy: `parts` keeps the views of this batch alive until the copy is complete.
-        self._evict(number, {block for block, _ in runs})
+        self._evict(number, {block for block, _ in rows_by_block})
         return self._collator.batch(parts, skipped=skipped)
 
     def padding(self) -> RequestBatch:
@@ -133,8 +133,8 @@ class Reader:
     def _evict(self, number: int, used: set[int]) -> None:
         """Evict blocks that no remaining batch needs.
 
-        Threads finish batches of a stream out of order, so only the latest batch of a stream so far may shrink what is
-        live.
+        Threads finish batches of a stream out of order, so only the latest batch of a stream so far decides which
+        blocks the stream keeps open.
         """
         with self._lock:
             if self._planned.time_order is not None:
@@ -143,12 +143,12 @@ class Reader:
                     self._blocks.popitem(last=False)
                 return
             stream = number % self._planned.plan.streams
-            latest, live_before = self._live.get(stream, (-1, frozenset()))
+            latest, kept_before = self._to_keep.get(stream, (-1, frozenset()))
             if latest < number:
-                self._live[stream] = number, frozenset(self._locator.live_blocks(number).tolist())
+                self._to_keep[stream] = number, frozenset(self._locator.blocks_to_keep(number).tolist())
             # Over all streams: the block across the end of a stream is also the first of the next one.
-            live = frozenset().union(*(blocks for _, blocks in self._live.values()))
+            to_keep = frozenset().union(*(blocks for _, blocks in self._to_keep.values()))
             # `used` too: a late batch may have opened blocks again that its stream has already left.
-            for block in (used | live_before) - live:
+            for block in (used | kept_before) - to_keep:
                 if self._blocks.pop(block, None) is not None:
                     logger.debug("evicted block %d after batch %d", block, number)

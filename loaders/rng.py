@@ -33,24 +33,24 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def shuffled_runs(size: int, run: int, *key: int) -> Int64Array:
-    """Permute the numbers 0 to size - 1 and keep runs of `run` neighbors together.
+def shuffled_groups(size: int, group: int, *key: int) -> Int64Array:
+    """Permute the numbers 0 to size - 1 and keep groups of neighbors together.
 
     Args:
         size: How many numbers to permute.
-        run: Length of a run. The last one may be shorter.
+        group: Size of a group. The last one may be smaller.
         *key: Key of the random stream, see `generator`.
 
     Returns:
         The permutation, (size,).
 
     Example:
-        With size=5 and run=2 the runs are [0 1] [2 3] [4].
-        If the runs are permuted to 2, 0, 1, the result is [4 0 1 2 3].
+        With size=5 and group=2 the groups are [0 1] [2 3] [4].
+        If the groups are permuted to 2, 0, 1, the result is [4 0 1 2 3].
     """
-    if run == 1:
+    if group == 1:
         return generator(*key).permutation(size)  # what the lines below return, without their copies
-    # Permute runs instead of numbers: requests of one user stay in one batch, where they can share a timeline.
-    runs = generator(*key).permutation(-(-size // run))
-    permutation: Int64Array = (runs[:, None] * run + np.arange(run)).ravel()
-    return permutation[permutation < size]  # the last run is filled up to `run` numbers above
+    # Permute groups instead of numbers: requests of one user stay in one batch, where they can share a timeline.
+    groups = generator(*key).permutation(-(-size // group))
+    permutation: Int64Array = (groups[:, None] * group + np.arange(group)).ravel()
+    return permutation[permutation < size]  # the last group is filled up to `group` numbers above
