@@ -109,7 +109,7 @@ def forget(dataset: str | Path, users: list[str]) -> Forgotten:
 
     Args:
         dataset: The dataset's folder.
-        users: Users as the log names them. Unknown users are no error.
+        users: Users as the log names them. Unknown users are ignored.
 
     Returns:
         What was rewritten.

@@ -144,8 +144,8 @@ def _gather(values_TSE: Tensor, events_PB: Tensor) -> Tensor:
 
 def _maxima(score_PSCB: Tensor, target_tile_P: Tensor, target_tiles: int) -> Tensor:
     """The highest score (Q, S, C, 1) of each row over all pairs of its target tile."""
-    # amax of an empty tensor raises an error; without pairs any tensor of the right shape will do
-    pair_maximum_PSC = score_PSCB.amax(-1) if len(score_PSCB) else score_PSCB[..., 0]
+    pair_maximum_PSC = score_PSCB.amax(-1)
+    # tiles without a pair (empty histories) keep minus infinity; no weight is computed for them
     maxima = pair_maximum_PSC.new_full((target_tiles, *pair_maximum_PSC.shape[1:]), -math.inf)
     index_PSC = target_tile_P[:, None, None].expand_as(pair_maximum_PSC)
     return maxima.scatter_reduce(0, index_PSC, pair_maximum_PSC, "amax")[..., None]

@@ -67,7 +67,7 @@ class FlexAttention:
         """
         (targets, heads, width), kv_heads = query_GHE.shape, key_TSE.shape[1]
         if not targets or not len(key_TSE):
-            return query_GHE * 0  # the kernel takes no empty tensors; the product keeps the graph to the weights
+            return query_GHE * 0  # the kernel cannot reduce over no events; a product has gradients, zeros would not
         rows = heads // kv_heads
         query_GSCE = query_GHE.view(targets, kv_heads, rows, width)
         query_SNE = query_GSCE.transpose(0, 1).reshape(kv_heads, targets * rows, width)
