@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HANG_SECONDS = 300
 SPEC = """
 [sources.log]
@@ -32,8 +34,6 @@ from longbatch.jobs.build import build
 from longbatch.jobs.engines import local
 from longbatch.jobs.readers import chunks
 from longbatch.schemas.spec.build_spec import load_spec
-
-pytestmark = pytest.mark.slow
 
 canonicalize_chunk = local.canonicalize_chunk
 

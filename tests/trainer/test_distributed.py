@@ -19,6 +19,8 @@ from longbatch.trainer.config import TrainConfig
 from longbatch.trainer.fit import TrainReport
 from longbatch.trainer.train import train
 
+pytestmark = pytest.mark.slow
+
 RANK = """
 import sys
 import torch
@@ -26,7 +28,6 @@ import torch.distributed as dist
 from longbatch.trainer.config import TrainConfig
 from longbatch.trainer.train import train
 
-pytestmark = pytest.mark.slow
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 dataset, folder, config = sys.argv[1], sys.argv[2], TrainConfig.model_validate_json(sys.argv[3])
