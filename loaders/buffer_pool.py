@@ -3,17 +3,19 @@
 New shared memory costs a worker one page fault per page, and the main process an unmapping: more than the copy into it.
 So each worker of a DataLoader has a few buffers, anonymous files (memfd) that both sides map once and keep.
 
-Protocol. A worker fills a buffer and sends it as three numbers (worker, buffer, size). The worker counts how often it
-has sent each buffer. The main process counts, in memory that both share, how often it has released it: a release
-happens when the last tensor in the buffer is gone. A buffer is free if both counts are equal and nothing in the worker
-refers to it either:
+Protocol. A worker fills a buffer and sends the id of the pool and three numbers (worker, buffer, size). The worker
+counts how often it has sent each buffer. The main process counts, in memory that both share, how often it has released
+it: a release happens when the last tensor in the buffer is gone. A buffer is free if both counts are equal and nothing
+in the worker refers to it either:
 
     worker:  fill buffer 0, send (sent 1)   ...  released 0: buffer 0 is busy  ...  released 1: buffer 0 is free
     main:                   receive, use, drop the batch (released 1)
 
-Each count has a single writer, so that no lock is needed. A batch that is kept keeps its buffer, and a worker without a
-free buffer uses new memory. A buffer is not shared memory of torch, so a single tensor of it that is sent on its own is
-sent as a copy.
+Each count has a single process that writes it, so that the processes need no lock. A batch that is kept keeps its
+buffer, and a worker without a free buffer uses new memory. A batch that is pickled in a worker but never unpickled in
+the main process (a queue that is closed early, a pickle made for another purpose) is never released: its buffer stays
+busy until the DataLoader is deleted, and other buffers or new memory are used. A buffer is not shared memory of torch,
+so a single tensor of it that is sent on its own is sent as a copy.
 
 Cost: `buffers_per_worker` times the size of a batch per worker. Linux only.
 """
@@ -23,10 +25,11 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from multiprocessing.reduction import DupFd
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -51,20 +54,20 @@ class BufferPool:
     def __init__(self, num_workers: int, buffers_per_worker: int) -> None:
         shape = num_workers, buffers_per_worker
         self._released = torch.zeros(shape, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        # `count` is atomic, unlike +=: the last tensors of a buffer may be dropped by any thread.
-        self._release_counts = [[count(1) for _ in range(buffers_per_worker)] for _ in range(num_workers)]
+        self._pending_releases: deque[tuple[int, int]] = deque()
+        self._release_lock = Lock()
         # Files, not shared memory of torch: a file can grow in place, and both sides keep it mapped across batches.
         self._files = [[os.memfd_create("longbatch") for _ in range(buffers_per_worker)] for _ in range(num_workers)]
         self._mapped: dict[tuple[int, int], Array] = {}
-        # A batch refers to its pool by token: pickling the pool itself with each batch would send all its files.
-        self._token = os.urandom(8).hex()
-        _POOLS[self._token] = self
+        # A batch refers to its pool by id: pickling the pool itself with each batch would send all its files.
+        self._pool_id = os.urandom(8).hex()
+        _POOLS[self._pool_id] = self
         weakref.finalize(self, _close, [file for files in self._files for file in files])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a spawned worker needs, which does not inherit open files."""
         files = [[DupFd(file) for file in files] for files in self._files]
-        return {"_released": self._released, "_files": files, "_token": self._token}
+        return {"_released": self._released, "_files": files, "_pool_id": self._pool_id}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the files in a spawned worker."""
@@ -77,7 +80,8 @@ class BufferPool:
         Args:
             worker: Number of the worker.
         """
-        _WORKER_BUFFERS.append(_WorkerBuffers(self._token, worker, self._files[worker], self._released[worker].numpy()))
+        released = self._released[worker].numpy()
+        _WORKER_BUFFERS.append(_WorkerBuffers(self._pool_id, worker, self._files[worker], released))
 
     def receive(self, worker: int, buffer: int, size: int) -> Tensor:
         """Return a buffer's bytes in the main process; the buffer is released when the last tensor of them is gone.
@@ -91,48 +95,61 @@ class BufferPool:
             The bytes, (size,).
         """
         mapped = self._mapped.get((worker, buffer))
-        if mapped is None or len(mapped) < size:  # the worker has enlarged the file since it was mapped
-            # The buffer was free when it grew, so nothing refers to the old mapping, and it is unmapped here.
+        if mapped is None or len(mapped) < size:
+            # The first time, or the worker has enlarged the file since. It enlarges only free buffers, so no batch
+            # refers to the old mapping; replacing it here unmaps it.
             mapped = self._mapped[worker, buffer] = _map(self._files[worker][buffer])
-        # A new array object for each batch: the tensor keeps this object alive, so it is deleted with the batch's last
-        # tensor. `mapped` itself lives as long as the pool.
+        # `mapped` lives as long as the pool. So each batch gets a view of its own: the tensors of the batch keep the
+        # view alive, and the end of the view is the end of the batch.
         view = mapped[:size]
         _when_unreferenced(view, lambda: self._release(worker, buffer))
         return torch.from_numpy(view)
 
     def _release(self, worker: int, buffer: int) -> None:
-        # A single store of an aligned int64: the worker reads either the old or the new count, never half of one.
-        self._released[worker, buffer] = next(self._release_counts[worker][buffer])
+        """Count a release. Several threads may release the same buffer, because a batch can be sent twice."""
+        # += reads and writes in two steps, so one thread at a time counts. It counts what the others append, and looks
+        # again after giving up the lock. Waiting for the lock could deadlock: the garbage collector may call this in
+        # the thread that holds it.
+        self._pending_releases.append((worker, buffer))
+        while self._pending_releases and self._release_lock.acquire(blocking=False):
+            try:
+                while self._pending_releases:
+                    # A single store of an aligned int64: the worker reads the old or the new count, never half of one.
+                    self._released.numpy()[self._pending_releases.popleft()] += 1
+            finally:
+                self._release_lock.release()
 
 
 @dataclass(frozen=True)
 class SentBuffer:
     """A buffer on its way to the main process, where it is unpickled as a tensor (size,) of its bytes."""
 
-    token: str
+    pool_id: str
     worker: int
     buffer: int
     size: int
 
     def __reduce__(self) -> tuple[Callable[..., Tensor], tuple[str, int, int, int]]:
-        return _receive, (self.token, self.worker, self.buffer, self.size)
+        return _receive, (self.pool_id, self.worker, self.buffer, self.size)
 
 
 class _WorkerBuffers:
     """The buffers of one worker, in its process. released: how often the main process has released each, (buffers,)."""
 
-    def __init__(self, token: str, worker: int, files: list[int], released: Int64Array) -> None:
-        self._token, self._worker, self._files, self._released = token, worker, files, released
+    def __init__(self, pool_id: str, worker: int, files: list[int], released: Int64Array) -> None:
+        self._pool_id, self._worker, self._files, self._released = pool_id, worker, files, released
         self._sent, self._in_use = np.zeros_like(released), np.zeros(len(files), dtype=np.bool_)
         self._mapped = [np.zeros(0, dtype=np.uint8) for _ in files]
 
     def take(self, size: int) -> Tensor | None:
         """A free buffer of at least `size` bytes: the smallest that is large enough, else the largest, enlarged."""
-        # Two conditions: `_in_use` covers a batch until it is sent, or dropped unsent; the counts cover it afterwards.
+        # A buffer is busy while this process refers to it (`_in_use`: until its batch is sent, or dropped unsent), and
+        # while the main process has not released what was sent (the counts differ).
         free = np.flatnonzero(~self._in_use & (self._sent == self._released)).tolist()
         if not free:
             return None
-        # Best fit: small batches leave the large buffers to large batches, so that few files have to grow.
+        # Best fit: small batches leave the large buffers to large batches. If none is large enough, the largest has to
+        # grow least.
         large_enough = [buffer for buffer in free if len(self._mapped[buffer]) >= size]
         buffer: int = min(large_enough, key=self._size) if large_enough else max(free, key=self._size)
         if not large_enough:
@@ -153,7 +170,7 @@ class _WorkerBuffers:
         for buffer, mapped in enumerate(self._mapped):
             if len(mapped) and mapped.ctypes.data == address:
                 self._sent[buffer] += 1
-                return SentBuffer(self._token, self._worker, buffer, len(mapped))
+                return SentBuffer(self._pool_id, self._worker, buffer, len(mapped))
         return None
 
 
@@ -186,8 +203,8 @@ def send_buffer(address: int) -> SentBuffer | None:
     return _WORKER_BUFFERS[-1].send(address) if _WORKER_BUFFERS else None
 
 
-def _receive(token: str, worker: int, buffer: int, size: int) -> Tensor:
-    return _POOLS[token].receive(worker, buffer, size)
+def _receive(pool_id: str, worker: int, buffer: int, size: int) -> Tensor:
+    return _POOLS[pool_id].receive(worker, buffer, size)
 
 
 def _when_unreferenced(array: Array, function: Callable[[], None]) -> None:

@@ -161,8 +161,8 @@ class Dataset:
 def open_dataset(path: str | Path | RemoteRoot, snapshot: int | None = None) -> Dataset:
     """Open a dataset.
 
-    Opening checks that all files of a local dataset exist with their listed lengths. Checksums are compared later,
-    when a block is read.
+    Opening checks that the files of a local dataset's shards exist with their listed lengths, but not the other files
+    (vocabulary, quarantine, samples, state). Checksums are compared later, when a block is read.
 
     Args:
         path: A folder, a URI, or a URI with settings of its cache.

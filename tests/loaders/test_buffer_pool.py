@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
@@ -100,6 +101,29 @@ def test_buffers_are_lent_to_workers_only() -> None:
     assert take_buffer(100) is None
     assert send_buffer(torch.zeros(1).data_ptr()) is None
     del pool
+
+
+def test_releases_of_one_buffer_by_several_threads_are_all_counted() -> None:
+    pool = BufferPool(1, 1)
+
+    def release() -> None:
+        for _ in range(2_000):
+            pool._release(0, 0)
+
+    threads = [threading.Thread(target=release) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pool._released.tolist() == [[8_000]]
+
+
+def test_a_release_during_another_one_is_counted_without_waiting() -> None:
+    pool = BufferPool(1, 2)
+    with pool._release_lock:  # the garbage collector interrupts a release in the same thread
+        pool._release(0, 1)
+    pool._release(0, 0)
+    assert pool._released.tolist() == [[1, 1]]
 
 
 def test_a_plain_dataloader_works_without_buffers(random_dataset: Path) -> None:
