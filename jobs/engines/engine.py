@@ -18,7 +18,7 @@ from .context import BuildContext
 
 
 class Stages(Protocol):
-    """The stages of one running build. Every method but `close` returns what the commit needs to know about it."""
+    """The stages of one running build. Every method returns what the commit must know of its stage."""
 
     @property
     def context(self) -> BuildContext:

@@ -30,7 +30,7 @@ from longbatch.schemas.types import ProgressCallback
 
 from .context import BuildContext
 from .spill import Partition
-from .stage_log import logged_stage
+from .stage_log import StageTotals, logged_stage
 from .stages import (
     OWNERS,
     VOCABULARY,
@@ -160,6 +160,7 @@ class LocalStages:
     def find_conflicts(self) -> tuple[pl.Series | None, BuildResult]:
         """Find the request ids that several users share."""
         conflicts: list[pl.Series] = []
+        pairs: list[int] = []
 
         def find(bucket: int) -> BuildResult:
             owners = self._partitions[OWNERS].read(bucket)
@@ -167,9 +168,11 @@ class LocalStages:
                 return BuildResult()
             ids, result = find_conflicts(self.context, bucket, owners)
             conflicts.extend([ids] if len(ids) else [])  # appending to a list is safe from several threads
+            pairs.append(owners.height)
             return result
 
-        result = self._per_bucket("request ids", find)
+        # The line of the log has the pairs (request, user) that were compared, because this stage writes few rows.
+        result = self._per_bucket("request ids", find, lambda _: StageTotals(rows=sum(pairs)))
         return (pl.concat(conflicts) if conflicts else None), result
 
     def quarantine_conflicts(self, conflicts: pl.Series) -> BuildResult:
@@ -210,7 +213,12 @@ class LocalStages:
         rows = {source: self._partitions[rows_content(source)].read(bucket) for source in sources}
         return build_shard(self.context, bucket, rows, log_facts)
 
-    def _per_bucket(self, stage: str, task: Callable[[int], BuildResult]) -> BuildResult:
+    def _per_bucket(
+        self,
+        stage: str,
+        task: Callable[[int], BuildResult],
+        count: Callable[[BuildResult], StageTotals] = lambda result: StageTotals(result.file_rows, result.file_bytes),
+    ) -> BuildResult:
         """Run one task for each bucket, report and log the stage, and add up the results."""
         buckets = self.context.buckets
         result = BuildResult()
@@ -220,5 +228,6 @@ class LocalStages:
             for done, part in enumerate(parts, start=1):
                 self._progress(stage, done, buckets)
                 result += part
-            totals.rows, totals.size = result.file_rows, result.file_bytes
+            counted = count(result)
+            totals.rows, totals.size = counted.rows, counted.size
         return result

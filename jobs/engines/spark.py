@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,20 +34,18 @@ from longbatch.schemas.types import ProgressCallback
 
 from .context import BuildContext
 from .spark_functions import (
-    BUCKET,
-    LATEST_ACTION,
-    PARTS_DDL,
     RESULTS_DDL,
     TaskSettings,
-    conflicts_of,
+    find_conflicts_task,
     map_pieces,
     map_table,
     quarantine_rows,
     reduce_buckets,
     unpack_result,
 )
+from .spark_parts import LATEST_ACTION, PARTS_DDL, Part
 from .spark_session import open_session
-from .stage_log import logged_stage
+from .stage_log import StageTotals, log_stage, logged_stage
 from .stages import OWNERS, bucket_count
 
 if TYPE_CHECKING:
@@ -59,7 +57,6 @@ PIECES_DDL = "number int, piece string"
 BATCH_SIZE_KEY = "spark.sql.inMemoryColumnarStorage.batchSize"
 # Rows are parts of up to FLUSH_BYTES, so that Spark's default of 10,000 rows a cached batch would not fit in memory.
 ROWS_PER_CACHED_BATCH = "4"
-PROGRESS_STEPS = 3
 
 
 class SparkEngine:
@@ -102,7 +99,7 @@ class SparkEngine:
                     stages.close()
         # Py4J's and Spark's tracebacks are long, and the user needs the last line only: hence `from None`.
         except Exception as error:
-            raise own_error(error) from None
+            raise unwrap_task_error(error) from None
         finally:
             shutil.rmtree(work_folder(root, attempt), ignore_errors=True)
 
@@ -135,11 +132,10 @@ class SparkStages:
     def read_canonicalize_split(self) -> BuildResult:
         """Plan how to read, canonicalize and split all sources. Spark runs it when a later stage needs the rows."""
         spec = self.context.spec
-        self._progress("map", 0, PROGRESS_STEPS)
         frames = [self._map_files(), *(self._map_table(s) for s in spec.sources if s not in self._pieces)]
         if self.context.increment:
             # A bucket without new rows may have pending requests whose label window closes in this increment.
-            buckets = [(bucket, BUCKET, "", b"") for bucket in range(self.context.buckets)]
+            buckets = [astuple(Part.of_bucket(bucket)) for bucket in range(self.context.buckets)]
             frames.append(self._session.createDataFrame(buckets, PARTS_DDL))
         for frame in frames:
             if frame is not None:
@@ -184,26 +180,31 @@ class SparkStages:
             return None, BuildResult()
         # This stage and the next one read the mapped rows, so keep them on the executors' disks.
         self._persist(self._mapped)
-        result, ids = BuildResult(latest_action=self._latest_action()), list[pl.Series]()
+        result, ids = BuildResult(latest_action=self._run_map(self._mapped)), list[pl.Series]()
         if spec.requests.request_id is not None:
-            # All owners of a request id meet in one bucket.
+            # All users of a request id meet in one bucket.
             owners = self._mapped.filter(f"content = '{OWNERS}'").repartitionById(self.context.buckets, "bucket")
-            found = owners.sortWithinPartitions("bucket").mapInArrow(partial(conflicts_of, self._settings), RESULTS_DDL)
+            task = partial(find_conflicts_task, self._settings)
+            rows = owners.sortWithinPartitions("bucket").mapInArrow(task, RESULTS_DDL)
+            self._progress("request ids", 0, 1)
             with logged_stage(logger, "request ids") as totals:
-                for row in found.collect():
-                    conflicts, part = unpack_result(row["result"])
-                    ids.extend([conflicts] if conflicts is not None and len(conflicts) else [])
-                    result += part
-                totals.rows, totals.size = result.file_rows, result.file_bytes
-        self._progress("map", 1, PROGRESS_STEPS)
+                results = [unpack_result(row["result"]) for row in rows.collect()]
+                totals.rows = sum(part.pairs for part in results)
+            self._progress("request ids", 1, 1)
+            ids = [part.conflicts for part in results if part.conflicts is not None and len(part.conflicts)]
+            result = sum((part.result for part in results), result)
         return (pl.concat(ids) if ids else None), result
 
-    def _latest_action(self) -> int | None:
-        if self.context.spec.actions is None or self._mapped is None:
-            return None
-        with logged_stage(logger, "latest action"):
-            rows = self._mapped.filter(f"content = '{LATEST_ACTION}'").select("name").collect()
-        return max((int(row["name"]) for row in rows), default=None)
+    def _run_map(self, mapped: DataFrame) -> int | None:
+        """Run the map tasks, whose parts Spark keeps, and return the time of the latest action."""
+        # Spark is lazy: this aggregate is the first job that needs the parts.
+        self._progress("map", 0, 1)
+        with logged_stage(logger, "map") as totals:
+            summary = mapped.selectExpr("max(time) AS latest", "sum(length(data)) AS size").collect()[0]
+            totals.size = summary["size"] or 0
+        self._progress("map", 1, 1)
+        latest: int | None = summary["latest"]
+        return latest
 
     def _persist(self, frame: DataFrame) -> None:
         from pyspark import StorageLevel
@@ -233,17 +234,20 @@ class SparkStages:
         """
         if self._mapped is None:
             return BuildResult()
-        self._progress("shards", 1, PROGRESS_STEPS)
+        self._progress("shards", 0, 1)
         # One partition per bucket, so that a task has one bucket in memory and a retry repeats only that bucket.
-        # Parts sorted by name give the kernel the rows in the order of chunks, as the local engine does.
+        # Parts sorted by chunk give the kernel the rows in the order of chunks, as the local engine does.
         reduced = (
             self._mapped.filter(f"content not in ('{OWNERS}', '{LATEST_ACTION}')")
             .repartitionById(self.context.buckets, "bucket")
-            .sortWithinPartitions("bucket", "content", "name")
+            .sortWithinPartitions("bucket", "content", "chunk")
             .mapInArrow(partial(reduce_buckets, self._settings, log_facts), RESULTS_DDL)
         )
         result = self._collect("shards", reduced)
-        self._progress("shards", PROGRESS_STEPS, PROGRESS_STEPS)
+        self._progress("shards", 1, 1)
+        # The task of a bucket writes its vocabulary too, so that stage has no time of its own.
+        words = BuildResult(vocabulary=result.vocabulary)
+        log_stage(logger, "vocabulary", StageTotals(words.file_rows, words.file_bytes), "in the tasks of stage shards")
         return result
 
     def _collect(self, stage: str, results: DataFrame) -> BuildResult:
@@ -251,8 +255,10 @@ class SparkStages:
         # Spark may run a task twice (a retry, or speculative execution), but returns the result of one attempt. Each
         # attempt wrote files of its own name, so the results list only files that are complete.
         with logged_stage(logger, stage) as totals:
-            result = sum((unpack_result(row["result"])[1] for row in results.collect()), BuildResult())
-            totals.rows, totals.size = result.file_rows, result.file_bytes
+            result = sum((unpack_result(row["result"]).result for row in results.collect()), BuildResult())
+            # The vocabulary has its own line.
+            counted = replace(result, vocabulary=())
+            totals.rows, totals.size = counted.file_rows, counted.file_bytes
         return result
 
     def close(self) -> None:
@@ -279,7 +285,7 @@ def _table(session: SparkSession, spec: BuildSpec, source: str) -> DataFrame:
         raise errors.SourceError(f"source {source}: Spark has no table {name}: {reason}") from None
 
 
-def own_error(error: Exception) -> Exception:
+def unwrap_task_error(error: Exception) -> Exception:
     """Unwrap the longbatch error that a Spark task raised.
 
     Args:

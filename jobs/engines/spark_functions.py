@@ -1,7 +1,7 @@
 """What runs inside Spark tasks: Arrow batches in, Arrow batches out. Of Spark, only the task's number is used.
 
-Map tasks turn pieces or table rows into *parts*: one row per chunk, content and bucket, whose `data` is an Arrow stream
-or JSON. Reduce tasks turn all parts of a bucket into its shard on disk and one *result* row that describes it.
+Map tasks turn pieces or table rows into parts (`spark_parts`). Reduce tasks turn all parts of a bucket into its shard
+on disk and one *result* row that describes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
 
 import polars as pl
 import pyarrow as pa
@@ -22,18 +21,15 @@ from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.readers import chunks as readers
 from longbatch.jobs.readers.chunks import Chunk, Piece, plain_types
 from longbatch.jobs.readers.sources import read_piece
-from longbatch.pipelines.arrays.narrow_ints import widen
 from longbatch.pipelines.canonicalize import LogFacts
-from longbatch.schemas.accounting import RowAccounting
-from longbatch.schemas.types import ArrowField
 
 from .context import BuildContext
+from .spark_parts import Part, accounting_content, chunk_name, frame_of, parts_batch, read_parts, rejected_content
 from .stages import (
     VOCABULARY,
     build_shard,
     canonicalize_chunk,
     find_conflicts,
-    one_batch,
     quarantine_conflicts,
     rows_content,
     split_by_bucket,
@@ -41,18 +37,8 @@ from .stages import (
     write_vocabulary,
 )
 
-PARTS_FIELDS: list[ArrowField] = [
-    pa.field("bucket", pa.int32()),
-    pa.field("content", pa.string()),
-    pa.field("name", pa.string()),
-    pa.field("data", pa.binary()),
-]
-PARTS_SCHEMA = pa.schema(PARTS_FIELDS)
-PARTS_DDL = "bucket int, content string, name string, data binary"
 RESULTS_SCHEMA = pa.schema([pa.field("result", pa.binary())])
 RESULTS_DDL = "result binary"
-LATEST_ACTION = "latest_action"  # the driver reads these parts before the reduce
-BUCKET = "bucket"  # a part without data, so that a bucket without rows is built nevertheless
 # Large enough that Spark's cost per batch is small, small enough that several fit beside a chunk.
 FLUSH_BYTES = 32 << 20
 
@@ -82,20 +68,19 @@ class TaskSettings:
         return self.context.for_task(_task_number())
 
 
-class Part(NamedTuple):
-    """Rows of one content for one bucket, or another message to its reduce task.
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task returns to the driver.
 
     Attributes:
-        bucket: Number of the bucket.
-        content: What `data` contains.
-        name: Chunk that the part comes from, which decides the order of rows.
-        data: Arrow stream or JSON.
+        result: Files and counts.
+        conflicts: Conflicting request ids, if the task looked for them.
+        pairs: Number of pairs of request and user that the task looked at for conflicts.
     """
 
-    bucket: int
-    content: str
-    name: str
-    data: bytes
+    result: BuildResult
+    conflicts: pl.Series | None = None
+    pairs: int = 0
 
 
 def map_pieces(settings: TaskSettings, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -165,61 +150,33 @@ def _map_chunk(context: BuildContext, source: str, chunk: Chunk) -> Iterator[pa.
         parts.append(part)
         size += len(part.data)
         if size >= FLUSH_BYTES:
-            yield _parts_batch(parts)
+            yield parts_batch(parts)
             parts, size = [], 0
     if parts:
-        yield _parts_batch(parts)
+        yield parts_batch(parts)
 
 
 def _parts_of_chunk(context: BuildContext, source: str, chunk: Chunk) -> Iterator[Part]:
     canonical = canonicalize_chunk(context, source, chunk)
-    name = f"{chunk.path}#{chunk.first_row}"
     # Accounting and rejected rows belong to no bucket: spread them, by a hash that every process computes alike.
-    any_bucket = sum(name.encode()) % context.buckets
-    accounting = json.dumps(canonical.accounting.as_dict()).encode()
-    yield Part(any_bucket, f"accounting:{source}", name, accounting)
+    any_bucket = sum(chunk_name(chunk).encode()) % context.buckets
+    yield Part.of_accounting(any_bucket, source, chunk, canonical.accounting)
     if canonical.latest_action is not None:
-        yield Part(any_bucket, LATEST_ACTION, str(canonical.latest_action), b"")
+        yield Part.of_latest_action(any_bucket, chunk, canonical.latest_action)
     # Reduce tasks write the rejected rows, because only they return results to the driver. A map task must not write
     # files: Spark may run it again, to restore lost shuffle data, after its files were counted.
     if canonical.rejected.height or chunk.malformed:
-        yield Part(any_bucket, f"rejected:{source}", _origin(chunk), _to_stream(canonical.rejected))
+        yield Part.of_rejected(any_bucket, source, chunk, canonical.rejected)
     for content, batches in split_by_bucket(context, source, canonical):
         for bucket, batch in enumerate(batches):
             if batch.num_rows:
-                yield Part(bucket, content, name, _batch_to_stream(batch))
-
-
-def _parts_batch(parts: list[Part]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([part._asdict() for part in parts], schema=PARTS_SCHEMA)
-
-
-def _origin(chunk: Chunk) -> str:
-    """A chunk without its frame, as JSON."""
-    lines = {"malformed": chunk.malformed, "malformed_rows": chunk.malformed_rows}
-    return json.dumps({"path": chunk.path, "first_row": chunk.first_row, **lines})
-
-
-def _to_stream(frame: pl.DataFrame) -> bytes:
-    return _batch_to_stream(one_batch(frame))
-
-
-def _batch_to_stream(batch: pa.RecordBatch) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
-
-
-def _to_frame(parts: Iterable[Part]) -> pl.DataFrame:
-    """The rows of all parts, in one frame."""
-    return widen([pa.ipc.open_stream(part.data).read_next_batch() for part in parts])
+                yield Part.of_rows(bucket, content, chunk, batch)
 
 
 def _by_bucket(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, Iterator[Part]]]:
-    """Parts by bucket, of batches sorted by bucket. Parts are few and large: never one per row of the log."""
+    """Parts by bucket, of batches sorted by bucket."""
     # groupby needs no memory beyond one bucket, because Spark has sorted the rows.
-    parts = (Part(**row) for batch in batches for row in batch.to_pylist())
+    parts = (part for batch in batches for part in read_parts(batch))
     return groupby(parts, key=lambda part: part.bucket)
 
 
@@ -232,7 +189,7 @@ def _task_number() -> int:
     return context.taskAttemptId() if context else 0
 
 
-def conflicts_of(settings: TaskSettings, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def find_conflicts_task(settings: TaskSettings, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Task: find the request ids that several users share.
 
     Args:
@@ -244,8 +201,9 @@ def conflicts_of(settings: TaskSettings, batches: Iterable[pa.RecordBatch]) -> I
     """
     context = settings.on_executor()
     for bucket, parts in _by_bucket(batches):
-        conflicts, result = find_conflicts(context, bucket, _to_frame(parts))
-        yield _pack_result(result, conflicts)
+        pairs = frame_of(parts)
+        conflicts, result = find_conflicts(context, bucket, pairs)
+        yield _pack_result(TaskResult(result, conflicts, pairs.height))
 
 
 def reduce_buckets(
@@ -256,7 +214,7 @@ def reduce_buckets(
     Args:
         settings: What the driver sends.
         log_facts: What the kernel must know about all users.
-        batches: Parts, sorted by bucket, content and name.
+        batches: Parts, sorted by bucket, content and chunk.
 
     Yields:
         Results.
@@ -265,7 +223,7 @@ def reduce_buckets(
     for bucket, parts in _by_bucket(batches):
         # All parts of the bucket: these bytes are the memory that a reduce task needs besides the kernel's.
         contents = {content: list(group) for content, group in groupby(parts, key=lambda part: part.content)}
-        yield _pack_result(_reduce_bucket(context, bucket, contents, log_facts))
+        yield _pack_result(TaskResult(_reduce_bucket(context, bucket, contents, log_facts)))
 
 
 def _reduce_bucket(
@@ -274,20 +232,19 @@ def _reduce_bucket(
     result = BuildResult()
     rows: dict[str, pl.DataFrame | None] = {}
     for source in context.spec.sources:
-        for part in contents.get(f"accounting:{source}", []):
-            result += BuildResult(row_accounting={source: RowAccounting(**json.loads(part.data))})
-        for number, part in enumerate(contents.get(f"rejected:{source}", [])):
-            chunk = Chunk(**json.loads(part.name), frame=pl.DataFrame())
+        for part in contents.get(accounting_content(source), []):
+            result += BuildResult(row_accounting={source: part.accounting()})
+        for number, part in enumerate(contents.get(rejected_content(source), [])):
             file = f"{source}-{context.attempt}-{bucket:05d}-{number:04d}"
-            result += write_quarantine(context, file, chunk, _to_frame([part]))
+            result += write_quarantine(context, file, part.rejected_chunk(), frame_of([part]))
         # `pop` drops the reference in `contents`, so that the streams can be freed as soon as they are one frame.
         parts = contents.pop(rows_content(source), [])
         result += BuildResult(shuffled_bytes=sum(len(part.data) for part in parts))
-        rows[source] = _to_frame(parts) if parts else None
+        rows[source] = frame_of(parts) if parts else None
         del parts  # free the streams before the kernel needs its memory
     words = contents.pop(VOCABULARY, [])
     if words:
-        result += write_vocabulary(context, bucket, _to_frame(words))
+        result += write_vocabulary(context, bucket, frame_of(words))
     return result + build_shard(context, bucket, rows, log_facts)
 
 
@@ -313,21 +270,22 @@ def quarantine_rows(
     else:
         chunks = _table_chunks(context, source, batches)
     for number, chunk in enumerate(chunks):
-        yield _pack_result(quarantine_conflicts(context, f"conflicts-{context.attempt}-{number:06d}", chunk, conflicts))
+        name = f"conflicts-{context.attempt}-{number:06d}"
+        yield _pack_result(TaskResult(quarantine_conflicts(context, name, chunk, conflicts)))
 
 
-def _pack_result(result: BuildResult, conflicts: pl.Series | None = None) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([{"result": pickle.dumps((conflicts, result))}], schema=RESULTS_SCHEMA)
+def _pack_result(result: TaskResult) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([{"result": pickle.dumps(result)}], schema=RESULTS_SCHEMA)
 
 
-def unpack_result(data: bytes) -> tuple[pl.Series | None, BuildResult]:
+def unpack_result(data: bytes) -> TaskResult:
     """Read a result row on the driver.
 
     Args:
         data: The row's `result`, pickled like everything else that Spark moves between Python processes.
 
     Returns:
-        Conflicting request ids, if the task looked for them, and the result.
+        The result of the task.
     """
-    conflicts, result = pickle.loads(data)
-    return conflicts, result
+    result: TaskResult = pickle.loads(data)
+    return result

@@ -77,7 +77,8 @@ def test_no_rows_give_no_requests() -> None:
 
 def test_equal_rows_are_split_in_the_order_in_which_they_come() -> None:
     spec = spec_with(max_targets=3)
-    rows = 600  # enough that NumPy's default sort would not keep their order
-    frame = pl.DataFrame({"user_id": [1] * rows, "request_time": [7] * rows, "item_id": [9] * rows})
+    rows = 600  # enough that NumPy's default sort does not keep the order of equal rows
+    frame = pl.DataFrame({"user_id": [1] * rows, "request_time": [7, 5] * (rows // 2), "item_id": [9] * rows})
     requests = group_targets(spec, frame).rows.reshape(-1, 3)
-    assert sorted(sorted(row) for row in requests.tolist()) == [[row, row + 1, row + 2] for row in range(0, rows, 3)]
+    expected = [[row, row + 2, row + 4] for first in (0, 1) for row in range(first, rows, 6)]
+    assert sorted(sorted(row) for row in requests.tolist()) == sorted(expected)

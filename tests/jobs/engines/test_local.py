@@ -135,6 +135,7 @@ def test_each_stage_logs_one_line_and_each_task_a_detail(
     names = [line.partition(":")[0] for line in lines if line.startswith("stage ")]
     assert names == ["stage scan", "stage request ids", "stage quarantine", "stage vocabulary", "stage shards"]
     assert lines[0].startswith("stage scan: 270 rows, ")
+    assert re.match(r"stage request ids: [1-9]\d* rows, \d+\.\d\d seconds", lines[1])
     details = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
     assert any(re.match(r"canonicalized .*part-0\.parquet from row 0: \d+ rows, ", line) for line in details)
     assert any(line.startswith("built bucket 0: ") for line in details)

@@ -17,7 +17,7 @@ from longbatch.jobs.build import BuildSummary, build
 from longbatch.jobs.commit.write_lock import DATASET_FOLDERS
 from longbatch.jobs.engines import stages
 from longbatch.jobs.engines.local import LocalEngine
-from longbatch.jobs.engines.spark import SparkEngine, own_error
+from longbatch.jobs.engines.spark import SparkEngine, unwrap_task_error
 from longbatch.jobs.readers import chunks
 from longbatch.schemas.errors import DataError, LongbatchError, MachineError, SourceError
 from longbatch.schemas.format.dataset import open_dataset
@@ -188,10 +188,10 @@ def test_the_session_is_left_as_it_was(
 
 def test_only_longbatch_errors_are_unwrapped() -> None:
     trace = "Traceback ...\nlongbatch.schemas.errors.DataError: a.csv, row 5: no number\n\tat java.lang.Thread"
-    assert repr(own_error(RuntimeError(trace))) == repr(DataError("a.csv, row 5: no number"))
+    assert repr(unwrap_task_error(RuntimeError(trace))) == repr(DataError("a.csv, row 5: no number"))
     for other in (RuntimeError("boom"), RuntimeError("longbatch.schemas.errors.Nonsense: x"), DataError("y")):
-        assert own_error(other) is other
-    assert isinstance(own_error(RuntimeError("[JAVA_GATEWAY_EXITED] ...")), MachineError)
+        assert unwrap_task_error(other) is other
+    assert isinstance(unwrap_task_error(RuntimeError("[JAVA_GATEWAY_EXITED] ...")), MachineError)
 
 
 def test_increments_of_spark_equal_one_build_of_the_local_engine(tmp_path: Path, engine: SparkEngine) -> None:
@@ -212,5 +212,20 @@ def test_the_driver_logs_one_line_per_stage(
     with caplog.at_level(logging.INFO, logger="longbatch"):
         build(load_spec(corrupt_log), tmp_path / "out", engine=engine)
     lines = [record.getMessage() for record in caplog.records if record.name == "longbatch.jobs.engines.spark"]
-    assert [line.partition(":")[0] for line in lines] == ["stage request ids", "stage quarantine", "stage shards"]
-    assert all(re.search(r": \d+ rows, \d+ bytes, \d+\.\d\d seconds$", line) for line in lines)
+    expected = {
+        "map": r"\d+ bytes, \d+\.\d\d seconds",
+        "request ids": r"[1-9]\d* rows, \d+\.\d\d seconds",
+        "quarantine": r"\d+ rows, \d+ bytes, \d+\.\d\d seconds",
+        "shards": r"\d+ rows, \d+ bytes, \d+\.\d\d seconds",
+        "vocabulary": r"[1-9]\d* rows, \d+ bytes, in the tasks of stage shards",
+    }
+    for line, (stage, pattern) in zip(lines, expected.items(), strict=True):
+        assert re.fullmatch(f"stage {stage}: {pattern}", line)
+
+
+def test_progress_of_every_stage_ends_at_its_total(corrupt_log: Path, tmp_path: Path, engine: SparkEngine) -> None:
+    calls: list[tuple[str, float, float]] = []
+    build(load_spec(corrupt_log), tmp_path / "out", engine=engine, progress=lambda *step: calls.append(step))
+    last = {stage: (done, total) for stage, done, total in calls}
+    assert list(last) == ["map", "request ids", "shards"]
+    assert all(done == total for done, total in last.values())

@@ -18,6 +18,12 @@ def test_a_stage_logs_rows_bytes_and_seconds_once(caplog: pytest.LogCaptureFixtu
     assert record.levelno == logging.INFO
 
 
+def test_a_stage_that_does_not_count_rows_logs_none(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), logged_stage(logging.getLogger("longbatch.stage_test"), "scan") as totals:
+        totals.size = 5
+    assert caplog.records[0].getMessage().startswith("stage scan: 5 bytes, 0.")
+
+
 def test_a_stage_that_fails_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.INFO),
