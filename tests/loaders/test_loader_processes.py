@@ -20,9 +20,9 @@ from longbatch.loaders import RequestDataset, make_dataloader
 from longbatch.loaders.batch import Histories
 from longbatch.schemas.errors import DatasetError
 
-HANG_SECONDS = 600
-
 pytestmark = pytest.mark.slow
+
+HANG_SECONDS = 600
 
 RANK = """
 import sys
