@@ -135,6 +135,7 @@ def test_opening_a_dataset_needs_neither_torch_nor_spark(shared_files: Path) -> 
     assert imported_by(code).isdisjoint({"torch", "pyspark"})
 
 
+@pytest.mark.slow
 def test_a_dataset_can_be_read_without_spark(shared_files: Path) -> None:
     code = f"import longbatch as lb\nnext(iter(lb.RequestDataset({str(shared_files / 'dataset')!r})))"
     assert imported_by(code).isdisjoint({"pyspark", "polars"})

@@ -139,6 +139,7 @@ def test_append_needs_an_incremental_dataset_a_later_time_and_the_same_fixed_key
         append(spec.model_copy(update={"history_length": 6}), root / "out", end_of(3))
 
 
+@pytest.mark.slow
 def test_the_audit_passes_for_increments_and_reports_lost_rows(spec_file: Path) -> None:
     write(spec_file.parent, *a_log(1, days=3))
     spec, appended = load_spec(spec_file), spec_file.parent / "appended"

@@ -101,6 +101,7 @@ def test_a_batch_of_literal_rows(tmp_path: Path) -> None:
     assert (batch.num_requests, batch.num_targets, batch.num_events) == (3, 4, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_the_sequence_of_batches_depends_on_neither_workers_nor_world(
@@ -294,6 +295,7 @@ def test_a_damaged_block_is_an_error_that_names_the_file_in_workers_too(tmp_path
             list(make_dataloader(RequestDataset(path), num_workers=num_workers))
 
 
+@pytest.mark.slow
 def test_rank_and_world_size_are_read_from_the_environment(
     random_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

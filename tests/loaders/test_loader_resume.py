@@ -107,7 +107,7 @@ def uninterrupted(random_dataset: Path) -> Uninterrupted:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("size", [0, 1])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("num_workers", [0, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_resuming_twice_yields_the_sequence_of_a_run_without_interruption(
     random_dataset: Path, uninterrupted: Uninterrupted, order: Order, size: int, world_size: int, num_workers: int
 ) -> None:

@@ -15,7 +15,7 @@ from longbatch.trainer.models.request_model import loss_sum
 from longbatch.trainer.train import train
 
 # PyTorch's tracer reads .grad of tensors that are not leaves, which warns
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")]
 
 
 @pytest.fixture

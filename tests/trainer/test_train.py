@@ -23,6 +23,7 @@ def test_a_planted_signal_is_learned_and_predicts_newer_requests(trained: Traine
     assert click["history_length"] == 16
 
 
+@pytest.mark.slow
 def test_a_run_on_shared_timelines_reads_fewer_events_and_learns_as_well(
     trained: TrainedRun, dataset: Path, tmp_path: Path
 ) -> None:

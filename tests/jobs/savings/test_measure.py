@@ -56,6 +56,7 @@ def test_a_sample_is_drawn_by_its_seed_and_is_near_the_read_layout(
     assert (sampled.file("Arrow lz4").standard_error or 0) > 0
 
 
+@pytest.mark.slow
 def test_layouts_that_interleave_users_are_lower_bounds_if_only_some_blocks_are_sampled(
     larger: Dataset, exact: tuple[Path, Savings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ def test_an_output_that_is_a_file_is_refused(tiny: Dataset, tmp_path: Path) -> N
             measure(tiny, out)
 
 
+@pytest.mark.slow
 def test_a_dataset_without_any_history_can_be_measured(tmp_path: Path) -> None:
     savings = measure(build_rows(tmp_path, ROWS[:3]), tmp_path / "out")
     assert savings.means.history_per_target == 0

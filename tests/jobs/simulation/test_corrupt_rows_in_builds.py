@@ -39,6 +39,7 @@ def failed_checks(log: Path, engines: dict[str, Engine]) -> list[Check]:
     return [check for check in checks if not check.holds]
 
 
+@pytest.mark.slow
 def test_the_local_engine_counts_what_was_planted_with_any_chunks_and_buckets(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

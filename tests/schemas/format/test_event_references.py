@@ -91,6 +91,7 @@ def test_no_events_or_no_targets_give_no_references() -> None:
 items = st.tuples(st.integers(0, 4), st.none() | st.integers(0, 1))
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_references_are_those_of_a_naive_search(data: st.DataObject) -> None:
     timelines = data.draw(st.lists(st.lists(items, max_size=8), min_size=1, max_size=4))

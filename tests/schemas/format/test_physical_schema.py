@@ -119,6 +119,7 @@ def decoded(
     return timelines, decoder.requests(stored[1], timelines, events)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(list(SPECS)), blocks_of())
 def test_every_block_is_decoded_to_the_same_rows(name: str, rows: list[BlockRows]) -> None:
     spec = parse_spec(SPECS[name])
@@ -134,6 +135,7 @@ def test_every_block_is_decoded_to_the_same_rows(name: str, rows: list[BlockRows
         assert requests.equals(block[1])
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(list(SPECS)),
     blocks_of(),

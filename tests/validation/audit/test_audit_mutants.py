@@ -38,6 +38,8 @@ from longbatch.schemas.spec.build_spec import BuildSpec, Users, load_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
 from longbatch.validation.audit.audit import audit
 
+pytestmark = pytest.mark.slow
+
 Rows = list[dict[str, Any]]
 Patch = pytest.MonkeyPatch
 USERS, REQUESTS, T = 30, 9, 1_700_000_000
