@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from longbatch.schemas.errors import MachineError
-
+from .batch_conversions import Columns, keyed_jagged, nested, padded
 from .buffer_pool import send_buffer
+from .ragged_tensors import offsets_of, ragged_index, request_index
 
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-Columns = dict[str, Tensor]
 Histories = Literal["per_request", "shared"]
 """The layout of histories: a copy for each request, or each timeline once."""
 
@@ -175,7 +174,7 @@ class RequestBatch:
         # target_offsets [0 1 3 6], selected requests [2 0]:
         # target_starts [3 0], target_counts [3 1],
         # targets [3 4 5 0], the index into every target and label column.
-        index = _request_index(selection, self.num_requests, self.request_id.device)
+        index = request_index(selection, self.num_requests, self.request_id.device)
         target_starts, target_counts = self.target_offsets[:-1][index], self.target_offsets.diff()[index]
         targets = ragged_index(target_starts, target_counts)
         starts, ends = (bounds[index] for bounds in self.spans)
@@ -239,25 +238,12 @@ class RequestBatch:
             Histories [1 2 3] and [] with length=2 become [[2 3] [0 0]],
             with the mask [[True True] [False False]].
         """
-        starts, ends = self.spans
-        longest = int((ends - starts).max()) if self.num_requests else 0
-        width = longest if length is None else length
-        positions = ends[:, None] - width + torch.arange(width, device=ends.device)  # right-aligned: newest event last
-        mask = positions >= starts[:, None]
-        index = torch.where(mask, positions, 0)  # masked positions may be negative, or events of another request
-        if not self.num_events:  # index 0 does not exist either
-            return {name: values.new_zeros(index.shape) for name, values in self.history.items()}, mask
-        return {
-            name: torch.where(mask, values[index], 0).to(values.dtype) for name, values in self.history.items()
-        }, mask
+        return padded(self.history, *self.spans, length)
 
     def to_nested(self) -> Columns:
         """Return histories as jagged nested tensors by name, (R, ragged) each; per-request histories are not copied."""
         batch = self.to_per_request()
-        return {
-            name: torch.nested.nested_tensor_from_jagged(values, batch.history_offsets)
-            for name, values in batch.history.items()
-        }
+        return nested(batch.history, batch.history_offsets)
 
     def to_keyed_jagged(self, columns: Sequence[str] | None = None) -> KeyedJaggedTensor:
         """Return history columns of integers as a TorchRec KeyedJaggedTensor.
@@ -274,19 +260,7 @@ class RequestBatch:
             MachineError: TorchRec is not installed.
         """
         batch = self.to_per_request()
-        names = [n for n, v in batch.history.items() if not v.is_floating_point() and n != "event_time"]
-        names = names if columns is None else list(columns)
-        if missing := [name for name in names if name not in batch.history]:
-            raise KeyError(f"columns {missing} are not in the history, which has {list(batch.history)}")
-        if floats := [name for name in names if batch.history[name].is_floating_point()]:
-            raise ValueError(
-                f"columns {floats} contain floats, but a KeyedJaggedTensor needs integer ids; leave them out"
-            )
-        return _keyed_jagged_class()(
-            keys=names,
-            values=torch.cat([batch.history[name].long() for name in names]),
-            lengths=batch.history_offsets.diff().repeat(len(names)),
-        )
+        return keyed_jagged(batch.history, batch.history_offsets, columns)
 
     def expand(self) -> RequestBatch:
         """Expand to the sample-level batch: one request per target, each with its own copy of the history.
@@ -351,50 +325,3 @@ def batch_in_memory(memory: Tensor, layout: Layout, is_padding: bool, skipped: i
         first = first_byte // dtype.itemsize
         parts.append((field, name, typed[dtype][first : first + size]))
     return _from_tensors(parts, is_padding, skipped)
-
-
-def _request_index(selection: slice | Sequence[int] | Tensor, size: int, device: torch.device) -> Tensor:
-    every = torch.arange(size, device=device)  # indexing it turns slices, masks and negative indices into indices
-    if isinstance(selection, slice):
-        return every[selection]
-    if isinstance(selection, int):
-        raise TypeError(
-            f"request {selection} alone is not a batch; give a slice, [{selection}:{selection + 1}], "
-            "or a list of indices"
-        )
-    index = torch.as_tensor(selection, device=device)
-    if index.dtype == torch.bool and index.shape != every.shape:
-        raise IndexError(f"a mask of shape {tuple(index.shape)} for {size} requests; give one of shape ({size},)")
-    return every[index if index.numel() else index.long()]  # an empty list becomes a tensor of floats
-
-
-def _keyed_jagged_class() -> type[KeyedJaggedTensor]:
-    try:
-        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-    except ImportError:
-        raise MachineError("to_keyed_jagged needs TorchRec; install the extra longbatch[torchrec]") from None
-    return cast("type[KeyedJaggedTensor]", KeyedJaggedTensor)
-
-
-def offsets_of(lengths: Tensor) -> Tensor:
-    """Return the offsets (N + 1,) int64 of ragged rows with these lengths (N,): lengths [2 0 3] give [0 2 2 5]."""
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-
-
-def ragged_index(starts: Tensor, lengths: Tensor) -> Tensor:
-    """Return the indices of slices, one slice after another.
-
-    Args:
-        starts: First index of each slice, (N,) int64.
-        lengths: Length of each slice, (N,) int64.
-
-    Returns:
-        Indices, (sum of lengths,) int64.
-
-    Example:
-        >>> ragged_index(torch.tensor([5, 0, 9]), torch.tensor([2, 0, 3]))
-        tensor([ 5,  6,  9, 10, 11])
-    """
-    ends = lengths.cumsum(0)
-    shift = torch.repeat_interleave(starts - (ends - lengths), lengths)  # source index minus output index, per slice
-    return torch.arange(shift.shape[0], device=shift.device) + shift

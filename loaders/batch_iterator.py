@@ -33,7 +33,7 @@ class BatchIterator(Iterator[RequestBatch]):
             pa.set_cpu_count(1)  # workers are the parallelism; Arrow's own threads would compete with them
         self._dataset = dataset
         self._worker, self._num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        self._begin(dataset.epoch, dataset.first_batch, 0)
+        self._begin(dataset.epoch, dataset.position.first_batch, 0)
 
     def _begin(self, epoch: int, first_batch: int, yielded: int) -> None:
         self._epoch, self._first_batch, self._yielded = epoch, first_batch, yielded

@@ -15,11 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch.utils.data import IterableDataset
 
-from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.remote_cache import RemoteRoot
 from longbatch.schemas.time import to_microseconds
@@ -27,8 +24,9 @@ from longbatch.schemas.time import to_microseconds
 from .batch import Histories, RequestBatch
 from .batch_iterator import BatchIterator
 from .blocks import TimeRange
-from .dataset_index import DatasetIndex, Shards, arrow_types, open_index, open_shards
+from .dataset_index import DatasetIndex, Shards, open_index, open_shards
 from .epoch_plan import Batching, EpochPlan, plan_epoch
+from .epoch_position import EpochPosition
 from .history_length import HistoryLength, StochasticLength
 from .plan import Order, Plan
 from .ranks import look_up_rank, rank_to_pickle
@@ -139,9 +137,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
             window_blocks=window_blocks,
             shuffle_run=shuffle_run,
         )
-        # Epoch and first batch are in shared memory, so that changes reach the persistent workers of a DataLoader.
-        self._position = torch.tensor([epoch, 0]).share_memory_()  # type: ignore[no-untyped-call]
-        self._epoch_ended = False  # whether the next pass of a loader that counts epochs begins the next epoch
+        self.position = EpochPosition(epoch)
         self._index: DatasetIndex | None = None
         self._planned: EpochPlan | None = None
         self._shards: Shards | None = None
@@ -163,20 +159,10 @@ class RequestDataset(IterableDataset[RequestBatch]):
         # A plan may refer to open shards.
         return {**vars(self), "rank": rank, "world_size": world_size, "_shards": None, "_planned": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the attributes; a plain pickle copies the position into memory that is not shared."""
-        vars(self).update(state)
-        self._position.share_memory_()
-
     @property
     def epoch(self) -> int:
         """The epoch whose order is iterated."""
-        return int(self._position[0])
-
-    @property
-    def first_batch(self) -> int:
-        """The batch, over all ranks, that the next iteration begins with: 0, or that of a loaded state."""
-        return int(self._position[1])
+        return self.position.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iterations, also in persistent workers.
@@ -188,33 +174,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         Raises:
             ValueError: The epoch is negative.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch {epoch} is negative; give 0 or more")
-        if epoch != self.epoch or self._epoch_ended:  # else keep the position of a loaded state
-            self.set_position(epoch, 0)
-
-    def set_position(self, epoch: int, first_batch: int) -> None:
-        """Choose where the next iterations begin, also in persistent workers.
-
-        Args:
-            epoch: Number of the epoch.
-            first_batch: Number of the batch over all ranks.
-        """
-        self._epoch_ended = False
-        self._position.copy_(torch.tensor([epoch, first_batch]))
-
-    def begin_pass(self) -> None:
-        """Move on to the next epoch if the last pass has ended and no epoch was chosen since; loaders call this."""
-        if self._epoch_ended:
-            self.set_position(self.epoch + 1, 0)
-
-    def end_pass(self) -> None:
-        """Note that all batches of the epoch were yielded; loaders call this.
-
-        The position changes only when the next pass begins, so that `state_after` still counts from where this one
-        began.
-        """
-        self._epoch_ended = True
+        self.position.set_epoch(epoch)
 
     @property
     def fingerprint(self) -> str:
@@ -228,15 +188,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
             Role ("history", "targets", "labels" or "requests") -> name -> type, as `str(type)`. item_id and times are
             not included.
         """
-        index = self.open()
-        roles, selection = arrow_types(index.dataset), index.selection
-        names = {
-            "history": selection.history,
-            "targets": selection.targets,
-            "labels": selection.labels,
-            "requests": selection.requests,
-        }
-        return {role: {name: str(roles[role][name]) for name in names[role]} for role in roles}
+        return self.open().column_types()
 
     def split_time_us(self, share: float) -> int:
         """Compute a time that splits the requests, e.g. into training and evaluation.
@@ -251,15 +203,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
             ValueError: The share is not between 0 and 1.
             SpecError: The time range contains no requests.
         """
-        if not 0 < share < 1:
-            raise ValueError(f"share is {share}; give a number between 0 and 1")
-        index = self.open()
-        times = np.concatenate([index.request_times(self.shards, block) for block in range(index.num_blocks)])
-        times = times[self.times.contains(times)]
-        if not len(times):
-            raise SpecError(f"{self.path} has no requests in the time range, so it cannot be split; widen the range")
-        position = int(share * len(times))
-        return int(np.partition(times, position)[position])  # selection, cheaper than sorting
+        return self.open().split_time_us(self.shards, share)
 
     def open(self) -> DatasetIndex:
         """Read the manifest and count the requests of the time range, once; call it to see errors early."""
@@ -302,7 +246,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
 
     def __len__(self) -> int:
         """Return the exact number of batches that a rank yields from the position on, padding included."""
-        return self._steps_left(self.epoch, self.first_batch)
+        return self._steps_left(self.epoch, self.position.first_batch)
 
     def _steps_left(self, epoch: int, next_batch: int) -> int:
         batches = max(0, self.planned(epoch).plan.num_batches - next_batch)
@@ -310,7 +254,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
 
     def next_pass_length(self) -> int:
         """Return the number of batches that a rank yields in the next pass of a loader, maybe of the next epoch."""
-        return self._steps_left(self.epoch + 1, 0) if self._epoch_ended else len(self)
+        return self._steps_left(self.epoch + 1, 0) if self.position.epoch_ended else len(self)
 
     def __iter__(self) -> BatchIterator:
         """Iterate over this rank's (and worker's) batches of the epoch, from the position on."""
@@ -327,7 +271,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         Returns:
             A state; after the last step of an epoch it is the beginning of the next epoch.
         """
-        return self.state_at(self.epoch, self.first_batch + steps * self.rank_and_worker().world_size)
+        return self.state_at(self.epoch, self.position.first_batch + steps * self.rank_and_worker().world_size)
 
     def state_at(self, epoch: int, next_batch: int, worker: WorkerState | None = None) -> State:
         """Return the state at a batch; after the last batch of an epoch it is the beginning of the next epoch.
@@ -359,7 +303,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
             raise ValueError(
                 "state: worker is the position of one worker, expected None; resume with StatefulDataLoader"
             )
-        self.set_position(state["epoch"], state["next_batch"])
+        self.position.set(state["epoch"], state["next_batch"])
 
     def check_state(self, state: State) -> None:
         """Check that a state is of this dataset and these arguments.

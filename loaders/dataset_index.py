@@ -113,6 +113,43 @@ class DatasetIndex:
         # makes: otherwise batches exceed `max_tokens`.
         return 1 + np.minimum(ends, lengths)[self.times.contains(times)]
 
+    def column_types(self) -> dict[str, dict[str, str]]:
+        """Look up the types of the columns that are read: role -> name -> Arrow type, as `str(type)`."""
+        roles, selection = arrow_types(self.dataset), self.selection
+        names = {
+            "history": selection.history,
+            "targets": selection.targets,
+            "labels": selection.labels,
+            "requests": selection.requests,
+        }
+        return {role: {name: str(roles[role][name]) for name in names[role]} for role in roles}
+
+    def split_time_us(self, shards: Shards, share: float) -> int:
+        """Compute a time that splits the requests inside the time range.
+
+        Args:
+            shards: Readers of the shards.
+            share: Share of the requests before the time, between 0 and 1.
+
+        Returns:
+            The time, in microseconds since 1970 UTC.
+
+        Raises:
+            ValueError: The share is not between 0 and 1.
+            SpecError: The time range contains no requests.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"share is {share}; give a number between 0 and 1")
+        times = np.concatenate(
+            [_integers([]), *(self.request_times(shards, block) for block in range(self.num_blocks))]
+        )
+        times = times[self.times.contains(times)]
+        if not len(times):
+            path = self.dataset.path
+            raise SpecError(f"{path} has no requests in the time range, so it cannot be split; widen the range")
+        position = int(share * len(times))
+        return int(np.partition(times, position)[position])  # selection, cheaper than sorting
+
     def _request_columns(self, shards: Shards, number: int, *names: str) -> list[Int64Array]:
         reader = shards(int(self.block_shard[number]))
         batch = reader.request_columns(int(self.block_in_shard[number]), names)

@@ -98,7 +98,7 @@ class EpochDataLoader(DataLoader[RequestBatch]):
     def __iter__(self) -> Iterator[RequestBatch]:  # type: ignore[override]
         """Yield the batches of a pass."""
         # A generator: this runs at the first `next`. Persistent workers see the epoch in shared memory.
-        self.dataset.begin_pass()
+        self.dataset.position.begin_pass()
         self._passes += 1
         number = self._passes
         for batch in super().__iter__():
@@ -107,7 +107,7 @@ class EpochDataLoader(DataLoader[RequestBatch]):
             if self.num_workers:
                 _check_newest(number, self._passes)
         # Not reached after a `break`, so that the epoch begins again.
-        self.dataset.end_pass()
+        self.dataset.position.end_pass()
 
 
 class RequestLoader:
@@ -182,7 +182,7 @@ class RequestLoader:
         """Yield the batches of a pass, from the loaded state on."""
         dataset = self.dataset
         if self._yielded is not None:  # the pass before ended with a break
-            dataset.set_position(dataset.epoch, 0)
+            dataset.position.set(dataset.epoch, 0)
         self._yielded, steps = 0, len(dataset)
         self._passes += 1
         number = self._passes
@@ -201,7 +201,7 @@ class RequestLoader:
 
     def _finish(self) -> None:
         """End the pass as soon as its last batch is yielded: a state saved from now on begins the next epoch."""
-        self.dataset.set_position(self.dataset.epoch + 1, 0)
+        self.dataset.position.set(self.dataset.epoch + 1, 0)
         self._yielded = None
 
     def _in_threads(self) -> Iterator[RequestBatch]:
@@ -212,7 +212,7 @@ class RequestLoader:
             dataset.plan().num_batches,
             dataset.rank_and_worker(),
             drop_last=dataset.batching.drop_last,
-            first_batch=dataset.first_batch,
+            first_batch=dataset.position.first_batch,
         )
 
         def read(number: int | None) -> RequestBatch:

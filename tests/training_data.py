@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from longbatch.loaders.batch import RequestBatch, offsets_of
+from longbatch.loaders.batch import RequestBatch
+from longbatch.loaders.ragged_tensors import offsets_of
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint

@@ -154,7 +154,7 @@ def test_epochs_differ_and_reach_persistent_workers(random_dataset: Path) -> Non
 def test_iteration_can_start_at_any_step(random_dataset: Path) -> None:
     dataset = RequestDataset(random_dataset, batch_size=7, shuffle=True, rank=0, world_size=2)
     whole = list(dataset)
-    dataset.set_position(0, 10)
+    dataset.position.set(0, 10)
     assert len(dataset) == len(whole) - 5
     assert request_ids(dataset) == request_ids(whole[5:])
 

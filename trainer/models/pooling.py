@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from longbatch.loaders.batch import offsets_of, ragged_index
+from longbatch.loaders.ragged_tensors import offsets_of, ragged_index
 from longbatch.trainer.config import ModelColumns, ModelConfig
 
 from .request_model import HistoryCache, HistoryStates, RequestModel, segment_ids

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longbatch.loaders.batch import offsets_of, ragged_index
+from longbatch.loaders.ragged_tensors import offsets_of, ragged_index
 
 from .spans import Spans
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longbatch.loaders.batch import offsets_of
+from longbatch.loaders.ragged_tensors import offsets_of
 from longbatch.trainer.models import tiling
 from longbatch.trainer.models.attention import TargetAttention, prefers_reorder, tiled_attention
 from longbatch.trainer.models.spans import Spans

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from training_data import make_batch, small_model
 
-from longbatch.loaders.batch import offsets_of
+from longbatch.loaders.ragged_tensors import offsets_of
 from longbatch.trainer.models import flex_attention
 from longbatch.trainer.models.attention import AttentionFunction, TargetAttention, tiled_attention
 from longbatch.trainer.models.flex_attention import (
