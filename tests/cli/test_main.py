@@ -49,7 +49,6 @@ def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
     """A spec next to a log of three rows."""
@@ -66,6 +65,7 @@ def spec(tmp_path: Path) -> Path:
     return tmp_path / "spec.toml"
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_build_inspect_validate_and_measure_exit_with_zero(spec: Path, tmp_path: Path) -> None:
     dataset = str(tmp_path / "dataset")
