@@ -149,8 +149,8 @@ def run_stages(
         # Per chunk, in parallel: read -> canonicalize -> split by bucket.
         result = stages.read_canonicalize_split()
         # Two facts need the rows of all users: request ids that users share, and where the log of actions ends.
-        conflicts, owners = stages.find_conflicts()
-        result += owners
+        conflicts, request_users = stages.find_conflicts()
+        result += request_users
         log_facts = gather_log_facts(spec, [result.latest_action], conflicts, stages.context.window)
         if conflicts is not None:
             result += stages.quarantine_conflicts(conflicts)

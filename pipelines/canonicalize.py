@@ -37,7 +37,7 @@ class Canonical:
 
     Attributes:
         rows: Canonical rows (`SourceSchema.arrow_schema`), with duplicates.
-        owners: Distinct (request_id, user_id) of the targets, to find request ids of several users; None if the source
+        request_users: Distinct (request_id, user_id) of the targets, to find request ids of several users; None if the source
             has no targets or no request ids.
         vocabulary: Distinct (id, string) of all hashed strings.
         rejected: The raw columns of rejected rows, with `_reasons` and `_row` (row of the chunk, before explode).
@@ -46,7 +46,7 @@ class Canonical:
     """
 
     rows: pl.DataFrame
-    owners: pl.DataFrame | None
+    request_users: pl.DataFrame | None
     vocabulary: pl.DataFrame
     rejected: pl.DataFrame
     latest_action: int | None
@@ -113,8 +113,8 @@ def canonicalize(
         empty_list=empty,
         reasons=_reason_counts(faults.filter(reject)),
     )
-    owners, latest = _owners(rows, spec, schema), _latest_action(rows, schema)
-    return Canonical(rows, owners, vocabulary, rejected, latest, accounting)
+    request_users, latest = _request_users(rows, spec, schema), _latest_action(rows, schema)
+    return Canonical(rows, request_users, vocabulary, rejected, latest, accounting)
 
 
 def needed_columns(spec: BuildSpec, source: str) -> list[str]:
@@ -142,16 +142,16 @@ def rows_of(rows: pl.DataFrame, role: Role) -> pl.DataFrame:
     return rows.filter(ROLE_COLUMN[role]) if ROLE_COLUMN[role] in rows.columns else rows
 
 
-def conflicting_requests(owners: pl.DataFrame) -> pl.Series:
+def conflicting_requests(request_users: pl.DataFrame) -> pl.Series:
     """Find request ids of several users.
 
     Args:
-        owners: All pairs (request_id, user_id) of the request ids in it.
+        request_users: All pairs (request_id, user_id) of the request ids in it.
 
     Returns:
         Request ids that more than one user has, ascending.
     """
-    users = owners.unique().group_by(REQUEST_ID).len()
+    users = request_users.unique().group_by(REQUEST_ID).len()
     return users.filter(pl.col("len") > 1)[REQUEST_ID].sort()
 
 
@@ -334,7 +334,7 @@ def _reason_counts(faults: pl.DataFrame) -> dict[str, int]:
     return {reason: count for reason, count in sorted(counts.items()) if count}
 
 
-def _owners(rows: pl.DataFrame, spec: BuildSpec, schema: SourceSchema) -> pl.DataFrame | None:
+def _request_users(rows: pl.DataFrame, spec: BuildSpec, schema: SourceSchema) -> pl.DataFrame | None:
     """Return the distinct (request_id, user_id) of a chunk's targets, or None if the log has no request ids."""
     if "requests" not in schema.roles or spec.requests.request_id is None:
         return None

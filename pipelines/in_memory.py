@@ -54,8 +54,8 @@ def build_in_memory(spec: BuildSpec, raw: Mapping[str, pl.DataFrame], buckets: i
     canonical = {source: canonicalize(frame, spec, source) for source, frame in raw.items()}
     row_accounting = {source: part.accounting for source, part in canonical.items()}
     # What buckets need to know of each other is gathered before any bucket is built.
-    owners = canonical[spec.requests.source].owners
-    conflicts = None if owners is None else conflicting_requests(owners)
+    request_users = canonical[spec.requests.source].request_users
+    conflicts = None if request_users is None else conflicting_requests(request_users)
     log_facts = gather_log_facts(spec, [part.latest_action for part in canonical.values()], conflicts)
     # By the hash of the user, as the engines split rows (docs/semantics.md, Ids).
     bucket_of_row = {

@@ -32,7 +32,7 @@ from .context import BuildContext
 from .spill import Partition
 from .stage_log import StageTotals, logged_stage
 from .stages import (
-    OWNERS,
+    REQUEST_USERS,
     VOCABULARY,
     bucket_count,
     build_shard,
@@ -102,7 +102,7 @@ class LocalStages:
         self._pool = WorkerPool(workers, progress)
         self._progress = progress
         work = work_folder(context.root, context.attempt)
-        contents = [*(rows_content(source) for source in context.spec.sources), OWNERS, VOCABULARY]
+        contents = [*(rows_content(source) for source in context.spec.sources), REQUEST_USERS, VOCABULARY]
         self._partitions = {content: Partition(work / content.replace(":", "-")) for content in contents}
 
     def read_canonicalize_split(self) -> BuildResult:
@@ -145,7 +145,7 @@ class LocalStages:
             shuffled = 0
             for content, batches in split_by_bucket(self.context, source, canonical):
                 self._partitions[content].write(f"{name}-{part:04d}", batches)
-                # Without owners and vocabulary, as in the Spark engine (`BuildResult.shuffled_bytes`).
+                # Without request_users and vocabulary, as in the Spark engine (`BuildResult.shuffled_bytes`).
                 if content == rows_content(source):
                     shuffled += sum(batch.nbytes for batch in batches)
             file = f"{source}-{self.context.attempt}-{name}-{part:04d}"
@@ -163,12 +163,12 @@ class LocalStages:
         pairs: list[int] = []
 
         def find(bucket: int) -> BuildResult:
-            owners = self._partitions[OWNERS].read(bucket)
-            if owners is None:
+            request_users = self._partitions[REQUEST_USERS].read(bucket)
+            if request_users is None:
                 return BuildResult()
-            ids, result = find_conflicts(self.context, bucket, owners)
+            ids, result = find_conflicts(self.context, bucket, request_users)
             conflicts.extend([ids] if len(ids) else [])  # appending to a list is safe from several threads
-            pairs.append(owners.height)
+            pairs.append(request_users.height)
             return result
 
         # The line of the log has the pairs (request, user) that were compared, because this stage writes few rows.

@@ -46,7 +46,7 @@ from .spark_functions import (
 from .spark_parts import LATEST_ACTION, PARTS_DDL, Part
 from .spark_session import open_session
 from .stage_log import StageTotals, log_stage, logged_stage
-from .stages import OWNERS, bucket_count
+from .stages import REQUEST_USERS, bucket_count
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -183,9 +183,11 @@ class SparkStages:
         result, ids = BuildResult(latest_action=self._run_map(self._mapped)), list[pl.Series]()
         if spec.requests.request_id is not None:
             # All users of a request id meet in one bucket.
-            owners = self._mapped.filter(f"content = '{OWNERS}'").repartitionById(self.context.buckets, "bucket")
+            request_users = self._mapped.filter(f"content = '{REQUEST_USERS}'").repartitionById(
+                self.context.buckets, "bucket"
+            )
             task = partial(find_conflicts_task, self._settings)
-            rows = owners.sortWithinPartitions("bucket").mapInArrow(task, RESULTS_DDL)
+            rows = request_users.sortWithinPartitions("bucket").mapInArrow(task, RESULTS_DDL)
             self._progress("request ids", 0, 1)
             with logged_stage(logger, "request ids") as totals:
                 results = [unpack_result(row["result"]) for row in rows.collect()]
@@ -238,7 +240,7 @@ class SparkStages:
         # One partition per bucket, so that a task has one bucket in memory and a retry repeats only that bucket.
         # Parts sorted by chunk give the kernel the rows in the order of chunks, as the local engine does.
         reduced = (
-            self._mapped.filter(f"content not in ('{OWNERS}', '{LATEST_ACTION}')")
+            self._mapped.filter(f"content not in ('{REQUEST_USERS}', '{LATEST_ACTION}')")
             .repartitionById(self.context.buckets, "bucket")
             .sortWithinPartitions("bucket", "content", "chunk")
             .mapInArrow(partial(reduce_buckets, self._settings, log_facts), RESULTS_DDL)

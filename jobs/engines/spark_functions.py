@@ -194,7 +194,7 @@ def find_conflicts_task(settings: TaskSettings, batches: Iterable[pa.RecordBatch
 
     Args:
         settings: What the driver sends.
-        batches: Parts with request owners, sorted by bucket.
+        batches: Parts with users of requests, sorted by bucket.
 
     Yields:
         Results with conflicting ids.

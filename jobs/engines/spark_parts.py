@@ -4,7 +4,7 @@ A part is a small message. What it contains is named by `content`, and each cont
 
 | content | constructor | reader |
 |---|---|---|
-| rows:<source>, owners, vocabulary | `Part.of_rows` | `frame_of` |
+| rows:<source>, request_users, vocabulary | `Part.of_rows` | `frame_of` |
 | accounting:<source> | `Part.of_accounting` | `Part.accounting` |
 | rejected:<source> | `Part.of_rejected` | `Part.rejected_chunk`, `frame_of` |
 | latest_action | `Part.of_latest_action` | the driver, from the column `time` |

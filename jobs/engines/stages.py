@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 # As many rows as a chunk, so that the task of a bucket needs about as much memory as the task of a chunk.
 ROWS_PER_BUCKET = 1 << 20
 MAX_BUCKETS = 8192  # each chunk has one record batch per bucket, so more buckets mean smaller batches
-OWNERS, VOCABULARY = "owners", "vocabulary"
+REQUEST_USERS, VOCABULARY = "request_users", "vocabulary"
 VOCABULARY_FIELDS: list[ArrowField] = [pa.field("id", pa.int64()), pa.field("string", pa.string())]
 
 BucketNumbers = npt.NDArray[np.unsignedinteger]
@@ -110,7 +110,7 @@ def canonicalize_chunk(
 def split_by_bucket(
     context: BuildContext, source: str, canonical: Canonical
 ) -> Iterator[tuple[str, list[pa.RecordBatch]]]:
-    """Split what a chunk became: rows by user, request owners by request id, vocabulary by hashed id.
+    """Split what a chunk became: rows by user, users of requests by request id, vocabulary by hashed id.
 
     Args:
         context: The build.
@@ -123,10 +123,10 @@ def split_by_bucket(
     rows = canonical.rows
     # A hash decides the bucket, so that all rows with the same key meet in one bucket, whatever their files.
     keys = [(rows_content(source), rows, rows[source_schema(context.spec, source).user_id])]
-    if canonical.owners is not None:
-        request_id = canonical.owners["request_id"]
+    if canonical.request_users is not None:
+        request_id = canonical.request_users["request_id"]
         hashed = hash_string(request_id) if request_id.dtype == pl.String else request_id
-        keys.append((OWNERS, canonical.owners, hashed))
+        keys.append((REQUEST_USERS, canonical.request_users, hashed))
     # The vocabulary by id, so that equal strings of all chunks, and strings whose ids collide, meet in one bucket.
     keys.append((VOCABULARY, canonical.vocabulary, canonical.vocabulary["id"]))
     for content, frame, key in keys:
@@ -219,13 +219,13 @@ def _or_empty(rows: pl.DataFrame | None, spec: BuildSpec, source: str) -> pl.Dat
     return cast(pl.DataFrame, pl.from_arrow(source_schema(spec, source).arrow_schema.empty_table()))
 
 
-def find_conflicts(context: BuildContext, bucket: int, owners: pl.DataFrame) -> tuple[pl.Series, BuildResult]:
+def find_conflicts(context: BuildContext, bucket: int, request_users: pl.DataFrame) -> tuple[pl.Series, BuildResult]:
     """Find the request ids of one bucket that several users share; an incremental build also keeps all ids.
 
     Args:
         context: The build.
         bucket: Number of a bucket of request ids.
-        owners: All pairs (request_id, user_id) of these ids.
+        request_users: All pairs (request_id, user_id) of these ids.
 
     Returns:
         The conflicting ids, and the file of all ids.
@@ -236,8 +236,8 @@ def find_conflicts(context: BuildContext, bucket: int, owners: pl.DataFrame) -> 
     # A committed request cannot change, so an increment must find the ids of all earlier ones, to refuse them.
     state: tuple[FileEntry, ...] = ()
     if context.increment:
-        state = append_request_users(context.root, context.increment, bucket, context.attempt, owners)
-    return conflicting_requests(owners), BuildResult(state=state)
+        state = append_request_users(context.root, context.increment, bucket, context.attempt, request_users)
+    return conflicting_requests(request_users), BuildResult(state=state)
 
 
 def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) -> BuildResult:

@@ -156,17 +156,17 @@ def test_the_default_of_a_string_id_is_hashed_too() -> None:
 
 def test_owners_are_the_pairs_of_request_and_user_among_the_targets() -> None:
     raw = log({}, {}, {"user": 2}, {"user": 7, "item": 5})
-    owners = canonicalize(raw, spec_of(requests={"where": "item < 5"}), "log").owners
-    assert owners is not None
-    assert sorted(owners.rows()) == [(3, 1), (3, 2)]
+    request_users = canonicalize(raw, spec_of(requests={"where": "item < 5"}), "log").request_users
+    assert request_users is not None
+    assert sorted(request_users.rows()) == [(3, 1), (3, 2)]
     without = spec_of().model_dump()
     del without["requests"]["request_id"]
-    assert canonicalize(raw, BuildSpec.model_validate(without), "log").owners is None
+    assert canonicalize(raw, BuildSpec.model_validate(without), "log").request_users is None
 
 
 def test_ids_of_several_users_conflict() -> None:
-    owners = pl.DataFrame({"request_id": [1, 1, 1, 2, 3, 3], "user_id": [5, 6, 5, 5, 7, 7]})
-    assert conflicting_requests(owners).to_list() == [1]
+    request_users = pl.DataFrame({"request_id": [1, 1, 1, 2, 3, 3], "user_id": [5, 6, 5, 5, 7, 7]})
+    assert conflicting_requests(request_users).to_list() == [1]
 
 
 def test_rows_of_known_conflicts_are_rejected_where_the_requests_select_them() -> None:
