@@ -37,8 +37,8 @@ class Canonical:
 
     Attributes:
         rows: Canonical rows (`SourceSchema.arrow_schema`), with duplicates.
-        request_users: Distinct (request_id, user_id) of the targets, to find request ids of several users; None if the source
-            has no targets or no request ids.
+        request_users: Distinct (request_id, user_id) of the targets, to find request ids of several users; None if the
+            source has no targets or no request ids.
         vocabulary: Distinct (id, string) of all hashed strings.
         rejected: The raw columns of rejected rows, with `_reasons` and `_row` (row of the chunk, before explode).
         latest_action: The latest time of an action in microseconds; None without actions.

@@ -145,7 +145,7 @@ class LocalStages:
             shuffled = 0
             for content, batches in split_by_bucket(self.context, source, canonical):
                 self._partitions[content].write(f"{name}-{part:04d}", batches)
-                # Without request_users and vocabulary, as in the Spark engine (`BuildResult.shuffled_bytes`).
+                # Without users of requests and vocabulary, as in the Spark engine (`BuildResult.shuffled_bytes`).
                 if content == rows_content(source):
                     shuffled += sum(batch.nbytes for batch in batches)
             file = f"{source}-{self.context.attempt}-{name}-{part:04d}"
