@@ -66,7 +66,6 @@ def spec(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_build_inspect_validate_and_measure_exit_with_zero(spec: Path, tmp_path: Path) -> None:
     dataset = str(tmp_path / "dataset")
     built = longbatch("build", str(spec), dataset, "--json")
