@@ -193,8 +193,8 @@ def events_at_the_request_time_visible(patch: Patch) -> None:
     wrap(
         patch,
         history_ends,
-        "_visible_ends",
-        lambda ends, seen, asked: ends(seen, asked.with_columns(a_microsecond_later)),
+        "_visible_rows",
+        lambda rows, events, requests: rows(events, requests.with_columns(a_microsecond_later)),
     )
 
 
@@ -351,7 +351,7 @@ def one_user_dropped(timelines: Rows, requests: Rows) -> None:
         request["timeline_row"] -= request["timeline_row"] > 1
 
 
-@rewrites(OTHER_TARGETS, sample_finding="810 targets accepted, but 811 in requests")
+@rewrites(OTHER_TARGETS, sample_finding="The log has 810 accepted targets, but the requests of the dataset have 811")
 def one_target_duplicated(timelines: Rows, requests: Rows) -> None:
     requests[5]["targets"].append(requests[5]["targets"][-1])
 
