@@ -67,7 +67,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
             yield an empty batch with `is_padding`.
         on_error: "raise", or "skip" to leave out the requests of damaged blocks and count them in `batch.skipped`.
         rank: Number of this rank; by default that of torch.distributed if initialized, else of the environment variable
-            RANK, else 0. It is looked up when iteration starts.
+            RANK, else 0. It is looked up when iteration starts, and sent to worker processes that cannot look it up.
         world_size: Number of ranks; by default looked up like `rank`, else 1.
         after: An aware datetime; only requests with `after <= request_time` are read.
         before: An aware datetime; only requests with `request_time < before` are read.
