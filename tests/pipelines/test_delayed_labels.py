@@ -9,8 +9,10 @@ import polars as pl
 import pytest
 from arrow_values import lists_of
 
+from longbatch.pipelines.canonicalize import LogFacts, canonicalize
 from longbatch.pipelines.delayed_labels import _reduced, range_sums
 from longbatch.pipelines.in_memory import InMemoryDataset, build_in_memory
+from longbatch.pipelines.kernel import build_bucket
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Label
@@ -140,3 +142,30 @@ def test_the_sum_of_a_range_of_floats_does_not_depend_on_other_ranges(seed: int)
     padded = np.append(values, 0.0)
     one_by_one = [np.add.reduceat(padded, [a, b])[0] if b > a else 0.0 for a, b in zip(low, high, strict=True)]
     assert range_sums(values, low, high).to_list() == one_by_one
+
+
+def test_pending_targets_are_those_of_users_whom_policies_keep() -> None:
+    time, named = {"column": "t", "unit": "us"}, {"user_id": "user", "item_id": "item"}
+    spec = BuildSpec.model_validate(
+        {
+            "sources": {"shown": {"path": "shown.parquet"}, "done": {"path": "done.parquet"}},
+            "history": {"source": "done", **named, "event_time": time},
+            "requests": {
+                "source": "shown",
+                **named,
+                "request_time": time,
+                "labels": {"x": {"within": "1m", "aggregate": "any"}},
+            },
+            "actions": {"source": "done", **named, "event_time": time},
+            "users": {"max_events": 1, "over_max_events": "reject_user"},
+        }
+    )
+    # User 1 has too many events, so its target comes first and is rejected; the target of user 2 is pending.
+    raw = {
+        "done": pl.DataFrame({"user": [1, 1, 2], "item": [1, 2, 3], "t": [T, T + 1, T]}),
+        "shown": pl.DataFrame({"user": [1, 2], "item": [4, 5], "t": [T, T]}),
+    }
+    rows = {source: canonicalize(frame, spec, source).rows for source, frame in raw.items()}
+    built = build_bucket(spec, rows, LogFacts(log_end=T + 1))
+    assert built.pending.targets.select("user_id", "item_id").rows() == [(2, 5)]
+    assert built.row_accounting["shown"].policies == {"rejected_user": 1, "pending_label": 1}
