@@ -2,7 +2,7 @@
 
 Policy. Every request has a *cost*: 1 where a batch is a number of requests, or 1 + its history events where a batch is
 a number of tokens. Blocks are read in an order that is permuted per epoch. The *cumulative cost* of a request is the
-cost of all requests up to and including it, in reading order. It decides the batch: batch number i in reading order
+cost of all requests up to and including it, in reading order. It decides the batch: the i-th batch in reading order
 contains the requests whose cumulative cost is in (i * batch_budget, (i + 1) * batch_budget]:
 
     block order          block 4        | block 0   | block 7 ...

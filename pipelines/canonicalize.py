@@ -2,8 +2,8 @@
 
 The outcomes that depend on one row alone are decided here: filtered, out of the time window, rejected. Others follow
 later (docs/semantics.md): `conflicting_requests` needs all rows of a request id; duplicates and user policies need all
-rows of a user (`valid_rows`, `policies`). Malformed lines never get here, because they have no columns to check: the
-readers count them.
+rows of a user (`valid_rows`, `policies`). Malformed lines never get here, because they have no columns to check:
+`stages.canonicalize_chunk` counts them.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 State files are Arrow IPC files by table and bucket in `state/`, listed in the snapshot as file entries.
 
-| table | bucket of | rows | why | trimmed by |
+| table | bucket of | rows | reason | trimmed by |
 |---|---|---|---|---|
 | `events` | users | newest L events of each user, older ones of pending requests | later histories | `events_to_keep` |
-| `targets` | users | targets of pending requests | their labels come later | the kernel: requests that are closed |
-| `actions` | users | actions not older than the longest label window | later labels | the kernel: older actions |
+| `targets` | users | targets of pending requests | their labels come later | `advance_state` |
+| `actions` | users | actions not older than the longest label window | later labels | `advance_state` |
 | `users` | users | number of segments of each user | segment numbers continue | never: one row per user |
 | `request_users` | request ids | all request ids with their users | appended requests cannot change | never |
 

@@ -55,7 +55,7 @@ class TaskSettings:
     context: BuildContext
     log_level: int
 
-    def on_executor(self) -> BuildContext:
+    def set_up_executor(self) -> BuildContext:
         """Set up the log of the executor's Python process, and return the context of the running task attempt."""
         package = logging.getLogger("longbatch")
         package.setLevel(self.log_level)
@@ -93,7 +93,7 @@ def map_pieces(settings: TaskSettings, batches: Iterable[pa.RecordBatch]) -> Ite
     Yields:
         Parts.
     """
-    context = settings.on_executor()
+    context = settings.set_up_executor()
     for source, chunk in _piece_chunks(context, batches):
         yield from _map_chunk(context, source, chunk)
 
@@ -109,7 +109,7 @@ def map_table(settings: TaskSettings, source: str, batches: Iterable[pa.RecordBa
     Yields:
         Parts.
     """
-    context = settings.on_executor()
+    context = settings.set_up_executor()
     for chunk in _table_chunks(context, source, batches):
         yield from _map_chunk(context, source, chunk)
 
@@ -199,7 +199,7 @@ def find_conflicts_task(settings: TaskSettings, batches: Iterable[pa.RecordBatch
     Yields:
         Results with conflicting ids.
     """
-    context = settings.on_executor()
+    context = settings.set_up_executor()
     for bucket, parts in _by_bucket(batches):
         pairs = frame_of(parts)
         conflicts, result = find_conflicts(context, bucket, pairs)
@@ -219,7 +219,7 @@ def reduce_buckets(
     Yields:
         Results.
     """
-    context = settings.on_executor()
+    context = settings.set_up_executor()
     for bucket, parts in _by_bucket(batches):
         # All parts of the bucket: these bytes are the memory that a reduce task needs besides the kernel's.
         contents = {content: list(group) for content, group in groupby(parts, key=lambda part: part.content)}
@@ -262,7 +262,7 @@ def quarantine_rows(
     Yields:
         Results.
     """
-    context = settings.on_executor()
+    context = settings.set_up_executor()
     source = context.spec.requests.source
     chunks: Iterator[Chunk]
     if is_files:

@@ -21,7 +21,7 @@ def test_the_listing_names_every_module() -> None:
         assert names == {p.stem if p.suffix == ".py" else p.name for p in paths if not p.stem.startswith("__")}, folder
 
 
-def test_the_way_of_a_row_is_the_code_of_the_build() -> None:
-    (code,) = re.findall(r"### The way of a row\n.*?```python\n(.*?)```", PAGE, re.DOTALL)
+def test_the_path_of_a_row_is_the_code_of_the_build() -> None:
+    (code,) = re.findall(r"### The path of a row\n.*?```python\n(.*?)```", PAGE, re.DOTALL)
     build = (ROOT / "jobs" / "build.py").read_text(encoding="utf-8")
     assert code in re.sub(r"^    ", "", build, flags=re.MULTILINE)

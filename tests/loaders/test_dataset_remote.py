@@ -156,6 +156,7 @@ def test_the_cache_stays_within_its_limit_and_serves_repeated_reads(
     assert {path: path.stat().st_ino for path in before} == before, "fetched again"
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_the_cache_is_fetched_again(
     store: str, random_dataset: Path, tmp_path: Path, plan: PlanFaults
 ) -> None:

@@ -43,6 +43,7 @@ def test_the_quarantine_contains_every_rejected_row(corrupt_log: Path, tmp_path:
     assert len(result["quarantine"]) == result["row_accounting"]["log"]["rejected"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "rows_per_bucket", "chunk_rows"), [(1, 1 << 20, 1 << 20), (3, 30, 1 << 20), (2, 100, 20), (2, 7, 5)]
 )

@@ -272,6 +272,7 @@ def test_progress_is_reported_by_stage_and_ends(tmp_path: Path) -> None:
     assert all(shares == sorted(shares) and shares[-1] == 1 for shares in shares_by_stage.values())
 
 
+@pytest.mark.slow
 def test_real_impressions_have_no_findings(tmp_path: Path) -> None:
     spec = parse_spec(
         f"""
