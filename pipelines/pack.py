@@ -54,7 +54,7 @@ class Segments:
 
 
 def plan_segments(bucket: BuiltBucket, spec: BuildSpec) -> Segments:
-    """Split each user's timeline into as few segments as possible: one, except for heavy users and users with very many targets.
+    """Split timelines into as few segments as possible: one per user, more for long timelines or very many targets.
 
     Range k of a user is the events [k (span - L), k (span - L) + span) of the timeline. Consecutive ranges overlap by
     the history length L, so the first range that does not end before a request's history_end contains its history.
