@@ -55,7 +55,7 @@ class RequestModel(nn.Module, ABC):
 
     | public | shared work | abstract, one per model |
     |---|---|---|
-    | `encode_history` | event, user and request tokens; spans | `history_states`: keys and values of events, or similar |
+    | `encode_history` | event, user and request tokens; spans | `history_states`: keys and values, or similar |
     | `score_targets` | target tokens; the head | `attend_targets`: targets and states to z |
 
     To add a model:
