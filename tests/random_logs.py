@@ -172,8 +172,8 @@ def frames(draw: st.DrawFn, names: list[str], string_ids: set[str]) -> pl.DataFr
         rows += [almost(random, names, row) for row in random.choices(rows, k=random.randint(1, 3))]
     frame = pl.DataFrame(rows, schema={name: COLUMNS[name][0] for name in names}, orient="row")
     if draw(st.integers(0, 3)):  # most logs give each user request ids of its own; in the others most ids conflict
-        mine = 10 * pl.col("user").fill_null(0)
-        frame = frame.with_columns(pl.col(name) + mine for name in names if name in ("request", "origin"))
+        user_offset = 10 * pl.col("user").fill_null(0)
+        frame = frame.with_columns(pl.col(name) + user_offset for name in names if name in ("request", "origin"))
     as_string = (pl.lit("id ").add(pl.col(name).cast(pl.String)).alias(name) for name in names if name in string_ids)
     return frame.with_columns(as_string)
 

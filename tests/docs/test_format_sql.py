@@ -125,9 +125,10 @@ def test_pyarrow_polars_and_sql_read_the_compact_encoding(compact: Path) -> None
 
 
 def test_both_encodings_hold_the_same(dataset: Path, compact: Path) -> None:
-    mine, other = (list(open_dataset(path).blocks()) for path in (dataset, compact))
+    plain_blocks, compact_blocks = (list(open_dataset(path).blocks()) for path in (dataset, compact))
     assert all(
-        a.timelines.equals(b.timelines) and a.requests.equals(b.requests) for a, b in zip(mine, other, strict=True)
+        a.timelines.equals(b.timelines) and a.requests.equals(b.requests)
+        for a, b in zip(plain_blocks, compact_blocks, strict=True)
     )
 
 

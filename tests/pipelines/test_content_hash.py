@@ -190,8 +190,8 @@ def test_no_blocks_hash_to_zero() -> None:
 
 def test_events_outside_every_history_do_not_change_the_hash() -> None:
     later = PLAYS.head(1).with_columns(time=pl.lit(T + 100), item=pl.lit(77))
-    stranger = PLAYS.head(1).with_columns(user=pl.lit(9))
-    assert hashed(plays=pl.concat([PLAYS, later, stranger], how="vertical_relaxed")) == hashed()
+    other_user = PLAYS.head(1).with_columns(user=pl.lit(9))
+    assert hashed(plays=pl.concat([PLAYS, later, other_user], how="vertical_relaxed")) == hashed()
 
 
 @pytest.mark.slow
