@@ -274,7 +274,7 @@ class _Reporter:
         if not math.isfinite(loss):
             raise DataError(f"the loss is {loss} at step {step}; lower the learning rates or check the data")
         self.losses.append((step, loss))
-        logger.info(
+        logger.debug(  # every second or so on small models, so not INFO: the progress shows the same
             "train: step %d of %d, loss %.4f, %d targets, %.1f s", step, self._total_steps, loss, self.targets, seconds
         )
         if self._progress:
