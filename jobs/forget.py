@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from longbatch.jobs.commit.rewrite import RowFilter, hashed_ids_in_use, read_table, rewrite_file
 from longbatch.jobs.commit.write_lock import attempt
-from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
+from longbatch.pipelines.arrays.hashing import bucket_of
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.manifest import FileEntry, ShardEntry
@@ -31,6 +31,8 @@ from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, rea
 from longbatch.schemas.profile import Large, Profile
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import ArrowArray, Int64Array
+
+from .user_ids import user_ids
 
 
 @dataclass(frozen=True)
@@ -81,27 +83,6 @@ def read_users(path: Path) -> list[str]:
     if not users:
         raise SpecError(f"{path} contains no users. Write one user a line.")
     return users
-
-
-def user_ids(spec: BuildSpec, users: list[str]) -> Int64Array:
-    """Convert users to ids.
-
-    Args:
-        spec: The build spec, which decides whether users are strings or integers.
-        users: Users as the log names them.
-
-    Returns:
-        Distinct ids, (N,), ascending.
-
-    Raises:
-        SpecError: The dataset's users are integers and a user is not one.
-    """
-    if spec.requests.user_id.type == "string":
-        return np.unique(hash_string(pl.Series(users, dtype=pl.String)).to_numpy())
-    invalid = [user for user in users if not re.fullmatch(r"[+-]?\d+", user)]
-    if invalid:
-        raise SpecError(f"user {invalid[0]!r} is not an integer, but the users of this dataset are integers.")
-    return np.unique(np.array([int(user) for user in users], dtype=np.int64))
 
 
 def forget(dataset: str | Path, users: list[str]) -> Forgotten:

@@ -10,7 +10,6 @@ from typing import Any, cast
 import polars as pl
 import pyarrow.compute as pc
 
-from longbatch.pipelines.arrays.hashing import hash_string
 from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, SpecError
@@ -18,6 +17,8 @@ from longbatch.schemas.format.dataset import Dataset, user_requests
 from longbatch.schemas.format.manifest import SHARD_TABLES
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.time import from_microseconds
+
+from .user_ids import user_ids
 
 NEWEST_SHOWN = 10
 
@@ -133,24 +134,6 @@ def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def user_number(dataset: Dataset, user: str) -> int:
-    """Return the id that a dataset stores for a user.
-
-    Args:
-        dataset: The dataset.
-        user: The user's string or number in the raw log.
-
-    Raises:
-        SpecError: The users of the dataset are integers, but `user` is not one.
-    """
-    if dataset.spec.requests.user_id.type == "string":
-        return int(hash_string(pl.Series([user]))[0])
-    try:
-        return int(user)
-    except ValueError:
-        raise SpecError(f"user {user!r} is not a number, but the users of this dataset are integers") from None
-
-
 def describe_user(dataset: Dataset, user: str, request: int = -1) -> dict[str, Any]:
     """Describe one request of a user, with the strings of hashed ids where the vocabulary has them.
 
@@ -165,9 +148,9 @@ def describe_user(dataset: Dataset, user: str, request: int = -1) -> dict[str, A
 
     Raises:
         DatasetError: The dataset has no request of the user.
-        SpecError: The user has no request with this index.
+        SpecError: The user has no request with this index, or is not an integer where the dataset's users are.
     """
-    number = user_number(dataset, user)
+    number = int(user_ids(dataset.spec, [user])[0])
     try:
         requests = user_requests(dataset, number)
     except DatasetError:

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from longbatch.jobs.build import build
-from longbatch.jobs.inspect import describe, describe_user, user_number
+from longbatch.jobs.inspect import describe, describe_user
+from longbatch.jobs.user_ids import user_ids
 from longbatch.pipelines.arrays.hashing import hash_string
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import Dataset, open_dataset
@@ -140,13 +141,13 @@ def test_a_user_without_requests_is_refused(dataset: Dataset) -> None:
 
 
 def test_users_are_numbers_or_hashed_strings(tmp_path: Path, dataset: Dataset) -> None:
-    assert user_number(dataset, "ann") == hash_string(pl.Series(["ann"]))[0]
+    assert user_ids(dataset.spec, ["ann"]).tolist() == hash_string(pl.Series(["ann"])).to_list()
     (tmp_path / "numbers").mkdir()
     numbers = build_small(tmp_path / "numbers", (5, 6), "int64")
-    assert user_number(numbers, "5") == 5
+    assert user_ids(numbers.spec, ["5"]).tolist() == [5]
     assert describe_user(numbers, "5")["user_id"] == 5
-    with pytest.raises(SpecError, match=r"user 'ann' is not a number, but the users of this dataset are integers"):
-        user_number(numbers, "ann")
+    with pytest.raises(SpecError, match=r"user 'ann' is not an integer, but the users of this dataset are integers"):
+        describe_user(numbers, "ann")
 
 
 def test_a_number_equal_to_the_hash_of_a_string_stays_a_number(tmp_path: Path) -> None:
