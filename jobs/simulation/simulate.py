@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
+from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.disk import hidden_folder, replace_folder
 from longbatch.schemas.types import ProgressCallback, no_progress
@@ -303,17 +304,14 @@ def _rows_before(size: np.ndarray[Any, np.dtype[np.int8]], starts: list[int]) ->
 
 def _write_files(out: Path, plan: Plan, progress: ProgressCallback, threads: int) -> list[Written]:
     """Draw and write all files of the log in threads; the results are in the order of the files."""
-    done = 0
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(_write_file, out, plan, file) for file in plan.files]
-        try:
-            for future in as_completed(futures):
-                done += future.result().clean_rows
-                progress("simulate", done, plan.parameters.events)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
+    pool = WorkerPool(threads, progress)
+
+    def write(file: File) -> Written:
+        written = _write_file(out, plan, file)
+        pool.advance("simulate", written.clean_rows, plan.parameters.events)
+        return written
+
+    return pool.run_all([partial(write, file) for file in plan.files])
 
 
 def _write_file(out: Path, plan: Plan, file: File) -> Written:
