@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from longbatch.jobs.commit.disk_errors import writing
 from longbatch.pipelines.arrays.narrow_ints import widen
+from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.types import Int64Array
 
 
@@ -47,7 +48,7 @@ class Partition:
             sizes = _write_batches(path, batches)
         # Sizes become offsets, (buckets + 1,); a bucket without rows starts where it ends.
         with self._lock:
-            self._files[name] = batches[0].schema, np.concatenate([[0], np.cumsum(sizes)])
+            self._files[name] = batches[0].schema, offsets_of(np.array(sizes))
 
     def read(self, bucket: int) -> pl.DataFrame | None:
         """Read all rows of one bucket.

@@ -35,6 +35,7 @@ from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.format.disk import check_file, file_entry
 from longbatch.schemas.format.manifest import FileEntry
 from longbatch.schemas.format.shard_writer import codec_of, write_shard
+from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import ArrowField
@@ -152,7 +153,7 @@ def split_frame(frame: pl.DataFrame, bucket: BucketNumbers, buckets: int) -> lis
     # Counting sort: NumPy's stable sort of 16-bit integers is a radix sort, and the running totals of rows per bucket
     # are the bounds. Stable, because the order of rows in a bucket is the order of the log.
     order = np.argsort(bucket, kind="stable")
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=buckets))])
+    bounds = offsets_of(np.bincount(bucket, minlength=buckets))
     # Narrow once for all buckets: the type that fits is then the same in every batch of this chunk.
     narrowed, codes = narrow(frame)
     all_rows = with_codes(one_batch(narrowed[order]), codes)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.types import Int64Array
 
 Float32Array = npt.NDArray[np.float32]
@@ -164,7 +165,7 @@ def draw_sizes(requests: int, events: int, rng: np.random.Generator) -> Int8Arra
 def _draw_population(events: Int64Array, seed: np.random.SeedSequence) -> Population:
     """Interests of users with these numbers of events, (U,); each chunk of users has its own generator."""
     stretches = (events + STRETCH_EVENTS - 1) // STRETCH_EVENTS
-    offsets = np.concatenate(([0], np.cumsum(stretches)))
+    offsets = offsets_of(stretches)
     firsts = range(0, len(events), USERS_PER_CHUNK)
     parts = [
         _draw_interests(stretches[first : first + USERS_PER_CHUNK], np.random.Generator(np.random.SFC64(child)))
@@ -208,9 +209,9 @@ def draw_requests(
     for_lengths, for_times, for_interests = seed.spawn(3)
     rng = np.random.Generator(np.random.SFC64(for_lengths))
     counts = _draw_request_counts(users, events, rng)
-    offsets = np.concatenate(([0], np.cumsum(counts)))
+    offsets = offsets_of(counts)
     size = draw_sizes(int(offsets[-1]), events, rng)
-    before = np.concatenate(([0], np.cumsum(size, dtype=np.int64)))  # rows of all earlier requests
+    before = offsets_of(size)  # rows of all earlier requests
     population = _draw_population(np.diff(before[offsets]), for_interests)
     time_ms, tab = np.empty(len(size), np.int64), np.empty(len(size), np.int8)
     firsts = range(0, users, USERS_PER_CHUNK)
