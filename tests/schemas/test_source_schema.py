@@ -6,49 +6,12 @@ import gc
 import pickle
 
 import pyarrow as pa
+from small_specs import ONE_LOG, TWO_LOGS
 
 from longbatch.schemas import source_schema as module
 from longbatch.schemas.source_schema import role_schema, source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 
-ONE_LOG = """
-[sources.log]
-path = "log.parquet"
-explode = { lists = "item" }
-[history]
-source = "log"
-user_id = "user"
-item_id = { column = "item", type = "string" }
-event_time = { column = "time", unit = "ms" }
-arrival_time = { column = "arrival", unit = "ms" }
-request_id = { column = "request", type = "string" }
-features = { tab = "int8", word = "string" }
-[requests]
-source = "log"
-user_id = "user"
-item_id = { column = "item", type = "string" }
-request_time = { column = "time", unit = "s" }
-request_id = { column = "request", type = "string" }
-features = { tab = "int8", place = { column = "tab", type = "int16" } }
-target_features = { price = { type = "float32", default = 0.5 } }
-labels = { click = { contained_in = "clicked" }, like = "bool" }
-"""
-TWO_LOGS = """
-[sources.plays]
-path = "plays.parquet"
-[sources.shown]
-path = "shown.parquet"
-[history]
-source = "plays"
-user_id = "user"
-item_id = "item"
-event_time = { column = "time", unit = "ms" }
-[requests]
-source = "shown"
-user_id = "user"
-item_id = "item"
-request_time = { column = "time", unit = "ms" }
-"""
 STRING_LIST = """
 [sources.log]
 path = "log.csv"
@@ -102,7 +65,7 @@ def test_roles_point_to_canonical_columns_in_the_order_that_breaks_ties() -> Non
     schema = source_schema(one_log(), "log")
     history = ["user_id", "event_time", "arrival_time", "item_id", "history.tab", "history.word", "request_id"]
     assert list(schema.role_columns["history"]) == list(schema.names["history"]) == history
-    requests = ["user_id", "request_time", "request_id", "item_id", "request.tab", "request.place", "target.price"]
+    requests = ["user_id", "request_time", "request_id", "item_id", "request.tab", "request.page", "target.price"]
     assert list(schema.role_columns["requests"]) == [*requests, "label.click", "label.like"]
     assert schema.names["history"]["event_time"] == "time#time(ms,None,UTC)"
     assert schema.user_id == "user#id(int64)"
