@@ -17,7 +17,6 @@ from longbatch.schemas.tables import requests_schema, timelines_schema
 from longbatch.schemas.types import ArrowArray, Int64Array
 
 LENGTH = 10_000
-FEATURES = {"author_id": "int32", "duration_ms": "int32", "watched_ms": "int32", "ratio": "float32", "action": "int8"}
 SPEC = """
 history_length = 10000
 compression = "COMPRESSION"

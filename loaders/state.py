@@ -13,7 +13,7 @@ from typing import Any, TypedDict, cast
 
 from .schedule import RankAndWorker
 
-VERSION = 1  # raise it when the same numbers would stand for another order of batches
+VERSION = 1  # raise it if the same state would continue with other batches
 MAX_BYTES = 1_024  # bound on the JSON of a state, at any progress: small enough for each checkpoint of each rank
 JsonObject = dict[str, Any]
 
