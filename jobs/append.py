@@ -33,7 +33,7 @@ from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .build import BuildSummary, run_stages, sorted_entries, summary_of
 
-# Sections of a spec that may differ from one increment to the next, besides the paths of the sources.
+# Keys of a spec that may differ from one increment to the next, besides the paths of the sources.
 MAY_CHANGE = ("name", "max_rejected", "max_rejected_for", "expectations")
 
 
