@@ -16,7 +16,7 @@ OPEN_TO_ALL = {"numpy", "pyarrow", "longbatch"}
 
 # folder: (longbatch folders it may import, third-party packages it may import besides numpy and pyarrow)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
-    "schemas": (set(), {"pydantic"}),
+    "schemas": (set(), {"pydantic", "obstore"}),
     "validation": ({"schemas"}, {"polars", "great_expectations"}),
     "pipelines": ({"schemas", "validation"}, {"polars"}),
     "jobs": (

@@ -1,0 +1,244 @@
+"""Every store keeps the contract of `Store`: a disk, S3, and HDFS by a stand-in."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from object_servers import Bucket, s3_bucket, s3_server
+from pyarrow import fs
+
+from longbatch.schemas.errors import DatasetError, MachineError, SpecError
+from longbatch.schemas.storage import hdfs_store
+from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.open_store import open_store
+from longbatch.schemas.storage.store import Store
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    """A bucket of a local S3 server."""
+    with s3_server() as address:
+        yield s3_bucket(*address)
+
+
+class HdfsStandIn:
+    """What `HdfsStore` uses of pyarrow's HadoopFileSystem, on a local folder: a rename never replaces a file."""
+
+    def __init__(self) -> None:
+        self._local = fs.LocalFileSystem()
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._local, name)
+
+    def move(self, source: str, target: str) -> None:
+        with self._lock:
+            if os.path.exists(target):
+                raise OSError(f"rename: {target} exists")
+            self._local.move(source, target)
+
+
+@pytest.fixture(params=["disk", "s3", "hdfs stand-in"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store of each kind, empty."""
+    if request.param == "s3":
+        return bucket.open(tmp_path.name)
+    if request.param == "disk":
+        return open_store(tmp_path / "store")
+    stand_in = HdfsStandIn()
+    monkeypatch.setattr(hdfs_store, "_file_system", lambda url: (stand_in, str(tmp_path / "store")))
+    return open_store("hdfs://name-node:8020/store")
+
+
+def paths(store: Store, folder: str = "") -> list[str]:
+    return sorted(file.path for file in store.list_files(folder))
+
+
+def test_what_is_written_can_be_listed_and_read(store: Store) -> None:
+    store.write("a/one", b"0123456789")
+    store.write("a/b/two", b"")
+    store.write("three", b"3")
+    assert paths(store) == ["a/b/two", "a/one", "three"]
+    assert paths(store, "a") == ["a/b/two", "a/one"]
+    assert paths(store, "nothing") == []
+    assert store.size("a/one") == 10
+    assert store.read("a/one").to_pybytes() == b"0123456789"
+    assert store.read("a/b/two").to_pybytes() == b""
+    assert store.read_range("a/one", 3, 4).to_pybytes() == b"3456"
+    assert store.read_range("a/one", 3, 0).to_pybytes() == b""
+    (file,) = (file for file in store.list_files() if file.path == "three")
+    assert file.size_bytes == 1
+    assert abs(file.modified - store.now("clock")) < 60
+    store.delete(["three", "a/one", "never there"])
+    assert paths(store) == ["a/b/two"]
+
+
+def test_a_file_is_opened_for_random_access(store: Store) -> None:
+    table = pa.table({"number": range(100_000)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1_000)
+    data = sink.getvalue().to_pybytes()
+    store.write("table.arrow", data)
+    with store.open_input("table.arrow") as file, store.open_input("table.arrow", len(data)) as known:
+        assert pa.ipc.open_file(file).read_all() == pa.ipc.open_file(known).read_all() == table
+
+
+def test_a_missing_file_is_not_found(store: Store) -> None:
+    for operation in (store.size, store.read, store.open_input, lambda path: store.read_range(path, 0, 1)):
+        with pytest.raises(FileNotFoundError, match="no/where"):
+            operation("no/where")
+
+
+def test_a_large_file_is_written_in_parts(store: Store) -> None:
+    part = os.urandom(1 << 20)
+    writer = store.create("large")
+    for _ in range(40):
+        writer.write(memoryview(part))
+    writer.close()
+    writer.close()
+    assert store.size("large") == 40 << 20
+    assert store.read_range("large", 39 << 20, 1 << 20).to_pybytes() == part
+
+
+def test_an_aborted_file_does_not_appear(store: Store) -> None:
+    writer = store.create("aborted")
+    writer.write(memoryview(b"part"))
+    writer.abort()
+    writer = store.create("closed, then aborted")
+    writer.write(memoryview(b"whole"))
+    writer.close()
+    writer.abort()
+    assert paths(store) == []
+
+
+def test_of_racing_exclusive_creations_one_wins(store: Store) -> None:
+    won: list[int] = []
+    start = threading.Barrier(8)
+
+    def create(number: int) -> None:
+        start.wait()
+        try:
+            store.create_exclusively("commit", b"by %d" % number)
+        except FileExistsError:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = won
+    assert store.read("commit").to_pybytes() == b"by %d" % winner
+    assert paths(store) == ["commit"]
+
+
+def test_replacing_overwrites(store: Store) -> None:
+    store.replace("report", b"first")
+    store.replace("report", b"second")
+    assert store.read("report").to_pybytes() == b"second"
+    assert paths(store) == ["report"]
+
+
+def test_a_probe_leaves_nothing(store: Store) -> None:
+    store.probe()
+    assert paths(store) == []
+
+
+@pytest.mark.parametrize("path", ["../other", "/etc/passwd", "a/../../b", "a//b", "", ".", "a\\b", "a\0b"])
+def test_a_path_that_leaves_the_store_is_refused(store: Store, path: str) -> None:
+    if path:
+        with pytest.raises(DatasetError, match="is not a path inside"):
+            store.read(path)
+    with pytest.raises(DatasetError, match="is not a path inside"):
+        store.delete(["fine", path or "/"])
+
+
+def test_a_store_can_be_pickled(store: Store) -> None:
+    store.write("file", b"data")
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy.location == store.location
+    assert copy.read("file").to_pybytes() == b"data"
+
+
+def read_in_fork(store: Store, answers: multiprocessing.SimpleQueue[object]) -> None:
+    """Put what a forked process reads, and the errors it meets."""
+    answers.put((store.read("file").to_pybytes(), store.read_range("file", 1, 2).to_pybytes()))
+    operations: list[Callable[[], object]] = [lambda: store.read("missing"), lambda: store.write("new", b"")]
+    for operation in operations:
+        try:
+            operation()
+        except (FileNotFoundError, MachineError) as error:
+            answers.put((type(error).__name__, str(error)))
+
+
+def test_a_forked_process_can_read_an_object_store(bucket: Bucket, tmp_path: Path) -> None:
+    store = bucket.open(tmp_path.name)
+    store.write("file", b"data")
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    process = context.Process(target=read_in_fork, args=(store, answers))
+    process.start()
+    found, missing, refused = (answers.get() for _ in range(3))
+    process.join()
+    assert found == (b"data", b"at")
+    assert missing == ("FileNotFoundError", store.name("missing"))
+    assert refused[0] == "MachineError"
+    assert "can only read files" in refused[1]
+
+
+def test_options_of_a_store_are_not_shown(bucket: Bucket) -> None:
+    store = bucket.open("folder", endpoint="http://127.0.0.1:1")
+    assert "not-a-secret" not in repr(store)
+    with pytest.raises(MachineError, match=r"s3://bucket/folder/file: the store did not answer") as raised:
+        open_store("s3://bucket/folder", {**bucket.storage, "endpoint": "http://127.0.0.1:1"}, attempts=1).read("file")
+    assert "not-a-secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://key:secret@bucket/folder", "s3://bucket/folder: the URL contains credentials"),
+        ("s3://bucket/folder?region=x", r"s3://bucket/folder: a URL of a store has no part after '\?'"),
+        ("ftp://host/folder", "does not know ftp://"),
+        ("s3:///folder", "names no bucket"),
+    ],
+)
+def test_an_unsuitable_url_is_refused(url: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as raised:
+        open_store(url)
+    assert "secret" not in str(raised.value)
+
+
+def test_urls_as_hadoop_writes_them_are_known() -> None:
+    store = open_store("abfss://container@account.dfs.core.windows.net/folder/dataset")
+    assert vars(store)["url"] == "az://container/folder/dataset"
+    assert dict(vars(store)["options"]) == {"account_name": "account"}
+    assert vars(open_store("s3a://bucket/folder/"))["url"] == "s3://bucket/folder"
+
+
+def test_a_place_without_hard_links_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*paths: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(MachineError, match=r"Function not implemented.*needs hard links.*name the store itself"):
+        LocalStore(tmp_path).probe()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_read_only_place_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(path: Path, *arguments: object, **more: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(MachineError, match=r"Read-only file system.*Choose another folder"):
+        LocalStore(tmp_path).probe()
