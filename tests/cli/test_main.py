@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from child_processes import HANG_SECONDS, child_process
 from command_line import run_command as longbatch
 from paths import ROOT
 
@@ -37,9 +38,6 @@ COMMANDS = {
     *("append", "bench", "build", "demo", "evaluate", "expand", "forget", "inspect", "measure", "plan", "presets"),
     *("simulate", "train", "vacuum", "validate"),
 }
-
-
-HANG_SECONDS = 600
 
 
 def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -197,13 +195,13 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(spec: Path, tmp_path: Pa
     spec.write_text(SPEC.replace("log.parquet", "long.csv"))
     (tmp_path / "long.csv").write_text("user_id,item_id,time,click\n" + "7,1,1700000000,0\n" * 3_000_000)
     command = [sys.executable, "-m", "longbatch", "build", str(spec), str(tmp_path / "dataset")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as build:
+    with child_process(command) as build:
         while not list(tmp_path.glob("dataset/.work-*")):
             assert build.poll() is None, "the build ended before it could be interrupted"
             time.sleep(0.01)
         build.send_signal(signal.SIGINT)
-        _, errors = build.communicate(timeout=HANG_SECONDS)
-    assert build.returncode == 130
+        _, errors = build.communicate()
+    assert build.returncode == 130, errors
     assert "interrupted: nothing was committed" in errors
     assert not (tmp_path / "dataset").exists()
 

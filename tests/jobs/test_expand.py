@@ -3,7 +3,6 @@
 import errno
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from child_processes import child_process
 from command_line import run_command
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -448,12 +448,12 @@ def test_an_interrupt_exits_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     spec = parse_spec(SPEC).model_copy(update={"history_length": 10_000})
     dataset = stored(tmp_path, spec, heavy_user_log(events=5_000, targets=60_000))
     command = [sys.executable, "-m", "longbatch.cli.main", "expand", str(dataset), str(tmp_path / "out")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as expanding:
+    with child_process(command) as expanding:
         while not list(tmp_path.glob(".out-*/part-00000.parquet")):
             assert expanding.poll() is None, "the command ended before it could be interrupted"
             time.sleep(0.01)
         expanding.send_signal(signal.SIGINT)
-        _, output = expanding.communicate(timeout=600)  # the complete expansion takes far longer
-    assert expanding.returncode == 130
-    assert "interrupted: nothing was committed" in output
+        _, errors = expanding.communicate()  # the complete expansion takes far longer
+    assert expanding.returncode == 130, errors
+    assert "interrupted: nothing was committed" in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "log.parquet"]

@@ -11,10 +11,12 @@ import sys
 import tempfile
 import textwrap
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from block_rows import event, exact_contents, request, request_ids, target, timeline, write_dataset
+from child_processes import HANG_SECONDS, child_process
 
 from longbatch.loaders import RequestDataset, make_dataloader
 from longbatch.loaders.batch import Histories
@@ -22,7 +24,6 @@ from longbatch.schemas.errors import DatasetError
 
 pytestmark = pytest.mark.slow
 
-HANG_SECONDS = 600
 
 RANK = """
 import sys
@@ -47,8 +48,9 @@ def test_two_ranks_take_the_same_number_of_steps(tmp_path: Path) -> None:
         shards = [[(timelines, [request(n, 1, 0, 2, 1, [target(20)]) for n in range(requests)])]] if requests else []
         paths.append(str(write_dataset(tmp_path / str(requests), shards)))
     command = [sys.executable, "-c", RANK, str(tmp_path / "rendezvous")]
-    ranks = [subprocess.Popen([*command, str(r), *paths], stdout=subprocess.PIPE, text=True) for r in range(2)]
-    steps = [rank.communicate(timeout=HANG_SECONDS)[0].split() for rank in ranks]
+    with ExitStack() as children:
+        ranks = [children.enter_context(child_process([*command, str(rank), *paths])) for rank in range(2)]
+        steps = [rank.communicate()[0].split() for rank in ranks]
     assert steps == [["0", "1", "1", "2"]] * 2
 
 
@@ -73,16 +75,14 @@ def test_workers_of_any_start_method_know_the_rank_of_the_process_group(
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     command = [sys.executable, "-c", RANK_WITH_WORKERS, str(tmp_path / "rendezvous")]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), start_method, str(random_dataset)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    ids = [[int(number) for number in rank.communicate(timeout=HANG_SECONDS)[0].split()] for rank in ranks]
+    with ExitStack() as children:
+        ranks = [
+            children.enter_context(
+                child_process([*command, str(rank), start_method, str(random_dataset)], environment=environment)
+            )
+            for rank in range(2)
+        ]
+        ids = [[int(number) for number in rank.communicate()[0].split()] for rank in ranks]
     expected = [
         request_ids(RequestDataset(random_dataset, batch_size=16, rank=rank, world_size=2)) for rank in range(2)
     ]
@@ -135,16 +135,12 @@ def test_nothing_is_left_when_the_main_process_is_killed(random_dataset: Path) -
     """
     folder = tempfile.mkdtemp(dir="/tmp")  # short: the paths of the workers' sockets have room for 107 characters
     before = set(os.listdir("/dev/shm"))
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": folder},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with child_process(command, environment={**os.environ, "TMPDIR": folder}) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        process.wait()
     wait_for_empty_shared_memory(before)
     assert not [path for path in Path(folder).rglob("*") if path.is_file()]
     shutil.rmtree(folder)

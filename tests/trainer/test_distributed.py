@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from child_processes import child_process
 from training_data import tiny
 
 from longbatch.trainer import checkpoint
@@ -64,11 +65,12 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, dataset: Path, config: T
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-c", RANK, str(dataset), str(folder), config.model_dump_json()]
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(command, env={**os.environ, **address, "RANK": str(r)}, stdout=subprocess.PIPE, text=True)
-        for r in range(2)
-    ]
-    outputs = [rank.communicate(timeout=600)[0].splitlines() for rank in ranks]
+    with ExitStack() as children:
+        ranks = [
+            children.enter_context(child_process(command, environment={**os.environ, **address, "RANK": str(rank)}))
+            for rank in range(2)
+        ]
+        outputs = [rank.communicate()[0].splitlines() for rank in ranks]
     return TwoRanks(folder, [[tuple(map(int, line.split())) for line in lines] for lines in outputs])
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
+from child_processes import child_process
 
 from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.schemas.errors import DataError
@@ -126,10 +126,10 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_threads(number: signal.Signals) -> None:
-    with subprocess.Popen([sys.executable, "-c", INTERRUPTED_POOL], stdout=subprocess.PIPE, text=True) as process:
+    with child_process([sys.executable, "-c", INTERRUPTED_POOL]) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
         process.send_signal(number)
-        output, _ = process.communicate(timeout=HANG_SECONDS)
-    assert process.returncode == 130
+        output, errors = process.communicate()
+    assert process.returncode == 130, errors
     assert output == "interrupted\n"
