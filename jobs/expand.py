@@ -21,6 +21,7 @@ from longbatch.pipelines.content_hash import SampleDigest
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
 from longbatch.schemas.format.disk import disk_message, hidden_folder, replace_folder
+from longbatch.schemas.stage_log import logged_stage
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .expanded_files import (
@@ -115,8 +116,10 @@ def expand(
         settings = settings_for(expander, parts)
         paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
         tasks = zip(paths, parts, strict=True)
-        written = expander.pool.run_all([partial(write_part, expander, settings, *task) for task in tasks])
-        rows, events, size = (sum(column) for column in zip(*written, strict=True))
+        with logged_stage(logger, "expand") as stage:
+            written = expander.pool.run_all([partial(write_part, expander, settings, *task) for task in tasks])
+            rows, events, size = (sum(column) for column in zip(*written, strict=True))
+            stage.rows, stage.size_bytes = rows, size
         expansion = Expansion(str(out), length, rows, events, len(parts), size, time.monotonic() - started)
         if check:
             expected, actual = _both_sides(expander, paths)
@@ -124,7 +127,6 @@ def expand(
         if expansion.equal:
             _check_output(root, overwrite, dataset)  # again: the folder may have appeared in the meantime
             replace_folder(folder, root)
-    logger.info("stage expand: %d rows, %d bytes, %.2f seconds", rows, size, time.monotonic() - started)
     return expansion
 
 
@@ -165,9 +167,13 @@ def compare(
 def _both_sides(expander: Expander, paths: list[Path]) -> tuple[SampleDigest, SampleDigest]:
     """What the dataset expands to, and what the files contain."""
     parts = plan_parts(expander.dataset, expander.history_length)
-    expected = expander.pool.run_all([partial(samples_of_part, expander, part) for part in parts])
-    actual = expander.pool.run_all([partial(samples_of_file, expander, path) for path in paths])
-    return sum(expected, SampleDigest()), sum(actual, SampleDigest())
+    with logged_stage(logger, "compare") as stage:
+        expected = expander.pool.run_all([partial(samples_of_part, expander, part) for part in parts])
+        actual = sum(
+            expander.pool.run_all([partial(samples_of_file, expander, path) for path in paths]), SampleDigest()
+        )
+        stage.rows = actual.rows
+    return sum(expected, SampleDigest()), actual
 
 
 def _check_output(root: Path, overwrite: bool, dataset: Dataset) -> None:

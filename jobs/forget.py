@@ -7,6 +7,7 @@ that the users are gone.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -30,9 +31,12 @@ from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
 from longbatch.schemas.profile import Large, Profile
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.stage_log import logged_stage
 from longbatch.schemas.types import ArrowArray, Int64Array
 
 from .user_ids import user_ids
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,22 +109,27 @@ def forget(dataset: str | Path, users: list[str]) -> Forgotten:
     ids = user_ids(before.spec, users)
     rows = _UserRows(before.spec, users, ids)
     with attempt(root) as name:
-        shards, removed = _rewrite_shards(root, before, ids, name)
+        with logged_stage(logger, "rewrite shards") as stage:
+            shards, removed = _rewrite_shards(root, before, ids, name)
+            stage.rows = removed.requests
         files = _FileRewriter(root, name)
-        after = replace(
-            before,
-            number=before.number + 1,
-            shards=shards,
-            fingerprint=fingerprint(before.spec, shards),
-            counts=before.counts + _negative_counts(before.counts, removed),
-            profile=_without_names(before.profile, set(map(str, ids.tolist()))),
-            quarantine=files.rewrite(before.quarantine, rows.drop_from_quarantine),
-            samples=files.rewrite(before.samples, rows.drop_by_id),
-            state=files.rewrite(before.state, rows.drop_by_id),
-        )
-        in_use = hashed_ids_in_use(root, after) if before.vocabulary else pl.Series([], dtype=pl.Int64)
-        vocabulary = files.rewrite(before.vocabulary, lambda words: words.filter(pl.col("id").is_in(in_use.implode())))
-        after = replace(after, vocabulary=vocabulary)
+        with logged_stage(logger, "rewrite other files"):
+            after = replace(
+                before,
+                number=before.number + 1,
+                shards=shards,
+                fingerprint=fingerprint(before.spec, shards),
+                counts=before.counts + _negative_counts(before.counts, removed),
+                profile=_without_names(before.profile, set(map(str, ids.tolist()))),
+                quarantine=files.rewrite(before.quarantine, rows.drop_from_quarantine),
+                samples=files.rewrite(before.samples, rows.drop_by_id),
+                state=files.rewrite(before.state, rows.drop_by_id),
+            )
+            in_use = hashed_ids_in_use(root, after) if before.vocabulary else pl.Series([], dtype=pl.Int64)
+            vocabulary = files.rewrite(
+                before.vocabulary, lambda words: words.filter(pl.col("id").is_in(in_use.implode()))
+            )
+            after = replace(after, vocabulary=vocabulary)
         _check_users_are_gone(root, after, rows)
         commit(root, after, name)
     unchanged = {shard.timelines.path for shard in before.shards} & {shard.timelines.path for shard in shards}

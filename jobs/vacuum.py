@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from longbatch.jobs.commit.write_lock import DATASET_FOLDERS, WORK_PREFIX, running_attempts
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers
+from longbatch.schemas.stage_log import logged_stage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,12 @@ def vacuum(root: Path, keep: int = 1) -> Vacuumed:
     dropped = [root / "snapshots" / f"{number:08d}.json" for number in old]
     unused = [path for path in files if path not in dropped and not _is_used(root, path, listed, running)]
     removed = 0
-    # Snapshots first, so that a kill in between leaves no snapshot whose files are gone.
-    for path in [*dropped, *unused]:
-        removed += path.stat().st_size if path.exists() else 0
-        path.unlink(missing_ok=True)
+    with logged_stage(logger, "remove files") as stage:
+        # Snapshots first, so that a kill in between leaves no snapshot whose files are gone.
+        for path in [*dropped, *unused]:
+            removed += path.stat().st_size if path.exists() else 0
+            path.unlink(missing_ok=True)
+        stage.size_bytes = removed
     for folder in work_folders:
         if folder.name.removeprefix(WORK_PREFIX) not in running:
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,14 @@ from longbatch.schemas.format.disk import check_file
 from longbatch.schemas.format.snapshot import read_snapshot
 from longbatch.schemas.profile import TABLES
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.stage_log import logged_stage
 from longbatch.schemas.types import ProgressCallback, no_progress
 from longbatch.validation.audit.audit import Audit, audit
 
 if TYPE_CHECKING:
     from longbatch.validation.expectations.runner import ExpectationResults
+
+logger = logging.getLogger(__name__)
 
 DATA_DOCS = Path("reports") / "data_docs"
 
@@ -73,7 +77,8 @@ def validate(
         DatasetError: The folder is not a dataset.
         SpecError: A suite of expectations is missing or not valid.
     """
-    audited = audit(path, spec, users, seed, progress)
+    with logged_stage(logger, "audit"):
+        audited = audit(path, spec, users, seed, progress)
     if not expectations:
         return Validation(audited, None)
     from longbatch.validation.expectations.runner import run_expectations
@@ -84,7 +89,9 @@ def validate(
     except DatasetError:
         return Validation(audited, None)
     samples = {table: pl.read_parquet(files[table]) for table in TABLES if table in files}
-    results = run_expectations(
-        spec or snapshot.spec, snapshot.profile, samples, snapshot.row_accounting, path / DATA_DOCS, progress
-    )
+    with logged_stage(logger, "expectations") as stage:
+        stage.rows = sum(sample.height for sample in samples.values())
+        results = run_expectations(
+            spec or snapshot.spec, snapshot.profile, samples, snapshot.row_accounting, path / DATA_DOCS, progress
+        )
     return Validation(audited, results)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +12,7 @@ from pathlib import Path
 from longbatch.loaders.dataset import RequestDataset
 from longbatch.loaders.loader import make_dataloader
 from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.stage_log import logged_stage
 from longbatch.schemas.time import from_microseconds
 
 from . import checkpoint
@@ -75,7 +75,7 @@ def evaluate(
     """
     run = checkpoint.load(run_dir, best_device())
     lengths = sorted(set(history_lengths or [run.config.max_history_length]))
-    requests, started = requests or RequestSelection(), time.perf_counter()
+    requests = requests or RequestSelection()
     after = requests.after
     if after is None and run.evaluate_from_us is not None:
         after = from_microseconds(run.evaluate_from_us)
@@ -94,12 +94,13 @@ def evaluate(
     if requests.max_requests is not None:
         steps = min(steps, -(-requests.max_requests // batch_size))
     batches = islice(make_dataloader(dataset, num_workers=run.config.num_workers), steps)
-    scores = predict(run.model, batches, lengths, total_steps=steps, progress=progress)
+    with logged_stage(logger, "evaluate") as stage:
+        scores = predict(run.model, batches, lengths, total_steps=steps, progress=progress)
+        stage.rows = scores.num_targets
     if not scores.num_targets:
         raise DatasetError(
             f"{dataset_path} has no targets from {after} to {requests.before}; choose another time range"
         )
-    logger.info("evaluate: %d batches, %d targets, %.1f s", steps, scores.num_targets, time.perf_counter() - started)
     labels = run.model.columns.labels
     if by_history:
         return [row for length in lengths for label in labels for row in scores.metrics_by_history(length, label)]

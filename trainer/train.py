@@ -19,6 +19,7 @@ from longbatch.loaders.history_length import StochasticLength
 from longbatch.loaders.loader import make_dataloader
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.json_text import as_json
+from longbatch.schemas.stage_log import logged_stage
 from longbatch.schemas.time import from_microseconds, to_microseconds
 from longbatch.trainer.models.registry import make_model
 from longbatch.trainer.models.request_model import RequestModel
@@ -128,7 +129,9 @@ def _fit_and_save(
 
     batches = _batches(dataset, config, state.step)
     total_steps = _total_steps(dataset, config)
-    report = fit(state, batches, config, total_steps=total_steps, progress=progress, save=save)
+    with logged_stage(logger, "train") as stage:
+        report = fit(state, batches, config, total_steps=total_steps, progress=progress, save=save)
+        stage.rows = report.targets
     if not report.steps:
         raise DatasetError(
             f"the dataset has no requests before {_isoformat(context.evaluate_from_us)}; change train_before"

@@ -26,11 +26,11 @@ from longbatch.pipelines.canonicalize import LogFacts
 from longbatch.pipelines.row_filters import TEXT_FORMATS
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.stage_log import logged_stage
 from longbatch.schemas.types import ProgressCallback
 
 from .context import BuildContext
 from .spill import Partition
-from .stage_log import StageTotals, logged_stage
 from .stages import (
     REQUEST_USERS,
     VOCABULARY,
@@ -112,12 +112,12 @@ class LocalStages:
         # Start with every source, so that a source without files is accounted for with zero rows.
         result = BuildResult(row_accounting={source: RowAccounting() for source in self.context.spec.sources})
         # If the loop raises (`progress` may), `closing` ends the generator, and with it the threads.
-        with logged_stage(logger, "scan") as totals, closing(self._pool.run(self._scan_tasks())) as results:
+        with logged_stage(logger, "scan") as stage, closing(self._pool.run(self._scan_tasks())) as results:
             for size, part in results:
                 done += size
                 self._progress("scan", done, total)
                 result += part
-            totals.rows, totals.size = result.rows, total
+            stage.rows, stage.size_bytes = result.rows, total
         # Shares of files are estimates, so report the end explicitly.
         self._progress("scan", total, total)
         return result
@@ -172,7 +172,7 @@ class LocalStages:
             return result
 
         # The line of the log has the pairs (request, user) that were compared, because this stage writes few rows.
-        result = self._per_bucket("request ids", find, lambda _: StageTotals(rows=sum(pairs)))
+        result = self._per_bucket("request ids", find, lambda _: (sum(pairs), None))
         return (pl.concat(conflicts) if conflicts else None), result
 
     def quarantine_conflicts(self, conflicts: pl.Series) -> BuildResult:
@@ -189,9 +189,9 @@ class LocalStages:
             partial(quarantine_conflicts, self.context, f"{prefix}-{number:06d}", chunk, conflicts)
             for number, chunk in enumerate(chunks)
         )
-        with logged_stage(logger, "quarantine") as totals, closing(self._pool.run(tasks)) as results:
+        with logged_stage(logger, "quarantine") as stage, closing(self._pool.run(tasks)) as results:
             result = sum(results, BuildResult())
-            totals.rows, totals.size = result.file_rows, result.file_bytes
+            stage.rows, stage.size_bytes = result.file_rows, result.file_bytes
         return result
 
     def build_shards(self, log_facts: LogFacts) -> BuildResult:
@@ -215,19 +215,18 @@ class LocalStages:
 
     def _per_bucket(
         self,
-        stage: str,
+        name: str,
         task: Callable[[int], BuildResult],
-        count: Callable[[BuildResult], StageTotals] = lambda result: StageTotals(result.file_rows, result.file_bytes),
+        count: Callable[[BuildResult], tuple[int, int | None]] = lambda result: (result.file_rows, result.file_bytes),
     ) -> BuildResult:
         """Run one task for each bucket, report and log the stage, and add up the results."""
         buckets = self.context.buckets
         result = BuildResult()
         # Buckets are independent and about equal, so their number is a fair measure of progress.
         tasks = (partial(task, bucket) for bucket in range(buckets))
-        with logged_stage(logger, stage) as totals, closing(self._pool.run(tasks)) as parts:
+        with logged_stage(logger, name) as stage, closing(self._pool.run(tasks)) as parts:
             for done, part in enumerate(parts, start=1):
-                self._progress(stage, done, buckets)
+                self._progress(name, done, buckets)
                 result += part
-            counted = count(result)
-            totals.rows, totals.size = counted.rows, counted.size
+            stage.rows, stage.size_bytes = count(result)
         return result

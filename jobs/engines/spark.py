@@ -30,6 +30,7 @@ from longbatch.pipelines.canonicalize import LogFacts, needed_columns
 from longbatch.schemas import errors
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.stage_log import Stage, log_stage, logged_stage
 from longbatch.schemas.types import ProgressCallback
 
 from .context import BuildContext
@@ -45,7 +46,6 @@ from .spark_functions import (
 )
 from .spark_parts import LATEST_ACTION, PARTS_DDL, Part
 from .spark_session import open_session
-from .stage_log import StageTotals, log_stage, logged_stage
 from .stages import REQUEST_USERS, bucket_count
 
 if TYPE_CHECKING:
@@ -189,9 +189,9 @@ class SparkStages:
             task = partial(find_conflicts_task, self._settings)
             rows = request_users.sortWithinPartitions("bucket").mapInArrow(task, RESULTS_DDL)
             self._progress("request ids", 0, 1)
-            with logged_stage(logger, "request ids") as totals:
+            with logged_stage(logger, "request ids") as stage:
                 results = [unpack_result(row["result"]) for row in rows.collect()]
-                totals.rows = sum(part.pairs for part in results)
+                stage.rows = sum(part.pairs for part in results)
             self._progress("request ids", 1, 1)
             ids = [part.conflicts for part in results if part.conflicts is not None and len(part.conflicts)]
             result = sum((part.result for part in results), result)
@@ -201,9 +201,9 @@ class SparkStages:
         """Run the map tasks, whose parts Spark keeps, and return the time of the latest action."""
         # Spark is lazy: this aggregate is the first job that needs the parts.
         self._progress("map", 0, 1)
-        with logged_stage(logger, "map") as totals:
+        with logged_stage(logger, "map") as stage:
             summary = mapped.selectExpr("max(time) AS latest", "sum(length(data)) AS size").collect()[0]
-            totals.size = summary["size"] or 0
+            stage.size_bytes = summary["size"] or 0
         self._progress("map", 1, 1)
         latest: int | None = summary["latest"]
         return latest
@@ -249,18 +249,18 @@ class SparkStages:
         self._progress("shards", 1, 1)
         # The task of a bucket writes its vocabulary too, so that stage has no time of its own.
         words = BuildResult(vocabulary=result.vocabulary)
-        log_stage(logger, "vocabulary", StageTotals(words.file_rows, words.file_bytes), "in the tasks of stage shards")
+        log_stage(logger, Stage("vocabulary", words.file_rows, words.file_bytes), "in the tasks of stage shards")
         return result
 
-    def _collect(self, stage: str, results: DataFrame) -> BuildResult:
+    def _collect(self, name: str, results: DataFrame) -> BuildResult:
         """Run a job whose tasks return results, and log it."""
         # Spark may run a task twice (a retry, or speculative execution), but returns the result of one attempt. Each
         # attempt wrote files of its own name, so the results list only files that are complete.
-        with logged_stage(logger, stage) as totals:
+        with logged_stage(logger, name) as stage:
             result = sum((unpack_result(row["result"]).result for row in results.collect()), BuildResult())
             # The vocabulary has its own line.
             counted = replace(result, vocabulary=())
-            totals.rows, totals.size = counted.file_rows, counted.file_bytes
+            stage.rows, stage.size_bytes = counted.file_rows, counted.file_bytes
         return result
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from longbatch.schemas.errors import MachineError, SpecError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.disk import disk_message
+from longbatch.schemas.stage_log import logged_stage
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .column_sizes import measure_columns, sampled_blocks
@@ -110,8 +111,9 @@ def _one_thread() -> Iterator[None]:
 
 def _measure(dataset: Dataset, folder: Path, budget_bytes: int, seed: int, progress: ProgressCallback) -> Savings:
     rng = np.random.default_rng(seed)
-    sampled = survey(dataset, rng)
-    logger.info("stage survey: %d of %d blocks", len(sampled.blocks), len(all_blocks(dataset)))
+    with logged_stage(logger, "survey"):
+        sampled = survey(dataset, rng)
+    logger.info("surveyed %d of %d blocks", len(sampled.blocks), len(all_blocks(dataset)))
     means = dataset_means(dataset, sampled)
     predicted = predict(means, sampled.events.type.num_fields)
     stored = _stored_dataset(dataset, sampled)
@@ -120,8 +122,10 @@ def _measure(dataset: Dataset, folder: Path, budget_bytes: int, seed: int, progr
     sampling = Sampling(seed, budget_bytes, len(sampled.blocks), len(all_blocks(dataset)), len(column_blocks))
     results: list[LayoutSavings] = []
     for layout in layouts(sampled, rng):
-        started = time.perf_counter()
-        memory_bytes, files, sample = time_layout(layout, choose_slices(layout, budget_bytes, rng), folder, progress)
+        with logged_stage(logger, layout.title) as stage:
+            slices = choose_slices(layout, budget_bytes, rng)
+            memory_bytes, files, sample = time_layout(layout, slices, folder, progress)
+            stage.size_bytes = round(sample.bytes)
         results.append(
             LayoutSavings(
                 name=layout.name,
@@ -136,8 +140,6 @@ def _measure(dataset: Dataset, folder: Path, budget_bytes: int, seed: int, progr
                 files=files,
             )
         )
-        seconds = time.perf_counter() - started
-        logger.info("stage %s: %d slices, %.0f bytes, %.2f seconds", layout.title, sample.slices, sample.bytes, seconds)
     return Savings(
         version=SAVINGS_VERSION,
         dataset=_measured_dataset(dataset),
