@@ -14,11 +14,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 from longbatch.jobs.commit.build_result import BuildResult
@@ -44,8 +45,9 @@ from .spark_functions import (
     reduce_buckets,
     unpack_result,
 )
-from .spark_parts import LATEST_ACTION, PARTS_DDL, Part
-from .spark_session import open_session
+from .spark_partitioning import PARTITION_KEY, partition_keys
+from .spark_parts import LATEST_ACTION, PARTS_DDL, Part, parts_batch
+from .spark_session import open_session, session_setting
 from .stages import REQUEST_USERS, bucket_count
 
 if TYPE_CHECKING:
@@ -53,10 +55,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PIECES_DDL = "number int, piece string"
-BATCH_SIZE_KEY = "spark.sql.inMemoryColumnarStorage.batchSize"
-# Rows are parts of up to FLUSH_BYTES, so that Spark's default of 10,000 rows a cached batch would not fit in memory.
-ROWS_PER_CACHED_BATCH = "4"
+PIECES_DDL = f"{PARTITION_KEY} int, piece string"
+RECORDS_KEY = "spark.sql.execution.arrow.maxRecordsPerBatch"
+# Rows that Spark converts to one Arrow batch: at most 32 MB of parts. Spark's default of 10,000 takes more memory.
+RECORDS_PER_BATCH = "256"
 
 
 class SparkEngine:
@@ -87,7 +89,10 @@ class SparkEngine:
         """
         root = root.absolute()
         try:
-            with open_session(self.master, work_folder(root, attempt)) as session:
+            with (
+                open_session(self.master, work_folder(root, attempt)) as session,
+                session_setting(session, RECORDS_KEY, RECORDS_PER_BATCH),
+            ):
                 pieces = {s: plan_pieces(spec, s) for s, e in spec.sources.items() if e.file_format != "table"}
                 buckets = (increment and increment.buckets) or bucket_count(_row_count(session, spec, pieces))
                 context = BuildContext(spec, root, attempt, buckets, increment)
@@ -127,7 +132,7 @@ class SparkStages:
         self._progress = progress
         self._settings = TaskSettings(context, logging.getLogger("longbatch").getEffectiveLevel())
         self._mapped: DataFrame | None = None
-        self._cached_batch_size: str | None = None
+        self._persisted: DataFrame | None = None
 
     def read_canonicalize_split(self) -> BuildResult:
         """Plan how to read, canonicalize and split all sources. Spark runs it when a later stage needs the rows."""
@@ -135,8 +140,10 @@ class SparkStages:
         frames = [self._map_files(), *(self._map_table(s) for s in spec.sources if s not in self._pieces)]
         if self.context.increment:
             # A bucket without new rows may have pending requests whose label window closes in this increment.
-            buckets = [astuple(Part.of_bucket(bucket)) for bucket in range(self.context.buckets)]
-            frames.append(self._session.createDataFrame(buckets, PARTS_DDL))
+            buckets = parts_batch([Part.of_bucket(bucket) for bucket in range(self.context.buckets)])
+            frames.append(
+                self._session.createDataFrame([tuple(row.values()) for row in buckets.to_pylist()], PARTS_DDL)
+            )
         for frame in frames:
             if frame is not None:
                 self._mapped = frame if self._mapped is None else self._mapped.unionAll(frame)
@@ -151,9 +158,9 @@ class SparkStages:
 
     def _piece_rows(self, pieces: list[Piece]) -> DataFrame:
         """One row and one Spark partition for each piece."""
-        # repartitionById sends row n to partition n, where a hash would put several pieces into one task.
-        rows = [(number, json.dumps(asdict(piece))) for number, piece in enumerate(pieces)]
-        return self._session.createDataFrame(rows, PIECES_DDL).repartitionById(len(pieces), "number")
+        keys = partition_keys(np.arange(len(pieces))).tolist()
+        rows = [(key, json.dumps(asdict(piece))) for key, piece in zip(keys, pieces, strict=True)]
+        return self._session.createDataFrame(rows, PIECES_DDL).repartition(len(pieces), PARTITION_KEY)
 
     def _map_table(self, source: str) -> DataFrame:
         """Rows of a Spark table; it has no files, so its rows are numbered within each task."""
@@ -183,8 +190,8 @@ class SparkStages:
         result, ids = BuildResult(latest_action=self._run_map(self._mapped)), list[pl.Series]()
         if spec.requests.request_id is not None:
             # All users of a request id meet in one bucket.
-            request_users = self._mapped.filter(f"content = '{REQUEST_USERS}'").repartitionById(
-                self.context.buckets, "bucket"
+            request_users = self._mapped.filter(f"content = '{REQUEST_USERS}'").repartition(
+                self.context.buckets, PARTITION_KEY
             )
             task = partial(find_conflicts_task, self._settings)
             rows = request_users.sortWithinPartitions("bucket").mapInArrow(task, RESULTS_DDL)
@@ -209,12 +216,14 @@ class SparkStages:
         return latest
 
     def _persist(self, frame: DataFrame) -> None:
+        """Keep the rows of a frame on the executors' disks, if the session allows it."""
         from pyspark import StorageLevel
+        from pyspark.errors import PySparkException
 
-        # Restored in `close`, because the session may belong to someone else.
-        self._cached_batch_size = self._session.conf.get(BATCH_SIZE_KEY)
-        self._session.conf.set(BATCH_SIZE_KEY, ROWS_PER_CACHED_BATCH)
-        frame.persist(StorageLevel.DISK_ONLY)
+        try:
+            self._persisted = frame.persist(StorageLevel.DISK_ONLY)
+        except PySparkException as error:  # serverless services
+            logger.info("Spark does not keep the output of map tasks, so they run again for each stage: %s", error)
 
     def quarantine_conflicts(self, conflicts: pl.Series) -> BuildResult:
         """Read the requests' source again and write the original rows of conflicting requests to the quarantine.
@@ -241,7 +250,7 @@ class SparkStages:
         # Parts sorted by chunk give the kernel the rows in the order of chunks, as the local engine does.
         reduced = (
             self._mapped.filter(f"content not in ('{REQUEST_USERS}', '{LATEST_ACTION}')")
-            .repartitionById(self.context.buckets, "bucket")
+            .repartition(self.context.buckets, PARTITION_KEY)
             .sortWithinPartitions("bucket", "content", "chunk")
             .mapInArrow(partial(reduce_buckets, self._settings, log_facts), RESULTS_DDL)
         )
@@ -265,9 +274,8 @@ class SparkStages:
 
     def close(self) -> None:
         """Leave the session as it was."""
-        if self._cached_batch_size is not None and self._mapped is not None:
-            self._mapped.unpersist()
-            self._session.conf.set(BATCH_SIZE_KEY, self._cached_batch_size)
+        if self._persisted is not None:
+            self._persisted.unpersist()
 
 
 def _row_count(session: SparkSession, spec: BuildSpec, pieces: dict[str, list[Piece]]) -> int:
@@ -281,7 +289,9 @@ def _table(session: SparkSession, spec: BuildSpec, source: str) -> DataFrame:
 
     name = spec.sources[source].path[0]
     try:
-        return session.table(name)
+        frame = session.table(name)
+        frame.schema  # noqa: B018 - Spark Connect looks the table up only now
+        return frame
     except AnalysisException as error:
         reason = str(error).splitlines()[0]
         raise errors.SourceError(f"source {source}: Spark has no table {name}: {reason}") from None

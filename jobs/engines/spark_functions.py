@@ -170,7 +170,7 @@ def _parts_of_chunk(context: BuildContext, source: str, chunk: Chunk) -> Iterato
     for content, batches in split_by_bucket(context, source, canonical):
         for bucket, batch in enumerate(batches):
             if batch.num_rows:
-                yield Part.of_rows(bucket, content, chunk, batch)
+                yield from Part.of_rows(bucket, content, chunk, batch)
 
 
 def _by_bucket(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, Iterator[Part]]]:

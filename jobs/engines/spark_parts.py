@@ -14,9 +14,10 @@ A part is a small message. What it contains is named by `content`, and each cont
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -25,9 +26,13 @@ from longbatch.pipelines.arrays.narrow_ints import widen
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.types import ArrowField
 
+from .spark_partitioning import PARTITION_KEY, partition_keys
 from .stages import one_batch
 
+# Spark sends up to 10,000 rows at once to Python, in one Arrow batch, which must stay below 2 GB.
+PART_BYTES = 128 << 10
 PARTS_FIELDS: list[ArrowField] = [
+    pa.field(PARTITION_KEY, pa.int32()),
     pa.field("bucket", pa.int32()),
     pa.field("content", pa.string()),
     pa.field("chunk", pa.string()),
@@ -36,7 +41,7 @@ PARTS_FIELDS: list[ArrowField] = [
     pa.field("lines", pa.string()),
 ]
 PARTS_SCHEMA = pa.schema(PARTS_FIELDS)
-PARTS_DDL = "bucket int, content string, chunk string, time bigint, data binary, lines string"
+PARTS_DDL = f"{PARTITION_KEY} int, bucket int, content string, chunk string, time bigint, data binary, lines string"
 LATEST_ACTION, BUCKET = "latest_action", "bucket"
 
 
@@ -61,9 +66,12 @@ class Part:
     lines: str | None = None
 
     @classmethod
-    def of_rows(cls, bucket: int, content: str, chunk: Chunk, rows: pa.RecordBatch) -> Part:
-        """Rows of a content for a bucket."""
-        return cls(bucket, content, chunk_name(chunk), data=_to_stream(rows))
+    def of_rows(cls, bucket: int, content: str, chunk: Chunk, rows: pa.RecordBatch) -> Iterator[Part]:
+        """Rows of a content for a bucket, in parts of at most about PART_BYTES; no part without rows."""
+        slices = -(-rows.nbytes // PART_BYTES)
+        step = -(-rows.num_rows // max(1, slices))
+        for first in range(0, rows.num_rows, max(1, step)):
+            yield cls(bucket, content, chunk_name(chunk), data=_to_stream(rows.slice(first, step)))
 
     @classmethod
     def of_accounting(cls, bucket: int, source: str, chunk: Chunk, accounting: RowAccounting) -> Part:
@@ -121,14 +129,19 @@ def frame_of(parts: Iterable[Part]) -> pl.DataFrame:
     return widen([pa.ipc.open_stream(part.data).read_next_batch() for part in parts])
 
 
-def parts_batch(parts: Iterable[Part]) -> pa.RecordBatch:
-    """Convert parts to rows of Spark."""
-    return pa.RecordBatch.from_pylist([vars(part) for part in parts], schema=PARTS_SCHEMA)
+def parts_batch(parts: Sequence[Part]) -> pa.RecordBatch:
+    """Convert parts to rows of Spark, with the key that sends the parts of a bucket to a partition of their own."""
+    keys = partition_keys(np.array([part.bucket for part in parts], dtype=np.int64))
+    columns = [[getattr(part, field.name) for part in parts] for field in fields(Part)]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(keys), *(pa.array(column, f.type) for column, f in zip(columns, PARTS_FIELDS[1:], strict=True))],
+        schema=PARTS_SCHEMA,
+    )
 
 
 def read_parts(batch: pa.RecordBatch) -> list[Part]:
     """Convert rows of Spark to parts, which are few and large: never one per row of the log."""
-    return [Part(**row) for row in batch.to_pylist()]
+    return [Part(**row) for row in batch.drop_columns([PARTITION_KEY]).to_pylist()]
 
 
 def _to_stream(batch: pa.RecordBatch) -> bytes:

@@ -1,8 +1,13 @@
-"""The Spark session of a build: the active one, the one that spark-submit prepared, or one of our own."""
+"""The Spark session of a build: the active one, the one that spark-submit prepared, or one of our own.
+
+It may be a session of Spark Connect, which has no `sparkContext`, no Java in this process, and on managed services few
+settings and no `persist`.
+"""
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import sys
@@ -20,6 +25,8 @@ from .java import provide_java
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+logger = logging.getLogger(__name__)
+
 # Settings of a local session of our own: quiet, ports on loopback only, and all files in the scratch folder.
 LOCAL_SETTINGS = {
     "spark.ui.enabled": "false",
@@ -32,6 +39,7 @@ LOCAL_SETTINGS = {
     "spark.sql.warehouse.dir": "{scratch}/warehouse",
     "spark.driver.extraJavaOptions": '-XX:TieredStopAtLevel=1 -XX:-UsePerfData -Djava.io.tmpdir="{java}"',
 }
+CONNECT_SCHEME = "sc://"
 
 
 @contextmanager
@@ -39,14 +47,15 @@ def open_session(master: str | None, scratch: Path) -> Iterator[SparkSession]:
     """Get a Spark session for the block. One that is active already is left running at the end.
 
     Args:
-        master: Master of a new session; default: the one of spark-submit, else `local[*]`.
+        master: Master of a new session, or `sc://host:port` of a Spark Connect server; default: the one of
+            spark-submit, else `local[*]`.
         scratch: Folder for temporary files of a new local session.
 
     Yields:
         The session.
 
     Raises:
-        MachineError: PySpark or Java is missing.
+        MachineError: PySpark, Java or the client of Spark Connect is missing.
     """
     try:
         from pyspark.sql import SparkSession
@@ -56,12 +65,53 @@ def open_session(master: str | None, scratch: Path) -> Iterator[SparkSession]:
     active = SparkSession.getActiveSession()
     if active is not None:
         yield active
-        return
-    session = _new_session(master, scratch)
+    elif master and master.startswith(CONNECT_SCHEME):
+        session = _connect(master)
+        try:
+            yield session
+        finally:
+            session.stop()
+    else:
+        session = _new_session(master, scratch)
+        try:
+            yield session
+        finally:
+            _stop(session)
+
+
+@contextmanager
+def session_setting(session: SparkSession, key: str, value: str) -> Iterator[None]:
+    """Change a setting of the session for the block, if the session allows it.
+
+    Args:
+        session: The session.
+        key: Name of a setting that saves time or memory; the result must not depend on it.
+        value: Its value.
+    """
+    from pyspark.errors import PySparkException
+
+    # Restored, because the session may belong to someone else.
     try:
-        yield session
+        before = session.conf.get(key)
+        session.conf.set(key, value)
+    except PySparkException as error:
+        # Managed services allow few settings.
+        logger.debug("Spark refused %s=%s: %s", key, value, error)
+        yield
+        return
+    try:
+        yield
     finally:
-        _stop(session)
+        session.conf.set(key, before)
+
+
+def _connect(url: str) -> SparkSession:
+    from pyspark.sql import SparkSession
+
+    try:
+        return SparkSession.builder.remote(url).getOrCreate()
+    except ImportError as error:  # grpc and others, which pyspark does not require
+        raise MachineError(f'Spark Connect needs more packages: pip install "pyspark[connect]" ({error}).') from None
 
 
 def _new_session(master: str | None, scratch: Path) -> SparkSession:

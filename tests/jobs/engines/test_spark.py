@@ -178,7 +178,7 @@ def test_a_source_without_rows_is_an_error(corrupt_log: Path, tmp_path: Path, en
 def test_the_session_is_left_as_it_was(
     corrupt_log: Path, tmp_path: Path, spark_session: SparkSession, engine: SparkEngine
 ) -> None:
-    size = "spark.sql.inMemoryColumnarStorage.batchSize"
+    size = "spark.sql.execution.arrow.maxRecordsPerBatch"
     before = spark_session.conf.get(size)
     build(load_spec(corrupt_log), tmp_path / "out", engine=engine)
     assert spark_session.conf.get(size) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import polars as pl
+import pytest
 
 from longbatch.jobs.engines.spark_parts import BUCKET, LATEST_ACTION, Part, frame_of, parts_batch, read_parts
 from longbatch.jobs.engines.stages import one_batch
@@ -21,9 +22,20 @@ def sent(part: Part) -> Part:
 
 def test_rows_of_several_parts_are_read_as_one_frame() -> None:
     rows = pl.DataFrame({"user_id": [1, 2], "item_id": [8, 9]})
-    part = sent(Part.of_rows(3, "rows:log", CHUNK, one_batch(rows)))
+    (part,) = map(sent, Part.of_rows(3, "rows:log", CHUNK, one_batch(rows)))
     assert (part.bucket, part.content, part.chunk) == (3, "rows:log", "log.csv#100")
     assert frame_of([part, part]).equals(pl.concat([rows, rows]))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, 1000])
+def test_many_rows_become_parts_of_bounded_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longbatch.jobs.engines.spark_parts.PART_BYTES", 64)
+    frame = pl.select(n=pl.int_range(rows), name=pl.format("row {}", pl.int_range(rows)))
+    parts = list(Part.of_rows(0, "rows:log", CHUNK, one_batch(frame)))
+    assert all(frame_of([part]).height <= 5 for part in parts)
+    assert len(parts) <= rows
+    if rows:
+        assert frame_of(parts).equals(frame)
 
 
 def test_an_accounting_is_read_as_it_was_written() -> None:
