@@ -69,7 +69,7 @@ def append(
     before = read_snapshot(root)
     increment = _increment(root, spec, before, to_microseconds(until))
     if increment.start == increment.until:
-        return summary_of(root, before, started)
+        return summary_of(root, before, {}, started)
     with attempt(root) as name:
         result = run_stages(engine or LocalEngine(), spec, root, name, increment, progress)
         check_accounting(spec, result)
@@ -77,7 +77,7 @@ def append(
         samples = write_samples(_all_samples(root, before, result, spec.expectations.sample_rows), root, name)
         snapshot = _appended(spec, before, result, samples, increment)
         commit(root, snapshot, name)
-    return summary_of(root, snapshot, started)
+    return summary_of(root, snapshot, result.row_accounting, started)
 
 
 def _increment(root: Path, spec: BuildSpec, before: Snapshot, until: int) -> Increment:

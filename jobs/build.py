@@ -45,6 +45,7 @@ class BuildSummary:
         fingerprint: Identifies the spec and the bytes of all shards.
         counts: What the dataset contains.
         row_accounting: The outcome of every row, by source.
+        run_row_accounting: The outcome of every row that this run read, by source: of an append only the new rows.
         collisions: Number of strings that share a hashed id with another string.
         shards: Number of shards.
         bytes: Size of all files that the snapshot lists.
@@ -56,6 +57,7 @@ class BuildSummary:
     fingerprint: str
     counts: Counts
     row_accounting: Mapping[str, RowAccounting]
+    run_row_accounting: Mapping[str, RowAccounting]
     collisions: int
     shards: int
     bytes: int
@@ -65,7 +67,8 @@ class BuildSummary:
         """Convert to plain values for JSON."""
         plain = dict(self.__dict__)
         plain["counts"] = self.counts.as_dict()
-        plain["row_accounting"] = {source: accounting.as_dict() for source, accounting in self.row_accounting.items()}
+        for name in ("row_accounting", "run_row_accounting"):
+            plain[name] = {source: accounting.as_dict() for source, accounting in plain[name].items()}
         return plain
 
 
@@ -121,7 +124,7 @@ def build(
     for path in replaced:
         path.unlink(missing_ok=True)
     shutil.rmtree(root / "reports", ignore_errors=True)  # they describe the snapshot that this one replaced
-    return summary_of(root, snapshot, started)
+    return summary_of(root, snapshot, result.row_accounting, started)
 
 
 def run_stages(
@@ -159,12 +162,15 @@ def run_stages(
         return result + BuildResult(log_end=log_facts.log_end, buckets=stages.context.buckets)
 
 
-def summary_of(root: Path, snapshot: Snapshot, started: float) -> BuildSummary:
+def summary_of(
+    root: Path, snapshot: Snapshot, run_row_accounting: Mapping[str, RowAccounting], started: float
+) -> BuildSummary:
     """Summarize a snapshot.
 
     Args:
         root: The dataset's folder.
         snapshot: The snapshot.
+        run_row_accounting: The outcome of every row that this run read, by source.
         started: Start of the build on the monotonic clock.
 
     Returns:
@@ -176,6 +182,7 @@ def summary_of(root: Path, snapshot: Snapshot, started: float) -> BuildSummary:
         fingerprint=snapshot.fingerprint,
         counts=snapshot.counts,
         row_accounting=snapshot.row_accounting,
+        run_row_accounting=run_row_accounting,
         collisions=snapshot.collisions,
         shards=len(snapshot.shards),
         bytes=sum(entry.size_bytes for entry in snapshot.files),

@@ -15,25 +15,11 @@ import pytest
 from child_processes import HANG_SECONDS, child_process
 from command_line import run_command as longbatch
 from paths import ROOT
+from three_row_log import SPEC
 
 import longbatch as package
 from longbatch.schemas.spec.build_spec import parse_spec
 
-SPEC = """
-[sources.log]
-path = "log.parquet"
-[history]
-source = "log"
-user_id = "user_id"
-item_id = "item_id"
-event_time = { column = "time", unit = "s" }
-[requests]
-source = "log"
-user_id = "user_id"
-item_id = "item_id"
-request_time = { column = "time", unit = "s" }
-labels = { click = "int8" }
-"""
 COMMANDS = {
     *("append", "bench", "build", "demo", "evaluate", "expand", "forget", "inspect", "measure", "plan", "presets"),
     *("simulate", "train", "vacuum", "validate"),
@@ -45,22 +31,6 @@ def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
-
-
-@pytest.fixture
-def spec(tmp_path: Path) -> Path:
-    """A spec next to a log of three rows."""
-    log = pl.DataFrame(
-        {
-            "user_id": [7, 7, 8],
-            "item_id": [1, 2, 3],
-            "time": [1_700_000_000, 1_700_000_010, 1_700_000_020],
-            "click": [0, 1, 1],
-        }
-    )
-    log.write_parquet(tmp_path / "log.parquet")
-    (tmp_path / "spec.toml").write_text(SPEC)
-    return tmp_path / "spec.toml"
 
 
 @pytest.mark.slow

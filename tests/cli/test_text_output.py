@@ -48,6 +48,7 @@ SUMMARY = BuildSummary(
     fingerprint="f",
     counts=COUNTS,
     row_accounting={"log": ACCOUNTING},
+    run_row_accounting={"log": ACCOUNTING},
     collisions=0,
     shards=1,
     bytes=12_345,

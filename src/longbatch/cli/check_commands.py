@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import Json, examples, print_result, show_progress
+from .run_record import describe_run
 
 app = typer.Typer()
 
@@ -34,6 +35,7 @@ def inspect(
 
     from .text_output import format_dataset, format_user_request
 
+    describe_run(reads=dataset)
     opened = open_dataset(dataset)
     if user is not None:
         described_request = describe_user(opened, user, request)
@@ -70,6 +72,7 @@ def validate(
 
     from .text_output import format_validation
 
+    describe_run(reads=dataset)
     with show_progress() as progress:
         validation = run(
             dataset, against=against, users=users or None, seed=seed, expectations=expectations, progress=progress

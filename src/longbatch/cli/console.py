@@ -17,6 +17,8 @@ import typer
 
 from longbatch.schemas.json_text import as_json as to_json
 
+from .run_record import record_result
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -167,4 +169,5 @@ class ProgressLog:
 
 def print_result(document: Mapping[str, object], as_json: bool, format_text: Callable[[], str]) -> None:
     """Print a result to standard output: the document as JSON, or the formatted text."""
+    record_result(document)
     typer.echo(to_json(dict(document)) if as_json else format_text())

@@ -11,6 +11,7 @@ import typer
 from longbatch.schemas.errors import SpecError
 
 from .console import Json, Overwrite, examples, print_result, show_progress
+from .run_record import describe_run
 
 if TYPE_CHECKING:
     from longbatch.jobs.engines.engine import Engine
@@ -131,6 +132,7 @@ def build(
     from .text_output import format_build_summary
 
     build_spec, out = parse_spec_and_out(spec, folders)
+    describe_run(spec=build_spec, writes=out)
     chosen_engine = choose_engine(engine, master, workers)
     with show_progress() as progress:
         summary = run(build_spec, out, engine=chosen_engine, overwrite=overwrite, until=until, progress=progress)
@@ -190,13 +192,16 @@ def append(
     from longbatch.jobs.engines.allocator import keep_freed_memory
 
     keep_freed_memory()
+    from longbatch.api.arguments import read_spec
     from longbatch.api.data import append as run
 
     from .text_output import format_build_summary
 
+    build_spec = read_spec(spec)
+    describe_run(spec=build_spec, writes=dataset)
     chosen_engine = choose_engine(engine, master, workers)
     with show_progress() as progress:
-        summary = run(spec, dataset, until=until, engine=chosen_engine, progress=progress)
+        summary = run(build_spec, dataset, until=until, engine=chosen_engine, progress=progress)
     print_result(summary.as_dict(), as_json, lambda: format_build_summary(summary))
 
 
@@ -219,6 +224,7 @@ def forget(
 
     from .text_output import format_forget_summary
 
+    describe_run(writes=dataset)
     summary = run(dataset, read_users(users))
     print_result(summary.as_dict(), as_json, lambda: format_forget_summary(summary))
 
@@ -238,6 +244,7 @@ def vacuum(
 
     from .text_output import format_vacuum_summary
 
+    describe_run(writes=dataset)
     summary = run(dataset, keep=keep)
     print_result(summary.as_dict(), as_json, lambda: format_vacuum_summary(summary))
 

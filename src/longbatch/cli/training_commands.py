@@ -11,6 +11,7 @@ import typer
 from longbatch.schemas.errors import SpecError
 
 from .console import Json, ProgressDisplay, examples, print_result, show_progress
+from .run_record import describe_run
 
 if TYPE_CHECKING:
     from longbatch.trainer.progress import TrainingProgress, TrainingProgressCallback
@@ -46,6 +47,7 @@ def train(
 
     from .text_output import format_training
 
+    describe_run(reads=dataset, other_output=run)
     chosen = read_train_config(config, max_seconds=seconds, max_steps=steps, history_length=history_length)
     with show_progress() as progress:
         report = run_training(
@@ -77,6 +79,7 @@ def evaluate(
 
     from .text_output import format_metrics
 
+    describe_run(reads=dataset)
     lengths = parse_history_lengths(history_lengths)
     with show_progress() as progress:
         metrics = run_evaluation(
