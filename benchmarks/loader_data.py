@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.format.shard_writer import write_shard
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
@@ -71,7 +72,7 @@ def write(root: Path, size: Size, compression: str) -> Path:
     for table in ("timelines", "requests", "dictionaries"):
         (root / table).mkdir(parents=True)
     row = write_shard(root, 0, "0", spec, _blocks(spec, size))
-    shards = () if row is None else (row,)
+    shards = ShardsTable.from_entries([row] if row else [])
     commit(root, Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
     return root
 

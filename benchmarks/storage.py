@@ -26,8 +26,8 @@ from longbatch.jobs.savings.parquet_settings import choose_settings, parquet_opt
 from longbatch.jobs.savings.results import read_savings
 from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.format.manifest import SHARD_TABLES
 from longbatch.schemas.spec.build_spec import Items, load_spec
-from longbatch.schemas.time import to_microseconds
 from longbatch.schemas.types import ArrowListArray, ProgressCallback
 
 from .checks import WORK_PREFIX, Check, Figure, Results, combined, hash_of
@@ -75,7 +75,7 @@ def _build(root: Path, name: str, users: int, events: int) -> Dataset:
 
 
 def _disk_bytes(dataset: Dataset) -> int:
-    return sum(entry.size_bytes for shard in dataset.shards for entry in shard.files)
+    return sum(dataset.shards.file_bytes(table) for table in SHARD_TABLES)
 
 
 def _encodings(root: Path, events: int) -> Results:
@@ -213,8 +213,8 @@ def _steady_volume_error(root: Path) -> list[Figure]:
     """Stored events that `plan` derives from means, as users enter them, relative to the actual number."""
     dataset = open_dataset(root / "dataset")
     counts = dataset.counts
-    first = min(to_microseconds(shard.first_request_time) for shard in dataset.shards)
-    last = max(to_microseconds(shard.last_request_time) for shard in dataset.shards)
+    first = int(dataset.shards.values("first_request_time").min())
+    last = int(dataset.shards.values("last_request_time").max())
     days = (last - first) / DAY_MICROSECONDS
     new_events = sum(
         _events_since(cast("ArrowListArray", block.timelines["events"]), first) for block in dataset.blocks()

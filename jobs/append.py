@@ -25,6 +25,7 @@ from longbatch.jobs.engines.stages import write_samples
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.manifest import FileEntry
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
 from longbatch.schemas.profile import TableName
 from longbatch.schemas.spec.build_spec import BuildSpec
@@ -109,7 +110,7 @@ def _appended(
     spec: BuildSpec, before: Snapshot, result: BuildResult, samples: tuple[FileEntry, ...], increment: Increment
 ) -> Snapshot:
     """The snapshot before with what was built: files and counts of both, and the newest state."""
-    shards = tuple(sorted((*before.shards, *result.shards), key=lambda shard: shard.sort_key))
+    shards = before.shards.sorted_with(ShardsTable.from_entries(result.shards))
     # the one state table that grows: appended request ids stay in the files of their increments
     request_users = tuple(entry for entry in before.state if entry.table == REQUEST_USERS)
     # Requests that were pending are in the new counts again, as requests of the dataset or as pending ones.

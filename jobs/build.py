@@ -28,6 +28,7 @@ from longbatch.pipelines.canonicalize import gather_log_facts
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.manifest import FileEntry
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.time import to_microseconds
@@ -185,7 +186,7 @@ def summary_of(
         run_row_accounting=run_row_accounting,
         collisions=snapshot.collisions,
         shards=len(snapshot.shards),
-        bytes=sum(entry.size_bytes for entry in snapshot.files),
+        bytes=snapshot.file_bytes,
         seconds=time.monotonic() - started,
     )
 
@@ -212,7 +213,7 @@ def _check_output(root: Path, overwrite: bool) -> list[int]:
 def _snapshot(
     spec: BuildSpec, result: BuildResult, samples: tuple[FileEntry, ...], number: int, increment: Increment | None
 ) -> Snapshot:
-    shards = tuple(sorted(result.shards, key=lambda shard: shard.sort_key))
+    shards = ShardsTable.from_entries(sorted(result.shards, key=lambda shard: shard.sort_key))
     return Snapshot(
         number=number,
         spec=spec,
@@ -248,6 +249,6 @@ def _unlisted_files(root: Path, snapshot: Snapshot) -> list[Path]:
     They are looked up before the commit, so that the files of a build that starts after it are never among them. A
     build that was writing already can no longer commit, because this one takes its snapshot number.
     """
-    listed = {entry.path for entry in snapshot.files}
+    listed = snapshot.paths
     paths = [path for folder in DATASET_FOLDERS for path in (root / folder).iterdir()]
     return [path for path in paths if path.relative_to(root).as_posix() not in listed]

@@ -77,10 +77,8 @@ def plan_parts(dataset: Dataset, history_length: int) -> list[Blocks]:
         For each file its blocks: about PART_BYTES in memory, at least one block.
     """
     blocks = all_blocks(dataset)
-    entries = [dataset.shards[shard].blocks[block] for shard, block in blocks]
     targets, requests, events = (
-        np.array([entry.count(name) for entry in entries], dtype=np.float64)
-        for name in ("targets", "requests", "history_events")
+        dataset.shards.block_values(name).astype(np.float64) for name in ("targets", "requests", "history_events")
     )
     list_columns = event_type(dataset.spec).num_fields
     flat_columns = len(sample_schema(dataset.spec)) - list_columns

@@ -110,7 +110,8 @@ def forget(dataset: str | Path, users: list[str]) -> Forgotten:
     rows = _UserRows(before.spec, users, ids)
     with attempt(root) as name:
         with logged_stage(logger, "rewrite shards") as stage:
-            shards, removed = _rewrite_shards(root, before, ids, name)
+            changes, removed = _rewrite_shards(root, before, ids, name)
+            shards = before.shards.replaced(changes)
             stage.rows = removed.requests
         files = _FileRewriter(root, name)
         with logged_stage(logger, "rewrite other files"):
@@ -132,13 +133,12 @@ def forget(dataset: str | Path, users: list[str]) -> Forgotten:
             after = replace(after, vocabulary=vocabulary)
         _check_users_are_gone(root, after, rows)
         commit(root, after, name)
-    unchanged = {shard.timelines.path for shard in before.shards} & {shard.timelines.path for shard in shards}
     return Forgotten(
         path=str(root),
         snapshot=after.number,
         users=len(ids),
         users_with_requests=removed.users,
-        rewritten_shards=len(before.shards) - len(unchanged),
+        rewritten_shards=len(changes),
         shards=len(before.shards),
         rewritten_files=files.rewritten,
         seconds=time.monotonic() - started,
@@ -193,25 +193,32 @@ class _FileRewriter:
         return tuple(kept)
 
 
-def _rewrite_shards(root: Path, before: Snapshot, ids: Int64Array, name: str) -> tuple[tuple[ShardEntry, ...], Counts]:
-    """The shards without the users, and the counts of what was removed. Only shards of the users' buckets are read."""
-    buckets = set(bucket_of(ids, before.buckets).tolist()) if before.buckets else None
+def _rewrite_shards(
+    root: Path, before: Snapshot, ids: Int64Array, name: str
+) -> tuple[dict[int, ShardEntry | None], Counts]:
+    """Rewrite the shards that have the users, and count what was removed. Only shards of the users' buckets are read.
+
+    Returns the new entries by the number of the shard, None for a shard that became empty.
+    """
+    candidates = np.arange(len(before.shards))
+    if before.buckets:
+        candidates = candidates[np.isin(before.shards.values("bucket"), bucket_of(ids, before.buckets))]
     users: ArrowArray = pa.array(ids)
-    shards: list[ShardEntry] = []
+    changes: dict[int, ShardEntry | None] = {}
     removed = Counts()
     users_with_requests: set[int] = set()
-    for number, shard in enumerate(before.shards):
-        present = _users_in(root, shard, before.spec, ids) if buckets is None or shard.bucket in buckets else set()
+    for number in candidates.tolist():
+        shard = before.shards[number]
+        present = _users_in(root, shard, before.spec, ids)
         if not present:
-            shards.append(shard)
             continue
         users_with_requests |= present
         blocks = (_without_users(block, users) for block in _blocks(root, shard, before.spec))
         remaining = ((block.timelines, block.requests) for block in blocks if block)
         rewritten = write_shard(root, shard.bucket, f"{name}-{number:05d}", before.spec, remaining)
-        shards += [rewritten] if rewritten else []
+        changes[number] = rewritten
         removed += _removed_counts(shard, rewritten)
-    return tuple(shards), removed + Counts(users=len(users_with_requests))
+    return changes, removed + Counts(users=len(users_with_requests))
 
 
 def _blocks(root: Path, shard: ShardEntry, spec: BuildSpec) -> Iterator[Block]:

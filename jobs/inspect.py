@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
+import numpy as np
 import polars as pl
 import pyarrow.compute as pc
 
@@ -100,9 +101,7 @@ def describe(dataset: Dataset, *, hash_content: bool = False) -> DatasetDescript
         The description.
     """
     counts, shards, log_end = dataset.counts, dataset.shards, dataset.snapshot.log_end
-    sizes = {
-        table: sum(entry.size_bytes for shard in shards if (entry := getattr(shard, table))) for table in SHARD_TABLES
-    }
+    sizes: dict[str, int] = {table: shards.file_bytes(table) for table in SHARD_TABLES}
     return DatasetDescription(
         path=str(dataset.path),
         name=dataset.spec.name,
@@ -114,15 +113,15 @@ def describe(dataset: Dataset, *, hash_content: bool = False) -> DatasetDescript
         counts=counts,
         targets_per_request=counts.targets / max(1, counts.requests),
         mean_history=counts.history_events / max(1, counts.requests),
-        first_request_time=_iso(min((shard.first_request_time for shard in shards), default=None)),
-        last_request_time=_iso(max((shard.last_request_time for shard in shards), default=None)),
+        first_request_time=_iso(shards.values("first_request_time").min()) if len(shards) else None,
+        last_request_time=_iso(shards.values("last_request_time").max()) if len(shards) else None,
         shards=len(shards),
-        blocks=sum(len(shard.blocks) for shard in shards),
+        blocks=shards.num_blocks,
         bytes=sizes,
         bytes_per_event=sum(sizes.values()) / max(1, counts.stored),
         row_accounting=dataset.snapshot.row_accounting,
         collisions=dataset.snapshot.collisions,
-        log_end=None if log_end is None else _iso(from_microseconds(log_end)),
+        log_end=None if log_end is None else _iso(log_end),
         skew=dataset.snapshot.profile.as_dict()["skew"],
         timelines_schema={field.name: str(field.type) for field in dataset.timelines_schema},
         requests_schema={field.name: str(field.type) for field in dataset.requests_schema},
@@ -130,8 +129,8 @@ def describe(dataset: Dataset, *, hash_content: bool = False) -> DatasetDescript
     )
 
 
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
+def _iso(microseconds: int | np.int64) -> str:
+    return from_microseconds(int(microseconds)).isoformat()
 
 
 def describe_user(dataset: Dataset, user: str, request: int = -1) -> dict[str, Any]:

@@ -38,9 +38,14 @@ class TimeRange:
             inside &= times < self.before_us
         return inside
 
-    def overlaps(self, first: int, last: int) -> bool:
-        """Return whether a time of [first, last], in microseconds since 1970 UTC, may be in the range."""
-        return (self.after_us is None or last >= self.after_us) and (self.before_us is None or first < self.before_us)
+    def overlaps(self, first: Int64Array, last: Int64Array) -> BoolArray:
+        """Return whether the range contains a time of each [first, last], in microseconds since 1970 UTC, (N,)."""
+        overlap = np.ones(len(first), dtype=np.bool_)
+        if self.after_us is not None:
+            overlap &= last >= self.after_us
+        if self.before_us is not None:
+            overlap &= first < self.before_us
+        return overlap
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
 from longbatch.schemas.format.physical_schema import Fields
 from longbatch.schemas.format.shard_reader import Block, ShardReader
-from longbatch.schemas.time import to_microseconds
+from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.types import Int64Array
 
 from .blocks import BlockView, Selection, TimeRange, open_block
@@ -24,6 +25,7 @@ MAX_OPEN_SHARDS = 64  # readers that a process keeps open: each has mapped files
 Shards = Callable[[int], ShardReader]
 """Returns the reader of a shard, given the number of the shard."""
 
+_NO_ROWS: Int64Array = np.zeros(0, dtype=np.int64)
 ArrowTypes = dict[str, dict[str, pa.DataType]]
 """Role (history, targets, labels, requests) -> name of a feature or label -> its Arrow type."""
 
@@ -32,18 +34,16 @@ ArrowTypes = dict[str, dict[str, pa.DataType]]
 class DatasetIndex:
     """A dataset, the columns to read from it, and its B blocks.
 
+    What the snapshot lists of the blocks is not copied: the arrays below are views of its columns, which worker
+    processes share.
+
     Args:
         dataset: The opened snapshot.
         selection: The columns to read.
         empty: A block without rows, with the columns of all others.
         history_length: How many of its newest events a history keeps.
         times: Range of request times to read.
-        block_shard: Number of the shard of each block, (B,).
-        block_in_shard: Number of each block within its shard, (B,).
-        block_rows: Requests of each block, (B,).
-        block_events: History events of each block at the built history length, (B,).
-        first_row: Requests in all blocks before each block, (B,).
-        selected_rows: Requests of each block inside the time range, (B,).
+        rows_in_range: Requests of each block inside the time range, (B,); None if that is all requests.
     """
 
     dataset: Dataset
@@ -51,17 +51,36 @@ class DatasetIndex:
     empty: BlockView
     history_length: HistoryLength
     times: TimeRange
-    block_shard: Int64Array
-    block_in_shard: Int64Array
-    block_rows: Int64Array
-    block_events: Int64Array
-    first_row: Int64Array
-    selected_rows: Int64Array
+    rows_in_range: Int64Array | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is sent to a worker, without the sums that it can compute."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def num_blocks(self) -> int:
         """B, the number of blocks."""
-        return len(self.block_rows)
+        return self.dataset.shards.num_blocks
+
+    @property
+    def block_rows(self) -> Int64Array:
+        """Requests of each block, (B,)."""
+        return self.dataset.shards.block_values("requests")
+
+    @property
+    def block_events(self) -> Int64Array:
+        """History events of each block at the built history length, (B,)."""
+        return self.dataset.shards.block_values("history_events")
+
+    @property
+    def selected_rows(self) -> Int64Array:
+        """Requests of each block inside the time range, (B,)."""
+        return self.block_rows if self.rows_in_range is None else self.rows_in_range
+
+    @cached_property
+    def first_row(self) -> Int64Array:
+        """Requests in all blocks before each block, and of all, (B + 1,)."""
+        return offsets_of(self.block_rows)
 
     @property
     def lists_costs(self) -> bool:
@@ -85,9 +104,10 @@ class DatasetIndex:
         Raises:
             DatasetError: The block is damaged; the message names file and block.
         """
-        shard, block = shards(int(self.block_shard[number])), int(self.block_in_shard[number])
+        shard, block = self._locate(shards, number)
+        rows = int(self.first_row[number + 1] - self.first_row[number])
         # Lengths of all rows, because `times` selects rows after decoding: row numbers in a block stay those on disk.
-        lengths = block_lengths(self.history_length, seed, epoch, number, int(self.block_rows[number]))
+        lengths = block_lengths(self.history_length, seed, epoch, number, rows)
         stored, where = shard.block(block), shard.where("requests", block)
         return open_block(stored, self.selection, lengths, int(self.first_row[number]), self.times, where)
 
@@ -140,9 +160,7 @@ class DatasetIndex:
         """
         if not 0 < share < 1:
             raise ValueError(f"share is {share}; give a number between 0 and 1")
-        times = np.concatenate(
-            [_integers([]), *(self.request_times(shards, block) for block in range(self.num_blocks))]
-        )
+        times = np.concatenate([_NO_ROWS, *(self.request_times(shards, block) for block in range(self.num_blocks))])
         times = times[self.times.contains(times)]
         if not len(times):
             path = self.dataset.path
@@ -150,9 +168,15 @@ class DatasetIndex:
         position = int(share * len(times))
         return int(np.partition(times, position)[position])  # selection, cheaper than sorting
 
+    def _locate(self, shards: Shards, number: int) -> tuple[ShardReader, int]:
+        """The reader of a block's shard, and the number of the block in it."""
+        table = self.dataset.shards
+        shard = table.shard_of(number)
+        return shards(shard), number - int(table.block_offsets[shard])
+
     def _request_columns(self, shards: Shards, number: int, *names: str) -> list[Int64Array]:
-        reader = shards(int(self.block_shard[number]))
-        batch = reader.request_columns(int(self.block_in_shard[number]), names)
+        reader, block = self._locate(shards, number)
+        batch = reader.request_columns(block, names)
         return [batch[name].cast(pa.int64()).to_numpy() for name in names]
 
 
@@ -204,10 +228,6 @@ def open_index(
         KeyError: A column does not exist.
     """
     check_history_length(dataset.spec, longest(history_length) if history_length is not None else None)
-    # In the order of shards, then blocks: the number of a block in the dataset is its index in `entries`.
-    entries = [entry for shard in dataset.shards for entry in shard.blocks]
-    positions = [(s, b) for s, shard in enumerate(dataset.shards) for b in range(len(shard.blocks))]
-    block_rows = _integers([entry.requests for entry in entries])
     selection = _select(dataset, columns)
     index = DatasetIndex(
         dataset=dataset,
@@ -215,32 +235,28 @@ def open_index(
         empty=_empty_block(dataset, selection),
         history_length=dataset.spec.history_length if history_length is None else history_length,
         times=times,
-        block_shard=_integers([shard for shard, _ in positions]),
-        block_in_shard=_integers([block for _, block in positions]),
-        block_rows=block_rows,
-        block_events=_integers([entry.history_events for entry in entries]),
-        first_row=np.cumsum(block_rows) - block_rows,  # exclusive prefix sum
-        selected_rows=block_rows,
     )
-    if times == TimeRange():
-        return index
+    return index if times == TimeRange() else replace(index, rows_in_range=_rows_in_range(index, shards))
+
+
+def _rows_in_range(index: DatasetIndex, shards: Shards) -> Int64Array:
+    """Count the requests of each block inside the time range, (B,)."""
     # The plan needs exact counts before the first batch. The manifest's bounds decide for blocks entirely inside or
     # outside the range; only blocks across one of its ends are read.
-    selected = block_rows.copy()
-    for number, entry in enumerate(entries):
-        first, last = to_microseconds(entry.first_request_time), to_microseconds(entry.last_request_time)
-        if not times.overlaps(first, last):
-            selected[number] = 0
-        elif not times.contains(_integers([first, last])).all():
-            selected[number] = times.contains(index.request_times(shards, number)).sum()
-    return replace(index, selected_rows=selected)
+    table, times = index.dataset.shards, index.times
+    first, last = table.block_values("first_request_time"), table.block_values("last_request_time")
+    is_inside = times.contains(first) & times.contains(last)
+    counts = np.where(is_inside, index.block_rows, 0)
+    for number in np.flatnonzero(times.overlaps(first, last) & ~is_inside).tolist():
+        counts[number] = times.contains(index.request_times(shards, number)).sum()
+    return counts
 
 
 def _empty_block(dataset: Dataset, selection: Selection) -> BlockView:
     # From the schemas, not from a block: a rank needs a padding batch also if the dataset has no blocks.
     schemas = dataset.timelines_schema, dataset.requests_schema
     timelines, requests = (pa.RecordBatch.from_pylist([], schema=schema) for schema in schemas)
-    return open_block(Block(timelines, requests), selection, _integers([]), 0, TimeRange(), str(dataset.path))
+    return open_block(Block(timelines, requests), selection, _NO_ROWS, 0, TimeRange(), str(dataset.path))
 
 
 def _select(dataset: Dataset, columns: Sequence[str] | None) -> Selection:
@@ -288,7 +304,3 @@ def _struct(schema: pa.Schema, name: str) -> pa.StructType:
     if not isinstance(lists, pa.ListType) or not isinstance(lists.value_type, pa.StructType):
         raise TypeError(f"column {name!r} has type {lists}, not lists of records")
     return lists.value_type
-
-
-def _integers(values: Sequence[int]) -> Int64Array:
-    return np.array(values, dtype=np.int64)

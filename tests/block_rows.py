@@ -13,6 +13,7 @@ import pyarrow as pa
 from longbatch.loaders.batch import RequestBatch
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.format.shard_writer import write_shard
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
@@ -74,7 +75,8 @@ def write_dataset(root: Path, shards: list[ShardRows], *, request_id: str = "int
         entry = write_shard(root, bucket, "0", spec, batches)
         assert entry is not None
         entries.append(entry)
-    commit(root, Snapshot(1, spec, Counts(), {}, 0, tuple(entries), (), (), fingerprint(spec, tuple(entries))))
+    shards_table = ShardsTable.from_entries(entries)
+    commit(root, Snapshot(1, spec, Counts(), {}, 0, shards_table, (), (), fingerprint(spec, shards_table)))
     return root
 
 

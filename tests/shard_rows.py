@@ -13,6 +13,7 @@ from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.format.manifest import BlockTable
 from longbatch.schemas.format.physical_schema import Batches
 from longbatch.schemas.format.shard_writer import write_shard
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
@@ -83,7 +84,7 @@ def write_one_shard(root: Path, blocks: list[BlockRows], **changes: Any) -> Data
     for table in ("timelines", "requests", "dictionaries"):
         (root / table).mkdir(parents=True, exist_ok=True)
     entry = write_shard(root, 7, "a1", spec, [as_batches(spec, rows) for rows in blocks])
-    shards = () if entry is None else (entry,)
+    shards = ShardsTable.from_entries([entry] if entry else [])
     row_accounting = {"log": RowAccounting(rows=9, rejected=2, accepted=7, reasons={"missing_user": 2})}
     counts = Counts(users=3, requests=6)
     commit(root, Snapshot(1, spec, counts, row_accounting, 0, shards, (), (), fingerprint(spec, shards)))

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from longbatch.pipelines.in_memory import build_in_memory
 from longbatch.schemas.format.shard_writer import write_shard
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.tables import requests_schema, timelines_schema
@@ -71,7 +72,7 @@ def stored(root: Path, spec: BuildSpec, log: pl.DataFrame, change: Change | None
     for table in ("timelines", "requests", "dictionaries", "snapshots"):
         (root / "dataset" / table).mkdir(parents=True)
     shard = write_shard(root / "dataset", 0, "test", spec, blocks)
-    shards = () if shard is None else (shard,)
+    shards = ShardsTable.from_entries([shard] if shard else [])
     snapshot = Snapshot(1, spec, built.counts, built.row_accounting, 0, shards, (), (), fingerprint(spec, shards))
     commit(root / "dataset", snapshot)
     return root / "dataset"

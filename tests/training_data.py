@@ -15,6 +15,7 @@ from longbatch.loaders.batch import RequestBatch
 from longbatch.loaders.ragged_tensors import offsets_of
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.format.shard_writer import write_shard
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
@@ -79,7 +80,8 @@ def write(root: Path) -> Path:
     )
     shard = write_shard(root, 0, "0", spec, [block])
     assert shard is not None
-    commit(root, Snapshot(1, spec, Counts(), {}, 0, (shard,), (), (), fingerprint(spec, (shard,))))
+    shards = ShardsTable.from_entries([shard])
+    commit(root, Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
     return root
 
 

@@ -9,6 +9,7 @@ from typing import cast
 import pyarrow as pa
 
 from longbatch.schemas.format.dataset import Dataset
+from longbatch.schemas.format.manifest import BLOCK_TABLES
 from longbatch.schemas.format.physical_schema import Batches
 from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.format.shard_writer import codec_of
@@ -17,7 +18,7 @@ from longbatch.schemas.types import ArrowArray, ArrowListArray
 
 from .parquet_settings import column_bytes
 from .results import ColumnBytes
-from .survey import BlockId, block_total
+from .survey import BlockId, block_total, block_values
 
 SAMPLED_EVENTS = 3_000_000
 LISTS = ("events", "targets")  # list columns, whose fields are measured one by one
@@ -43,7 +44,6 @@ def measure_columns(dataset: Dataset, blocks: Sequence[BlockId]) -> list[ColumnB
         The sizes of all columns, of the dictionary files, and of what surrounds the columns. The `stored` sizes add up
         to the size of the dataset.
     """
-    entries = [dataset.shards[shard].blocks[block] for shard, block in blocks]
     compression = dataset.spec.compression
     stored, arrow = Counter[str](), Counter[str]()
     decoded: list[Block] = []
@@ -53,14 +53,14 @@ def measure_columns(dataset: Dataset, blocks: Sequence[BlockId]) -> list[ColumnB
         decoded.append(reader.block(block))
         arrow.update(_arrow_bytes((decoded[-1].timelines, decoded[-1].requests), compression))
     parquet = _parquet_bytes(decoded)
-    measured = sum(entry.timelines_bytes + entry.requests_bytes for entry in entries)
-    total = sum(shard.timelines.size_bytes + shard.requests.size_bytes for shard in dataset.shards)
+    measured = sum(int(block_values(dataset, blocks, f"{table}_bytes").sum()) for table in BLOCK_TABLES)
+    total = sum(dataset.shards.file_bytes(table) for table in BLOCK_TABLES)
     scale = total / measured
     columns = [
         ColumnBytes(name, *(sizes[name] * scale if name in sizes else None for sizes in (stored, arrow, parquet)))
         for name in dict.fromkeys([*arrow, *stored])
     ]
-    dictionaries = sum(shard.dictionaries.size_bytes for shard in dataset.shards if shard.dictionaries)
+    dictionaries = dataset.shards.file_bytes("dictionaries")
     if dictionaries:
         columns.append(ColumnBytes("dictionaries", float(dictionaries), None, None))
     columns.append(ColumnBytes("headers", total - sum(stored.values()) * scale, None, None))

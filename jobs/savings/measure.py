@@ -22,6 +22,7 @@ import pyarrow as pa
 from longbatch.schemas.errors import MachineError, SpecError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.disk import disk_message
+from longbatch.schemas.format.manifest import SHARD_TABLES
 from longbatch.schemas.stage_log import logged_stage
 from longbatch.schemas.types import ProgressCallback, no_progress
 
@@ -189,7 +190,7 @@ def _settings() -> dict[str, str]:
 
 def _stored_dataset(dataset: Dataset, sampled: Survey) -> StoredDataset:
     """Size on disk from the manifest; size in memory and read time from reading the sampled blocks."""
-    disk_bytes = float(sum(entry.size_bytes for shard in dataset.shards for entry in shard.files))
+    disk_bytes = float(sum(dataset.shards.file_bytes(table) for table in SHARD_TABLES))
     started, sampled_bytes = time.perf_counter(), 0
     for block in read_blocks(dataset, sampled.blocks):
         sampled_bytes += block.timelines.nbytes + block.requests.nbytes

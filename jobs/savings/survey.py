@@ -15,7 +15,7 @@ from longbatch.pipelines.expansion import HistorySlices, slice_histories
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.manifest import CountName
 from longbatch.schemas.format.shard_reader import Block
-from longbatch.schemas.ragged import list_offsets
+from longbatch.schemas.ragged import list_offsets, owners_of
 from longbatch.schemas.types import ArrowListArray, Int64Array
 
 SURVEY_RECORDS = 12_000_000  # events and targets in memory at once: about 400 MB
@@ -48,12 +48,21 @@ class Survey(HistorySlices):
 
 def all_blocks(dataset: Dataset) -> list[BlockId]:
     """Return every block of a dataset, in order."""
-    return [(shard, block) for shard, entry in enumerate(dataset.shards) for block in range(len(entry.blocks))]
+    offsets = dataset.shards.block_offsets
+    shard = owners_of(offsets)
+    return list(zip(shard.tolist(), (np.arange(len(shard)) - offsets[shard]).tolist(), strict=True))
+
+
+def block_values(dataset: Dataset, blocks: Sequence[BlockId], name: str) -> Int64Array:
+    """Return a field of the manifest's `BlockEntry` for some blocks, (len(blocks),)."""
+    shard, block = np.array(blocks, dtype=np.int64).reshape(-1, 2).T
+    values: Int64Array = dataset.shards.block_values(name)[dataset.shards.block_offsets[shard] + block]
+    return values
 
 
 def block_total(dataset: Dataset, blocks: Sequence[BlockId], name: CountName) -> int:
     """Return a count of the manifest, summed over some blocks."""
-    return sum(dataset.shards[shard].blocks[block].count(name) for shard, block in blocks)
+    return int(block_values(dataset, blocks, name).sum())
 
 
 def read_blocks(dataset: Dataset, blocks: Sequence[BlockId]) -> Iterator[Block]:
@@ -83,9 +92,7 @@ def choose_blocks(dataset: Dataset, rng: np.random.Generator) -> list[BlockId]:
     """
     blocks = all_blocks(dataset)
     order = rng.permutation(len(blocks))
-    records = [
-        block_total(dataset, [blocks[k]], "events") + block_total(dataset, [blocks[k]], "targets") for k in order
-    ]
+    records = (dataset.shards.block_values("events") + dataset.shards.block_values("targets"))[order]
     chosen = np.cumsum(records) - records < SURVEY_RECORDS
     return sorted(blocks[k] for k in order[chosen])
 

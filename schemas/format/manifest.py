@@ -1,63 +1,28 @@
-"""The records of a snapshot: its files, its shards and their blocks, and how they are stored.
+"""The records of a snapshot: its files, its shards and their blocks.
 
 A snapshot lists every file of a dataset with its length and checksum. Small files (vocabulary, quarantine, samples,
-incremental state) are entries of the snapshot's JSON. Shards are rows of an Arrow table beside it, the *shards table*,
-because a large dataset has many thousands of blocks.
+incremental state) are entries of the snapshot's JSON. Shards are rows of an Arrow table beside it, see `shards_table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Literal, cast, get_args
 
-import numpy as np
-import pyarrow as pa
-
-from longbatch.schemas.arrow import int32_array
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.ragged import list_offsets, offsets_of
-from longbatch.schemas.tables import TIMESTAMP
-from longbatch.schemas.types import ArrowArray, ArrowListArray
 
 BlockTable = Literal["timelines", "requests"]
 CountName = Literal["segments", "events", "requests", "targets", "history_events"]
-T = TypeVar("T")
 
 BLOCK_TABLES: tuple[BlockTable, ...] = get_args(BlockTable)
-SHARD_TABLES = (*BLOCK_TABLES, "dictionaries")
+ShardTable = Literal["timelines", "requests", "dictionaries"]
+SHARD_TABLES: tuple[ShardTable, ...] = get_args(ShardTable)
 COUNT_NAMES: tuple[CountName, ...] = get_args(CountName)
 
-FILE_FIELDS: dict[str, pa.DataType] = {"path": pa.string(), "bytes": pa.int64(), "sha256": pa.string()}
-# The fields of BlockEntry, in its order, which `read_shards_table` relies on. Counts and times let a loader plan its
-# epoch, and let it skip blocks outside a time range, without opening a single file.
-BLOCK_FIELDS: dict[str, pa.DataType] = {
-    **{name: pa.int64() for name in COUNT_NAMES},
-    "first_request_time": TIMESTAMP,
-    "last_request_time": TIMESTAMP,
-    "timelines_offset": pa.int64(),
-    "timelines_bytes": pa.int64(),
-    "timelines_crc32": pa.uint32(),
-    "requests_offset": pa.int64(),
-    "requests_bytes": pa.int64(),
-    "requests_crc32": pa.uint32(),
-}
-# The fields of ShardEntry. Totals repeat what the blocks add up to, so that other tools need not read the lists.
-SHARDS_SCHEMA = pa.schema(
-    [
-        pa.field("bucket", pa.int32()),
-        *(pa.field(table, pa.struct(list(FILE_FIELDS.items()))) for table in SHARD_TABLES),
-        *(pa.field(f"total_{name}", pa.int64()) for name in COUNT_NAMES),
-        pa.field("first_request_time", TIMESTAMP),
-        pa.field("last_request_time", TIMESTAMP),
-        pa.field("blocks", pa.list_(pa.struct(list(BLOCK_FIELDS.items())))),
-    ]
-)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileEntry:
     """A file of the dataset, as the snapshot lists it.
 
@@ -116,7 +81,7 @@ class FileEntry:
         return cls(size_bytes=document["bytes"], **{key: document[key] for key in document if key != "bytes"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ByteRange:
     """Where a block is in its file: offset and length in bytes, and the CRC-32 of these bytes."""
 
@@ -125,7 +90,7 @@ class ByteRange:
     crc32: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BlockEntry:
     """One block of a shard: the number of its records, and its byte ranges in the timelines and requests files.
 
@@ -164,7 +129,7 @@ class BlockEntry:
         return ByteRange(self.requests_offset, self.requests_bytes, self.requests_crc32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardEntry:
     """One shard: its files, its blocks in order, and totals over the blocks.
 
@@ -224,94 +189,7 @@ class ShardEntry:
         """Return the file of timelines or of requests."""
         return self.timelines if table == "timelines" else self.requests
 
-    def total(self, name: CountName) -> int:
-        """Return one of the totals by the name of its count."""
-        return cast(int, getattr(self, f"total_{name}"))
-
     @property
     def sort_key(self) -> tuple[int, str]:
         """Order of the shards in a snapshot: by bucket, then by file name."""
         return self.bucket, self.timelines.path
-
-
-def shards_table(shards: Sequence[ShardEntry]) -> pa.Table:
-    """Convert shards to the shards table.
-
-    Args:
-        shards: The shards, in order.
-
-    Returns:
-        A table of SHARDS_SCHEMA, one row a shard.
-    """
-    # Column by column over the blocks of all shards; one list array at the end assigns blocks to shards by offsets.
-    #     blocks      shard 0: a b, shard 1: c
-    #     columns     a b c, one array for each field
-    #     offsets     0 2 3
-    blocks = [block for shard in shards for block in shard.blocks]
-    block_columns = [
-        pa.array([getattr(block, name) for block in blocks], type_) for name, type_ in BLOCK_FIELDS.items()
-    ]
-    offsets = offsets_of(np.array([len(shard.blocks) for shard in shards], dtype=np.int64))
-    structs = pa.StructArray.from_arrays(block_columns, fields=list(SHARDS_SCHEMA.field("blocks").type.value_type))
-    columns: list[ArrowArray] = []
-    for field in SHARDS_SCHEMA:
-        if field.name in SHARD_TABLES:
-            columns.append(_file_column([getattr(shard, field.name) for shard in shards]))
-        elif field.name == "blocks":
-            columns.append(pa.ListArray.from_arrays(int32_array(offsets), structs))
-        else:
-            columns.append(pa.array([getattr(shard, field.name) for shard in shards], field.type))
-    return pa.Table.from_arrays(columns, schema=SHARDS_SCHEMA)
-
-
-def _file_column(entries: Sequence[FileEntry | None]) -> ArrowArray:
-    values = [None if entry is None else entry.as_dict() for entry in entries]
-    return cast(ArrowArray, pa.array(values, SHARDS_SCHEMA.field("timelines").type))
-
-
-def read_shards_table(table: pa.Table, path: str) -> tuple[ShardEntry, ...]:
-    """Convert a shards table back to shards.
-
-    Args:
-        table: Table of SHARDS_SCHEMA.
-        path: File that the table was read from, for errors.
-
-    Returns:
-        The shards, in order.
-
-    Raises:
-        DatasetError: The columns are not those of SHARDS_SCHEMA, or a value is null.
-    """
-    if not table.schema.equals(SHARDS_SCHEMA):
-        raise DatasetError(
-            f"{path}: its columns are not those of a shards table. Restore the snapshot or build the dataset again."
-        )
-    columns = {name: table[name].combine_chunks() for name in table.schema.names}
-    lists = cast(ArrowListArray, columns["blocks"])
-    structs = cast(pa.StructArray, lists.flatten())
-    block_columns = {name: structs.field(number) for number, name in enumerate(BLOCK_FIELDS)}
-    # A shard without dictionaries has a null there, the only one that is allowed.
-    optional = columns.pop("dictionaries")
-    _check_no_nulls({**columns, **{f"blocks.{name}": values for name, values in block_columns.items()}}, path)
-    # `map` with one list for each field makes the records without a dict for each row.
-    blocks = list(map(BlockEntry, *(values.to_pylist() for values in block_columns.values())))
-    bounds = list_offsets(lists).tolist()
-    values: dict[str, list[Any]] = {
-        **{name: column.to_pylist() for name, column in columns.items() if name not in (*BLOCK_TABLES, "blocks")},
-        **{table_name: _files(columns[table_name], path) for table_name in BLOCK_TABLES},
-        "dictionaries": _files(optional, path),
-        "blocks": [tuple(blocks[start:end]) for start, end in pairwise(bounds)],
-    }
-    return tuple(map(ShardEntry, *(values[field.name] for field in fields(ShardEntry))))
-
-
-def _check_no_nulls(columns: Mapping[str, ArrowArray], path: str) -> None:
-    for name, values in columns.items():
-        if values.null_count:
-            raise DatasetError(f"{path}: column {name} has a null. Restore the snapshot or build the dataset again.")
-
-
-def _files(column: ArrowArray, path: str) -> list[FileEntry | None]:
-    """The file entries of a struct column; None where the struct is null."""
-    documents: Iterable[object] = column.to_pylist()
-    return [None if document is None else FileEntry.from_dict(document, path) for document in documents]

@@ -103,6 +103,11 @@ class ShardReader:
         except (DatasetError, pa.ArrowException, OSError) as error:
             raise DatasetError(f"{self._root / entry.path} cannot be read: {error}. Build it again.") from None
 
+    @property
+    def num_blocks(self) -> int:
+        """Number of the shard's blocks."""
+        return len(self._shard.blocks)
+
     def block(self, number: int) -> Block:
         """Read and decode a block, and check it when it is read for the first time.
 

@@ -10,10 +10,10 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -25,7 +25,8 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.messages import has_renamed_keys
 
 from .disk import check_file, disk_message, sync_folder, write_durably
-from .manifest import FileEntry, ShardEntry, read_shards_table, shards_table
+from .manifest import SHARD_TABLES, FileEntry
+from .shards_table import ShardsTable, write_table
 
 # Version of the layout on disk. Readers refuse all others, because a wrong guess would yield wrong training data.
 FORMAT_VERSION = 2
@@ -60,7 +61,7 @@ class Snapshot:
     counts: Counts
     row_accounting: Mapping[str, RowAccounting]
     collisions: int
-    shards: tuple[ShardEntry, ...]
+    shards: ShardsTable
     vocabulary: tuple[FileEntry, ...]
     quarantine: tuple[FileEntry, ...]
     fingerprint: str
@@ -73,13 +74,23 @@ class Snapshot:
     shuffled_bytes: int = 0
 
     @property
-    def files(self) -> list[FileEntry]:
-        """Entries of all files that the snapshot lists."""
-        shards = [entry for shard in self.shards for entry in shard.files]
-        return [*shards, *self.vocabulary, *self.quarantine, *self.samples, *self.state]
+    def small_files(self) -> tuple[FileEntry, ...]:
+        """Entries of all files that are not part of a shard."""
+        return (*self.vocabulary, *self.quarantine, *self.samples, *self.state)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files that the snapshot lists."""
+        shards = sum(self.shards.file_bytes(table) for table in SHARD_TABLES)
+        return shards + sum(entry.size_bytes for entry in self.small_files)
+
+    @property
+    def paths(self) -> set[str]:
+        """Paths of all files that the snapshot lists, relative to the dataset."""
+        return {*cast(list[str], self.shards.paths().to_pylist()), *(entry.path for entry in self.small_files)}
 
 
-def fingerprint(spec: BuildSpec, shards: Sequence[ShardEntry]) -> str:
+def fingerprint(spec: BuildSpec, shards: ShardsTable) -> str:
     """Compute the hash of a dataset's content: format, columns, and the checksums of the shards' files in order.
 
     Args:
@@ -93,8 +104,7 @@ def fingerprint(spec: BuildSpec, shards: Sequence[ShardEntry]) -> str:
     # because each attempt has names of its own for the same content.
     digest = hashlib.sha256(f"longbatch format {FORMAT_VERSION}\n".encode())
     digest.update(json.dumps(_columns(spec), sort_keys=True, separators=(",", ":")).encode())
-    for shard in shards:
-        digest.update(f"\n{' '.join(entry.sha256 for entry in shard.files)}".encode())
+    digest.update(shards.checksum_lines())
     return digest.hexdigest()
 
 
@@ -149,7 +159,7 @@ def commit(root: Path, snapshot: Snapshot, attempt: str | None = None) -> None:
     try:
         # The order makes a visible snapshot complete: the shards table is on disk before the JSON that lists its
         # checksum, and the JSON is on disk under a temporary name before it gets its final one.
-        table_bytes = _ipc_bytes(shards_table(snapshot.shards))
+        table_bytes = _compressed(snapshot.shards.table)
         write_durably(table_path, table_bytes)
         checksum = hashlib.sha256(table_bytes).hexdigest()
         table = FileEntry(table_path.relative_to(root).as_posix(), len(table_bytes), checksum)
@@ -195,12 +205,11 @@ def _document(snapshot: Snapshot, table: FileEntry) -> dict[str, Any]:
     }
 
 
-def _ipc_bytes(table: pa.Table) -> bytes:
+def _compressed(table: pa.Table) -> bytes:
     # Compressed: neighboring blocks have similar counts, times and offsets.
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+    write_table(sink, table, "zstd")
+    return sink.getvalue().to_pybytes()
 
 
 def listed_paths(root: Path, number: int) -> set[str]:
@@ -216,7 +225,7 @@ def listed_paths(root: Path, number: int) -> set[str]:
     snapshot = read_snapshot(root, number)
     name = f"snapshots/{number:08d}.json"
     table = json.loads((root / name).read_bytes())["shards"]["path"]
-    return {name, table, *(entry.path for entry in snapshot.files)}
+    return {name, table, *snapshot.paths}
 
 
 def read_snapshot(root: Path, number: int | None = None) -> Snapshot:
@@ -270,7 +279,7 @@ def _parse(root: Path, number: int, document: dict[str, Any], path: Path) -> Sna
     # Checksums form a tree: the JSON lists that of the shards table, and the table those of all files and blocks.
     table_path = check_file(root, FileEntry.from_dict(document["shards"], f"{path}, shards"), checksum=True)
     with pa.memory_map(str(table_path)) as file:
-        shards = read_shards_table(pa.ipc.open_file(file).read_all(), str(table_path))
+        shards = ShardsTable(pa.ipc.open_file(file).read_all(), str(table_path))
     spec = BuildSpec.model_validate(document["spec"])
     # Computed again, because an edited spec would change the columns that the files are decoded to.
     computed = fingerprint(spec, shards)

@@ -30,7 +30,7 @@ from longbatch.validation.reference.user_counts import UserCounts, count_user_ro
 from longbatch.validation.rules import MALFORMED_ROW
 
 from .comparison import Comparison, accounting_findings, compare
-from .manifest_checks import file_findings, total_findings
+from .manifest_checks import file_findings, shard_findings, total_findings
 from .structure import StoredUsers, StructureState, structure_findings
 from .user_sampling import all_users, draw_users, group_users
 
@@ -96,7 +96,8 @@ def audit(
     if spec and missing_files:
         raise missing_files
     state = StructureState()
-    findings = [*file_findings(dataset, progress), *structure_findings(dataset, state, progress)]
+    findings = [*shard_findings(dataset.shards), *file_findings(dataset, progress)]
+    findings += structure_findings(dataset, state, progress)
     findings += total_findings(dataset, state)
     if missing_files:
         return Audit(findings, state.blocks, not_compared=str(missing_files))

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.manifest import BlockTable
+from longbatch.schemas.format.manifest import BlockTable, ShardEntry
 from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.types import ArrowArray, ArrowListArray, BoolArray, Int64Array
 
@@ -30,23 +30,23 @@ def readable_blocks(dataset: Dataset, shard: int) -> Iterator[tuple[int, Block |
     except DatasetError as error:
         yield 0, f"shard {shard}: {error}"
         return
-    for index in range(len(dataset.shards[shard].blocks)):
+    for index in range(reader.num_blocks):
         try:
             yield index, reader.block(index)
         except DatasetError as error:
             yield index, f"shard {shard}: {error}"
 
 
-def block_label(dataset: Dataset, shard: int, block: int, table: BlockTable = "requests") -> str:
+def block_label(shard: int, entry: ShardEntry, block: int, table: BlockTable = "requests") -> str:
     """Return how findings name a block: by shard, file and index.
 
     Args:
-        dataset: The dataset.
         shard: Index of the shard.
+        entry: The shard as the snapshot lists it.
         block: Index of the block in the shard.
         table: The table whose file is named, "timelines" or "requests".
     """
-    return f"shard {shard} ({dataset.shards[shard].file(table).path}), block {block}"
+    return f"shard {shard} ({entry.file(table).path}), block {block}"
 
 
 def request_label(requests: pa.RecordBatch, row: SupportsInt) -> str:

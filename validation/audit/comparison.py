@@ -76,14 +76,14 @@ def compare(
     seen: set[Key] = set()
     findings: list[str] = []
     events = 0
-    for shard in range(len(dataset.shards)):
+    for shard, entry in enumerate(dataset.shards):
         for index, block in readable_blocks(dataset, shard):
             if isinstance(block, str):
                 continue  # the structure checks report it
             for finding, events_compared in _compare_block(dataset.spec, block, wanted, expected, seen):
                 events += events_compared
                 if finding:
-                    findings.append(f"{block_label(dataset, shard, index)}: {finding}")
+                    findings.append(f"{block_label(shard, entry, index)}: {finding}")
         advance(1)
     for user_id, request_id in sorted(set(expected) - seen, key=str):
         findings.append(f"user {user_id}, request {request_id}: is in the raw log, but not in the dataset")

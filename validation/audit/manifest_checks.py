@@ -5,17 +5,21 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longbatch.schemas.errors import DataError, DatasetError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.disk import check_file
-from longbatch.schemas.format.manifest import BLOCK_TABLES, BlockTable
+from longbatch.schemas.format.manifest import BLOCK_TABLES, COUNT_NAMES, SHARD_TABLES, BlockTable, FileEntry, ShardEntry
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.source_schema import role_schema
 from longbatch.schemas.spec.build_spec import Role
+from longbatch.schemas.time import from_microseconds
 from longbatch.schemas.types import ProgressCallback
 
 from .blocks import block_label
@@ -32,24 +36,31 @@ def file_findings(dataset: Dataset, progress: ProgressCallback) -> Iterator[str]
     Yields:
         Findings.
     """
-    tables = [(shard, table) for shard in range(len(dataset.shards)) for table in BLOCK_TABLES]
-    dictionaries = [shard.dictionaries for shard in dataset.shards if shard.dictionaries]
-    others = (*dictionaries, *dataset.snapshot.vocabulary, *dataset.snapshot.quarantine, *dataset.snapshot.samples)
-    entries = [*(dataset.shards[shard].file(table) for shard, table in tables), *others]
-    total, done = sum(entry.size_bytes for entry in entries), 0
-    for index, entry in enumerate(entries):
+    snapshot = dataset.snapshot
+    small_files = (*snapshot.vocabulary, *snapshot.quarantine, *snapshot.samples)
+    shard_bytes = sum(dataset.shards.file_bytes(table) for table in SHARD_TABLES)
+    total, done = shard_bytes + sum(entry.size_bytes for entry in small_files), 0
+    for entry, byte_findings in chain(_shard_files(dataset), ((entry, iter(())) for entry in small_files)):
         progress("checksums", done, total)
         done += entry.size_bytes
         try:
             path = check_file(dataset.path, entry)
-            if index < len(tables):
-                yield from _byte_findings(dataset, path, *tables[index])
+            yield from byte_findings
             check_file(dataset.path, entry, checksum=True)
             if entry.rows is not None and (rows := _row_count(path)) != entry.rows:
                 yield f"{path} contains {rows:,} rows, but the snapshot lists {entry.rows:,}"
         except DatasetError as error:
             yield str(error)
     progress("checksums", total, total)
+
+
+def _shard_files(dataset: Dataset) -> Iterator[tuple[FileEntry, Iterator[str]]]:
+    """The files of all shards, each with the findings about its blocks, which are looked for when iterated."""
+    for shard, entry in enumerate(dataset.shards):
+        for table in BLOCK_TABLES:
+            yield entry.file(table), _byte_findings(dataset, shard, entry, table)
+        if entry.dictionaries is not None:
+            yield entry.dictionaries, iter(())
 
 
 def _row_count(path: Path) -> int:
@@ -59,12 +70,12 @@ def _row_count(path: Path) -> int:
     return sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
 
 
-def _byte_findings(dataset: Dataset, path: Path, shard: int, table: BlockTable) -> Iterator[str]:
+def _byte_findings(dataset: Dataset, shard: int, entry: ShardEntry, table: BlockTable) -> Iterator[str]:
     """Check that blocks follow each other from byte 0, and that the bytes of each have its checksum."""
     end = 0
-    with path.open("rb") as file:
-        for index, block in enumerate(dataset.shards[shard].blocks):
-            label = block_label(dataset, shard, index, table)
+    with (dataset.path / entry.file(table).path).open("rb") as file:
+        for index, block in enumerate(entry.blocks):
+            label = block_label(shard, entry, index, table)
             listed = block.byte_range(table)
             offset, size = listed.offset, listed.size_bytes
             if offset != end:
@@ -74,6 +85,29 @@ def _byte_findings(dataset: Dataset, path: Path, shard: int, table: BlockTable) 
             if checksum != listed.crc32:
                 yield f"{label}: was altered: its crc32 is {checksum:08x}, but the snapshot lists {listed.crc32:08x}"
             end = offset + size
+
+
+def shard_findings(shards: ShardsTable) -> Iterator[str]:
+    """Compare the totals and times that the snapshot lists of each shard with those that it lists of the blocks.
+
+    Args:
+        shards: The shards.
+
+    Yields:
+        Findings.
+    """
+    if not len(shards):
+        return
+    starts = shards.block_offsets[:-1]
+    for name in COUNT_NAMES:
+        sums, listed = np.add.reduceat(shards.block_values(name), starts), shards.values(f"total_{name}")
+        for shard in np.flatnonzero(sums != listed).tolist():
+            yield f"shard {shard}: its blocks contain {sums[shard]:,} {name}, but the snapshot lists {listed[shard]:,}"
+    for key, extreme in (("first_request_time", np.minimum), ("last_request_time", np.maximum)):
+        times, listed = extreme.reduceat(shards.block_values(key), starts), shards.values(key)
+        for shard in np.flatnonzero(times != listed).tolist():
+            time, listed_time = from_microseconds(int(times[shard])), from_microseconds(int(listed[shard]))
+            yield f"shard {shard}, all blocks: {key} is {time}, but the snapshot lists {listed_time}"
 
 
 def total_findings(dataset: Dataset, state: StructureState) -> Iterator[str]:

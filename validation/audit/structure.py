@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.manifest import COUNT_NAMES, BlockEntry, CountName, ShardEntry
+from longbatch.schemas.format.manifest import COUNT_NAMES, BlockEntry, CountName
 from longbatch.schemas.format.shard_reader import Block
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.time import to_microseconds
@@ -66,7 +66,7 @@ class StructureState:
 
 
 def structure_findings(dataset: Dataset, state: StructureState, progress: ProgressCallback) -> Iterator[str]:
-    """Check every block by itself and against its neighbors, and the totals of each shard.
+    """Check every block by itself and against its neighbors.
 
     Args:
         dataset: The dataset.
@@ -80,36 +80,20 @@ def structure_findings(dataset: Dataset, state: StructureState, progress: Progre
     for shard, entry in enumerate(dataset.shards):
         progress("structure", shard, len(dataset.shards))
         state.last_row = state.last_requests = None
-        totals_before = dict(state.totals)
         for index, block in readable_blocks(dataset, shard):
             if isinstance(block, str):
                 yield block
                 continue
             state.blocks += 1
             for finding in _block_findings(dataset.spec, block, entry.blocks[index], shard, state):
-                yield f"{block_label(dataset, shard, index)}: {finding}"
-        yield from _shard_findings(
-            shard, entry, {name: state.totals[name] - totals_before[name] for name in COUNT_NAMES}
-        )
+                yield f"{block_label(shard, entry, index)}: {finding}"
     progress("structure", len(dataset.shards), len(dataset.shards))
-    home = [entry.bucket if state.is_appended else shard for shard, entry in enumerate(dataset.shards)]
-    yield from _home_findings(state, np.array(home, dtype=np.int64))
+    home = dataset.shards.values("bucket") if state.is_appended else np.arange(len(dataset.shards))
+    yield from _home_findings(state, home)
 
 
-def _shard_findings(shard: int, entry: ShardEntry, totals: dict[CountName, int]) -> Iterator[str]:
-    """Compare a shard's listed totals and times with its blocks."""
-    for name, total in totals.items():
-        listed = entry.total(name)
-        if total != listed:
-            yield f"shard {shard}: its blocks contain {total:,} {name}, but the snapshot lists {listed:,}"
-    first = min(block.first_request_time for block in entry.blocks)
-    last = max(block.last_request_time for block in entry.blocks)
-    for finding in _time_findings(first, last, entry):
-        yield f"shard {shard}, all blocks: {finding}"
-
-
-def _time_findings(first: datetime, last: datetime, entry: BlockEntry | ShardEntry) -> Iterator[str]:
-    """Compare the first and last request time of a block or shard with those that the snapshot lists."""
+def _time_findings(first: datetime, last: datetime, entry: BlockEntry) -> Iterator[str]:
+    """Compare the first and last request time of a block with those that the snapshot lists."""
     if first != entry.first_request_time:
         yield f"first_request_time is {first}, but the snapshot lists {entry.first_request_time}"
     if last != entry.last_request_time:

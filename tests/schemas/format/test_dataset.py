@@ -107,7 +107,7 @@ def test_files_that_no_snapshot_lists_are_ignored(dataset: Dataset) -> None:
 def test_a_dataset_without_requests_yields_nothing(tmp_path: Path) -> None:
     dataset = write_one_shard(tmp_path / "x", [])
     assert list(dataset.scan()) == []
-    assert dataset.shards == ()
+    assert len(dataset.shards) == 0
 
 
 def test_all_requests_of_a_user_are_found(dataset: Dataset) -> None:

@@ -31,7 +31,7 @@ def test_the_entry_of_a_shard_describes_its_files_and_blocks(dataset: Dataset) -
     entry = dataset.shards[0]
     assert entry.bucket == 7
     assert entry.timelines.path == "timelines/00007-a1.arrow"
-    totals = {name: entry.total(name) for name in COUNT_NAMES}
+    totals = {name: getattr(entry, f"total_{name}") for name in COUNT_NAMES}
     assert totals == {"segments": 3, "events": 10, "requests": 6, "targets": 7, "history_events": 12}
     assert [block.history_events for block in entry.blocks] == [7, 5]
     assert (entry.first_request_time.second, entry.last_request_time.second) == (0, 9)

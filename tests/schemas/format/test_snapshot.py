@@ -15,7 +15,7 @@ from shard_rows import BLOCKS, write_one_shard
 
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import DatasetError, MachineError
-from longbatch.schemas.format import manifest
+from longbatch.schemas.format import shards_table
 from longbatch.schemas.format import snapshot as module
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.format.snapshot import commit, fingerprint, read_snapshot, snapshot_numbers
@@ -130,7 +130,7 @@ def test_a_missing_shards_table_is_named(dataset: Dataset) -> None:
 
 
 def test_a_shards_table_with_other_columns_is_rejected(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "SHARDS_SCHEMA", pa.schema({"bucket": pa.int32()}))
+    monkeypatch.setattr(shards_table, "SHARDS_SCHEMA", pa.schema({"bucket": pa.int32()}))
     with pytest.raises(DatasetError, match=r"shards-\w+\.arrow: its columns are not those of a shards table"):
         open_dataset(dataset.path)
 

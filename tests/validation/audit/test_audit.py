@@ -13,6 +13,7 @@ from small_datasets import LOG, SPEC, Change, Rows, T, stored
 from longbatch.pipelines.in_memory import build_in_memory
 from longbatch.schemas.errors import DataError, DatasetError, SourceError, SpecError
 from longbatch.schemas.format.shard_writer import write_shard
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
 from longbatch.validation.audit import user_sampling
@@ -310,8 +311,9 @@ def test_real_impressions_have_no_findings(tmp_path: Path) -> None:
         (tmp_path / table).mkdir()
     shard = write_shard(tmp_path, 0, "test", spec, built.blocks)
     assert shard is not None
-    hash_ = fingerprint(spec, (shard,))
-    commit(tmp_path, Snapshot(1, spec, built.counts, built.row_accounting, 0, (shard,), (), (), hash_))
+    shards = ShardsTable.from_entries([shard])
+    hash_ = fingerprint(spec, shards)
+    commit(tmp_path, Snapshot(1, spec, built.counts, built.row_accounting, 0, shards, (), (), hash_))
     result = audit(tmp_path, users=None)
     assert result.findings == []
     assert result.requests_checked == 1046

@@ -33,6 +33,7 @@ from longbatch.pipelines.kernel import BuiltBucket
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.manifest import CountName
 from longbatch.schemas.format.shard_writer import write_shard
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec, Users, load_spec
 from longbatch.schemas.tables import requests_schema, timelines_schema
@@ -432,10 +433,11 @@ def rewritten(valid: Path, out: Path, change: Callable[[Rows, Rows], None]) -> P
         stored=stored,
         stored_with_overlap=stored,
         beyond_history=dataset.counts.events - dataset.counts.after_last_request - stored,
-        **{name: shard.total(name) for name in names},
+        **{name: getattr(shard, f"total_{name}") for name in names},
     )
-    new_fingerprint = fingerprint(dataset.spec, (shard,))
-    commit(out, replace(dataset.snapshot, number=2, shards=(shard,), counts=counts, fingerprint=new_fingerprint))
+    shards = ShardsTable.from_entries([shard])
+    new_fingerprint = fingerprint(dataset.spec, shards)
+    commit(out, replace(dataset.snapshot, number=2, shards=shards, counts=counts, fingerprint=new_fingerprint))
     return out
 
 

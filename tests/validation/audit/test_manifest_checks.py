@@ -15,6 +15,7 @@ from longbatch.jobs.build import build
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.shard_writer import write_shard
+from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
 from longbatch.validation.audit.audit import audit
@@ -61,7 +62,7 @@ def test_an_altered_block_is_named(dataset: Path) -> None:
 def test_a_wrong_offset_of_a_block_is_a_finding(dataset: Path) -> None:
     (row,) = open_dataset(dataset).shards
     block = replace(row.blocks[0], requests_offset=8, requests_bytes=row.blocks[0].requests_bytes - 8)
-    recommit(dataset, shards=(replace(row, blocks=(block,)),))
+    recommit(dataset, shards=ShardsTable.from_entries([replace(row, blocks=(block,))]))
     findings = audit(dataset).findings
     assert (
         "shard 0 (requests/00000-test.arrow), block 0: starts at byte 8, but the bytes before it end at 0" in findings
@@ -70,7 +71,7 @@ def test_a_wrong_offset_of_a_block_is_a_finding(dataset: Path) -> None:
 
 def test_a_wrong_time_of_a_shard_is_a_finding(dataset: Path) -> None:
     (row,) = open_dataset(dataset).shards
-    recommit(dataset, shards=(replace(row, first_request_time=row.last_request_time),))
+    recommit(dataset, shards=ShardsTable.from_entries([replace(row, first_request_time=row.last_request_time)]))
     (finding,) = audit(dataset).findings
     assert finding.startswith(
         "shard 0, all blocks: first_request_time is 2023-11-14 22:13:21+00:00, but the snapshot lists 2023"
@@ -82,7 +83,7 @@ def test_a_user_in_two_shards_is_a_finding(dataset: Path) -> None:
     blocks = [(block.timelines, block.requests) for block in opened.blocks()]
     again = write_shard(dataset, 1, "again", opened.spec, blocks)
     assert again is not None
-    recommit(dataset, shards=(*opened.shards, again))
+    recommit(dataset, shards=opened.shards.sorted_with(ShardsTable.from_entries([again])))
     findings = audit(dataset).findings
     assert "user 1: is in shard 0 and in shard 1, but may be in one only (and 1 more like it)" in findings
     assert any("user 1, request 11: is duplicated in the dataset" in finding for finding in findings)
