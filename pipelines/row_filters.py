@@ -71,6 +71,50 @@ def select_rows(typed: pl.DataFrame, spec: BuildSpec, schema: SourceSchema, read
     return {key.replace("requests.labels.", "value."): mask for key, mask in masks.items()}
 
 
+def may_select(spec: BuildSpec, schema: SourceSchema, constants: pl.DataFrame) -> pl.Series:
+    """Find the files of which a source's filters can select a row.
+
+    `where = "dt >= '2026-11-01' AND dwell > 0"` cannot select a row of a file whose dt is 2026-10-31.
+
+    Args:
+        spec: The build spec.
+        schema: Schema of the source.
+        constants: One row per file: the columns that have one value in all of its rows.
+
+    Returns:
+        False where the parts of the filters that need no other column select no row for any role, (files,).
+
+    Raises:
+        SpecError: A filter is not an expression of Polars SQL.
+    """
+    any_role = pl.repeat(False, constants.height, eager=True, dtype=pl.Boolean)
+    for role in schema.roles:
+        where = spec.section(role).where
+        selected = pl.repeat(True, constants.height, eager=True, dtype=pl.Boolean)
+        for condition in _conjuncts(_expression(where, role)) if where else ():
+            columns = condition.meta.root_names()
+            if columns and all(name in constants.columns for name in columns):
+                selected &= _is_true(condition, constants)
+        any_role |= selected
+    return any_role
+
+
+def _conjuncts(expression: pl.Expr) -> list[pl.Expr]:
+    """Split `a AND b AND c` into a, b and c."""
+    tree = json.loads(expression.meta.serialize(format="json"))
+    if not isinstance(tree, dict) or tree.get("BinaryExpr", {}).get("op") not in ("And", "LogicalAnd"):
+        return [expression]
+    return [part for side in expression.meta.pop() for part in _conjuncts(side)]
+
+
+def _is_true(condition: pl.Expr, constants: pl.DataFrame) -> pl.Series:
+    try:
+        return constants.select(pl.repeat(True, pl.len()).and_(condition.fill_null(False)).alias("")).to_series()
+    except pl.exceptions.PolarsError:
+        # Text formats show a filter other types than the constants have. Reading the rows decides.
+        return pl.repeat(True, constants.height, eager=True, dtype=pl.Boolean)
+
+
 def _typed_view(typed: pl.DataFrame, schema: SourceSchema, readings: Readings) -> pl.DataFrame:
     """Show string columns in the types of the spec, so that `where` can compare numbers; numeric times as numbers."""
     views: dict[str, pl.Expr] = {}

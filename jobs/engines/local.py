@@ -23,7 +23,6 @@ from longbatch.jobs.commit.write_lock import work_folder
 from longbatch.jobs.readers.chunks import Chunk, Piece
 from longbatch.jobs.readers.sources import plan_pieces, read_piece
 from longbatch.pipelines.canonicalize import LogFacts
-from longbatch.pipelines.row_filters import TEXT_FORMATS
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.stage_log import logged_stage
@@ -123,10 +122,10 @@ class LocalStages:
         return result
 
     def _scan_tasks(self) -> Iterator[Callable[[], tuple[float, BuildResult]]]:
-        """One task a piece that can be read on its own, and one a chunk of CSV or JSON, which only streams."""
+        """One task a piece that fits into memory, and one a chunk of a text file, which only streams."""
         for number, piece in enumerate(self._pieces):
             # Numbered names give partitions the order of the input, in whatever order tasks finish.
-            if self.context.spec.sources[piece.source].file_format in TEXT_FORMATS:
+            if piece.is_stream:
                 for part, chunk in enumerate(read_piece(self.context.spec, piece)):
                     # The number of rows is an estimate, so the shares of a file may not add up to its size.
                     share = piece.size * chunk.frame.height / max(piece.rows, chunk.first_row + chunk.frame.height)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-
-from longbatch.schemas.errors import SourceError
-from longbatch.schemas.spec.source import SyntheticTime
 
 # Module attributes, read where they are used, so that tests can lower them.
 CHUNK_ROWS = 1 << 20
@@ -17,17 +15,22 @@ CHUNK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Piece:
-    """The input of one task: row groups [first, last) of a Parquet file, or all of another file. Plain values only.
+    """The input of one task: a part of a file, or all of it. Plain values only.
 
     Attributes:
         source: Name of the source in the spec.
         path: Local path or URI of the file.
         size: Bytes on disk, for progress.
         rows: Number of rows: exact for Parquet, estimated from the size for other formats.
-        first: First row group.
-        last: Row group after the last.
+        first: First row group of a Parquet file, or first byte of a part of a text file.
+        last: Row group or byte after the last; 0 for all of a text file.
         first_row: Row number, in the file, of the piece's first row.
         file: Position of the file in the source, which synthetic timestamps depend on.
+        file_size: Length of the file in bytes.
+        constants: Columns that have one value in all rows of the file, encoded by `file_columns.encode_constants`.
+        as_strings: Columns to cast to strings, because other files of the source have strings.
+        header: Column names of a CSV file that has a header.
+        is_stream: Whether the piece is a text file of any size, which one task reads from front to back.
     """
 
     source: str
@@ -38,6 +41,11 @@ class Piece:
     last: int = 0
     first_row: int = 0
     file: int = 0
+    file_size: int | None = None
+    constants: str = ""
+    as_strings: Sequence[str] = ()
+    header: Sequence[str] = ()
+    is_stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,28 +111,3 @@ def _plain(dtype: pl.DataType) -> pl.DataType:
         inner = dtype.inner
         return pl.List(_plain(inner if isinstance(inner, pl.DataType) else inner()))
     return dtype
-
-
-def require_columns(columns: list[str], available: list[str], piece: Piece, synthetic: SyntheticTime | None) -> None:
-    """Check the columns of a file.
-
-    Args:
-        columns: Columns to read.
-        available: Columns of the file.
-        piece: Names the source and the file in the message.
-        synthetic: The synthetic timestamp that will be added to the rows, if any.
-
-    Raises:
-        SourceError: A column is missing, or the file already has the column of the synthetic timestamp.
-    """
-    if synthetic and synthetic.column in available:
-        raise SourceError(
-            f"source {piece.source}: {piece.path} already has the column {synthetic.column!r} of synthetic_time. "
-            "Choose another name for synthetic_time.column."
-        )
-    missing = [name for name in columns if name not in available]
-    if missing:
-        raise SourceError(
-            f"source {piece.source}: {piece.path} has no column {', '.join(map(repr, missing))}. "
-            f"Its columns are {', '.join(available)}."
-        )

@@ -2,44 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longbatch.schemas.errors import DataError
-from longbatch.schemas.spec.source import Source
 
 from . import chunks
-from .chunks import Chunk, Piece, require_columns
-from .files import filesystem_of
+from .chunks import Chunk, Piece
+from .file_columns import FileSchema
+from .files import SourceFile, open_file
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a Parquet file by local path or URI.
+@dataclass(frozen=True)
+class ParquetFooter:
+    """What a build plans from the footer of a Parquet file.
+
+    Attributes:
+        schema: Its columns.
+        group_rows: Number of rows of each row group.
+    """
+
+    schema: FileSchema
+    group_rows: tuple[int, ...]
+
+
+def read_footer(file: SourceFile, needed: Sequence[str]) -> ParquetFooter:
+    """Read the footer of a Parquet file.
 
     Args:
-        path: Local path or URI.
+        file: The file.
+        needed: Columns whose types are wanted.
 
     Returns:
-        The open file; a remote one fetches the needed column chunks in few large requests.
+        The footer, which remote files take one request for.
 
     Raises:
         DataError: The file is not readable as Parquet.
     """
-    filesystem, inner = filesystem_of(path)
+    opened = _open_parquet(file.path, file.size_bytes)
+    metadata = opened.metadata
+    groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    return ParquetFooter(_file_schema(file.path, opened.schema_arrow, needed), groups)
+
+
+def read_arrow_schema(file: SourceFile, needed: Sequence[str]) -> FileSchema:
+    """Read the columns of an Arrow IPC file.
+
+    Args:
+        file: The file.
+        needed: Columns whose types are wanted.
+
+    Returns:
+        The columns.
+
+    Raises:
+        DataError: The file is not readable.
+    """
     try:
-        return pq.ParquetFile(filesystem.open_input_file(inner), pre_buffer="://" in path)
+        return _file_schema(file.path, pa.ipc.open_file(open_file(file.path, file.size_bytes)).schema, needed)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file.path} is not a readable Arrow IPC file: {error}") from None
+
+
+def _file_schema(path: str, schema: pa.Schema, needed: Sequence[str]) -> FileSchema:
+    fields = [schema.field(name) for name in needed if name in schema.names]
+    empty = pl.DataFrame(pl.from_arrow(pa.schema(fields).empty_table()))
+    return FileSchema(path, dict(chunks.plain_types(empty).schema), schema.names)
+
+
+def _open_parquet(path: str, size_bytes: int | None) -> pq.ParquetFile:
+    try:
+        # A remote file fetches the needed column chunks in few large requests.
+        return pq.ParquetFile(open_file(path, size_bytes), pre_buffer="://" in path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from None
 
 
-def read_parquet(source: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk]:
+def read_parquet(piece: Piece, columns: list[str]) -> Iterator[Chunk]:
     """Read row groups of a Parquet file.
 
     Args:
-        source: The source's section of the spec.
         piece: The row groups to read.
         columns: Columns to read.
 
@@ -47,11 +93,9 @@ def read_parquet(source: Source, piece: Piece, columns: list[str]) -> Iterator[C
         Chunks of at most 2 * CHUNK_ROWS rows, in file order.
 
     Raises:
-        SourceError: A column is missing.
         DataError: The file or a row group is not readable.
     """
-    file = open_parquet(piece.path)
-    require_columns(columns, file.schema_arrow.names, piece, source.synthetic_time)
+    file = _open_parquet(piece.path, piece.file_size)
     try:
         groups = list(range(piece.first, piece.last))
         table = file.read_row_groups(groups, columns=columns, use_threads=False)
@@ -64,11 +108,10 @@ def read_parquet(source: Source, piece: Piece, columns: list[str]) -> Iterator[C
         yield Chunk(piece.path, piece.first_row + start, frame[start : start + 2 * chunks.CHUNK_ROWS])
 
 
-def read_arrow(source: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk]:
+def read_arrow(piece: Piece, columns: list[str]) -> Iterator[Chunk]:
     """Read an Arrow IPC (Feather) file.
 
     Args:
-        source: The source's section of the spec.
         piece: The file to read.
         columns: Columns to read.
 
@@ -76,14 +119,11 @@ def read_arrow(source: Source, piece: Piece, columns: list[str]) -> Iterator[Chu
         Chunks of at most CHUNK_ROWS rows, in file order.
 
     Raises:
-        SourceError: A column is missing.
         DataError: The file is not readable.
     """
-    filesystem, inner = filesystem_of(piece.path)
     try:
-        file = filesystem.open_input_file(inner)
+        file = open_file(piece.path, piece.file_size)
         names = pa.ipc.open_file(file).schema.names
-        require_columns(columns, names, piece, source.synthetic_time)
         options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns], use_threads=False)
         reader = pa.ipc.open_file(file, options=options)
         first_row = 0

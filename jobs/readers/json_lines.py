@@ -11,21 +11,19 @@ import polars as pl
 import pyarrow as pa
 
 from longbatch.schemas.errors import DataError
-from longbatch.schemas.spec.source import Source
 
 from . import chunks
 from .chunks import Chunk, Piece
-from .files import filesystem_of
+from .text_stream import TextStream
 
 JsonSchema = dict[str, pl.DataType]
 
 
-def read_json_lines(source: Source, piece: Piece, columns: list[str], list_columns: frozenset[str]) -> Iterator[Chunk]:
-    """Read a file of one JSON object a line, compressed or not.
+def read_json_lines(piece: Piece, columns: list[str], list_columns: frozenset[str]) -> Iterator[Chunk]:
+    """Read a file of one JSON object a line or a part of it, compressed or not.
 
     Args:
-        source: The source's section of the spec.
-        piece: The file to read.
+        piece: The file or the range to read.
         columns: Keys to read; a missing key is null.
         list_columns: Those of the keys that hold lists.
 
@@ -36,19 +34,17 @@ def read_json_lines(source: Source, piece: Piece, columns: list[str], list_colum
         DataError: The file cannot be read or decompressed.
     """
     schema: JsonSchema = {name: pl.List(pl.String) if name in list_columns else pl.String() for name in columns}
-    filesystem, inner = filesystem_of(piece.path)
-    first_row = 0
+    first_row = piece.first_row
     try:
-        with filesystem.open_input_stream(inner, compression="detect") as stream:
-            for block in _line_blocks(stream):
-                frame, malformed = _parse_block(block, schema)
-                yield Chunk(piece.path, first_row, frame, tuple(malformed))
-                first_row += frame.height + len(malformed)
+        for block in _line_blocks(TextStream(piece)):
+            frame, malformed = _parse_block(block, schema)
+            yield Chunk(piece.path, first_row, frame, tuple(malformed))
+            first_row += frame.height + len(malformed)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{piece.path} cannot be read: {error}") from None
 
 
-def _line_blocks(stream: pa.NativeFile) -> Iterator[bytes]:
+def _line_blocks(stream: TextStream) -> Iterator[bytes]:
     """Split a stream into blocks of complete lines, about CHUNK_BYTES each; a longer line is one block."""
     rest, started = b"", False
     while data := stream.read(chunks.CHUNK_BYTES):

@@ -12,7 +12,8 @@ from longbatch.schemas.time import to_microseconds
 
 from .columns import Duration, Strict, duration_us, one_or_more
 
-SourceFormat = Literal["parquet", "csv", "jsonl", "arrow", "table"]
+SourceFormat = Literal["parquet", "csv", "jsonl", "arrow", "delta", "iceberg", "table"]
+TABLE_FORMATS = frozenset({"delta", "iceberg", "table"})
 
 SUFFIX_FORMATS: dict[str, SourceFormat] = {
     ".parquet": "parquet",
@@ -101,11 +102,16 @@ class SyntheticTime(Strict):
 
 
 class Source(Strict):
-    """A log: files of one format, or a table of the Spark catalog.
+    """A log: files of one format, or a table.
 
     Attributes:
-        path: Paths, globs or URIs; for format "table" the name of the table.
-        format: File format; by default inferred from the suffix of the first path.
+        path: Paths, folders, globs or URIs of files; for a table its folder, metadata file or name.
+        format: Format of the files or the table; by default inferred from the suffix of the first path.
+        version: Version of a Delta table; by default the current one when the build starts.
+        snapshot: Snapshot id of an Iceberg table; by default the current one when the build starts.
+        hive_partitions: Whether folder names such as `dt=2026-11-26` are columns of the files in them.
+        missing_columns: What to do about a column that only some files have and that has no default: "error", or
+            "null" to read it as null from the others.
         separator: Field separator of CSV files; by default a comma, or a tab for .tsv.
         quote: Quote character of CSV files; None or empty for no quoting.
         columns: Column names of CSV files without a header.
@@ -115,6 +121,10 @@ class Source(Strict):
 
     path: Annotated[tuple[str, ...], BeforeValidator(one_or_more)] = Field(min_length=1)
     format: SourceFormat | None = None
+    version: int | None = Field(default=None, ge=0)
+    snapshot: int | None = None
+    hive_partitions: bool = True
+    missing_columns: Literal["error", "null"] = "error"
     separator: str | None = Field(default=None, min_length=1, max_length=1)
     quote: str | None = Field(default='"', max_length=1)
     columns: tuple[str, ...] | None = None
@@ -122,11 +132,16 @@ class Source(Strict):
     synthetic_time: SyntheticTime | None = None
 
     @model_validator(mode="after")
-    def _files_for_synthetic_time(self) -> Self:
-        if self.synthetic_time and self.format == "table":
+    def _consistent(self) -> Self:
+        if self.synthetic_time and self.format in TABLE_FORMATS:
             raise ValueError(
                 "synthetic_time counts the rows of files, which a table does not have; map a time column instead"
             )
+        if self.format in TABLE_FORMATS and len(self.path) > 1:
+            raise ValueError(f'a source of format "{self.format}" is one table; use one source for each table')
+        for key, table_format in (("version", "delta"), ("snapshot", "iceberg")):
+            if getattr(self, key) is not None and self.format != table_format:
+                raise ValueError(f'`{key}` needs format = "{table_format}"; set the format or remove `{key}`')
         return self
 
     @property
@@ -139,7 +154,7 @@ class Source(Strict):
             return SUFFIX_FORMATS[suffixes[-1].lower()]
         raise SpecError(
             f"cannot infer the format of {self.path[0]!r} from its suffix; set the source's format to "
-            '"parquet", "csv", "jsonl", "arrow" or "table"'
+            '"parquet", "csv", "jsonl", "arrow", "delta", "iceberg" or "table"'
         )
 
     @property

@@ -24,8 +24,8 @@ from longbatch.schemas.time import to_microseconds
 from longbatch.schemas.types import ProgressCallback, no_progress
 from longbatch.validation.reference.log_end import find_log_end
 from longbatch.validation.reference.oracle import Reference, build_reference
-from longbatch.validation.reference.raw_files import source_files
 from longbatch.validation.reference.raw_rows import read_rows
+from longbatch.validation.reference.source_files import source_files
 from longbatch.validation.reference.user_counts import UserCounts, count_user_rows
 from longbatch.validation.rules import MALFORMED_ROW
 
@@ -132,7 +132,7 @@ def _content_keys(spec: BuildSpec) -> dict[str, Any]:
     """Return the keys of a spec that determine the content of a dataset, but not how its files are read."""
     keys = spec.model_dump(exclude=_KEYS_WITHOUT_CONTENT)
     for source in keys["sources"].values():
-        for key in ("path", "format", "separator", "quote", "columns"):
+        for key in ("path", "format", "version", "snapshot", "separator", "quote", "columns"):
             del source[key]
     return keys
 

@@ -6,11 +6,7 @@ lines are strings. Memory is that of some chunks: at least a row group of Parque
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import json
-import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Literal, cast
@@ -19,28 +15,21 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from polars import selectors
-from pyarrow import csv, fs, ipc
+from pyarrow import csv, ipc
 
 from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.source import Source, SyntheticTime
 
+from .source_files import File, folder_columns, skipped_rows, source_files
 from .values import Row, as_string
 
 CHUNK_ROWS = 1 << 17
 CHUNK_BYTES = 16 << 20
 LINE = "{line}"  # the column of a chunk of JSON lines that contains the complete line
+FOLDER = "{folder}"  # prefix of the columns of such a chunk that are names of folders
 Advance = Callable[[int], None]  # called with the number of rows just read, to report progress
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a source, on any file system that Arrow supports."""
-
-    source: str
-    system: fs.FileSystem
-    path: str
 
 
 @dataclass(frozen=True)
@@ -49,48 +38,6 @@ class Chunk:
 
     frame: pl.DataFrame
     malformed: int = 0
-
-
-def source_files(spec: BuildSpec, source: str) -> list[File]:
-    """Return the files of a source, those of each pattern sorted by path.
-
-    Args:
-        spec: The build spec.
-        source: Name of the source.
-
-    Raises:
-        SourceError: A pattern matches no file, its file system cannot be reached, or the source is a Spark table.
-    """
-    entry = spec.sources[source]
-    if entry.file_format == "table":
-        raise SourceError(
-            f"source {source} is a Spark table, but the naive reference reads files only. Export the table to files."
-        )
-    files: dict[str, File] = {}
-    for pattern in entry.path:
-        system, paths = _matching_files(pattern)
-        if not paths:
-            raise SourceError(f"source {source}: no file matches {pattern}. Check the path of the source.")
-        files |= {path: File(source, system, path) for path in paths}
-    return list(files.values())
-
-
-def _matching_files(pattern: str) -> tuple[fs.FileSystem, list[str]]:
-    """Return the file system of a path, glob or URI, and the files that match."""
-    if "://" not in pattern:
-        paths = glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else [pattern]
-        return fs.LocalFileSystem(), sorted(path for path in paths if os.path.isfile(path))
-    try:
-        system, inner = fs.FileSystem.from_uri(pattern)
-        if glob.has_magic(inner):
-            folder = re.split(r"[*?\[]", inner)[0].rpartition("/")[0]
-            infos = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        else:
-            infos = system.get_file_info([inner])
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise SourceError(f"cannot access {pattern!r}: {error}") from None
-    paths = [info.path for info in infos if info.type == fs.FileType.File]
-    return system, sorted(path for path in paths if path == inner or fnmatch.fnmatch(path, inner))
 
 
 def read_chunks(
@@ -118,10 +65,11 @@ def read_chunks(
     columns = [name for name in columns if synthetic is None or name != synthetic.column]
     for number, file in enumerate(source_files(spec, source)):
         rows_before = 0
+        in_file = [name for name in columns if name not in file.folders]
         try:
-            for chunk in _READERS[entry.file_format](entry, file, columns):
-                plain = chunk.frame.with_columns((selectors.binary() | selectors.categorical()).cast(pl.String))
-                chunk = Chunk(plain, chunk.malformed)
+            for chunk in _READERS[entry.file_format](entry, file, in_file):
+                _require(spec, source, file, in_file, chunk.frame.columns)
+                chunk = _with_folders(spec, source, file, chunk, columns)
                 if synthetic:
                     first_us = synthetic.of_file(number) + rows_before
                     chunk = _with_synthetic_time(chunk, synthetic, first_us, source_schema(spec, source).list_columns)
@@ -130,6 +78,30 @@ def read_chunks(
                 advance(chunk.frame.height + chunk.malformed)
         except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"cannot read {file.path}: {error}") from None
+
+
+def _require(spec: BuildSpec, source: str, file: File, columns: list[str], available: list[str]) -> None:
+    """Raise SourceError for a column that the file lacks, unless nulls are allowed or replaced by a default."""
+    schema = source_schema(spec, source)
+    with_default = {mapped.column for mapped in schema.columns.values() if getattr(mapped, "default", None) is not None}
+    missing = [name for name in columns if name not in available and name not in with_default]
+    if missing and spec.sources[source].missing_columns == "error":
+        raise SourceError(f"source {source}: {file.path} has no column {', '.join(map(repr, missing))}.")
+
+
+def _with_folders(spec: BuildSpec, source: str, file: File, chunk: Chunk, columns: list[str]) -> Chunk:
+    """Add the columns that folders name and nulls for those that the file lacks; drop rows that a build skips."""
+    frame = chunk.frame.with_columns((selectors.binary() | selectors.categorical()).cast(pl.String))
+    nulls = [pl.lit(None).alias(name) for name in columns if name not in frame.columns and name not in file.folders]
+    folders = folder_columns(file, frame.height)
+    if folders.height and skipped_rows(spec, source, folders.head(1)).all():
+        frame, folders, chunk = frame.clear(), folders.clear(), Chunk(frame, 0)
+    shared = folders.select(name for name in columns if name in folders.columns)
+    frame = pl.concat([frame.with_columns(nulls), shared], how="horizontal")
+    frame = frame.select(*columns, *(name for name in (LINE,) if name in frame.columns))
+    if LINE in frame.columns:  # the values that `parse_chunk_rows` adds to the parsed lines
+        frame = pl.concat([frame, folders.rename(lambda name: FOLDER + name)], how="horizontal")
+    return Chunk(frame, chunk.malformed)
 
 
 def _with_synthetic_time(chunk: Chunk, synthetic: SyntheticTime, first_us: int, lists: frozenset[str]) -> Chunk:
@@ -146,31 +118,22 @@ def _frame(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:
     return pl.DataFrame(pl.from_arrow(batch))
 
 
-def _require(columns: list[str], available: list[str], file: File) -> None:
-    missing = [name for name in columns if name not in available]
-    if missing:
-        raise SourceError(
-            f"source {file.source}: {file.path} has no column {', '.join(map(repr, missing))}. "
-            f"Its columns are {', '.join(available)}."
-        )
-
-
 # One reader for each file format; each yields at least one chunk, so that an empty file has its columns and types
 
 
 def _read_parquet(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
-    with file.system.open_input_file(file.path) as opened:
+    with file.open() as opened:
         reader = pq.ParquetFile(opened)
-        _require(columns, reader.schema_arrow.names, file)
+        columns = [name for name in columns if name in reader.schema_arrow.names]
         yield Chunk(_frame(reader.schema_arrow.empty_table().select(columns)))
         for batch in reader.iter_batches(CHUNK_ROWS, columns=columns):
             yield Chunk(_frame(batch))
 
 
 def _read_arrow(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
-    with file.system.open_input_file(file.path) as opened:
+    with file.open() as opened:
         names = ipc.open_file(opened).schema.names
-        _require(columns, names, file)
+        columns = [name for name in columns if name in names]
         options = ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
         reader = ipc.open_file(opened, options=options)
         yield Chunk(_frame(reader.schema.empty_table()).select(columns))
@@ -193,6 +156,9 @@ def _read_csv(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
         newlines_in_values=bool(entry.quote),
         invalid_row_handler=skip,
     )
+    names = list(entry.columns or _csv_header(file, parse) or columns)
+    malformed.clear()
+    columns = [name for name in columns if name in names]
     convert = csv.ConvertOptions(
         include_columns=columns,
         column_types=dict.fromkeys(columns, pa.string()),
@@ -200,24 +166,37 @@ def _read_csv(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,
     )
-    names = list(entry.columns or ())
-    with file.system.open_input_stream(file.path, compression="detect") as opened:
+    read = csv.ReadOptions(block_size=CHUNK_BYTES, column_names=names, skip_rows=0 if entry.columns else 1)
+    with _decompressed(file) as opened:
         try:
-            read = csv.ReadOptions(block_size=CHUNK_BYTES, column_names=names or None)
-            # The stubs of open_csv lack Arrow's own files.
-            for batch in csv.open_csv(cast(IO[bytes], opened), read, parse, convert):
+            for batch in csv.open_csv(opened, read, parse, convert):
                 yield Chunk(_frame(batch), len(malformed))
                 malformed.clear()
-        except pa.ArrowKeyError as error:
-            raise SourceError(f"source {file.source}: {file.path}: {error}") from None
         except pa.ArrowInvalid as error:
             if "Empty CSV" not in str(error):
                 raise
     yield Chunk(pl.DataFrame(schema=dict.fromkeys(columns, pl.String)), len(malformed))
 
 
+def _csv_header(file: File, parse: csv.ParseOptions) -> list[str]:
+    with _decompressed(file) as opened:
+        try:
+            return list(csv.open_csv(opened, csv.ReadOptions(block_size=CHUNK_BYTES), parse).schema.names)
+        except pa.ArrowInvalid as error:
+            if "Empty CSV" not in str(error):
+                raise
+            return []
+
+
+def _decompressed(file: File) -> IO[bytes]:
+    """Open a file, decompressed by its suffix. The stubs of pyarrow's CSV reader lack Arrow's own files."""
+    codecs: dict[str, Literal["gzip", "zstd", "bz2", "lz4"]] = {"gz": "gzip", "zst": "zstd", "bz2": "bz2", "lz4": "lz4"}
+    codec = codecs.get(file.path.rpartition(".")[2])
+    return cast(IO[bytes], pa.CompressedInputStream(file.open(), codec) if codec else file.open())
+
+
 def _read_json_lines(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
-    with file.system.open_input_stream(file.path, compression="detect") as opened:
+    with _decompressed(file) as opened:
         unfinished = b""  # the last line of a block, continued in the next
         while data := opened.read(CHUNK_BYTES):
             lines, newline, unfinished = (unfinished + data).rpartition(b"\n")

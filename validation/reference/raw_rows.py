@@ -11,7 +11,7 @@ from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import IdColumn
 
-from .raw_files import LINE, Advance, Chunk, parse_json_lines, read_chunks
+from .raw_files import FOLDER, LINE, Advance, Chunk, parse_json_lines, read_chunks
 from .user_counts import columns_of_exploded_rows, count_user_rows, id_as_string, user_column
 
 
@@ -111,9 +111,16 @@ def parse_chunk_rows(spec: BuildSpec, source: str, frame: pl.DataFrame) -> Chunk
     if LINE not in frame.columns:
         return Chunk(frame)
     synthetic = [entry.column for entry in [spec.sources[source].synthetic_time] if entry]
-    columns = [name for name in needed_columns(spec, source) if name not in synthetic]
+    folders = {name: name.removeprefix(FOLDER) for name in frame.columns if name.startswith(FOLDER)}
+    needed = needed_columns(spec, source)
+    columns = [name for name in needed if name not in synthetic and name not in folders.values()]
     parsed = parse_json_lines(frame[LINE], columns, source_schema(spec, source).list_columns)
-    return Chunk(parsed.frame.with_columns(frame.select(synthetic)), parsed.malformed)
+    if not synthetic and not folders:
+        return parsed
+    # Synthetic times number the valid lines only; folder names belong to every line, and malformed ones are dropped.
+    lines = frame if synthetic else frame.head(parsed.frame.height)
+    added = lines.select(*synthetic, *(pl.col(name).alias(column) for name, column in folders.items()))
+    return Chunk(parsed.frame.with_columns(added.select(set(added.columns) & set(needed))), parsed.malformed)
 
 
 def _filters(

@@ -238,7 +238,7 @@ def test_a_raw_log_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path:
     with pytest.raises(DataError, match=r"cannot read .*log.parquet: "):
         audit(dataset)
     LOG.drop("item").write_parquet(tmp_path / "log.parquet")
-    with pytest.raises(SourceError, match=r"log.parquet has no column 'item'. Its columns are user, "):
+    with pytest.raises(SourceError, match=r"log.parquet has no column 'item'\."):
         audit(dataset)
 
 
