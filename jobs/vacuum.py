@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,18 +58,21 @@ def vacuum(root: Path, keep: int = 1) -> Vacuumed:
         raise DatasetError(f"{root} is not a dataset: it has no snapshots.")
     # The order matters: first list the files, then the locks of running attempts, then the snapshots. A listed file
     # belongs to an attempt that holds its lock, or to one that has ended before its snapshots are listed.
-    files = [path for folder in DATASET_FOLDERS if (root / folder).is_dir() for path in (root / folder).iterdir()]
+    # As strings and not as paths, because a dataset can have a million files.
+    files = [f"{folder}/{name}" for folder in DATASET_FOLDERS for name in _names(root / folder)]
     work_folders = list(root.glob(f"{WORK_PREFIX}*"))
     running = running_attempts(root)
     numbers = snapshot_numbers(root)
     old = numbers[:-keep]
     listed = set[str]().union(*(listed_paths(root, number) for number in numbers[-keep:]))
-    dropped = [root / "snapshots" / f"{number:08d}.json" for number in old]
-    unused = [path for path in files if path not in dropped and not _is_used(root, path, listed, running)]
+    dropped = [f"snapshots/{number:08d}.json" for number in old]
+    unlisted = sorted(set(files).difference(listed, dropped))
+    unused = [path for path in unlisted if not any(name in path for name in running)]
     removed = 0
     with logged_stage(logger, "remove files") as stage:
         # Snapshots first, so that a kill in between leaves no snapshot whose files are gone.
-        for path in [*dropped, *unused]:
+        for name in [*dropped, *unused]:
+            path = root / name
             removed += path.stat().st_size if path.exists() else 0
             path.unlink(missing_ok=True)
         stage.size_bytes = removed
@@ -78,5 +82,6 @@ def vacuum(root: Path, keep: int = 1) -> Vacuumed:
     return Vacuumed(old, len(unused), removed, sorted(running))
 
 
-def _is_used(root: Path, path: Path, listed: set[str], running: set[str]) -> bool:
-    return path.relative_to(root).as_posix() in listed or any(name in path.name for name in running)
+def _names(folder: Path) -> list[str]:
+    """Names of the files in a folder; none if there is no such folder."""
+    return os.listdir(folder) if folder.is_dir() else []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import reduce
+from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -15,24 +17,33 @@ from longbatch.schemas.format.manifest import FileEntry, ShardEntry
 from longbatch.schemas.profile import TABLES, Profile
 
 
-def _sum_accounting(
-    first: Mapping[str, RowAccounting], second: Mapping[str, RowAccounting]
-) -> Mapping[str, RowAccounting]:
-    empty = RowAccounting()
-    return {source: first.get(source, empty) + second.get(source, empty) for source in {**first, **second}}
+def _sum_accounting(parts: Sequence[Mapping[str, RowAccounting]]) -> Mapping[str, RowAccounting]:
+    sums: dict[str, RowAccounting] = {}
+    for part in parts:
+        for source, accounting in part.items():
+            sums[source] = sums[source] + accounting if source in sums else accounting
+    return sums
 
 
-def _concat_samples(first: TableSamples, second: TableSamples) -> TableSamples:
-    parts = {name: [samples[name] for samples in (first, second) if name in samples] for name in TABLES}
-    return {name: pl.concat(frames) for name, frames in parts.items() if frames}
+def _concat_samples(parts: Sequence[TableSamples]) -> TableSamples:
+    frames = {name: [samples[name] for samples in parts if name in samples] for name in TABLES}
+    return {name: pl.concat(tables) for name, tables in frames.items() if tables}
 
 
-def _latest(first: int | None, second: int | None) -> int | None:
-    return max((time for time in (first, second) if time is not None), default=None)
+def _latest(times: Sequence[int | None]) -> int | None:
+    return max((time for time in times if time is not None), default=None)
 
 
-def _summed_by(add: Callable[[Any, Any], Any]) -> dict[str, Callable[[Any, Any], Any]]:
-    return {"add": add}
+def _join(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(chain.from_iterable(parts))
+
+
+def _add(parts: Sequence[Any]) -> Any:  # noqa: ANN401
+    return reduce(operator.add, parts)
+
+
+def _summed_by(total: Callable[[Sequence[Any]], Any]) -> dict[str, Callable[[Sequence[Any]], Any]]:
+    return {"total": total}
 
 
 @dataclass(frozen=True)
@@ -55,24 +66,37 @@ class BuildResult:
         shuffled_bytes: Bytes of the canonical rows on the way to their buckets.
     """
 
-    shards: tuple[ShardEntry, ...] = field(default=(), metadata=_summed_by(operator.add))
-    vocabulary: tuple[FileEntry, ...] = field(default=(), metadata=_summed_by(operator.add))
-    quarantine: tuple[FileEntry, ...] = field(default=(), metadata=_summed_by(operator.add))
-    state: tuple[FileEntry, ...] = field(default=(), metadata=_summed_by(operator.add))
+    shards: tuple[ShardEntry, ...] = field(default=(), metadata=_summed_by(_join))
+    vocabulary: tuple[FileEntry, ...] = field(default=(), metadata=_summed_by(_join))
+    quarantine: tuple[FileEntry, ...] = field(default=(), metadata=_summed_by(_join))
+    state: tuple[FileEntry, ...] = field(default=(), metadata=_summed_by(_join))
     row_accounting: Mapping[str, RowAccounting] = field(default_factory=dict, metadata=_summed_by(_sum_accounting))
-    counts: Counts = field(default_factory=Counts, metadata=_summed_by(operator.add))
-    collisions: int = field(default=0, metadata=_summed_by(operator.add))
-    profile: Profile = field(default_factory=Profile, metadata=_summed_by(operator.add))
+    counts: Counts = field(default_factory=Counts, metadata=_summed_by(_add))
+    collisions: int = field(default=0, metadata=_summed_by(_add))
+    profile: Profile = field(default_factory=Profile, metadata=_summed_by(_add))
     samples: TableSamples = field(default_factory=dict, metadata=_summed_by(_concat_samples))
     latest_action: int | None = field(default=None, metadata=_summed_by(_latest))
     log_end: int | None = field(default=None, metadata=_summed_by(_latest))
     buckets: int = field(default=0, metadata=_summed_by(max))
-    shuffled_bytes: int = field(default=0, metadata=_summed_by(operator.add))
+    shuffled_bytes: int = field(default=0, metadata=_summed_by(_add))
+
+    @classmethod
+    def total(cls, results: Iterable[BuildResult]) -> BuildResult:
+        """Add up the results of many tasks, each field by its own rule.
+
+        Args:
+            results: The results, in the order in which files and samples are joined.
+
+        Returns:
+            The sum. It takes time in proportion to the number of results, where adding them one by one would copy all
+            earlier entries each time.
+        """
+        parts = [cls(), *results]
+        return cls(**{f.name: f.metadata["total"]([getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
     def __add__(self, other: BuildResult) -> BuildResult:
-        """Add two results, each field by its own rule."""
-        sums = {f.name: f.metadata["add"](getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        return BuildResult(**sums)
+        """Add two results; see `total`."""
+        return self.total([self, other])
 
     @property
     def rows(self) -> int:

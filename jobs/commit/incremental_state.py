@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -65,7 +66,35 @@ class Increment:
             table: Name of the table.
             bucket: Number of the bucket.
         """
-        return [entry for entry in self.state if (entry.table, entry.bucket) == (table, bucket)]
+        return self._state_by_bucket.get((table, bucket), [])
+
+    def vocabulary_entries(self, bucket: int) -> list[FileEntry]:
+        """Select the vocabulary files of one bucket of ids.
+
+        Args:
+            bucket: Number of the bucket.
+        """
+        return self._vocabulary_by_bucket.get(bucket, [])
+
+    @cached_property
+    def user_tables(self) -> set[str]:
+        """Names of the tables that are split by user bucket."""
+        return {entry.table for entry in self.state if entry.table} - {REQUEST_USERS}
+
+    # Indexed once: every bucket of a build asks for its files, and there are files of every bucket.
+    @cached_property
+    def _state_by_bucket(self) -> dict[tuple[str | None, int | None], list[FileEntry]]:
+        index: dict[tuple[str | None, int | None], list[FileEntry]] = {}
+        for entry in self.state:
+            index.setdefault((entry.table, entry.bucket), []).append(entry)
+        return index
+
+    @cached_property
+    def _vocabulary_by_bucket(self) -> dict[int | None, list[FileEntry]]:
+        index: dict[int | None, list[FileEntry]] = {}
+        for entry in self.vocabulary:
+            index.setdefault(entry.bucket, []).append(entry)
+        return index
 
 
 def check_appendable(spec: BuildSpec) -> None:
@@ -104,8 +133,7 @@ def read_state(root: Path, increment: Increment, bucket: int) -> IncrementalStat
     Raises:
         DatasetError: A file is missing or altered.
     """
-    tables = {entry.table for entry in increment.state if entry.table} - {REQUEST_USERS}
-    frames = {table: read_files(root, increment.state_entries(table, bucket)) for table in tables}
+    frames = {table: read_files(root, increment.state_entries(table, bucket)) for table in increment.user_tables}
     return IncrementalState({table: frame for table, frame in frames.items() if frame is not None})
 
 

@@ -109,13 +109,14 @@ class LocalStages:
         total = sum(piece.size for piece in self._pieces)
         done = 0.0
         # Start with every source, so that a source without files is accounted for with zero rows.
-        result = BuildResult(row_accounting={source: RowAccounting() for source in self.context.spec.sources})
+        parts = [BuildResult(row_accounting={source: RowAccounting() for source in self.context.spec.sources})]
         # If the loop raises (`progress` may), `closing` ends the generator, and with it the threads.
         with logged_stage(logger, "scan") as stage, closing(self._pool.run(self._scan_tasks())) as results:
             for size, part in results:
                 done += size
                 self._progress("scan", done, total)
-                result += part
+                parts.append(part)
+            result = BuildResult.total(parts)
             stage.rows, stage.size_bytes = result.rows, total
         # Shares of files are estimates, so report the end explicitly.
         self._progress("scan", total, total)
@@ -189,7 +190,7 @@ class LocalStages:
             for number, chunk in enumerate(chunks)
         )
         with logged_stage(logger, "quarantine") as stage, closing(self._pool.run(tasks)) as results:
-            result = sum(results, BuildResult())
+            result = BuildResult.total(results)
             stage.rows, stage.size_bytes = result.file_rows, result.file_bytes
         return result
 
@@ -220,12 +221,13 @@ class LocalStages:
     ) -> BuildResult:
         """Run one task for each bucket, report and log the stage, and add up the results."""
         buckets = self.context.buckets
-        result = BuildResult()
+        results: list[BuildResult] = []
         # Buckets are independent and about equal, so their number is a fair measure of progress.
         tasks = (partial(task, bucket) for bucket in range(buckets))
         with logged_stage(logger, name) as stage, closing(self._pool.run(tasks)) as parts:
             for done, part in enumerate(parts, start=1):
                 self._progress(name, done, buckets)
-                result += part
+                results.append(part)
+            result = BuildResult.total(results)
             stage.rows, stage.size_bytes = count(result)
         return result

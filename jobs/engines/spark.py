@@ -201,7 +201,7 @@ class SparkStages:
                 stage.rows = sum(part.pairs for part in results)
             self._progress("request ids", 1, 1)
             ids = [part.conflicts for part in results if part.conflicts is not None and len(part.conflicts)]
-            result = sum((part.result for part in results), result)
+            result = BuildResult.total([result, *(part.result for part in results)])
         return (pl.concat(ids) if ids else None), result
 
     def _run_map(self, mapped: DataFrame) -> int | None:
@@ -266,7 +266,7 @@ class SparkStages:
         # Spark may run a task twice (a retry, or speculative execution), but returns the result of one attempt. Each
         # attempt wrote files of its own name, so the results list only files that are complete.
         with logged_stage(logger, name) as stage:
-            result = sum((unpack_result(row["result"]).result for row in results.collect()), BuildResult())
+            result = BuildResult.total(unpack_result(row["result"]).result for row in results.collect())
             # The vocabulary has its own line.
             counted = replace(result, vocabulary=())
             stage.rows, stage.size_bytes = counted.file_rows, counted.file_bytes

@@ -257,8 +257,7 @@ def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) ->
     """
     # Sorted, so that the file's bytes do not depend on the order of chunks.
     words = words.unique().sort("id", "string")
-    known = context.increment.vocabulary if context.increment else ()
-    known = tuple(entry for entry in known if entry.bucket == bucket)
+    known = context.increment.vocabulary_entries(bucket) if context.increment else []
     collisions = words.height - words["id"].n_unique()
     if known:
         before = pl.concat([pl.read_ipc(check_file(context.root, entry)) for entry in known])

@@ -79,6 +79,11 @@ class Snapshot:
         return (*self.vocabulary, *self.quarantine, *self.samples, *self.state)
 
     @property
+    def file_count(self) -> int:
+        """Number of all files that the snapshot lists."""
+        return len(self.shards.paths()) + len(self.small_files)
+
+    @property
     def file_bytes(self) -> int:
         """Bytes of all files that the snapshot lists."""
         shards = sum(self.shards.file_bytes(table) for table in SHARD_TABLES)

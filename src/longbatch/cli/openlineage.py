@@ -138,10 +138,12 @@ def _schema_field(field: ArrowField) -> dict[str, Any]:
 
 
 def _output_statistics(dataset: Dataset) -> dict[str, Any]:
-    files = dataset.snapshot.files
-    size = sum(entry.size_bytes for entry in files)
+    snapshot = dataset.snapshot
     return _facet(
-        "OutputStatisticsOutputDatasetFacet", rowCount=dataset.counts.requests, size=size, fileCount=len(files)
+        "OutputStatisticsOutputDatasetFacet",
+        rowCount=snapshot.counts.requests,
+        size=snapshot.file_bytes,
+        fileCount=snapshot.file_count,
     )
 
 

@@ -128,8 +128,8 @@ def _described_dataset(facts: RunFacts) -> dict[str, Any] | None:
         "snapshot": snapshot.number,
         "fingerprint": snapshot.fingerprint,
         "shards": len(snapshot.shards),
-        "files": len(snapshot.files),
-        "bytes": sum(entry.size_bytes for entry in snapshot.files),
+        "files": snapshot.file_count,
+        "bytes": snapshot.file_bytes,
         "counts": snapshot.counts.as_dict(),
         "row_accounting": {source: accounting.as_dict() for source, accounting in snapshot.row_accounting.items()},
     }
