@@ -192,14 +192,17 @@ def train_step(
     for batch in batches:
         # a rank without targets still takes part in the sums below, with zeros
         if batch.num_targets:
+            # before the copy to the device, so that a GPU need not finish the step before for the answer
+            _check_labels(batch, model.columns.labels)
             totals += _backward(model, batch.to(device, non_blocking=True), config)
     dense, sparse = dense_parameters(model), sparse_tables(model)
     all_reduce_gradients(dense, sparse)
     all_reduce_sum(totals)
     # gradients were of the sum over targets; the number of targets of all ranks is known only now
+    targets = totals[1].clamp(min=1).to(dense[0].dtype)
     for parameter in (*dense, *sparse):
         if parameter.grad is not None:
-            parameter.grad /= totals[1].clamp(min=1).to(parameter.dtype)
+            parameter.grad /= targets
     if config.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(dense, config.max_grad_norm)
     for optimizer in optimizers:
@@ -209,13 +212,13 @@ def train_step(
 
 def _backward(model: RequestModel, batch: RequestBatch, config: TrainConfig) -> Tensor:
     """Add a batch's gradients of the loss summed over targets; returns loss, targets and events (3,)."""
-    _check_labels(batch, model.columns.labels)
     with torch.autocast(batch.request_id.device.type, torch.bfloat16, enabled=config.bf16):
         logits_GB = model(batch)
     # bfloat16 logits would round the loss and its gradient to three digits
     loss = loss_sum(logits_GB.float() if config.bf16 else logits_GB, batch, model.columns.labels)
     torch.autograd.backward(loss)
-    return torch.stack([loss.detach().double(), *loss.new_tensor([batch.num_targets, batch.num_events]).double()])
+    counts = (torch.full_like(loss, count, dtype=torch.float64) for count in (batch.num_targets, batch.num_events))
+    return torch.stack([loss.detach().double(), *counts])
 
 
 def _check_labels(batch: RequestBatch, labels: tuple[str, ...]) -> None:

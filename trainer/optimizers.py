@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .config import TrainConfig
+from .devices import device_of
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -33,7 +34,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         {"params": [p for p in layers if p.ndim <= 1]},  # norms and biases, which decay would pull to zero
         {"params": small_tables, "lr": config.embedding_learning_rate},
     ]
-    dense = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
+    # one kernel for many weights; not on the CPU, where it rounds otherwise than the plain implementation
+    fused = device_of(model).type == "cuda"
+    dense = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0, fused=fused)
     return [dense, torch.optim.SparseAdam(sparse, lr=config.embedding_learning_rate)] if sparse else [dense]
 
 

@@ -54,6 +54,14 @@ def test_labels_other_than_zero_and_one_are_rejected() -> None:
         fit_small_model([batch], TrainConfig())
 
 
+def test_labels_are_checked_before_the_batch_is_copied_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(RequestBatch, "to")
+    batch = make_batch([3], [2])
+    batch.labels["click"][:] = torch.tensor([0, 2])
+    with pytest.raises(SpecError, match="label 'click' must be 0 or 1"):
+        fit_small_model([batch], TrainConfig())
+
+
 def test_a_loss_that_is_not_finite_stops_training() -> None:
     model, config = small_model(), TrainConfig()
     poison(model)

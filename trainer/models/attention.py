@@ -202,18 +202,18 @@ class TargetAttention(nn.Module):
         if self.time_bias is not None:
             nn.init.zeros_(self.time_bias.weight)
 
-    def keys_and_values(self, history_TD: Tensor, targets_per_event: float) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, history_TD: Tensor, reorder: bool) -> tuple[Tensor, Tensor]:
         """Compute what `attend` reads of the histories.
 
         Args:
             history_TD: Encoded events (T, D).
-            targets_per_event: Mean number of targets that attend to an event (m).
+            reorder: Which implementation; see `prefers_reorder`.
 
         Returns:
-            Projected keys and values (T, H, D / H), or twice the same tensor, the history itself (T, 1, D), if
-            reordering is cheaper.
+            Twice the same tensor, the history itself (T, 1, D), if reordered; else projected keys and values
+            (T, H, D / H).
         """
-        if prefers_reorder(self.width, self.heads, targets_per_event):
+        if reorder:
             events_T1D = history_TD[:, None]  # one head of keys and values, which all query heads share
             return events_T1D, events_T1D
         return self._project(history_TD)

@@ -134,7 +134,10 @@ class TokenEmbedding(nn.Module):
         """
         token_TD = self._sum([(column, batch.history[column.name]) for column in (self.item, *self.columns.history)])
         if self.embeds_time_delta:
-            request_time_T = torch.repeat_interleave(batch.request_time, batch.history_offsets.diff())
+            # with the output size a GPU need not be asked for it
+            request_time_T = torch.repeat_interleave(
+                batch.request_time, batch.history_offsets.diff(), output_size=batch.num_events
+            )
             rows_T = time_delta_rows(request_time_T, batch.history["event_time"])
             token_TD = token_TD + self.tables[self.time_delta.table](rows_T)
         return self._normalize("history", token_TD)

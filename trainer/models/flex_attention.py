@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .embedding import time_delta_rows
-from .request_model import segment_ids
 from .spans import Spans
 
 ROWS_PER_BLOCK = EVENTS_PER_BLOCK = 128
 # combinations of: with gradients, with bias, one request, one target, a single block, projected or reordered
 MAX_GRAPHS = 64
 MIN_WIDTH = 16  # of queries, keys and values in the kernel
+# of a head: blocks of wider keys and values do not fit the shared memory of a multiprocessor, 227 KB on an H100 or H200
+MAX_HEAD_WIDTH = 256
 
 
 class FlexAttention:
@@ -38,12 +39,11 @@ class FlexAttention:
 
     Args:
         spans: Where the histories are among the events; with times if there is a bias.
-        target_offsets: Offsets (R + 1,) of each request's targets.
+        request_G: The request of each target, ascending.
     """
 
-    def __init__(self, spans: Spans, target_offsets: Tensor) -> None:
-        self._request_G = segment_ids(target_offsets)
-        self._spans = spans
+    def __init__(self, spans: Spans, request_G: Tensor) -> None:
+        self._request_G, self._spans = request_G, spans
         self._start_G, self._end_G = spans.start_R[self._request_G], spans.end_R[self._request_G]
         self._masks: dict[int, BlockMask] = {}
 

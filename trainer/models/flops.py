@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from longbatch.trainer.config import HEAD_TOKENS, ModelConfig, ModelName
 
-from .attention import prefers_reorder
 from .longer import SHARED_GLOBALS
 from .pooling import HIDDEN_UNITS
+from .stca import reorders_attention
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _stca(config: ModelConfig, length: int, targets: int) -> tuple[int, int]:
     width, layers = config.width, config.layers
     swiglu, square = _swiglu(config), 2 * width**2
     # projected keys and values cost once per event; reordered, the targets take over both projections
-    reorder = prefers_reorder(width, config.heads, targets)
+    reorder = reorders_attention(config, targets)
     history = length * (swiglu + (0 if reorder else 2 * square))
     attention = 4 * length * width * (config.heads if reorder else 1) + (4 if reorder else 2) * square
     # layer i fuses i vectors, from layer 2 on, and the output map fuses one more than there are layers

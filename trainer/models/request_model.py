@@ -149,7 +149,7 @@ class RequestModel(nn.Module, ABC):
             Logits (G, B).
         """
         target_GD = self.tokens.target_tokens(targets)
-        request_G = segment_ids(target_offsets)
+        request_G = segment_ids(target_offsets, len(target_GD))
         z_GD = self.attend_targets(cache, target_GD, target_offsets)
         # the tokens of a request are repeated for each of its targets only here, after the costly part
         user_GD, request_GD = (token.index_select(0, request_G) for token in (cache.user_RD, cache.request_RD))
@@ -169,11 +169,12 @@ class RequestModel(nn.Module, ABC):
         return self.score_targets(cache, batch.targets, batch.target_offsets)
 
 
-def segment_ids(offsets: Tensor) -> Tensor:
+def segment_ids(offsets: Tensor, num_values: int | None = None) -> Tensor:
     """Find the row that each ragged value belongs to.
 
     Args:
         offsets: Offsets (R + 1,).
+        num_values: The last offset N, if it is known; otherwise it is read from the device, which waits for a GPU.
 
     Returns:
         Rows (N,) int64.
@@ -183,7 +184,7 @@ def segment_ids(offsets: Tensor) -> Tensor:
         [0, 0, 2, 2, 2]
     """
     rows = torch.arange(offsets.shape[0] - 1, device=offsets.device)
-    return torch.repeat_interleave(rows, offsets.diff())
+    return torch.repeat_interleave(rows, offsets.diff(), output_size=num_values)
 
 
 def loss_sum(logits_GB: Tensor, batch: RequestBatch, labels: tuple[str, ...]) -> Tensor:

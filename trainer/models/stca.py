@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from longbatch.trainer.config import ModelColumns, ModelConfig
 
-from .attention import AttentionFunction, TargetAttention, tiled_attention
-from .flex_attention import FlexAttention
-from .request_model import HistoryCache, HistoryStates, RequestModel
+from .attention import AttentionFunction, TargetAttention, prefers_reorder, tiled_attention
+from .flex_attention import MAX_HEAD_WIDTH, FlexAttention
+from .request_model import HistoryCache, HistoryStates, RequestModel, segment_ids
 from .spans import Spans
 from .swiglu import SwiGLU, make_output_map
 
@@ -53,17 +53,17 @@ class Layer(nn.Module):
         # with equal encoders, a query and the events similar to its target start with similar encodings
         query.copy_initial_weights(history)
 
-    def keys_and_values(self, history_TD: Tensor, targets_per_event: float) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, history_TD: Tensor, reorder: bool) -> tuple[Tensor, Tensor]:
         """Encode the raw event tokens for this layer's queries.
 
         Args:
             history_TD: Event tokens (T, D).
-            targets_per_event: Mean number of targets that attend to an event.
+            reorder: How to attend; see `reorders_attention`.
 
         Returns:
             Keys and values (T, S, E); see `TargetAttention.keys_and_values`.
         """
-        return self.attention.keys_and_values(self.history_encoder(history_TD), targets_per_event)
+        return self.attention.keys_and_values(self.history_encoder(history_TD), reorder)
 
     def forward(self, inputs_GD: list[Tensor], key_TSE: Tensor, value_TSE: Tensor, attend: AttentionFunction) -> Tensor:
         """Compute the layer's output for each target.
@@ -119,12 +119,13 @@ class STCA(RequestModel):
         self, history_TD: Tensor, offsets: Tensor, user_RD: Tensor, targets_per_event: float
     ) -> HistoryStates:
         """Compute the keys and values of each layer, alternating; see `RequestModel.history_states`."""
-        return tuple(state for layer in self.layers for state in layer.keys_and_values(history_TD, targets_per_event))
+        reorder = reorders_attention(self.config, targets_per_event)
+        return tuple(state for layer in self.layers for state in layer.keys_and_values(history_TD, reorder))
 
     def attend_targets(self, cache: HistoryCache, target_GD: Tensor, target_offsets: Tensor) -> Tensor:
         """Compute z (G, D) from all layers' outputs and the target; see `RequestModel.attend_targets`."""
         # the tiling or the masks are computed once here, and all layers use them
-        attend = self._attention(cache.spans, target_offsets)
+        attend = self._attention(cache.spans, target_offsets, len(target_GD))
         outputs_GD: list[Tensor] = []
         for layer, key_TSE, value_TSE in zip(self.layers, cache.states[::2], cache.states[1::2], strict=True):
             # dense fusion: each layer's query sees all earlier outputs and the target
@@ -132,8 +133,24 @@ class STCA(RequestModel):
         z_GD: Tensor = self.output_map(torch.cat([*outputs_GD, target_GD], dim=-1))
         return z_GD
 
-    def _attention(self, spans: Spans, target_offsets: Tensor) -> AttentionFunction:
+    def _attention(self, spans: Spans, target_offsets: Tensor, targets: int) -> AttentionFunction:
         """The configured implementation. Only CUDA devices have FlexAttention's backward pass; others use tiles."""
         if self.config.attention == "flex" and target_offsets.is_cuda:
-            return FlexAttention(spans, target_offsets)
+            return FlexAttention(spans, segment_ids(target_offsets, targets))
         return tiled_attention(spans, target_offsets, self.config.heads, self.config.width)
+
+
+def reorders_attention(config: ModelConfig, targets_per_event: float) -> bool:
+    """Decide how STCA attends: reordered where that is cheaper and the attention implementation allows it.
+
+    Args:
+        config: The model's size and its attention implementation.
+        targets_per_event: Mean number of targets that attend to an event (m).
+
+    Returns:
+        True for reordered, False for projected keys and values.
+    """
+    # reordered heads are as wide as the model
+    if config.attention == "flex" and config.width > MAX_HEAD_WIDTH:
+        return False
+    return prefers_reorder(config.width, config.heads, targets_per_event)

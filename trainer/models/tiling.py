@@ -17,7 +17,10 @@ from .spans import Spans
 
 EVENTS_PER_TILE = 64
 TARGETS_PER_TILE = 16
-VALUES_PER_CHUNK = 1 << 25  # of scores, keys and values in memory at once: 128 MiB of float32
+# scores, keys and values in memory at once. On a GPU chunks are larger, because each chunk starts a few hundred kernels
+# and adds a gradient of the size of all events
+VALUES_PER_CHUNK = 1 << 25  # 128 MiB of float32
+VALUES_PER_GPU_CHUNK = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Tiling:
     """Which tiles of targets are paired with which tiles of events; computed once per batch, used by every layer.
 
     Attributes:
-        chunks: The tiles, in chunks whose values fit VALUES_PER_CHUNK.
+        chunks: The tiles, in chunks whose values fit VALUES_PER_CHUNK or, on a GPU, VALUES_PER_GPU_CHUNK.
         padded_index_G: Index of each target among the padded targets: targets_QA of all chunks, flattened.
     """
 
@@ -89,7 +92,12 @@ def make_tiling(spans: Spans, target_offsets: Tensor, heads: int, width: int) ->
     Returns:
         The tiling.
     """
-    count_R, length_R = target_offsets.diff(), spans.length_R
+    device, requests = target_offsets.device, len(spans.start_R)
+    # The sizes below depend on these numbers. They are read from the device at once, and all that has one row per
+    # request or tile is computed on the CPU, because every size that is read from a GPU waits until the GPU is idle.
+    edges = torch.cat([spans.start_R, spans.end_R, target_offsets]).cpu()
+    start_R, end_R, target_offsets = edges[:requests], edges[requests : 2 * requests], edges[2 * requests :]
+    count_R, length_R = target_offsets.diff(), end_R - start_R
     max_targets = int(count_R.max()) if len(count_R) else 0
     # smaller tiles where no request has 16 targets, so that scores of padding are not computed
     size = max(1, min(TARGETS_PER_TILE, max_targets))
@@ -100,30 +108,34 @@ def make_tiling(spans: Spans, target_offsets: Tensor, heads: int, width: int) ->
     targets_QA = targets_QA.clamp(max=max(0, int(target_offsets[-1]) - 1))
     # each target tile of a request is paired with each event tile of the request
     pairs_Q = _split_rows(length_R, EVENTS_PER_TILE)[0][request_Q]
-    target_tile_P = torch.repeat_interleave(torch.arange(len(request_Q), device=request_Q.device), pairs_Q)
+    target_tile_P = torch.repeat_interleave(torch.arange(len(request_Q)), pairs_Q)
     event_tile_P = ragged_index(torch.zeros_like(pairs_Q), pairs_Q)
-    request_P = request_Q[target_tile_P]
-    events_PB, hidden_PB = _tile_members(spans.start_R[request_P], length_R[request_P], event_tile_P, EVENTS_PER_TILE)
+    pairs_NP = torch.stack([target_tile_P, event_tile_P, request_Q[target_tile_P]])
+    target_tile_P, event_tile_P, request_P = pairs_NP.to(device, non_blocking=True)
+    start_P, length_P = spans.start_R[request_P], spans.length_R[request_P]
+    events_PB, hidden_PB = _tile_members(start_P, length_P, event_tile_P, EVENTS_PER_TILE)
     events_PB = events_PB.masked_fill(hidden_PB, 0)
     time_bin_PB = spans.time_bins(request_P, events_PB)
-    chunks = []
+    chunks, padded_index_G = [], torch.nonzero(~beyond_QA.flatten()).flatten().to(device, non_blocking=True)
+    targets_QA = targets_QA.to(device, non_blocking=True)
     # a pair needs its scores (A * H, B), and at most D numbers of key and of value for each event
-    for tiles, pairs in _chunk_slices(pairs_Q, EVENTS_PER_TILE * (size * heads + 2 * width)):
+    values_per_pair = EVENTS_PER_TILE * (size * heads + 2 * width)
+    values_per_chunk = VALUES_PER_CHUNK if device.type == "cpu" else VALUES_PER_GPU_CHUNK
+    for tiles, pairs in _chunk_slices(pairs_Q, max(1, values_per_chunk // values_per_pair)):
         time_bins = None if time_bin_PB is None else time_bin_PB[pairs]
         # a chunk has its own targets_QA, so its tiles are numbered from 0
         chunk_tile_P = target_tile_P[pairs] - tiles.start
         chunks.append(TileChunk(targets_QA[tiles], chunk_tile_P, events_PB[pairs], hidden_PB[pairs], time_bins))
-    return Tiling(tuple(chunks), torch.nonzero(~beyond_QA.flatten()).flatten())
+    return Tiling(tuple(chunks), padded_index_G)
 
 
-def _chunk_slices(pairs_Q: Tensor, values_per_pair: int) -> list[tuple[slice, slice]]:
-    """Group consecutive target tiles into chunks that fit VALUES_PER_CHUNK: slices of target tiles and of their pairs.
+def _chunk_slices(pairs_Q: Tensor, max_pairs: int) -> list[tuple[slice, slice]]:
+    """Group consecutive target tiles into chunks of at most max_pairs pairs: slices of target tiles and of their pairs.
 
-    Example, a budget of 5 pairs, and 4 target tiles with pairs_Q = [2, 3, 9, 1]:
-        chunks of tiles: [0, 2) with 5 pairs, [2, 3) with 9 (a tile over the budget is a chunk of its own), [3, 4)
+    Example, at most 5 pairs, and 4 target tiles with pairs_Q = [2, 3, 9, 1]:
+        chunks of tiles: [0, 2) with 5 pairs, [2, 3) with 9 (a tile over the limit is a chunk of its own), [3, 4)
         result: [(0:2, 0:5), (2:3, 5:14), (3:4, 14:15)]
     """
-    max_pairs = max(1, VALUES_PER_CHUNK // values_per_pair)
     pair_offsets = offsets_of(pairs_Q).tolist()
     target_tiles = len(pair_offsets) - 1
     chunks, start = [], 0

@@ -25,6 +25,7 @@ from longbatch.trainer.models.flex_attention import (
     FlexAttention,
     attended_blocks,
 )
+from longbatch.trainer.models.request_model import segment_ids
 from longbatch.trainer.models.spans import Spans
 
 # the compiler reads .grad of tensors that are not leaves, which warns
@@ -69,7 +70,7 @@ def assert_same_as_tiled(spans: Spans, counts: list[int], heads: int, time_bias:
     offsets = offsets_of(torch.tensor(counts, dtype=torch.int64))
     query = torch.randn(int(offsets[-1]), WIDTH, dtype=torch.float64) * 3
     history = torch.randn(spans.num_events, WIDTH, dtype=torch.float64) * 3
-    tiled, flex = tiled_attention(spans, offsets, heads, WIDTH), FlexAttention(spans, offsets)
+    tiled, flex = tiled_attention(spans, offsets, heads, WIDTH), FlexAttention(spans, segment_ids(offsets))
     for reorder in (False, True):
         expected = outputs_and_gradients(module, reorder, tiled, (query, history))
         actual = outputs_and_gradients(module, reorder, flex, (query, history))
@@ -127,14 +128,14 @@ def test_ragged_batches_share_a_few_graphs(monkeypatch: pytest.MonkeyPatch) -> N
             lengths = torch.randint(100, 400, (3,), generator=random)
             ends, counts = lengths.cumsum(0), torch.randint(20, 60, (3,), generator=random)
             spans, targets = Spans(ends - lengths, ends, int(ends[-1])), int(counts.sum())
-            attend = FlexAttention(spans, offsets_of(counts))
+            attend = FlexAttention(spans, segment_ids(offsets_of(counts)))
             module.attend_projected(torch.randn(targets, 32), torch.randn(spans.num_events, 32), attend)
     assert 1 <= graphs.frame_count <= 4
 
 
 def test_a_bias_without_times_is_rejected() -> None:
     spans = Spans(torch.tensor([0]), torch.tensor([3]), 3)
-    attend = FlexAttention(spans, torch.tensor([0, 1]))
+    attend = FlexAttention(spans, torch.tensor([0]))
     with pytest.raises(ValueError, match="needs the times of requests and events, but these spans have none"):
         attend(torch.ones(1, 1, 4), torch.ones(3, 1, 4), torch.ones(3, 1, 4), 1.0, torch.ones(162, 1))
 

@@ -12,7 +12,7 @@ from training_data import make_batch, small_model
 from longbatch.loaders.batch import RequestBatch
 from longbatch.trainer.config import ModelName
 from longbatch.trainer.models.registry import MODELS
-from longbatch.trainer.models.request_model import RequestModel, count_parameters, loss_sum
+from longbatch.trainer.models.request_model import RequestModel, count_parameters, loss_sum, segment_ids
 
 LENGTHS, COUNTS = [70, 0, 3, 20], [3, 2, 0, 5]
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -83,6 +83,13 @@ def test_empty_histories_and_empty_batches_give_finite_outputs_and_gradients(
     torch.autograd.backward(loss_sum(logits, batch, model.columns.labels))
     assert logits.isfinite().all()
     assert all(p.grad is None or p.grad.to_dense().isfinite().all() for p in model.parameters())
+
+
+def test_tokens_are_computed_without_reading_sizes_from_the_device() -> None:
+    # tensors on the meta device have no values: every read raises an error
+    model, batch = small_model().to("meta"), make_batch(LENGTHS, COUNTS).to("meta")
+    assert model.tokens.event_tokens(batch).shape == (sum(LENGTHS), 8)
+    assert segment_ids(batch.target_offsets, sum(COUNTS)).shape == (sum(COUNTS),)
 
 
 def test_the_loss_is_a_sum_over_targets_and_a_mean_over_labels() -> None:

@@ -9,8 +9,9 @@ from training_data import make_batch, small_model
 
 from longbatch.loaders import RequestBatch, RequestDataset
 from longbatch.trainer.config import ModelConfig, model_columns
+from longbatch.trainer.models import stca
 from longbatch.trainer.models.request_model import loss_sum
-from longbatch.trainer.models.stca import STCA
+from longbatch.trainer.models.stca import STCA, reorders_attention
 
 DAY_US = 86_400_000_000
 both_time_encodings = pytest.mark.parametrize("time_encoding", ["event_feature", "attention_bias"])
@@ -90,3 +91,16 @@ def test_requests_of_a_user_encode_their_timeline_once(dataset: Path) -> None:
     cache = model.encode_history(batch, batch.target_offsets)
     assert {len(states) for states in cache.states} == {batch.num_events} == {16}
     assert int(cache.spans.length_R.sum()) == 16 * 17 // 2
+
+
+def test_flex_attention_projects_keys_where_reordered_heads_would_be_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    for width, reorders in ((256, True), (512, False)):
+        assert reorders_attention(ModelConfig(width=width, attention="flex"), targets_per_event=2) is reorders
+        assert reorders_attention(ModelConfig(width=width, attention="tiled"), targets_per_event=2)
+    batch = make_batch([70, 0, 3], [3, 2, 1])
+    expected = small_model().double()(batch)
+    monkeypatch.setattr(stca, "MAX_HEAD_WIDTH", 4)
+    model = small_model(attention="flex").double()
+    cache = model.encode_history(batch, batch.target_offsets)
+    assert cache.states[0].shape == (batch.num_events, 2, 4)  # heads and their width: keys are projected
+    torch.testing.assert_close(model(batch), expected, rtol=1e-10, atol=1e-10)
