@@ -56,6 +56,11 @@ class ShardReader:
     ) -> None:
         self._root, self._shard, self._spec, self._fields = root, shard, spec, fields
         self._files = files or LocalFiles(root)
+        # Opening a dataset does not compare the length of each file, so it is compared here, before the first read.
+        # A remote file would cost a request; each of its ranges is compared with its checksum.
+        if isinstance(self._files, LocalFiles):
+            for entry in shard.files:
+                check_file(root, entry)
         # Blocks are checked once: their bytes were compared with the checksum, so they stay the same.
         self._checked: set[int] = set()
         # Paths and schemas are needed for every block and are therefore computed once.
@@ -72,7 +77,7 @@ class ShardReader:
 
     def _check_footer(self, table: BlockTable, schema: pa.Schema) -> None:
         """Compare the footer, by which other readers find the blocks, with the snapshot, by which this one does."""
-        path = check_file(self._root, self._shard.file(table))
+        path = self._root / self._shard.file(table).path
         reader = _open_arrow(path, schema)
         if reader.num_record_batches != len(self._shard.blocks):
             raise DatasetError(

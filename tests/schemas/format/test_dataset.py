@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from arrow_values import values_of
-from shard_rows import request, timeline, write_one_shard
+from shard_rows import file_of, request, timeline, write_one_shard
 
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import Dataset, check_history_length, open_dataset, user_requests
@@ -99,7 +100,24 @@ def test_opening_checks_that_all_files_exist(dataset: Dataset) -> None:
         open_dataset(dataset.path)
 
 
+def test_opening_names_a_file_of_a_folder_that_is_missing(dataset: Dataset) -> None:
+    shutil.rmtree(dataset.path / "requests")
+    with pytest.raises(DatasetError, match=r"requests/00007-a1\.arrow is listed in the snapshot but missing"):
+        open_dataset(dataset.path)
+
+
+def test_the_length_of_a_file_is_compared_when_its_shard_is_opened(dataset: Dataset) -> None:
+    path = file_of(dataset, "requests")
+    path.write_bytes(path.read_bytes()[:-1])
+    opened = open_dataset(dataset.path)
+    message = r"requests/00007-a1\.arrow has [\d,]+ bytes, but the snapshot lists [\d,]+\. Restore it or build again"
+    for files in (None, opened.open_files()):
+        with pytest.raises(DatasetError, match=message):
+            opened.shard(0, files=files)
+
+
 def test_files_that_no_snapshot_lists_are_ignored(dataset: Dataset) -> None:
+    os.close(os.open(os.fsencode(dataset.path) + b"/timelines/\xff.arrow", os.O_CREAT))
     (dataset.path / "timelines" / "00001-dead.arrow").write_bytes(b"left behind")
     assert len(histories(open_dataset(dataset.path))) == 6
 
