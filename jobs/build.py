@@ -23,7 +23,7 @@ from longbatch.jobs.commit.quality_gates import check_result
 from longbatch.jobs.commit.write_lock import DATASET_FOLDERS, attempt, is_dataset_entry
 from longbatch.jobs.engines.engine import Engine
 from longbatch.jobs.engines.local import LocalEngine
-from longbatch.jobs.engines.stages import write_samples
+from longbatch.jobs.engines.stages import BuildFacts, write_samples
 from longbatch.pipelines.canonicalize import gather_log_facts
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, SpecError
@@ -155,12 +155,12 @@ def run_stages(
         # Two facts need the rows of all users: request ids that users share, and where the log of actions ends.
         conflicts, request_users = stages.find_conflicts()
         result += request_users
-        log_facts = gather_log_facts(spec, [result.latest_action], conflicts, stages.context.window)
+        log_end = gather_log_facts(spec, [result.latest_action], None, stages.context.window).log_end
         if conflicts is not None:
             result += stages.quarantine_conflicts(conflicts)
         # Per user bucket, in parallel: kernel -> pack -> write.
-        result += stages.build_shards(log_facts)
-        return result + BuildResult(log_end=log_facts.log_end, buckets=stages.context.buckets)
+        result += stages.build_shards(BuildFacts(log_end, conflicts))
+        return result + BuildResult(log_end=log_end, buckets=stages.context.buckets)
 
 
 def summary_of(

@@ -16,9 +16,10 @@ are not written again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -59,42 +60,61 @@ class Increment:
         """The time window."""
         return IncrementWindow(self.start, self.until)
 
-    def state_entries(self, table: str, bucket: int) -> list[FileEntry]:
-        """Select the files of one table and bucket.
+    def without_files(self) -> Increment:
+        """Copy the increment without its lists of files, which grow with every append: for tasks of single buckets."""
+        return replace(self, state=(), vocabulary=())
+
+    def files_by_bucket(self) -> dict[int, EarlierFiles]:
+        """Group the files by bucket, in one pass; a bucket without files is absent."""
+        state, vocabulary = _by_bucket(self.state), _by_bucket(self.vocabulary)
+        return {
+            bucket: EarlierFiles(tuple(state.get(bucket, ())), tuple(vocabulary.get(bucket, ())))
+            for bucket in sorted({*state, *vocabulary})
+        }
+
+
+@dataclass(frozen=True)
+class EarlierFiles:
+    """Files of earlier increments that one bucket continues from.
+
+    Attributes:
+        state: Entries of its state files.
+        vocabulary: Entries of its vocabulary files.
+    """
+
+    state: tuple[FileEntry, ...] = ()
+    vocabulary: tuple[FileEntry, ...] = ()
+
+    def of_table(self, table: str) -> list[FileEntry]:
+        """Select the state files of one table.
 
         Args:
             table: Name of the table.
-            bucket: Number of the bucket.
         """
-        return self._state_by_bucket.get((table, bucket), [])
+        return [entry for entry in self.state if entry.table == table]
 
-    def vocabulary_entries(self, bucket: int) -> list[FileEntry]:
-        """Select the vocabulary files of one bucket of ids.
+    def to_json(self) -> str:
+        """Convert the entries to JSON, without the spaces that no reader needs."""
+        tables = {name: [entry.as_dict() for entry in entries] for name, entries in vars(self).items()}
+        return json.dumps(tables, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, document: str | bytes) -> EarlierFiles:
+        """Read the entries back.
 
         Args:
-            bucket: Number of the bucket.
+            document: What `to_json` returned.
         """
-        return self._vocabulary_by_bucket.get(bucket, [])
+        tables = json.loads(document)
+        return cls(**{name: tuple(FileEntry.from_dict(e, name) for e in entries) for name, entries in tables.items()})
 
-    @cached_property
-    def user_tables(self) -> set[str]:
-        """Names of the tables that are split by user bucket."""
-        return {entry.table for entry in self.state if entry.table} - {REQUEST_USERS}
 
-    # Indexed once: every bucket of a build asks for its files, and there are files of every bucket.
-    @cached_property
-    def _state_by_bucket(self) -> dict[tuple[str | None, int | None], list[FileEntry]]:
-        index: dict[tuple[str | None, int | None], list[FileEntry]] = {}
-        for entry in self.state:
-            index.setdefault((entry.table, entry.bucket), []).append(entry)
-        return index
-
-    @cached_property
-    def _vocabulary_by_bucket(self) -> dict[int | None, list[FileEntry]]:
-        index: dict[int | None, list[FileEntry]] = {}
-        for entry in self.vocabulary:
-            index.setdefault(entry.bucket, []).append(entry)
-        return index
+def _by_bucket(entries: Iterable[FileEntry]) -> dict[int, list[FileEntry]]:
+    grouped: dict[int, list[FileEntry]] = defaultdict(list)
+    for entry in entries:
+        if entry.bucket is not None:
+            grouped[entry.bucket].append(entry)
+    return grouped
 
 
 def check_appendable(spec: BuildSpec) -> None:
@@ -119,13 +139,12 @@ def check_appendable(spec: BuildSpec) -> None:
         raise SpecError(f"This spec does not allow incremental builds: {reason}. Build without --until.")
 
 
-def read_state(root: Path, increment: Increment, bucket: int) -> IncrementalState:
+def read_state(root: Path, earlier: EarlierFiles) -> IncrementalState:
     """Read the state of a user bucket.
 
     Args:
         root: The dataset's folder.
-        increment: Lists the files.
-        bucket: Number of the bucket.
+        earlier: Files of the bucket.
 
     Returns:
         The tables that have rows.
@@ -133,7 +152,8 @@ def read_state(root: Path, increment: Increment, bucket: int) -> IncrementalStat
     Raises:
         DatasetError: A file is missing or altered.
     """
-    frames = {table: read_files(root, increment.state_entries(table, bucket)) for table in increment.user_tables}
+    tables = {entry.table for entry in earlier.state if entry.table} - {REQUEST_USERS}
+    frames = {table: read_files(root, earlier.of_table(table)) for table in tables}
     return IncrementalState({table: frame for table, frame in frames.items() if frame is not None})
 
 
@@ -181,13 +201,13 @@ def _write_table(root: Path, table: str, bucket: int, attempt: str, frame: pl.Da
 
 
 def append_request_users(
-    root: Path, increment: Increment, bucket: int, attempt: str, pairs: pl.DataFrame
+    root: Path, earlier: EarlierFiles, bucket: int, attempt: str, pairs: pl.DataFrame
 ) -> tuple[FileEntry, ...]:
     """Add the distinct request ids of a bucket, with their users, to those of earlier increments.
 
     Args:
         root: The dataset's folder.
-        increment: Lists the files of earlier increments.
+        earlier: Files of the bucket.
         bucket: Number of the bucket of request ids.
         attempt: Name of the attempt.
         pairs: New pairs (request_id, user_id), with repetitions.
@@ -200,7 +220,7 @@ def append_request_users(
         MachineError: The disk is full.
     """
     pairs = pairs.unique().sort("request_id", "user_id")
-    known = read_files(root, increment.state_entries(REQUEST_USERS, bucket))
+    known = read_files(root, earlier.of_table(REQUEST_USERS))
     if known is not None:
         repeated = pairs.join(known, on="request_id", how="inner").sort("request_id")
         if repeated.height:

@@ -19,13 +19,16 @@ class BuildContext:
         root: The dataset's folder; with Spark an absolute path that all executors reach.
         attempt: Name of the attempt, which every file name contains.
         buckets: Number of user buckets.
-        increment: The time window and the state of an incremental build; None for a build of the whole log.
+        work: Folder of the build's temporary files; with Spark all executors reach it.
+        increment: The time window of an incremental build, without the files of its state, which each bucket gets on
+            its own; None for a build of the whole log.
     """
 
     spec: BuildSpec
     root: Path
     attempt: str
     buckets: int
+    work: Path
     increment: Increment | None = None
 
     @property

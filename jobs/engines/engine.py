@@ -6,15 +6,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-import polars as pl
-
 from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import Increment
-from longbatch.pipelines.canonicalize import LogFacts
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import ProgressCallback
 
+from .conflicts import Conflicts
 from .context import BuildContext
+from .stages import BuildFacts
 
 
 class Stages(Protocol):
@@ -27,21 +26,21 @@ class Stages(Protocol):
     def read_canonicalize_split(self) -> BuildResult:
         """Read all sources, canonicalize the rows and split them by user bucket."""
 
-    def find_conflicts(self) -> tuple[pl.Series | None, BuildResult]:
+    def find_conflicts(self) -> tuple[Conflicts | None, BuildResult]:
         """Find the request ids that several users share."""
 
-    def quarantine_conflicts(self, conflicts: pl.Series) -> BuildResult:
+    def quarantine_conflicts(self, conflicts: Conflicts) -> BuildResult:
         """Read the requests' source again and write the original rows of conflicting requests to the quarantine.
 
         Args:
-            conflicts: The shared request ids.
+            conflicts: The request ids that several users share.
         """
 
-    def build_shards(self, log_facts: LogFacts) -> BuildResult:
+    def build_shards(self, facts: BuildFacts) -> BuildResult:
         """Build every user bucket: kernel, pack, write the shard; and write the vocabulary.
 
         Args:
-            log_facts: What the kernel must know about all users.
+            facts: What the kernel must know about all users.
         """
 
 

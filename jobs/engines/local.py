@@ -10,37 +10,36 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-import polars as pl
-
 from longbatch.jobs.commit.build_result import BuildResult
-from longbatch.jobs.commit.incremental_state import Increment
+from longbatch.jobs.commit.incremental_state import EarlierFiles, Increment
 from longbatch.jobs.commit.write_lock import work_folder
 from longbatch.jobs.readers.chunks import Chunk, Piece
 from longbatch.jobs.readers.sources import plan_pieces, read_piece
-from longbatch.pipelines.canonicalize import LogFacts
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.stage_log import logged_stage
 from longbatch.schemas.types import ProgressCallback
 
+from .conflicts import Conflicts
 from .context import BuildContext
+from .quarantine import quarantine_conflicts, quarantine_rows, write_quarantine
 from .spill import Partition
 from .stages import (
     REQUEST_USERS,
     VOCABULARY,
+    BuildFacts,
     bucket_count,
     build_shard,
     canonicalize_chunk,
     find_conflicts,
-    quarantine_conflicts,
     rows_content,
     split_by_bucket,
-    write_quarantine,
     write_vocabulary,
 )
 from .worker_pool import WorkerPool
@@ -80,7 +79,8 @@ class LocalEngine:
         buckets = (increment and increment.buckets) or bucket_count(sum(piece.rows for piece in pieces))
         work = work_folder(root, attempt)
         try:
-            yield LocalStages(BuildContext(spec, root, attempt, buckets, increment), pieces, self.workers, progress)
+            context = BuildContext(spec, root, attempt, buckets, work, increment and increment.without_files())
+            yield LocalStages(context, pieces, increment.files_by_bucket() if increment else {}, self.workers, progress)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -91,36 +91,47 @@ class LocalStages:
     Args:
         context: The build.
         pieces: Pieces of all sources.
+        earlier: Files of earlier increments by bucket.
         workers: Number of threads.
         progress: Receives the progress of the stages.
     """
 
-    def __init__(self, context: BuildContext, pieces: list[Piece], workers: int, progress: ProgressCallback) -> None:
+    def __init__(
+        self,
+        context: BuildContext,
+        pieces: list[Piece],
+        earlier: Mapping[int, EarlierFiles],
+        workers: int,
+        progress: ProgressCallback,
+    ) -> None:
         self.context = context
         self._pieces = pieces
+        self._earlier = defaultdict(EarlierFiles, earlier)
         self._pool = WorkerPool(workers, progress)
         self._progress = progress
-        work = work_folder(context.root, context.attempt)
         contents = [*(rows_content(source) for source in context.spec.sources), REQUEST_USERS, VOCABULARY]
-        self._partitions = {content: Partition(work / content.replace(":", "-")) for content in contents}
+        self._partitions = {content: Partition(context.work / content.replace(":", "-")) for content in contents}
 
     def read_canonicalize_split(self) -> BuildResult:
         """Read all sources, canonicalize the rows and split them by user bucket."""
         total = sum(piece.size for piece in self._pieces)
-        done = 0.0
         # Start with every source, so that a source without files is accounted for with zero rows.
-        parts = [BuildResult(row_accounting={source: RowAccounting() for source in self.context.spec.sources})]
+        result = BuildResult(row_accounting={source: RowAccounting() for source in self.context.spec.sources})
         # If the loop raises (`progress` may), `closing` ends the generator, and with it the threads.
-        with logged_stage(logger, "scan") as stage, closing(self._pool.run(self._scan_tasks())) as results:
-            for size, part in results:
-                done += size
-                self._progress("scan", done, total)
-                parts.append(part)
-            result = BuildResult.total(parts)
+        with logged_stage(logger, "scan") as stage, closing(self._pool.run(self._scan_tasks())) as parts:
+            result += BuildResult.total(self._report("scan", parts, total))
             stage.rows, stage.size_bytes = result.rows, total
         # Shares of files are estimates, so report the end explicitly.
         self._progress("scan", total, total)
         return result
+
+    def _report(self, stage: str, parts: Iterable[tuple[float, BuildResult]], total: float) -> Iterator[BuildResult]:
+        """Report the progress of a stage for each pair of work done and result; yield the results."""
+        done = 0.0
+        for amount, result in parts:
+            done += amount
+            self._progress(stage, done, total)
+            yield result
 
     def _scan_tasks(self) -> Iterator[Callable[[], tuple[float, BuildResult]]]:
         """One task a piece that fits into memory, and one a chunk of a text file, which only streams."""
@@ -143,13 +154,13 @@ class LocalStages:
             self._pool.raise_if_stopped()
             canonical = canonicalize_chunk(self.context, source, chunk)
             shuffled = 0
-            for content, batches in split_by_bucket(self.context, source, canonical):
+            for content, batches in split_by_bucket(self.context, source, canonical, self.context.buckets):
                 self._partitions[content].write(f"{name}-{part:04d}", batches)
                 # Without users of requests and vocabulary, as in the Spark engine (`BuildResult.shuffled_bytes`).
                 if content == rows_content(source):
                     shuffled += sum(batch.nbytes for batch in batches)
             file = f"{source}-{self.context.attempt}-{name}-{part:04d}"
-            result += write_quarantine(self.context, file, chunk, canonical.rejected)
+            result += write_quarantine(self.context, file, quarantine_rows(chunk, canonical.rejected))
             result += BuildResult(
                 row_accounting={source: canonical.accounting},
                 latest_action=canonical.latest_action,
@@ -157,29 +168,32 @@ class LocalStages:
             )
         return size, result
 
-    def find_conflicts(self) -> tuple[pl.Series | None, BuildResult]:
+    def find_conflicts(self) -> tuple[Conflicts | None, BuildResult]:
         """Find the request ids that several users share."""
-        conflicts: list[pl.Series] = []
+        none = Conflicts(self.context.buckets, self.context.buckets)
+        conflicts: list[Conflicts] = []
         pairs: list[int] = []
 
         def find(bucket: int) -> BuildResult:
             request_users = self._partitions[REQUEST_USERS].read(bucket)
             if request_users is None:
                 return BuildResult()
-            ids, result = find_conflicts(self.context, bucket, request_users)
-            conflicts.extend([ids] if len(ids) else [])  # appending to a list is safe from several threads
+            ids, result = find_conflicts(self.context, bucket, request_users, self._earlier[bucket])
+            # Appending to a list is safe from several threads.
+            conflicts.append(none.write(bucket, ids, self.context.work, self.context.attempt))
             pairs.append(request_users.height)
             return result
 
         # The line of the log has the pairs (request, user) that were compared, because this stage writes few rows.
         result = self._per_bucket("request ids", find, lambda _: (sum(pairs), None))
-        return (pl.concat(conflicts) if conflicts else None), result
+        joined = none.join(conflicts)
+        return (joined if joined.files else None), result
 
-    def quarantine_conflicts(self, conflicts: pl.Series) -> BuildResult:
+    def quarantine_conflicts(self, conflicts: Conflicts) -> BuildResult:
         """Read the requests' source again and write the original rows of conflicting requests to the quarantine.
 
         Args:
-            conflicts: The shared request ids.
+            conflicts: The request ids that several users share.
         """
         # Conflicts are known only after the last chunk, and raw rows are not kept, so the source is read a second time.
         source = self.context.spec.requests.source
@@ -194,24 +208,24 @@ class LocalStages:
             stage.rows, stage.size_bytes = result.file_rows, result.file_bytes
         return result
 
-    def build_shards(self, log_facts: LogFacts) -> BuildResult:
+    def build_shards(self, facts: BuildFacts) -> BuildResult:
         """Write the vocabulary, then build every user bucket: kernel, pack, write the shard.
 
         Args:
-            log_facts: What the kernel must know about all users.
+            facts: What the kernel must know about all users.
         """
         vocabulary = self._per_bucket("vocabulary", self._vocabulary_of_bucket)
-        return vocabulary + self._per_bucket("shards", partial(self._shard_of_bucket, log_facts))
+        return vocabulary + self._per_bucket("shards", partial(self._shard_of_bucket, facts))
 
     def _vocabulary_of_bucket(self, bucket: int) -> BuildResult:
         words = self._partitions[VOCABULARY].read(bucket)
-        return BuildResult() if words is None else write_vocabulary(self.context, bucket, words)
+        return BuildResult() if words is None else write_vocabulary(self.context, bucket, words, self._earlier[bucket])
 
-    def _shard_of_bucket(self, log_facts: LogFacts, bucket: int) -> BuildResult:
+    def _shard_of_bucket(self, facts: BuildFacts, bucket: int) -> BuildResult:
         self._pool.raise_if_stopped()
         sources = self.context.spec.sources
         rows = {source: self._partitions[rows_content(source)].read(bucket) for source in sources}
-        return build_shard(self.context, bucket, rows, log_facts)
+        return build_shard(self.context, bucket, rows, self._earlier[bucket], facts)
 
     def _per_bucket(
         self,
@@ -221,13 +235,9 @@ class LocalStages:
     ) -> BuildResult:
         """Run one task for each bucket, report and log the stage, and add up the results."""
         buckets = self.context.buckets
-        results: list[BuildResult] = []
-        # Buckets are independent and about equal, so their number is a fair measure of progress.
         tasks = (partial(task, bucket) for bucket in range(buckets))
         with logged_stage(logger, name) as stage, closing(self._pool.run(tasks)) as parts:
-            for done, part in enumerate(parts, start=1):
-                self._progress(name, done, buckets)
-                results.append(part)
-            result = BuildResult.total(results)
+            # Buckets are independent and about equal, so their number is a fair measure of progress.
+            result = BuildResult.total(self._report(name, ((1, part) for part in parts), buckets))
             stage.rows, stage.size_bytes = count(result)
         return result

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,35 +20,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
 from longbatch.jobs.commit.build_result import BuildResult
-from longbatch.jobs.commit.incremental_state import Increment
+from longbatch.jobs.commit.incremental_state import EarlierFiles, Increment
 from longbatch.jobs.commit.write_lock import work_folder
 from longbatch.jobs.readers.chunks import Piece
 from longbatch.jobs.readers.sources import plan_pieces
-from longbatch.pipelines.canonicalize import LogFacts, needed_columns
+from longbatch.pipelines.canonicalize import needed_columns
 from longbatch.schemas import errors
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.stage_log import Stage, log_stage, logged_stage
 from longbatch.schemas.types import ProgressCallback
 
+from .conflicts import Conflicts
 from .context import BuildContext
 from .spark_functions import (
-    RESULTS_DDL,
     TaskSettings,
     find_conflicts_task,
     map_pieces,
     map_table,
-    quarantine_rows,
+    quarantine_task,
     reduce_buckets,
-    unpack_result,
+    split_partitions,
 )
 from .spark_partitioning import PARTITION_KEY, partition_keys
-from .spark_parts import LATEST_ACTION, PARTS_DDL, Part, parts_batch
+from .spark_parts import BUCKET, LATEST_ACTION, PARTS_DDL, Part, parts_batch
+from .spark_results import RESULT_GROUPS, RESULTS_DDL, TaskResult, merge_results_task, unpack_result
 from .spark_session import open_session, session_setting
-from .stages import REQUEST_USERS, bucket_count
+from .stages import REQUEST_USERS, BuildFacts, bucket_count
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -57,6 +57,10 @@ logger = logging.getLogger(__name__)
 
 PIECES_DDL = f"{PARTITION_KEY} int, piece string"
 RECORDS_KEY = "spark.sql.execution.arrow.maxRecordsPerBatch"
+# Shuffle blocks are map tasks times partitions, and Spark is slow with more than some hundred million.
+MAX_PARTITIONS, MAX_MAP_TASKS = 8192, 16_384
+# Results in one collect; of more tasks, RESULT_GROUPS sums are collected.
+MAX_COLLECTED = 256
 # Rows that Spark converts to one Arrow batch: at most 32 MB of parts. Spark's default of 10,000 takes more memory.
 RECORDS_PER_BATCH = "256"
 
@@ -95,8 +99,9 @@ class SparkEngine:
             ):
                 pieces = {s: plan_pieces(spec, s) for s, e in spec.sources.items() if e.file_format != "table"}
                 buckets = (increment and increment.buckets) or bucket_count(_row_count(session, spec, pieces))
-                context = BuildContext(spec, root, attempt, buckets, increment)
-                stages = SparkStages(context, session, pieces, progress)
+                work, earlier = work_folder(root, attempt), increment.files_by_bucket() if increment else {}
+                context = BuildContext(spec, root, attempt, buckets, work, increment and increment.without_files())
+                stages = SparkStages(context, session, pieces, earlier, progress)
                 # Unpersist before the session is stopped or returned to its owner.
                 try:
                     yield stages
@@ -116,6 +121,7 @@ class SparkStages:
         context: The build.
         session: The Spark session.
         pieces: Pieces of each source that has files.
+        earlier: Files of earlier increments by bucket.
         progress: Receives the progress of the stages.
     """
 
@@ -124,13 +130,16 @@ class SparkStages:
         context: BuildContext,
         session: SparkSession,
         pieces: dict[str, list[Piece]],
+        earlier: Mapping[int, EarlierFiles],
         progress: ProgressCallback,
     ) -> None:
         self.context = context
         self._session = session
         self._pieces = pieces
         self._progress = progress
-        self._settings = TaskSettings(context, logging.getLogger("longbatch").getEffectiveLevel())
+        self._earlier = earlier
+        self._partitions = min(context.buckets, MAX_PARTITIONS)
+        self._settings = TaskSettings(context, self._partitions, logging.getLogger("longbatch").getEffectiveLevel())
         self._mapped: DataFrame | None = None
         self._persisted: DataFrame | None = None
 
@@ -140,10 +149,10 @@ class SparkStages:
         frames = [self._map_files(), *(self._map_table(s) for s in spec.sources if s not in self._pieces)]
         if self.context.increment:
             # A bucket without new rows may have pending requests whose label window closes in this increment.
-            buckets = parts_batch([Part.of_bucket(bucket) for bucket in range(self.context.buckets)])
-            frames.append(
-                self._session.createDataFrame([tuple(row.values()) for row in buckets.to_pylist()], PARTS_DDL)
-            )
+            earlier = [self._earlier.get(bucket, EarlierFiles()) for bucket in range(self.context.buckets)]
+            parts = [Part.of_bucket(bucket, files) for bucket, files in enumerate(earlier)]
+            rows = [tuple(row.values()) for row in parts_batch(parts, self._partitions).to_pylist()]
+            frames.append(self._session.createDataFrame(rows, PARTS_DDL))
         for frame in frames:
             if frame is not None:
                 self._mapped = frame if self._mapped is None else self._mapped.unionAll(frame)
@@ -157,10 +166,11 @@ class SparkStages:
         return self._piece_rows(pieces).mapInArrow(partial(map_pieces, self._settings), PARTS_DDL)
 
     def _piece_rows(self, pieces: list[Piece]) -> DataFrame:
-        """One row and one Spark partition for each piece."""
-        keys = partition_keys(np.arange(len(pieces))).tolist()
+        """One row and one Spark partition for each piece; of very many pieces, several share a partition."""
+        partitions = min(len(pieces), MAX_MAP_TASKS)
+        keys = partition_keys(np.arange(len(pieces)) % partitions).tolist()
         rows = [(key, json.dumps(asdict(piece))) for key, piece in zip(keys, pieces, strict=True)]
-        return self._session.createDataFrame(rows, PIECES_DDL).repartition(len(pieces), PARTITION_KEY)
+        return self._session.createDataFrame(rows, PIECES_DDL).repartition(partitions, PARTITION_KEY)
 
     def _map_table(self, source: str) -> DataFrame:
         """Rows of a Spark table; it has no files, so its rows are numbered within each task."""
@@ -178,31 +188,38 @@ class SparkStages:
             )
         return frame.select(*columns)
 
-    def find_conflicts(self) -> tuple[pl.Series | None, BuildResult]:
+    def find_conflicts(self) -> tuple[Conflicts | None, BuildResult]:
         """Find the request ids that several users share, and the time of the latest action."""
         spec = self.context.spec
-        if self._mapped is None:
-            return None, BuildResult()
-        if spec.requests.request_id is None and spec.actions is None:
+        if self._mapped is None or (spec.requests.request_id is None and spec.actions is None):
             return None, BuildResult()
         # This stage and the next one read the mapped rows, so keep them on the executors' disks.
         self._persist(self._mapped)
-        result, ids = BuildResult(latest_action=self._run_map(self._mapped)), list[pl.Series]()
-        if spec.requests.request_id is not None:
-            # All users of a request id meet in one bucket.
-            request_users = self._mapped.filter(f"content = '{REQUEST_USERS}'").repartition(
-                self.context.buckets, PARTITION_KEY
-            )
-            task = partial(find_conflicts_task, self._settings)
-            rows = request_users.sortWithinPartitions("bucket").mapInArrow(task, RESULTS_DDL)
-            self._progress("request ids", 0, 1)
-            with logged_stage(logger, "request ids") as stage:
-                results = [unpack_result(row["result"]) for row in rows.collect()]
-                stage.rows = sum(part.pairs for part in results)
-            self._progress("request ids", 1, 1)
-            ids = [part.conflicts for part in results if part.conflicts is not None and len(part.conflicts)]
-            result = BuildResult.total([result, *(part.result for part in results)])
-        return (pl.concat(ids) if ids else None), result
+        result = BuildResult()
+        if self._persisted is not None or spec.actions is not None:
+            result = BuildResult(latest_action=self._run_map(self._mapped))
+        if spec.requests.request_id is None:
+            return None, result
+        # All users of a request id meet in one bucket.
+        request_users = self._by_bucket(self._mapped.filter(f"content in ('{REQUEST_USERS}', '{BUCKET}')"))
+        rows = request_users.mapInArrow(partial(find_conflicts_task, self._settings), RESULTS_DDL)
+        self._progress("request ids", 0, 1)
+        with logged_stage(logger, "request ids") as stage:
+            found = self._collect(rows, self._partitions)
+            stage.rows = found.pairs
+        self._progress("request ids", 1, 1)
+        conflicts = found.conflicts if found.conflicts and found.conflicts.files else None
+        return conflicts, result + found.result
+
+    def _by_bucket(self, parts: DataFrame) -> DataFrame:
+        """Bring the parts of each bucket together, sorted by bucket, content and chunk."""
+        # Parts sorted by chunk give the kernel the rows in the order of chunks, as the local engine does.
+        order = ("bucket", "content", "chunk")
+        shuffled = parts.repartition(self._partitions, PARTITION_KEY).sortWithinPartitions(*order)
+        if self._partitions == self.context.buckets:
+            return shuffled
+        # Map tasks split by partition only, because a chunk has too few rows for more than MAX_PARTITIONS parts.
+        return shuffled.mapInArrow(partial(split_partitions, self._settings), PARTS_DDL).sortWithinPartitions(*order)
 
     def _run_map(self, mapped: DataFrame) -> int | None:
         """Run the map tasks, whose parts Spark keeps, and return the time of the latest action."""
@@ -225,52 +242,54 @@ class SparkStages:
         except PySparkException as error:  # serverless services
             logger.info("Spark does not keep the output of map tasks, so they run again for each stage: %s", error)
 
-    def quarantine_conflicts(self, conflicts: pl.Series) -> BuildResult:
+    def quarantine_conflicts(self, conflicts: Conflicts) -> BuildResult:
         """Read the requests' source again and write the original rows of conflicting requests to the quarantine.
 
         Args:
-            conflicts: The shared request ids.
+            conflicts: The request ids that several users share.
         """
         source = self.context.spec.requests.source
         is_files = source in self._pieces
         rows = self._piece_rows(self._pieces[source]) if is_files else self._table_rows(source)
-        task = partial(quarantine_rows, self._settings, is_files, conflicts)
-        return self._collect("quarantine", rows.mapInArrow(task, RESULTS_DDL))
+        task = partial(quarantine_task, self._settings, is_files, conflicts)
+        tasks = len(self._pieces[source]) if is_files else None
+        return self._collect_files("quarantine", rows.mapInArrow(task, RESULTS_DDL), tasks)
 
-    def build_shards(self, log_facts: LogFacts) -> BuildResult:
+    def build_shards(self, facts: BuildFacts) -> BuildResult:
         """Build every user bucket: kernel, pack, write the shard; and write the vocabulary.
 
         Args:
-            log_facts: What the kernel must know about all users.
+            facts: What the kernel must know about all users.
         """
         if self._mapped is None:
             return BuildResult()
         self._progress("shards", 0, 1)
         # One partition per bucket, so that a task has one bucket in memory and a retry repeats only that bucket.
-        # Parts sorted by chunk give the kernel the rows in the order of chunks, as the local engine does.
-        reduced = (
-            self._mapped.filter(f"content not in ('{REQUEST_USERS}', '{LATEST_ACTION}')")
-            .repartition(self.context.buckets, PARTITION_KEY)
-            .sortWithinPartitions("bucket", "content", "chunk")
-            .mapInArrow(partial(reduce_buckets, self._settings, log_facts), RESULTS_DDL)
-        )
-        result = self._collect("shards", reduced)
+        parts = self._by_bucket(self._mapped.filter(f"content not in ('{REQUEST_USERS}', '{LATEST_ACTION}')"))
+        reduced = parts.mapInArrow(partial(reduce_buckets, self._settings, facts), RESULTS_DDL)
+        result = self._collect_files("shards", reduced, self._partitions)
         self._progress("shards", 1, 1)
         # The task of a bucket writes its vocabulary too, so that stage has no time of its own.
         words = BuildResult(vocabulary=result.vocabulary)
         log_stage(logger, Stage("vocabulary", words.file_rows, words.file_bytes), "in the tasks of stage shards")
         return result
 
-    def _collect(self, name: str, results: DataFrame) -> BuildResult:
-        """Run a job whose tasks return results, and log it."""
-        # Spark may run a task twice (a retry, or speculative execution), but returns the result of one attempt. Each
-        # attempt wrote files of its own name, so the results list only files that are complete.
+    def _collect_files(self, name: str, results: DataFrame, tasks: int | None) -> BuildResult:
+        """Run a job whose tasks write files, and log it."""
         with logged_stage(logger, name) as stage:
-            result = BuildResult.total(unpack_result(row["result"]).result for row in results.collect())
+            result = self._collect(results, tasks).result
             # The vocabulary has its own line.
             counted = replace(result, vocabulary=())
             stage.rows, stage.size_bytes = counted.file_rows, counted.file_bytes
         return result
+
+    def _collect(self, results: DataFrame, tasks: int | None) -> TaskResult:
+        """Run a job whose tasks return results, and add them up: on the executors, if the tasks are many or unknown."""
+        # Spark may run a task twice (a retry, or speculative execution), but returns the result of one attempt. Each
+        # attempt wrote files of its own name, so the results list only files that are complete.
+        if tasks is None or tasks > MAX_COLLECTED:
+            results = results.repartition(RESULT_GROUPS, PARTITION_KEY).mapInArrow(merge_results_task, RESULTS_DDL)
+        return TaskResult.merge(unpack_result(row["result"]) for row in results.collect())
 
     def close(self) -> None:
         """Leave the session as it was."""

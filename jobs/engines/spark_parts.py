@@ -1,14 +1,13 @@
-"""The rows that Spark moves from map tasks to reduce tasks: one *part* per chunk, content and bucket.
+"""The rows that Spark moves from map tasks to reduce tasks: *parts*.
 
 A part is a small message. What it contains is named by `content`, and each content has a constructor and a reader here:
 
 | content | constructor | reader |
 |---|---|---|
-| rows:<source>, request_users, vocabulary | `Part.of_rows` | `frame_of` |
+| rows:<source>, request_users, vocabulary, rejected:<source> | `Part.of_rows` | `frame_of` |
 | accounting:<source> | `Part.of_accounting` | `Part.accounting` |
-| rejected:<source> | `Part.of_rejected` | `Part.rejected_chunk`, `frame_of` |
 | latest_action | `Part.of_latest_action` | the driver, from the column `time` |
-| bucket | `Part.of_bucket` | none: it makes sure that a bucket without rows is built |
+| bucket | `Part.of_bucket` | `Part.earlier_files`; it also makes sure that a bucket without rows is built |
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from longbatch.jobs.commit.incremental_state import EarlierFiles
 from longbatch.jobs.readers.chunks import Chunk
 from longbatch.pipelines.arrays.narrow_ints import widen
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.types import ArrowField
 
 from .spark_partitioning import PARTITION_KEY, partition_keys
-from .stages import one_batch
 
 # Spark sends up to 10,000 rows at once to Python, in one Arrow batch, which must stay below 2 GB.
 PART_BYTES = 128 << 10
@@ -38,10 +37,9 @@ PARTS_FIELDS: list[ArrowField] = [
     pa.field("chunk", pa.string()),
     pa.field("time", pa.int64()),
     pa.field("data", pa.binary()),
-    pa.field("lines", pa.string()),
 ]
 PARTS_SCHEMA = pa.schema(PARTS_FIELDS)
-PARTS_DDL = f"{PARTITION_KEY} int, bucket int, content string, chunk string, time bigint, data binary, lines string"
+PARTS_DDL = f"{PARTITION_KEY} int, bucket int, content string, chunk string, time bigint, data binary"
 LATEST_ACTION, BUCKET = "latest_action", "bucket"
 
 
@@ -50,12 +48,11 @@ class Part:
     """Rows of one content for one bucket, or another message to its reduce task.
 
     Attributes:
-        bucket: Number of the bucket.
+        bucket: Number of the bucket; of rows on the way to a partition of several buckets, the first of them.
         content: What the part contains.
         chunk: Name of the chunk that the part comes from, which decides the order of rows.
         time: The latest action of the chunk in microseconds, for the content LATEST_ACTION.
-        data: Rows as an Arrow stream, or an accounting as JSON; empty for other contents.
-        lines: A chunk without its frame (its file and malformed lines) as JSON, for rejected rows.
+        data: Rows as an Arrow stream, or JSON; empty for LATEST_ACTION.
     """
 
     bucket: int
@@ -63,30 +60,20 @@ class Part:
     chunk: str = ""
     time: int | None = None
     data: bytes = b""
-    lines: str | None = None
 
     @classmethod
-    def of_rows(cls, bucket: int, content: str, chunk: Chunk, rows: pa.RecordBatch) -> Iterator[Part]:
+    def of_rows(cls, bucket: int, content: str, chunk: str, rows: pa.RecordBatch) -> Iterator[Part]:
         """Rows of a content for a bucket, in parts of at most about PART_BYTES; no part without rows."""
         slices = -(-rows.nbytes // PART_BYTES)
         step = -(-rows.num_rows // max(1, slices))
         for first in range(0, rows.num_rows, max(1, step)):
-            yield cls(bucket, content, chunk_name(chunk), data=_to_stream(rows.slice(first, step)))
+            yield cls(bucket, content, chunk, data=_to_stream(rows.slice(first, step)))
 
     @classmethod
     def of_accounting(cls, bucket: int, source: str, chunk: Chunk, accounting: RowAccounting) -> Part:
         """The accounting of a chunk of a source."""
-        return cls(
-            bucket, accounting_content(source), chunk_name(chunk), data=json.dumps(accounting.as_dict()).encode()
-        )
-
-    @classmethod
-    def of_rejected(cls, bucket: int, source: str, chunk: Chunk, rejected: pl.DataFrame) -> Part:
-        """The rejected rows and malformed lines of a chunk of a source."""
-        lines = {"malformed": chunk.malformed, "malformed_rows": chunk.malformed_rows}
-        lines_json = json.dumps({"path": chunk.path, "first_row": chunk.first_row, **lines})
-        data = _to_stream(one_batch(rejected))
-        return cls(bucket, rejected_content(source), chunk_name(chunk), data=data, lines=lines_json)
+        data = json.dumps(accounting.as_dict()).encode()
+        return cls(bucket, accounting_content(source), chunk_name(chunk), data=data)
 
     @classmethod
     def of_latest_action(cls, bucket: int, chunk: Chunk, time: int) -> Part:
@@ -94,19 +81,17 @@ class Part:
         return cls(bucket, LATEST_ACTION, chunk_name(chunk), time=time)
 
     @classmethod
-    def of_bucket(cls, bucket: int) -> Part:
-        """Only the number of a bucket, so that it is built even if it has no rows."""
-        return cls(bucket, BUCKET)
+    def of_bucket(cls, bucket: int, earlier: EarlierFiles) -> Part:
+        """The files of a bucket from earlier increments."""
+        return cls(bucket, BUCKET, data=earlier.to_json().encode())
 
     def accounting(self) -> RowAccounting:
         """Read the accounting of a chunk."""
         return RowAccounting(**json.loads(self.data))
 
-    def rejected_chunk(self) -> Chunk:
-        """Read the chunk of rejected rows, without its frame."""
-        fields = json.loads(self.lines or "{}")
-        malformed, malformed_rows = tuple(fields["malformed"]), tuple(fields["malformed_rows"])
-        return Chunk(fields["path"], fields["first_row"], pl.DataFrame(), malformed, malformed_rows)
+    def earlier_files(self) -> EarlierFiles:
+        """Read the files of a bucket from earlier increments."""
+        return EarlierFiles.from_json(self.data)
 
 
 def accounting_content(source: str) -> str:
@@ -129,9 +114,9 @@ def frame_of(parts: Iterable[Part]) -> pl.DataFrame:
     return widen([pa.ipc.open_stream(part.data).read_next_batch() for part in parts])
 
 
-def parts_batch(parts: Sequence[Part]) -> pa.RecordBatch:
-    """Convert parts to rows of Spark, with the key that sends the parts of a bucket to a partition of their own."""
-    keys = partition_keys(np.array([part.bucket for part in parts], dtype=np.int64))
+def parts_batch(parts: Sequence[Part], partitions: int) -> pa.RecordBatch:
+    """Convert parts to rows of Spark, with the key that sends bucket b to partition `b % partitions`."""
+    keys = partition_keys(np.array([part.bucket for part in parts], dtype=np.int64) % partitions)
     columns = [[getattr(part, field.name) for part in parts] for field in fields(Part)]
     return pa.RecordBatch.from_arrays(
         [pa.array(keys), *(pa.array(column, f.type) for column, f in zip(columns, PARTS_FIELDS[1:], strict=True))],

@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
 from longbatch.jobs.commit.disk_errors import writing
 from longbatch.pipelines.arrays.narrow_ints import widen
 from longbatch.schemas.ragged import offsets_of
-from longbatch.schemas.types import Int64Array
 
 
 class Partition:
@@ -27,7 +27,7 @@ class Partition:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, tuple[pa.Schema, Int64Array]] = {}
+        self._files: dict[str, tuple[pa.Schema, npt.NDArray[np.integer]]] = {}
         self._lock = threading.Lock()
         folder.mkdir(parents=True)
 
@@ -46,9 +46,11 @@ class Partition:
         path = self.folder / name
         with writing(path):
             sizes = _write_batches(path, batches)
-        # Sizes become offsets, (buckets + 1,); a bucket without rows starts where it ends.
+        # Sizes become offsets, (buckets + 1,); a bucket without rows starts where it ends. In 32 bits if they
+        # fit, because with thousands of chunks and buckets these offsets are most of the memory.
+        offsets = offsets_of(np.array(sizes))
         with self._lock:
-            self._files[name] = batches[0].schema, offsets_of(np.array(sizes))
+            self._files[name] = batches[0].schema, offsets.astype(np.uint32) if offsets[-1] < 1 << 32 else offsets
 
     def read(self, bucket: int) -> pl.DataFrame | None:
         """Read all rows of one bucket.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
@@ -22,9 +22,9 @@ import pyarrow as pa
 
 from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.disk_errors import writing
-from longbatch.jobs.commit.incremental_state import append_request_users, read_state, write_state
+from longbatch.jobs.commit.incremental_state import EarlierFiles, append_request_users, read_state, write_state
 from longbatch.jobs.readers.chunks import Chunk
-from longbatch.pipelines.arrays.hashing import bucket_of, hash_string
+from longbatch.pipelines.arrays.hashing import bucket_of
 from longbatch.pipelines.arrays.narrow_ints import narrow, with_codes
 from longbatch.pipelines.canonicalize import Canonical, LogFacts, canonicalize, conflicting_requests
 from longbatch.pipelines.kernel import build_bucket
@@ -39,19 +39,33 @@ from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.types import ArrowField
-from longbatch.validation.rules import CONFLICTING_REQUEST, MALFORMED_ROW
+from longbatch.validation.rules import MALFORMED_ROW
 
+from .conflicts import Conflicts, hash_of
 from .context import BuildContext
 
 logger = logging.getLogger(__name__)
 
 # As many rows as a chunk, so that the task of a bucket needs about as much memory as the task of a chunk.
 ROWS_PER_BUCKET = 1 << 20
-MAX_BUCKETS = 8192  # each chunk has one record batch per bucket, so more buckets mean smaller batches
+MAX_BUCKETS = 1 << 16  # `bucket_of` returns 16 bits; beyond 69 billion rows buckets get larger
 REQUEST_USERS, VOCABULARY = "request_users", "vocabulary"
 VOCABULARY_FIELDS: list[ArrowField] = [pa.field("id", pa.int64()), pa.field("string", pa.string())]
 
 BucketNumbers = npt.NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True)
+class BuildFacts:
+    """What is known of the whole log before any bucket is built.
+
+    Attributes:
+        log_end: Microseconds up to which the log of actions is complete; None if unknown.
+        conflicts: The request ids that several users share; None if there are none.
+    """
+
+    log_end: int | None = None
+    conflicts: Conflicts | None = None
 
 
 def rows_content(source: str) -> str:
@@ -109,7 +123,7 @@ def canonicalize_chunk(
 
 
 def split_by_bucket(
-    context: BuildContext, source: str, canonical: Canonical
+    context: BuildContext, source: str, canonical: Canonical, partitions: int
 ) -> Iterator[tuple[str, list[pa.RecordBatch]]]:
     """Split what a chunk became: rows by user, users of requests by request id, vocabulary by hashed id.
 
@@ -117,22 +131,44 @@ def split_by_bucket(
         context: The build.
         source: Name of the source.
         canonical: The canonicalized chunk.
+        partitions: Number of partitions; bucket b belongs to partition `b % partitions`.
 
     Yields:
-        Content of the part, and one record batch per bucket, possibly empty. Parts without rows are skipped.
+        Content of the part, and one record batch per partition, possibly empty. Parts without rows are skipped.
     """
-    rows = canonical.rows
-    # A hash decides the bucket, so that all rows with the same key meet in one bucket, whatever their files.
-    keys = [(rows_content(source), rows, rows[source_schema(context.spec, source).user_id])]
+    frames = [(rows_content(source), canonical.rows), (VOCABULARY, canonical.vocabulary)]
     if canonical.request_users is not None:
-        request_id = canonical.request_users["request_id"]
-        hashed = hash_string(request_id) if request_id.dtype == pl.String else request_id
-        keys.append((REQUEST_USERS, canonical.request_users, hashed))
-    # The vocabulary by id, so that equal strings of all chunks, and strings whose ids collide, meet in one bucket.
-    keys.append((VOCABULARY, canonical.vocabulary, canonical.vocabulary["id"]))
-    for content, frame, key in keys:
+        frames.append((REQUEST_USERS, canonical.request_users))
+    for content, frame in frames:
         if frame.height:
-            yield content, split_frame(frame, bucket_of(key.to_numpy(), context.buckets), context.buckets)
+            bucket = buckets_of_rows(context, content, frame)
+            # Without `%` for one bucket per partition, the common case, because it costs as much as the hash.
+            yield (
+                content,
+                split_frame(frame, bucket % partitions if partitions < context.buckets else bucket, partitions),
+            )
+
+
+def buckets_of_rows(context: BuildContext, content: str, frame: pl.DataFrame) -> BucketNumbers:
+    """Return the bucket of each row: a hash of its key, so that all rows with a key meet, whatever their files.
+
+    Args:
+        context: The build.
+        content: What the frame contains: rows of a source (`rows_content`), REQUEST_USERS or VOCABULARY.
+        frame: N rows.
+
+    Returns:
+        (N,) unsigned integers.
+    """
+    if content == REQUEST_USERS:
+        key = hash_of(frame["request_id"])
+    elif content == VOCABULARY:
+        # By id, so that strings whose ids collide meet.
+        key = frame["id"].to_numpy()
+    else:
+        source = content.removeprefix(rows_content(""))
+        key = frame[source_schema(context.spec, source).user_id].to_numpy()
+    return bucket_of(key, context.buckets)
 
 
 def split_frame(frame: pl.DataFrame, bucket: BucketNumbers, buckets: int) -> list[pa.RecordBatch]:
@@ -172,7 +208,11 @@ def one_batch(frame: pl.DataFrame) -> pa.RecordBatch:
 
 
 def build_shard(
-    context: BuildContext, bucket: int, rows: Mapping[str, pl.DataFrame | None], log_facts: LogFacts
+    context: BuildContext,
+    bucket: int,
+    rows: Mapping[str, pl.DataFrame | None],
+    earlier: EarlierFiles,
+    facts: BuildFacts,
 ) -> BuildResult:
     """Build one user bucket: kernel, pack, write the shard, and in an incremental build write the new state.
 
@@ -180,7 +220,8 @@ def build_shard(
         context: The build.
         bucket: Number of the bucket.
         rows: Canonical rows of the bucket by source; None if it has none.
-        log_facts: What the kernel must know about all users.
+        earlier: Files of the bucket from earlier increments.
+        facts: What the kernel must know about all users.
 
     Returns:
         The shard's entry and everything that is counted in the bucket.
@@ -190,7 +231,8 @@ def build_shard(
     """
     spec, increment = context.spec, context.increment
     frames = {source: _or_empty(rows.get(source), spec, source) for source in spec.sources}
-    built = build_bucket(spec, frames, log_facts, read_state(context.root, increment, bucket) if increment else None)
+    log_facts = LogFacts(_conflicts_among(spec, frames, facts.conflicts), facts.log_end)
+    built = build_bucket(spec, frames, log_facts, read_state(context.root, earlier) if increment else None)
     # Each bucket samples its share of the rows, rounded up; buckets of users are equal parts by hash.
     profile, samples = profile_bucket(spec, built, -(-spec.expectations.sample_rows // context.buckets))
     # Blocks are a lazy iterator, so that only one block at a time is in memory beside the kernel's output.
@@ -213,6 +255,15 @@ def build_shard(
     )
 
 
+def _conflicts_among(
+    spec: BuildSpec, frames: Mapping[str, pl.DataFrame], conflicts: Conflicts | None
+) -> pl.Series | None:
+    if conflicts is None:
+        return None
+    source = spec.requests.source
+    return conflicts.among(frames[source][source_schema(spec, source).names["requests"]["request_id"]])
+
+
 def _or_empty(rows: pl.DataFrame | None, spec: BuildSpec, source: str) -> pl.DataFrame:
     """Canonical rows of a bucket, or a frame of zero rows in the same columns."""
     if rows is not None:
@@ -220,13 +271,16 @@ def _or_empty(rows: pl.DataFrame | None, spec: BuildSpec, source: str) -> pl.Dat
     return cast(pl.DataFrame, pl.from_arrow(source_schema(spec, source).arrow_schema.empty_table()))
 
 
-def find_conflicts(context: BuildContext, bucket: int, request_users: pl.DataFrame) -> tuple[pl.Series, BuildResult]:
+def find_conflicts(
+    context: BuildContext, bucket: int, request_users: pl.DataFrame, earlier: EarlierFiles
+) -> tuple[pl.Series, BuildResult]:
     """Find the request ids of one bucket that several users share; an incremental build also keeps all ids.
 
     Args:
         context: The build.
         bucket: Number of a bucket of request ids.
         request_users: All pairs (request_id, user_id) of these ids.
+        earlier: Files of the bucket from earlier increments.
 
     Returns:
         The conflicting ids, and the file of all ids.
@@ -237,17 +291,18 @@ def find_conflicts(context: BuildContext, bucket: int, request_users: pl.DataFra
     # A committed request cannot change, so an increment must find the ids of all earlier ones, to refuse them.
     state: tuple[FileEntry, ...] = ()
     if context.increment:
-        state = append_request_users(context.root, context.increment, bucket, context.attempt, request_users)
+        state = append_request_users(context.root, earlier, bucket, context.attempt, request_users)
     return conflicting_requests(request_users), BuildResult(state=state)
 
 
-def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) -> BuildResult:
+def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame, earlier: EarlierFiles) -> BuildResult:
     """Write the new distinct (id, string) of one bucket of hashed ids, and count ids that belong to several strings.
 
     Args:
         context: The build.
         bucket: Number of the bucket.
         words: All pairs (id, string) of the bucket, with repetitions.
+        earlier: Files of the bucket from earlier increments.
 
     Returns:
         The vocabulary file, unless every pair is known already, and the number of collisions.
@@ -257,10 +312,9 @@ def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) ->
     """
     # Sorted, so that the file's bytes do not depend on the order of chunks.
     words = words.unique().sort("id", "string")
-    known = context.increment.vocabulary_entries(bucket) if context.increment else []
     collisions = words.height - words["id"].n_unique()
-    if known:
-        before = pl.concat([pl.read_ipc(check_file(context.root, entry)) for entry in known])
+    if earlier.vocabulary:
+        before = pl.concat([pl.read_ipc(check_file(context.root, entry)) for entry in earlier.vocabulary])
         words = words.join(before, on=["id", "string"], how="anti").sort("id", "string")
         ids = pl.concat([before["id"], words["id"]])
         # Collisions within `before` were counted by the increments that wrote it.
@@ -274,62 +328,6 @@ def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame) ->
         writer.write_table(table)
     entry = file_entry(context.root, path, words.height, bucket=bucket)
     return BuildResult(vocabulary=(entry,), collisions=collisions)
-
-
-def write_quarantine(context: BuildContext, name: str, chunk: Chunk, rejected: pl.DataFrame) -> BuildResult:
-    """Write the rejected rows and malformed lines of one chunk with their reasons, file and row number.
-
-    Args:
-        context: The build.
-        name: Name of the file, without its suffix.
-        chunk: The chunk; its frame is not used.
-        rejected: Original columns of the rejected rows, with `_reasons` and `_row`.
-
-    Returns:
-        The quarantine file, unless the chunk has no rejected row.
-
-    Raises:
-        MachineError: The disk is full.
-    """
-    rows = rejected.rename({"_row": "_source_row"})
-    rows = rows.with_columns(chunk.source_rows(rows["_source_row"]))
-    # Malformed lines have no columns; they get one of their own beside the columns of the rejected rows.
-    if chunk.malformed:
-        row_numbers = chunk.malformed_rows or [None] * len(chunk.malformed)
-        lines = pl.DataFrame({"_text": chunk.malformed, "_source_row": pl.Series(row_numbers, dtype=pl.Int64)})
-        lines = lines.with_columns(_reasons=pl.lit([MALFORMED_ROW], dtype=pl.List(pl.String)))
-        rows = pl.concat([rows, lines], how="diagonal")
-    if not rows.height:
-        return BuildResult()
-    path = context.root / "quarantine" / f"{name}.parquet"
-    with writing(path):
-        rows.with_columns(_source_file=pl.lit(chunk.path)).write_parquet(path, compression="zstd")
-    return BuildResult(quarantine=(file_entry(context.root, path, rows.height),))
-
-
-def quarantine_conflicts(context: BuildContext, name: str, chunk: Chunk, conflicts: pl.Series) -> BuildResult:
-    """Write the original rows of a chunk that are rejected only because several users share their request id.
-
-    The other rejected rows were written when the chunk was canonicalized for the first time.
-
-    Args:
-        context: The build.
-        name: Name of the file, without its suffix.
-        chunk: Raw rows of the requests' source.
-        conflicts: The shared request ids.
-
-    Returns:
-        The quarantine file, unless the chunk has no such row.
-
-    Raises:
-        MachineError: The disk is full.
-    """
-    parsed = replace(chunk, malformed=())
-    rejected = canonicalize_chunk(context, context.spec.requests.source, parsed, conflicts).rejected
-    # Exactly this one reason: a row with other faults is in the quarantine already, and would be there twice.
-    only_conflicts = rejected.filter(pl.col("_reasons") == [CONFLICTING_REQUEST])
-    # Row numbers of the file still count the malformed lines, which are excluded here.
-    return write_quarantine(context, name, parsed, only_conflicts)
 
 
 def write_samples(samples: TableSamples, root: Path, attempt: str) -> tuple[FileEntry, ...]:

@@ -15,7 +15,7 @@ from days import DAYS_SPEC, a_log, content, end_of, write
 from longbatch.jobs.append import append
 from longbatch.jobs.build import BuildSummary, build
 from longbatch.jobs.commit.write_lock import DATASET_FOLDERS
-from longbatch.jobs.engines import stages
+from longbatch.jobs.engines import spark, stages
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.spark import SparkEngine, unwrap_task_error
 from longbatch.jobs.readers import chunks
@@ -24,6 +24,8 @@ from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.spec.build_spec import load_spec
 
 pytest.importorskip("pyspark")
+from pyspark.errors import PySparkException
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
@@ -61,6 +63,40 @@ def test_the_dataset_does_not_depend_on_buckets_pieces_and_files(
     result = contents(tmp_path / "spark", build(load_spec(corrupt_log), tmp_path / "spark", engine=engine))
     assert result == expected
     assert len(open_dataset(tmp_path / "spark").shards) > 2
+
+
+def test_the_dataset_does_not_depend_on_partitions_of_several_buckets_and_sums_of_results(
+    corrupt_log: Path, tmp_path: Path, contents: Contents, engine: SparkEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = contents(tmp_path / "local", build(load_spec(corrupt_log), tmp_path / "local", engine=LocalEngine(1)))
+    monkeypatch.setattr(stages, "ROWS_PER_BUCKET", 12)
+    monkeypatch.setattr(spark, "MAX_PARTITIONS", 4)
+    monkeypatch.setattr(spark, "MAX_MAP_TASKS", 3)
+    monkeypatch.setattr(spark, "MAX_COLLECTED", 2)
+    result = contents(tmp_path / "spark", build(load_spec(corrupt_log), tmp_path / "spark", engine=engine))
+    assert open_dataset(tmp_path / "spark").snapshot.buckets == 23
+    assert result == expected
+
+
+def test_a_session_that_keeps_no_rows_and_refuses_settings_builds_the_same(
+    corrupt_log: Path,
+    tmp_path: Path,
+    contents: Contents,
+    engine: SparkEngine,
+    spark_session: SparkSession,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise PySparkException("not supported on serverless compute")
+
+    expected = contents(tmp_path / "local", build(load_spec(corrupt_log), tmp_path / "local", engine=LocalEngine(1)))
+    monkeypatch.setattr(type(spark_session.range(1)), "persist", refuse)
+    monkeypatch.setattr(type(spark_session.conf), "set", refuse)
+    with caplog.at_level(logging.INFO, logger="longbatch"):
+        result = contents(tmp_path / "spark", build(load_spec(corrupt_log), tmp_path / "spark", engine=engine))
+    assert result == expected
+    assert "they run again for each stage: not supported on serverless compute" in caplog.text
 
 
 DELAYED_LABELS = """

@@ -8,7 +8,9 @@ import pytest
 from longbatch.jobs.engines.stages import bucket_count, split_frame
 
 
-@pytest.mark.parametrize(("rows", "buckets"), [(0, 1), (1, 1), (1 << 20, 1), ((1 << 20) + 1, 2), (1 << 40, 8192)])
+@pytest.mark.parametrize(
+    ("rows", "buckets"), [(0, 1), (1, 1), (1 << 20, 1), ((1 << 20) + 1, 2), (1 << 33, 8192), (1 << 40, 65_536)]
+)
 def test_there_is_one_bucket_for_every_million_rows(rows: int, buckets: int) -> None:
     assert bucket_count(rows) == buckets
 
