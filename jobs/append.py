@@ -22,6 +22,7 @@ from longbatch.jobs.commit.write_lock import attempt
 from longbatch.jobs.engines.engine import Engine
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.stages import write_samples
+from longbatch.jobs.readers.table_pieces import pin_tables
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.manifest import FileEntry
@@ -68,6 +69,7 @@ def append(
     """
     root, started = Path(dataset), time.monotonic()
     before = read_snapshot(root)
+    spec = pin_tables(spec)
     increment = _increment(root, spec, before, to_microseconds(until))
     if increment.start == increment.until:
         return summary_of(root, before, {}, started)
@@ -100,9 +102,12 @@ def _increment(root: Path, spec: BuildSpec, before: Snapshot, until: int) -> Inc
 
 
 def _fixed_spec_keys(spec: BuildSpec) -> dict[str, Any]:
-    """The keys of a spec that must be the same in all increments: all but MAY_CHANGE and the paths of sources."""
+    """The keys of a spec that must be the same in all increments: all but MAY_CHANGE and where the sources are."""
     document = spec.model_dump(mode="json")
-    sources = {name: {**source, "path": None} for name, source in document["sources"].items()}
+    sources = {
+        name: {**source, "path": None, "version": None, "snapshot": None}
+        for name, source in document["sources"].items()
+    }
     return {key: value for key, value in document.items() if key not in MAY_CHANGE} | {"sources": sources}
 
 

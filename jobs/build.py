@@ -24,6 +24,7 @@ from longbatch.jobs.commit.write_lock import DATASET_FOLDERS, attempt, is_datase
 from longbatch.jobs.engines.engine import Engine
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.stages import BuildFacts, write_samples
+from longbatch.jobs.readers.table_pieces import pin_tables
 from longbatch.pipelines.canonicalize import gather_log_facts
 from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, SpecError
@@ -112,6 +113,7 @@ def build(
     _check_suites(spec)
     if until:
         check_appendable(spec)
+    spec = pin_tables(spec)
     root, started = Path(out), time.monotonic()
     existing = _check_output(root, overwrite)
     increment = Increment(None, to_microseconds(until)) if until else None

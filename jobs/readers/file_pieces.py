@@ -83,26 +83,33 @@ def plan_files(spec: BuildSpec, source: str) -> list[Piece]:
     if entry.file_format == "csv":
         return _csv_pieces(spec, source, planned, in_files)
     if entry.file_format == "jsonl":
-        whole = [_whole_file(source, file, is_stream=True) for file in planned]
+        whole = [whole_file(source, file, is_stream=True) for file in planned]
         return whole if entry.synthetic_time else _split_large(whole, TextFormat())
     return _arrow_pieces(spec, source, planned, in_files)
 
 
 def _parquet_pieces(spec: BuildSpec, source: str, files: list[PlannedFile], needed: Sequence[str]) -> list[Piece]:
-    footers = _in_threads(lambda file: read_footer(file.file, needed), files)
+    footers = in_threads(lambda file: read_footer(file.file, needed), files)
     adjusted = _adjusted(spec, source, files, [footer.schema for footer in footers], needed)
     return [
         piece
         for whole, footer in zip(adjusted, footers, strict=True)
-        for piece in _row_group_pieces(whole, footer.group_rows)
+        for piece in row_group_pieces(whole, footer.group_rows)
     ]
 
 
-def _row_group_pieces(whole: Piece, group_rows: Sequence[int]) -> list[Piece]:
+def row_group_pieces(whole: Piece, group_rows: Sequence[int]) -> list[Piece]:
     """Split a Parquet file at the first row group that completes CHUNK_ROWS rows.
 
     CHUNK_ROWS = 4, row groups of 3, 3, 3, 1 rows
     -> row groups [0, 2) with 6 rows from row 0, and [2, 4) with 4 rows from row 6
+
+    Args:
+        whole: All of the file.
+        group_rows: Number of rows of each row group.
+
+    Returns:
+        The pieces, none of a file without row groups.
     """
     pieces: list[Piece] = []
     first_group, first_row, rows, total = 0, 0, 0, max(1, sum(group_rows))
@@ -116,14 +123,14 @@ def _row_group_pieces(whole: Piece, group_rows: Sequence[int]) -> list[Piece]:
 
 
 def _arrow_pieces(spec: BuildSpec, source: str, files: list[PlannedFile], needed: Sequence[str]) -> list[Piece]:
-    schemas = _in_threads(lambda file: read_arrow_schema(file.file, needed), files)
+    schemas = in_threads(lambda file: read_arrow_schema(file.file, needed), files)
     return _adjusted(spec, source, files, schemas, needed)
 
 
 def _csv_pieces(spec: BuildSpec, source: str, files: list[PlannedFile], needed: Sequence[str]) -> list[Piece]:
     entry = spec.sources[source]
     names = entry.columns
-    headers = [names] * len(files) if names else _in_threads(lambda file: read_header(entry, file.file), files)
+    headers = [names] * len(files) if names else in_threads(lambda file: read_header(entry, file.file), files)
     # An empty file has no header, and no rows that could lack a column.
     schemas = [
         FileSchema(file.file.path, {name: pl.String() for name in needed if name in (header or needed)}, header)
@@ -146,7 +153,7 @@ def _adjusted(
     for file, change in zip(files, adjustments(schemas, needed), strict=True):
         nulls = pl.DataFrame({name: pl.Series([None], dtype=dtype) for name, dtype in change.nulls.items()})
         constants = pl.concat([file.constants, nulls], how="horizontal") if nulls.width else file.constants
-        whole = _whole_file(source, replace(file, constants=constants))
+        whole = whole_file(source, replace(file, constants=constants))
         pieces.append(replace(whole, as_strings=change.as_strings))
     return pieces
 
@@ -168,7 +175,14 @@ def _check_generated(spec: BuildSpec, source: str, files: list[PlannedFile], sch
             )
 
 
-def _whole_file(source: str, file: PlannedFile, is_stream: bool = False) -> Piece:
+def whole_file(source: str, file: PlannedFile, is_stream: bool = False) -> Piece:
+    """Return all of a file as one piece.
+
+    Args:
+        source: Name of the source.
+        file: The file.
+        is_stream: Whether it is a text file.
+    """
     path, size = file.file.path, file.file.size_bytes
     uncompressed = size * COMPRESSION_RATIO if is_compressed(path) else size
     rows = max(1, uncompressed // BYTES_PER_TEXT_ROW)
@@ -180,7 +194,7 @@ def _split_large(pieces: list[Piece], text: TextFormat) -> list[Piece]:
     """Split text files that are larger than a chunk; all their ranges are scanned in parallel."""
     large = [piece for piece in pieces if piece.size > chunks.CHUNK_BYTES and not is_compressed(piece.path)]
     ranges = {piece.file: ranges_of(piece) for piece in large}
-    scans = iter(_in_threads(lambda piece: scan_range(piece, text), list(chain(*ranges.values()))))
+    scans = iter(in_threads(lambda piece: scan_range(piece, text), list(chain(*ranges.values()))))
     scanned = {number: list(islice(scans, len(parts))) for number, parts in ranges.items()}
     return [
         part
@@ -189,7 +203,16 @@ def _split_large(pieces: list[Piece], text: TextFormat) -> list[Piece]:
     ]
 
 
-def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Call a function that waits for files, in many threads.
+
+    Args:
+        function: The function.
+        items: Its arguments.
+
+    Returns:
+        The results in the order of the items.
+    """
     if not items:
         return []
     with ThreadPoolExecutor(min(THREADS, len(items))) as pool:

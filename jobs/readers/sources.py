@@ -23,7 +23,9 @@ from .columnar import read_arrow, read_parquet
 from .csv import read_csv
 from .file_columns import decode_constants
 from .file_pieces import plan_files
+from .iceberg import read_iceberg
 from .json_lines import read_json_lines
+from .table_pieces import plan_delta, plan_iceberg_pieces
 
 
 def plan_pieces(spec: BuildSpec, source: str) -> list[Piece]:
@@ -44,13 +46,16 @@ def plan_pieces(spec: BuildSpec, source: str) -> list[Piece]:
         DataError: A file is not readable.
         MachineError: The place of the files cannot be reached or read.
     """
-    if spec.sources[source].file_format == "table":
+    file_format = spec.sources[source].file_format
+    if file_format == "table":
         raise SourceError(
             f"source {source} is a Spark table, which only Spark can read. Build with --engine spark, or read the "
             'table\'s files: format = "delta" and "iceberg" need no Spark.'
         )
     try:
-        return plan_files(spec, source)
+        if file_format == "delta":
+            return plan_delta(spec, source)
+        return plan_iceberg_pieces(spec, source) if file_format == "iceberg" else plan_files(spec, source)
     except SourceError as error:
         message = str(error)
         raise SourceError(message if message.startswith("source ") else f"source {source}: {message}") from None
@@ -98,6 +103,8 @@ def _read_file(spec: BuildSpec, piece: Piece, columns: list[str]) -> Iterator[Ch
         return read_csv(entry, piece, columns)
     if entry.file_format == "jsonl":
         return read_json_lines(piece, columns, source_schema(spec, piece.source).list_columns)
+    if entry.file_format == "iceberg":
+        return read_iceberg(entry.path[0], entry.snapshot, piece, columns)
     return read_arrow(piece, columns) if entry.file_format == "arrow" else read_parquet(piece, columns)
 
 

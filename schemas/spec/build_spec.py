@@ -333,7 +333,8 @@ class BuildSpec(Strict):
 
 
 def _absolute(path: str, folder: Path, format: SourceFormat | None) -> str:
-    if format == "table" or "://" in path:
+    is_name = format == "table" or (format == "iceberg" and not path.endswith(".metadata.json"))
+    if is_name or "://" in path:
         return path
     return str(folder / path)
 

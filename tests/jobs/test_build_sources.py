@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import deltalake
 import polars as pl
+import pyarrow as pa
 import pytest
+from delta_tables import delete_with_vector, write_delta
+from iceberg_tables import open_catalog, write_iceberg
 
 from longbatch.jobs.build import BuildSummary, build
 from longbatch.jobs.engines.engine import Engine
@@ -95,6 +100,78 @@ def test_a_large_text_file_in_pieces_gives_the_same_dataset(
     result = build(spec, tmp_path / "result", engine=LocalEngine(2))
     assert hash_of(result) == hash_of(expected)
     assert result.row_accounting == expected.row_accounting
+
+
+def write_delta_log(path: Path) -> None:
+    """Four days, partitioned by dt; columns are added by day, rows are deleted by a rewrite and by a vector."""
+    for day in range(1, 5):
+        frame = pl.concat([day_of_rows(day, hour).with_columns(hour=pl.lit(hour, pl.Int8)) for hour in (0, 7)])
+        frame = frame.with_columns(pl.col("city").cast(pl.String), dt=pl.lit(f"2026-11-{day:02}"))
+        frame = frame.with_columns(pl.col("^dwell$").cast(pl.Int64))
+        write_delta(path, frame, partition_by=["dt"], schema_mode="merge")
+    table = deltalake.DeltaTable(str(path))
+    table.delete("dt = '2026-11-03' and item = 5")
+    (file,) = [file for file in deltalake.DeltaTable(str(path)).file_uris() if "dt=2026-11-04" in file]
+    delete_with_vector(path, Path(file).relative_to(path).as_posix(), range(10, 30))
+
+
+def write_iceberg_log(catalog: Any) -> str:
+    """As `write_delta_log`, with the columns of the last day in all days; returns the table's metadata file."""
+    frames = []
+    for day in range(1, 5):
+        frame = pl.concat([day_of_rows(day, hour).with_columns(hour=pl.lit(hour, pl.Int32)) for hour in (0, 7)])
+        frame = frame.with_columns(pl.col("city").cast(pl.String), dt=pl.lit(f"2026-11-{day:02}"))
+        frames.append(frame.with_columns(pl.col("^(dwell|click)$").cast(pl.Int32)))
+    table = write_iceberg(catalog, frames[0])
+    with table.update_schema() as update:
+        update.union_by_name(to_arrow(frames[3]).schema)
+    for frame in frames[1:]:
+        table.append(to_arrow(frame))
+    table.delete("item = 5 and dt = '2026-11-03'")
+    return str(table.metadata_location)
+
+
+def to_arrow(frame: pl.DataFrame) -> pa.Table:
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def test_a_delta_table_is_read_at_one_version_which_the_dataset_records(tmp_path: Path) -> None:
+    write_delta_log(tmp_path / "log")
+    summary = build(log_spec(tmp_path / "log", "delta"), tmp_path / "dataset", engine=LocalEngine(2))
+    accounting = summary.row_accounting["log"]
+    assert accounting.rows == 240 - 8 - 20
+    assert open_dataset(tmp_path / "dataset").spec.sources["log"].version == 5
+    # Later changes of the table do not change what the recorded version is.
+    deltalake.DeltaTable(str(tmp_path / "log")).update(updates={"item": "1"}, predicate="dt = '2026-11-02'")
+    assert audit(tmp_path / "dataset", users=None).findings == []
+
+
+def test_an_iceberg_table_is_read_at_one_snapshot_which_the_dataset_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = open_catalog(tmp_path, monkeypatch)
+    write_iceberg_log(catalog)
+    spec = log_spec(Path("prod.db.log"), "iceberg")
+    summary = build(spec, tmp_path / "dataset", engine=LocalEngine(2))
+    accounting = summary.row_accounting["log"]
+    assert (accounting.rows, accounting.filtered) == (320 - 8, 80)
+    table = catalog.load_table("db.log")
+    assert open_dataset(tmp_path / "dataset").spec.sources["log"].snapshot == table.current_snapshot().snapshot_id
+    table.delete("item = 1")
+    assert audit(tmp_path / "dataset", users=None).findings == []
+
+
+@pytest.mark.spark
+@pytest.mark.usefixtures("spark_session")
+def test_both_engines_read_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_delta_log(tmp_path / "log")
+    metadata = write_iceberg_log(open_catalog(tmp_path, monkeypatch))
+    specs = [log_spec(tmp_path / "log", "delta"), log_spec(Path(metadata), "iceberg")]
+    engines: list[Engine] = [LocalEngine(1), SparkEngine()]
+    for number, spec in enumerate(specs):
+        local, spark = (build(spec, tmp_path / f"{number}{n}", engine=engine) for n, engine in enumerate(engines))
+        assert hash_of(local) == hash_of(spark)
+        assert local.row_accounting == spark.row_accounting
 
 
 @pytest.mark.spark

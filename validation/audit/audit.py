@@ -25,6 +25,7 @@ from longbatch.schemas.types import ProgressCallback, no_progress
 from longbatch.validation.reference.log_end import find_log_end
 from longbatch.validation.reference.oracle import Reference, build_reference
 from longbatch.validation.reference.raw_rows import read_rows
+from longbatch.validation.reference.raw_tables import check_table
 from longbatch.validation.reference.source_files import source_files
 from longbatch.validation.reference.user_counts import UserCounts, count_user_rows
 from longbatch.validation.rules import MALFORMED_ROW
@@ -111,6 +112,8 @@ def _missing_files(raw: BuildSpec) -> SourceError | None:
     try:
         for source in raw.sources:
             source_files(raw, source)
+            if raw.sources[source].format in ("delta", "iceberg"):
+                check_table(raw, source)
     except SourceError as error:
         return error
     return None

@@ -20,8 +20,9 @@ from pyarrow import csv, ipc
 from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.schemas.spec.source import Source, SyntheticTime
+from longbatch.schemas.spec.source import TABLE_FORMATS, Source, SyntheticTime
 
+from .raw_tables import table_rows
 from .source_files import File, folder_columns, skipped_rows, source_files
 from .values import Row, as_string
 
@@ -63,6 +64,10 @@ def read_chunks(
     """
     entry, synthetic = spec.sources[source], spec.sources[source].synthetic_time
     columns = [name for name in columns if synthetic is None or name != synthetic.column]
+    if entry.file_format in TABLE_FORMATS:
+        for frame in table_rows(spec, source, columns):
+            yield Chunk(_plain(frame))
+            advance(frame.height)
     for number, file in enumerate(source_files(spec, source)):
         rows_before = 0
         in_file = [name for name in columns if name not in file.folders]
@@ -91,7 +96,7 @@ def _require(spec: BuildSpec, source: str, file: File, columns: list[str], avail
 
 def _with_folders(spec: BuildSpec, source: str, file: File, chunk: Chunk, columns: list[str]) -> Chunk:
     """Add the columns that folders name and nulls for those that the file lacks; drop rows that a build skips."""
-    frame = chunk.frame.with_columns((selectors.binary() | selectors.categorical()).cast(pl.String))
+    frame = _plain(chunk.frame)
     nulls = [pl.lit(None).alias(name) for name in columns if name not in frame.columns and name not in file.folders]
     folders = folder_columns(file, frame.height)
     if folders.height and skipped_rows(spec, source, folders.head(1)).all():
@@ -112,6 +117,10 @@ def _with_synthetic_time(chunk: Chunk, synthetic: SyntheticTime, first_us: int, 
     times = pl.int_range(first_us, first_us + frame.height, dtype=pl.Int64, eager=True)
     synthetic_times = times.cast(pl.Datetime("us", "UTC")).alias(synthetic.column)
     return Chunk(frame.with_columns(synthetic_times), chunk.malformed + chunk.frame.height - frame.height)
+
+
+def _plain(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns((selectors.binary() | selectors.categorical()).cast(pl.String))
 
 
 def _frame(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from longbatch.schemas.errors import MachineError, SourceError, SpecError
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.spec.source import TABLE_FORMATS
 from longbatch.schemas.storage.open_store import open_store
 from longbatch.schemas.storage.store import Store
 
@@ -37,7 +38,7 @@ class File:
 
 
 def source_files(spec: BuildSpec, source: str) -> list[File]:
-    """Return the files of a source, those of each pattern sorted by path.
+    """Return the files of a source, those of each pattern sorted by path; none of a Delta or Iceberg table.
 
     Args:
         spec: The build spec.
@@ -51,6 +52,8 @@ def source_files(spec: BuildSpec, source: str) -> list[File]:
         raise SourceError(
             f"source {source} is a Spark table, but the naive reference reads files only. Export the table to files."
         )
+    if entry.file_format in TABLE_FORMATS:
+        return []
     files: dict[str, File] = {}
     for pattern in entry.path:
         matches = {file.store.name(file.path): file for file in _matching_files(source, pattern)}

@@ -308,6 +308,21 @@ INVALID = [
         'synthetic_time = { column = "x", start = 2020-01-01T00:00:00Z, per_file = "1d" }',
         r"synthetic_time counts the rows of files, which a table does not have",
     ),
+    (
+        'path = "log/*.parquet"',
+        'path = "log/*.parquet"\nversion = 3',
+        r'`version` needs format = "delta"; set the format or remove `version`',
+    ),
+    (
+        'path = "log/*.parquet"',
+        'path = "log"\nformat = "delta"\nsnapshot = 3',
+        r'`snapshot` needs format = "iceberg"; set the format or remove `snapshot`',
+    ),
+    (
+        'path = "log/*.parquet"',
+        'path = ["a", "b"]\nformat = "delta"',
+        r'a source of format "delta" is one table; use one source for each table',
+    ),
 ]
 
 
@@ -542,6 +557,13 @@ def test_paths_are_relative_to_the_folder_of_the_spec(tmp_path: Path) -> None:
 def test_the_name_of_a_table_is_not_a_path() -> None:
     spec = parse_spec(with_line('path = "log/*.parquet"', 'path = "catalog.log"\nformat = "table"'))
     assert spec.with_paths_from(Path("/somewhere")).sources["log"].path == ("catalog.log",)
+    iceberg = Source(path=("prod.db.log",), format="iceberg")
+    metadata = Source(path=("log/v1.metadata.json",), format="iceberg")
+    spec = spec.model_copy(update={"sources": {"a": iceberg, "b": metadata}}).with_paths_from(Path("/somewhere"))
+    assert [source.path for source in spec.sources.values()] == [
+        ("prod.db.log",),
+        ("/somewhere/log/v1.metadata.json",),
+    ]
 
 
 def test_a_document_that_is_not_toml_is_rejected() -> None:
