@@ -21,6 +21,7 @@ from longbatch.jobs.vacuum import vacuum
 from longbatch.pipelines.arrays.hashing import bucket_of
 from longbatch.schemas.format.snapshot import Snapshot, read_snapshot
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.types import Int64Array, ProgressCallback
 
 from .checks import WORK_PREFIX, Check, Figure, Results, combined, hash_of, timed
@@ -90,7 +91,7 @@ def _one_day(root: Path, spec: BuildSpec, day: int, end: datetime) -> list[Figur
     else:
         append(spec, root / "grown", end)
     seconds = time.monotonic() - started
-    state = sum(entry.size_bytes for entry in read_snapshot(root / "grown").state) / 1e6
+    state = sum(entry.size_bytes for entry in read_snapshot(LocalStore(root / "grown")).state) / 1e6
     rows = pl.scan_parquet(path).select(pl.len()).collect().item()
     return [
         Figure(f"day {day + 1}: rows", rows),
@@ -101,7 +102,7 @@ def _one_day(root: Path, spec: BuildSpec, day: int, end: datetime) -> list[Figur
 
 def _forget(out: Path) -> Results:
     """Forget the users of as few buckets as possible, and look for them in every file."""
-    before = read_snapshot(out)
+    before = read_snapshot(LocalStore(out))
     buckets = before.buckets or 1
     users = _users_of_first_buckets(out, before)
     users_buckets = set(bucket_of(users, buckets).tolist())

@@ -28,6 +28,7 @@ from longbatch.jobs.vacuum import vacuum
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers
 from longbatch.schemas.spec.build_spec import load_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.types import ProgressCallback
 
 from .checks import WORK_PREFIX, Check, Figure, Results, hash_of
@@ -230,13 +231,13 @@ def _read(job: _Job) -> str:
     try:
         return COMPLETE if hash_of(job.out) in job.contents else PARTIAL
     except DatasetError:
-        return ABSENT if not snapshot_numbers(job.out) else PARTIAL
+        return ABSENT if not snapshot_numbers(LocalStore(job.out)) else PARTIAL
 
 
 def _only_listed(out: Path) -> bool:
     """Whether the files on disk are exactly those that the newest snapshot lists."""
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    return files == listed_paths(out, snapshot_numbers(out)[-1])
+    return files == listed_paths(LocalStore(out), snapshot_numbers(LocalStore(out))[-1])
 
 
 def main() -> None:

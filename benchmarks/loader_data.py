@@ -14,6 +14,7 @@ from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.tables import requests_schema, timelines_schema
 from longbatch.schemas.types import ArrowArray, Int64Array
 
@@ -71,9 +72,9 @@ def write(root: Path, size: Size, compression: str) -> Path:
     spec = parse_spec(SPEC.replace("COMPRESSION", compression))
     for table in ("timelines", "requests", "dictionaries"):
         (root / table).mkdir(parents=True)
-    row = write_shard(root, 0, "0", spec, _blocks(spec, size))
+    row = write_shard(LocalStore(root), 0, "0", spec, _blocks(spec, size))
     shards = ShardsTable.from_entries([row] if row else [])
-    commit(root, Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
+    commit(LocalStore(root), Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
     return root
 
 

@@ -6,6 +6,7 @@ log contains the outcome of every row. The quarantine must contain the rejected 
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 import time
@@ -138,7 +139,7 @@ def compare_quarantine(dataset: Dataset, planted: RowAccounting) -> dict[str, tu
         For each check its actual and its expected count: all rejected rows are there, have reasons, and equal the rows
         of the log's files.
     """
-    parts = [pl.read_parquet(dataset.path / entry.path) for entry in dataset.snapshot.quarantine]
+    parts = [pl.read_parquet(io.BytesIO(dataset.store.read(entry.path))) for entry in dataset.snapshot.quarantine]
     rows = pl.concat(parts, how="diagonal_relaxed")
     labeled = rows.filter(pl.col("_reasons").list.len() > 0).drop_nulls(["_source_file", "_source_row"])
     reasons = dict(labeled["_reasons"].explode().value_counts().rows())

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from longbatch.schemas.format.dataset import open_dataset
-from longbatch.schemas.format.disk import check_file
+from longbatch.schemas.format.disk import read_file
 from longbatch.schemas.types import ProgressCallback
 
 from .checks import WORK_PREFIX, Check, Figure, Results
@@ -93,7 +93,7 @@ def main() -> None:
     dataset = open_dataset(sys.argv[1])
     for shard in dataset.shards:
         for entry in (shard.timelines, shard.requests):
-            check_file(dataset.path, entry, checksum=True)
+            read_file(dataset.store, entry)
     for _ in dataset.blocks():
         pass
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
 
+from longbatch.jobs.commit.attempt import attempt
 from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import REQUEST_USERS, Increment, check_appendable
 from longbatch.jobs.commit.quality_gates import check_accounting, check_rejects
-from longbatch.jobs.commit.write_lock import attempt
+from longbatch.jobs.commit.table_files import read_frame
 from longbatch.jobs.engines.engine import Engine
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.stages import write_samples
@@ -27,9 +27,11 @@ from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.format.manifest import FileEntry
 from longbatch.schemas.format.shards_table import ShardsTable
-from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
+from longbatch.schemas.format.snapshot import Snapshot, fingerprint, read_snapshot
 from longbatch.schemas.profile import TableName
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.open_store import Location, open_store
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.time import from_microseconds, to_microseconds
 from longbatch.schemas.types import ProgressCallback, no_progress
 
@@ -41,7 +43,7 @@ MAY_CHANGE = ("name", "max_rejected", "max_rejected_for", "expectations")
 
 def append(
     spec: BuildSpec,
-    dataset: str | Path,
+    dataset: Location,
     until: datetime,
     *,
     engine: Engine | None = None,
@@ -53,7 +55,7 @@ def append(
 
     Args:
         spec: The build spec; only paths of sources, thresholds and expectations may have changed.
-        dataset: The dataset's folder; it was built with `until`.
+        dataset: Folder or URL of the dataset; it was built with `until`.
         until: End of the new increment, exclusive.
         engine: Where to run; default: threads of this machine.
         progress: Receives the progress of the stages.
@@ -67,36 +69,41 @@ def append(
         DatasetError: There is no dataset, or another build committed first.
         MachineError: The disk is full.
     """
-    root, started = Path(dataset), time.monotonic()
-    before = read_snapshot(root)
+    store, started = open_store(dataset), time.monotonic()
+    before = read_snapshot(store)
     spec = pin_tables(spec)
-    increment = _increment(root, spec, before, to_microseconds(until))
+    increment = _increment(store, spec, before, to_microseconds(until))
     if increment.start == increment.until:
-        return summary_of(root, before, {}, started)
-    with attempt(root) as name:
-        result = run_stages(engine or LocalEngine(), spec, root, name, increment, progress)
+        return summary_of(store, before, {}, started)
+    with attempt(store, reads=before.number) as running:
+        result = run_stages(engine or LocalEngine(), spec, store, running.name, increment, progress)
         check_accounting(spec, result)
-        check_rejects(spec, result, root)
-        samples = write_samples(_all_samples(root, before, result, spec.expectations.sample_rows), root, name)
+        check_rejects(spec, result, store)
+        rows = _all_samples(store, before, result, spec.expectations.sample_rows)
+        samples = write_samples(rows, store, running.name)
         snapshot = _appended(spec, before, result, samples, increment)
-        commit(root, snapshot, name)
-    return summary_of(root, snapshot, result.row_accounting, started)
+        running.commit(snapshot)
+    return summary_of(store, snapshot, result.row_accounting, started)
 
 
-def _increment(root: Path, spec: BuildSpec, before: Snapshot, until: int) -> Increment:
+def _increment(store: Store, spec: BuildSpec, before: Snapshot, until: int) -> Increment:
     """The time window and the state to start from; raise SpecError if they do not fit the dataset."""
     check_appendable(spec)
     if before.until is None:
-        raise SpecError(f"{root} was built without --until, so nothing can be appended. Build it with --until first.")
+        raise SpecError(
+            f"{store.location} was built without --until, so nothing can be appended. Build it with --until first."
+        )
     if until < before.until:
         end, wanted = (from_microseconds(moment).isoformat() for moment in (before.until, until))
-        raise SpecError(f"{root} already contains the log until {end}, which is after {wanted}. Use a later --until.")
+        raise SpecError(
+            f"{store.location} already contains the log until {end}, which is after {wanted}. Use a later --until."
+        )
     new, old = _fixed_spec_keys(spec), _fixed_spec_keys(before.spec)
     changed = sorted(key for key in new if new[key] != old.get(key))
     if changed:
         raise SpecError(
-            f"The spec differs from the one of {root} in {', '.join(changed)}. Only paths of sources, thresholds and "
-            "expectations may change between increments."
+            f"The spec differs from the one of {store.location} in {', '.join(changed)}. Only paths of sources, "
+            "thresholds and expectations may change between increments."
         )
     return Increment(before.until, until, before.buckets, before.state, before.vocabulary)
 
@@ -146,11 +153,11 @@ def _sum(before: Mapping[str, RowAccounting], new: Mapping[str, RowAccounting]) 
     return dict((BuildResult(row_accounting=before) + BuildResult(row_accounting=new)).row_accounting)
 
 
-def _all_samples(root: Path, before: Snapshot, result: BuildResult, rows: int) -> dict[TableName, pl.DataFrame]:
+def _all_samples(store: Store, before: Snapshot, result: BuildResult, rows: int) -> dict[TableName, pl.DataFrame]:
     """The samples before together with the new ones, sampled again down to `rows` rows a table."""
     tables: dict[TableName, pl.DataFrame] = {}
     for entry in before.samples:
-        tables[cast(TableName, entry.table)] = pl.read_parquet(root / entry.path)
+        tables[cast(TableName, entry.table)] = read_frame(store, entry)
     for table, sample in result.samples.items():
         tables[table] = pl.concat([tables[table], sample], how="diagonal") if table in tables else sample
     return {

@@ -9,18 +9,18 @@ The way of a row, on every engine:
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from longbatch.jobs.commit.attempt import attempt, attempt_files, is_dataset_entry
 from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import Increment, check_appendable
 from longbatch.jobs.commit.quality_gates import check_result
-from longbatch.jobs.commit.write_lock import DATASET_FOLDERS, attempt, is_dataset_entry
 from longbatch.jobs.engines.engine import Engine
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.stages import BuildFacts, write_samples
@@ -30,11 +30,17 @@ from longbatch.schemas.accounting import Counts, RowAccounting
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.manifest import FileEntry
 from longbatch.schemas.format.shards_table import ShardsTable
-from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, snapshot_numbers
+from longbatch.schemas.format.snapshot import Snapshot, fingerprint, snapshot_numbers, snapshot_path
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.open_store import Location, open_store
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.time import to_microseconds
 from longbatch.schemas.types import ProgressCallback, no_progress
 from longbatch.validation.rules import check_threshold_names
+
+# Objects to look at before a build, so that a bucket of a billion of them is refused in a moment.
+ENTRIES_TO_CHECK = 10_000
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class BuildSummary:
     """What a build did.
 
     Attributes:
-        path: The dataset's folder.
+        path: Folder or URL of the dataset.
         snapshot: Number of the committed snapshot.
         fingerprint: Identifies the spec and the bytes of all shards.
         counts: What the dataset contains.
@@ -76,7 +82,7 @@ class BuildSummary:
 
 def build(
     spec: BuildSpec,
-    out: str | Path,
+    out: Location,
     *,
     engine: Engine | None = None,
     overwrite: bool = False,
@@ -87,7 +93,7 @@ def build(
 
     Args:
         spec: The build spec.
-        out: The dataset's folder.
+        out: Folder or URL of the dataset; see `open_store`.
         engine: Where to run; default: threads of this machine.
         overwrite: Replace an existing dataset, after success only.
         until: Build what was known before this time, so that later increments can be appended (`longbatch append`).
@@ -114,26 +120,26 @@ def build(
     if until:
         check_appendable(spec)
     spec = pin_tables(spec)
-    root, started = Path(out), time.monotonic()
-    existing = _check_output(root, overwrite)
+    store, started = open_store(out), time.monotonic()
+    existing = _check_output(store, overwrite)
     increment = Increment(None, to_microseconds(until)) if until else None
-    with attempt(root) as name:
-        result = run_stages(engine or LocalEngine(), spec, root, name, increment, progress)
-        check_result(spec, result, root)
-        samples = write_samples(result.samples, root, name)
+    with attempt(store) as running:
+        result = run_stages(engine or LocalEngine(), spec, store, running.name, increment, progress)
+        check_result(spec, result, store)
+        samples = write_samples(result.samples, store, running.name)
         snapshot = _snapshot(spec, result, samples, (existing[-1] if existing else 0) + 1, increment)
-        replaced = _unlisted_files(root, snapshot) if existing else []
-        commit(root, snapshot, name)
-    for path in replaced:
-        path.unlink(missing_ok=True)
-    shutil.rmtree(root / "reports", ignore_errors=True)  # they describe the snapshot that this one replaced
-    return summary_of(root, snapshot, result.row_accounting, started)
+        replaced = _unlisted_files(store, snapshot) if existing else []
+        running.commit(snapshot)
+    if existing:
+        # The reports describe the snapshot that this one replaced.
+        store.delete([*replaced, *(file.path for file in store.list_files("reports"))])
+    return summary_of(store, snapshot, result.row_accounting, started)
 
 
 def run_stages(
     engine: Engine,
     spec: BuildSpec,
-    root: Path,
+    store: Store,
     attempt: str,
     increment: Increment | None,
     progress: ProgressCallback,
@@ -143,7 +149,7 @@ def run_stages(
     Args:
         engine: Where to run.
         spec: The build spec.
-        root: The dataset's folder.
+        store: The dataset.
         attempt: Name of the attempt, which every file name contains.
         increment: Time window and state of an incremental build.
         progress: Receives the progress of the stages.
@@ -151,7 +157,7 @@ def run_stages(
     Returns:
         All files that were written, and what was counted.
     """
-    with engine.start(spec, root, attempt, increment, progress) as stages:
+    with engine.start(spec, store, attempt, increment, progress) as stages:
         # Per chunk, in parallel: read -> canonicalize -> split by bucket.
         result = stages.read_canonicalize_split()
         # Two facts need the rows of all users: request ids that users share, and where the log of actions ends.
@@ -166,12 +172,12 @@ def run_stages(
 
 
 def summary_of(
-    root: Path, snapshot: Snapshot, run_row_accounting: Mapping[str, RowAccounting], started: float
+    store: Store, snapshot: Snapshot, run_row_accounting: Mapping[str, RowAccounting], started: float
 ) -> BuildSummary:
     """Summarize a snapshot.
 
     Args:
-        root: The dataset's folder.
+        store: The dataset.
         snapshot: The snapshot.
         run_row_accounting: The outcome of every row that this run read, by source.
         started: Start of the build on the monotonic clock.
@@ -180,7 +186,7 @@ def summary_of(
         The summary, whose duration ends now.
     """
     return BuildSummary(
-        path=str(root),
+        path=store.location,
         snapshot=snapshot.number,
         fingerprint=snapshot.fingerprint,
         counts=snapshot.counts,
@@ -200,16 +206,27 @@ def _check_suites(spec: BuildSpec) -> None:
             raise SpecError(f"file not found: {path!r} (expectations.{table}). Fix the path or remove the key.")
 
 
-def _check_output(root: Path, overwrite: bool) -> list[int]:
-    """Numbers of the existing snapshots; raise DatasetError if the folder must not be written."""
-    existing = snapshot_numbers(root)
+def _check_output(store: Store, overwrite: bool) -> list[int]:
+    """Numbers of the existing snapshots; raise DatasetError if the place must not be written."""
+    existing = snapshot_numbers(store)
     if existing and not overwrite:
         raise DatasetError(
-            f"{root} already contains a dataset. Pass --overwrite to replace it after a successful build."
+            f"{store.location} already contains a dataset. Pass --overwrite to replace it after a successful build."
         )
-    if not existing and root.exists() and (not root.is_dir() or not all(map(is_dataset_entry, root.iterdir()))):
-        raise DatasetError(f"{root} exists and is not a dataset. Choose another output folder, or remove it yourself.")
+    if not existing and not all(map(is_dataset_entry, _entries(store))):
+        raise DatasetError(
+            f"{store.location} exists and is not a dataset. Choose another output folder, or remove it yourself."
+        )
     return existing
+
+
+def _entries(store: Store) -> Iterator[str]:
+    """Names of what is directly in a place; of an object store, of some of it."""
+    if isinstance(store, LocalStore):
+        if store.root.exists():
+            yield from (path.name for path in (store.root.iterdir() if store.root.is_dir() else [store.root]))
+    else:
+        yield from (file.path.partition("/")[0] for file in islice(store.list_files(), ENTRIES_TO_CHECK))
 
 
 def _snapshot(
@@ -245,12 +262,12 @@ def sorted_entries(entries: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
     return tuple(sorted(entries, key=lambda entry: entry.path))
 
 
-def _unlisted_files(root: Path, snapshot: Snapshot) -> list[Path]:
+def _unlisted_files(store: Store, snapshot: Snapshot) -> list[str]:
     """Files to remove once `snapshot` is committed: older snapshots, and data that it does not list.
 
     They are looked up before the commit, so that the files of a build that starts after it are never among them. A
     build that was writing already can no longer commit, because this one takes its snapshot number.
     """
     listed = snapshot.paths
-    paths = [path for folder in DATASET_FOLDERS for path in (root / folder).iterdir()]
-    return [path for path in paths if path.relative_to(root).as_posix() not in listed]
+    older = [snapshot_path(number) for number in snapshot_numbers(store)]
+    return older + [path for path in attempt_files(store) if path not in listed]

@@ -20,8 +20,9 @@ from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.pipelines.content_hash import SampleDigest
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format.dataset import Dataset, check_history_length
-from longbatch.schemas.format.disk import disk_message, hidden_folder, replace_folder
 from longbatch.schemas.stage_log import logged_stage
+from longbatch.schemas.storage.local_folders import disk_message, hidden_folder, replace_folder
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .expanded_files import (
@@ -178,8 +179,8 @@ def _both_sides(expander: Expander, paths: list[Path]) -> tuple[SampleDigest, Sa
 
 def _check_output(root: Path, overwrite: bool, dataset: Dataset) -> None:
     """Raise DatasetError unless `root` is new or empty, or, to be replaced, contains an expansion and nothing else."""
-    source = Path(str(dataset.path)).resolve()
-    if source.is_relative_to(root) or root.is_relative_to(source):
+    source = dataset.store.root.resolve() if isinstance(dataset.store, LocalStore) else None
+    if source and (source.is_relative_to(root) or root.is_relative_to(source)):
         raise DatasetError(f"{root} is inside the dataset {source} or contains it. Choose a separate folder.")
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return

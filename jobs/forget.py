@@ -20,18 +20,21 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longbatch.jobs.commit.rewrite import RowFilter, hashed_ids_in_use, read_table, rewrite_file
-from longbatch.jobs.commit.write_lock import attempt
+from longbatch.jobs.commit.attempt import attempt
+from longbatch.jobs.commit.rewrite import RowFilter, hashed_ids_in_use, rewrite_file
+from longbatch.jobs.commit.table_files import read_frame
 from longbatch.pipelines.arrays.hashing import bucket_of
 from longbatch.schemas.accounting import Counts
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.manifest import FileEntry, ShardEntry
 from longbatch.schemas.format.shard_reader import Block, ShardReader
 from longbatch.schemas.format.shard_writer import write_shard
-from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
+from longbatch.schemas.format.snapshot import Snapshot, fingerprint, read_snapshot
 from longbatch.schemas.profile import Large, Profile
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.stage_log import logged_stage
+from longbatch.schemas.storage.open_store import Location, open_store
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.types import ArrowArray, Int64Array
 
 from .user_ids import user_ids
@@ -89,11 +92,11 @@ def read_users(path: Path) -> list[str]:
     return users
 
 
-def forget(dataset: str | Path, users: list[str]) -> Forgotten:
+def forget(dataset: Location, users: list[str]) -> Forgotten:
     """Commit a snapshot without these users.
 
     Args:
-        dataset: The dataset's folder.
+        dataset: Folder or URL of the dataset.
         users: Users as the log names them. Unknown users are ignored.
 
     Returns:
@@ -104,16 +107,16 @@ def forget(dataset: str | Path, users: list[str]) -> Forgotten:
         DatasetError: The folder is not a dataset, a file is damaged, or another build committed first.
         MachineError: The disk is full.
     """
-    root, started = Path(dataset), time.monotonic()
-    before = read_snapshot(root)
+    store, started = open_store(dataset), time.monotonic()
+    before = read_snapshot(store)
     ids = user_ids(before.spec, users)
     rows = _UserRows(before.spec, users, ids)
-    with attempt(root) as name:
+    with attempt(store, reads=before.number) as running:
         with logged_stage(logger, "rewrite shards") as stage:
-            changes, removed = _rewrite_shards(root, before, ids, name)
+            changes, removed = _rewrite_shards(store, before, ids, running.name)
             shards = before.shards.replaced(changes)
             stage.rows = removed.requests
-        files = _FileRewriter(root, name)
+        files = _FileRewriter(store, running.name)
         with logged_stage(logger, "rewrite other files"):
             after = replace(
                 before,
@@ -126,15 +129,15 @@ def forget(dataset: str | Path, users: list[str]) -> Forgotten:
                 samples=files.rewrite(before.samples, rows.drop_by_id),
                 state=files.rewrite(before.state, rows.drop_by_id),
             )
-            in_use = hashed_ids_in_use(root, after) if before.vocabulary else pl.Series([], dtype=pl.Int64)
+            in_use = hashed_ids_in_use(store, after) if before.vocabulary else pl.Series([], dtype=pl.Int64)
             vocabulary = files.rewrite(
                 before.vocabulary, lambda words: words.filter(pl.col("id").is_in(in_use.implode()))
             )
             after = replace(after, vocabulary=vocabulary)
-        _check_users_are_gone(root, after, rows)
-        commit(root, after, name)
+        _check_users_are_gone(store, after, rows)
+        running.commit(after)
     return Forgotten(
-        path=str(root),
+        path=store.location,
         snapshot=after.number,
         users=len(ids),
         users_with_requests=removed.users,
@@ -179,22 +182,22 @@ class _UserRows:
 class _FileRewriter:
     """Rewrites files of one attempt and counts those that changed."""
 
-    def __init__(self, root: Path, attempt_name: str) -> None:
-        self._root, self._attempt = root, attempt_name
+    def __init__(self, store: Store, attempt_name: str) -> None:
+        self._store, self._attempt = store, attempt_name
         self.rewritten = 0
 
     def rewrite(self, entries: tuple[FileEntry, ...], keep: RowFilter) -> tuple[FileEntry, ...]:
         """Rewrite those files that lose rows, and return the entries of all files that still have rows."""
         kept = []
         for entry in entries:
-            new = rewrite_file(self._root, entry, self._attempt, keep)
+            new = rewrite_file(self._store, entry, self._attempt, keep)
             self.rewritten += new is not entry
             kept += [new] if new else []
         return tuple(kept)
 
 
 def _rewrite_shards(
-    root: Path, before: Snapshot, ids: Int64Array, name: str
+    store: Store, before: Snapshot, ids: Int64Array, name: str
 ) -> tuple[dict[int, ShardEntry | None], Counts]:
     """Rewrite the shards that have the users, and count what was removed. Only shards of the users' buckets are read.
 
@@ -209,27 +212,27 @@ def _rewrite_shards(
     users_with_requests: set[int] = set()
     for number in candidates.tolist():
         shard = before.shards[number]
-        present = _users_in(root, shard, before.spec, ids)
+        present = _users_in(store, shard, before.spec, ids)
         if not present:
             continue
         users_with_requests |= present
-        blocks = (_without_users(block, users) for block in _blocks(root, shard, before.spec))
+        blocks = (_without_users(block, users) for block in _blocks(store, shard, before.spec))
         remaining = ((block.timelines, block.requests) for block in blocks if block)
-        rewritten = write_shard(root, shard.bucket, f"{name}-{number:05d}", before.spec, remaining)
+        rewritten = write_shard(store, shard.bucket, f"{name}-{number:05d}", before.spec, remaining)
         changes[number] = rewritten
         removed += _removed_counts(shard, rewritten)
     return changes, removed + Counts(users=len(users_with_requests))
 
 
-def _blocks(root: Path, shard: ShardEntry, spec: BuildSpec) -> Iterator[Block]:
-    reader = ShardReader(root, shard, spec)
+def _blocks(store: Store, shard: ShardEntry, spec: BuildSpec) -> Iterator[Block]:
+    reader = ShardReader(store, shard, spec)
     return (reader.block(number) for number in range(len(shard.blocks)))
 
 
-def _users_in(root: Path, shard: ShardEntry, spec: BuildSpec, ids: Int64Array) -> set[int]:
+def _users_in(store: Store, shard: ShardEntry, spec: BuildSpec, ids: Int64Array) -> set[int]:
     """Those of the users that have a timeline in a shard."""
     present: set[int] = set()
-    for block in _blocks(root, shard, spec):
+    for block in _blocks(store, shard, spec):
         users = np.asarray(block.timelines["user_id"].to_numpy(zero_copy_only=False))
         present.update(np.intersect1d(users, ids).tolist())
     return present
@@ -287,18 +290,19 @@ def _without_names(profile: Profile, users: set[str]) -> Profile:
     return replace(profile, skew=replace(skew, users=others(skew.users), requests=requests, policy_users=policy_users))
 
 
-def _check_users_are_gone(root: Path, after: Snapshot, rows: _UserRows) -> None:
+def _check_users_are_gone(store: Store, after: Snapshot, rows: _UserRows) -> None:
     """Raise DatasetError if a file that the snapshot lists still contains the users."""
     ids = rows.ids.to_numpy()
-    remaining = [shard.timelines.path for shard in after.shards if _users_in(root, shard, after.spec, ids)]
+    remaining = [shard.timelines.path for shard in after.shards if _users_in(store, shard, after.spec, ids)]
     for entries, drop in (
         (after.quarantine, rows.drop_from_quarantine),
         ((*after.samples, *after.state), rows.drop_by_id),
         (after.vocabulary, rows.drop_words),
     ):
-        tables = ((entry, read_table(root / entry.path)) for entry in entries)
+        tables = ((entry, read_frame(store, entry)) for entry in entries)
         remaining += [entry.path for entry, table in tables if drop(table).height < table.height]
     if remaining:
         raise DatasetError(
-            f"{root / remaining[0]} still contains a forgotten user. Nothing was committed. Please report this bug."
+            f"{store.name(remaining[0])} still contains a forgotten user. Nothing was committed. "
+            "Please report this bug."
         )

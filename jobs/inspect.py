@@ -103,7 +103,7 @@ def describe(dataset: Dataset, *, hash_content: bool = False) -> DatasetDescript
     counts, shards, log_end = dataset.counts, dataset.shards, dataset.snapshot.log_end
     sizes: dict[str, int] = {table: shards.file_bytes(table) for table in SHARD_TABLES}
     return DatasetDescription(
-        path=str(dataset.path),
+        path=dataset.location,
         name=dataset.spec.name,
         snapshot=dataset.snapshot.number,
         fingerprint=dataset.fingerprint,
@@ -153,7 +153,7 @@ def describe_user(dataset: Dataset, user: str, request: int = -1) -> dict[str, A
     try:
         requests = user_requests(dataset, number)
     except DatasetError:
-        raise DatasetError(f"user {user} has no request in {dataset.path}") from None
+        raise DatasetError(f"user {user} has no request in {dataset.location}") from None
     if not -requests.num_rows <= request < requests.num_rows:
         raise SpecError(f"user {user} has {requests.num_rows} requests, none with index {request}")
     row: dict[str, Any] = requests.slice(request % requests.num_rows, 1).to_pylist()[0]

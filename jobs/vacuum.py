@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from longbatch.jobs.commit.write_lock import DATASET_FOLDERS, WORK_PREFIX, running_attempts
+from longbatch.jobs.commit.attempt import ATTEMPT_NAME, DATASET_FOLDERS, remove_work_folders
+from longbatch.jobs.commit.lease import running_attempts
 from longbatch.schemas.errors import DatasetError, SpecError
-from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers
+from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers, snapshot_path
 from longbatch.schemas.stage_log import logged_stage
+from longbatch.schemas.storage.open_store import Location, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +37,14 @@ class Vacuumed:
         return asdict(self)
 
 
-def vacuum(root: Path, keep: int = 1) -> Vacuumed:
-    """Remove what builds wrote to a dataset but no kept snapshot lists and no running build writes.
+def vacuum(dataset: Location, keep: int = 1) -> Vacuumed:
+    """Remove what builds wrote to a dataset but no kept snapshot lists and no running build writes or reads.
+
+    Only files whose names builds make are removed.
 
     Args:
-        root: The dataset's folder.
-        keep: Number of the newest snapshots to keep.
+        dataset: Folder or URL of the dataset.
+        keep: Number of the newest snapshots to keep; those that a running append or forget reads stay too.
 
     Returns:
         What was removed.
@@ -51,37 +52,37 @@ def vacuum(root: Path, keep: int = 1) -> Vacuumed:
     Raises:
         SpecError: `keep` is less than 1.
         DatasetError: The folder is not a dataset, or a snapshot cannot be read.
+        MachineError: The place cannot be written.
     """
     if keep < 1:
         raise SpecError(f"keep is {keep}, but at least the newest snapshot must be kept. Use 1 or more.")
-    if not snapshot_numbers(root):
-        raise DatasetError(f"{root} is not a dataset: it has no snapshots.")
-    # The order matters: first list the files, then the locks of running attempts, then the snapshots. A listed file
-    # belongs to an attempt that holds its lock, or to one that has ended before its snapshots are listed.
-    # As strings and not as paths, because a dataset can have a million files.
-    files = [f"{folder}/{name}" for folder in DATASET_FOLDERS for name in _names(root / folder)]
-    work_folders = list(root.glob(f"{WORK_PREFIX}*"))
-    running = running_attempts(root)
-    numbers = snapshot_numbers(root)
-    old = numbers[:-keep]
-    listed = set[str]().union(*(listed_paths(root, number) for number in numbers[-keep:]))
-    dropped = [f"snapshots/{number:08d}.json" for number in old]
-    unlisted = sorted(set(files).difference(listed, dropped))
-    unused = [path for path in unlisted if not any(name in path for name in running)]
-    removed = 0
+    store = open_store(dataset)
+    # The order matters: first list the files, then the running attempts, then the snapshots. A listed file belongs to
+    # an attempt that is running, or to one that has ended before its snapshot is listed.
+    sizes = {file.path: file.size_bytes for folder in DATASET_FOLDERS for file in store.list_files(folder)}
+    running = running_attempts(store)
+    numbers = snapshot_numbers(store)
+    if not numbers:
+        raise DatasetError(f"{store.location} is not a dataset: it has no snapshots.")
+    kept = {*numbers[-keep:], *(attempt.snapshot for attempt in running)}
+    old = [number for number in numbers if number not in kept]
+    listed = {number: listed_paths(store, number) for number in numbers}
     with logged_stage(logger, "remove files") as stage:
         # Snapshots first, so that a kill in between leaves no snapshot whose files are gone.
-        for name in [*dropped, *unused]:
-            path = root / name
-            removed += path.stat().st_size if path.exists() else 0
-            path.unlink(missing_ok=True)
-        stage.size_bytes = removed
-    for folder in work_folders:
-        if folder.name.removeprefix(WORK_PREFIX) not in running:
-            shutil.rmtree(folder, ignore_errors=True)
-    return Vacuumed(old, len(unused), removed, sorted(running))
+        store.delete([snapshot_path(number) for number in old])
+        # An attempt that began meanwhile may read one of them: it looks for its snapshot after it wrote its lease.
+        running = [*running, *running_attempts(store)] if old else running
+        kept.update(attempt.snapshot for attempt in running)
+        used = set[str]().union(*(paths for number, paths in listed.items() if number in kept))
+        names = {attempt.name for attempt in running}
+        unused = [path for path in sizes if path not in used and _is_ended(path, names)]
+        store.delete(unused)
+        remove_work_folders(store, names)
+        stage.size_bytes = sum(sizes.get(path, 0) for path in (*unused, *map(snapshot_path, old)))
+    return Vacuumed(old, len(unused), stage.size_bytes, sorted(names))
 
 
-def _names(folder: Path) -> list[str]:
-    """Names of the files in a folder; none if there is no such folder."""
-    return os.listdir(folder) if folder.is_dir() else []
+def _is_ended(path: str, running: set[str]) -> bool:
+    """Whether an attempt wrote the file and none that is running did; a name is looked up as a whole."""
+    names = ATTEMPT_NAME.findall(path)
+    return bool(names) and not any(name in running for name in names)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
+from longbatch.jobs.commit.table_files import read_frame
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.format.disk import check_file
 from longbatch.schemas.format.snapshot import read_snapshot
 from longbatch.schemas.profile import TABLES
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.stage_log import logged_stage
+from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.open_store import Location, open_store
+from longbatch.schemas.storage.output_folder import output_folder
 from longbatch.schemas.types import ProgressCallback, no_progress
 from longbatch.validation.audit.audit import Audit, audit
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DATA_DOCS = Path("reports") / "data_docs"
+DATA_DOCS = "reports/data_docs"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Validation:
 
 
 def validate(
-    path: Path,
+    dataset: Location,
     spec: BuildSpec | None = None,
     *,
     users: int | None = 20,
@@ -63,7 +63,7 @@ def validate(
     If a sample is missing or altered, the audit reports it and no expectation runs.
 
     Args:
-        path: The dataset's folder.
+        dataset: Folder or URL of the dataset.
         spec: A spec whose logs to compare with; default: the dataset's own.
         users: Number of users to recompute from the raw log; None: all.
         seed: Seed of the choice of users.
@@ -77,21 +77,24 @@ def validate(
         DatasetError: The folder is not a dataset.
         SpecError: A suite of expectations is missing or not valid.
     """
+    store = open_store(dataset)
     with logged_stage(logger, "audit"):
-        audited = audit(path, spec, users, seed, progress)
+        audited = audit(store, spec, users, seed, progress)
     if not expectations:
         return Validation(audited, None)
-    from longbatch.validation.expectations.runner import run_expectations
+    from longbatch.validation.expectations.runner import INDEX, run_expectations
 
-    snapshot = read_snapshot(path)
+    snapshot = read_snapshot(store)
     try:
-        files = {entry.table: check_file(path, entry, checksum=True) for entry in snapshot.samples}
+        frames = {entry.table: read_frame(store, entry, checksum=True) for entry in snapshot.samples}
     except DatasetError:
         return Validation(audited, None)
-    samples = {table: pl.read_parquet(files[table]) for table in TABLES if table in files}
-    with logged_stage(logger, "expectations") as stage:
+    samples = {table: frames[table] for table in TABLES if table in frames}
+    with logged_stage(logger, "expectations") as stage, output_folder(store, DATA_DOCS) as folder:
         stage.rows = sum(sample.height for sample in samples.values())
         results = run_expectations(
-            spec or snapshot.spec, snapshot.profile, samples, snapshot.row_accounting, path / DATA_DOCS, progress
+            spec or snapshot.spec, snapshot.profile, samples, snapshot.row_accounting, folder, progress
         )
+    if not isinstance(store, LocalStore):
+        results = replace(results, data_docs=store.name(f"{DATA_DOCS}/{INDEX}"))
     return Validation(audited, results)

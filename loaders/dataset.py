@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from torch.utils.data import IterableDataset
 
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.remote_cache import RemoteRoot
+from longbatch.schemas.storage.open_store import Location, open_store
 from longbatch.schemas.time import to_microseconds
 
 from .batch import Histories, RequestBatch
@@ -50,7 +50,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
     NaN.
 
     Args:
-        path: A dataset: a folder, a URI, or a RemoteRoot with a cache folder.
+        path: A dataset: a folder, a URL, a RemoteRoot with settings of its cache, or a store, read without a cache.
         batch_size: Requests per batch, that is per step and rank; 64 if `max_tokens` is not given either.
         max_tokens: Instead of `batch_size`, the budget of a batch per step and rank: history events, and 1 for each
             request.
@@ -90,7 +90,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
 
     def __init__(
         self,
-        path: Path | str | RemoteRoot,
+        path: Location | RemoteRoot,
         *,
         batch_size: int | None = None,
         max_tokens: int | None = None,
@@ -147,7 +147,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         size = f"max_tokens={self.batching.max_tokens}"
         if self.batching.max_tokens is None:
             size = f"batch_size={self.batching.batch_size}"
-        path = self.path.uri if isinstance(self.path, RemoteRoot) else str(self.path)
+        path = self.path.uri if isinstance(self.path, RemoteRoot) else open_store(self.path).location
         return (
             f"RequestDataset({path!r}, {size}, history_length={self.history_length}, order={self.batching.order!r}, "
             f"histories={self.histories!r}, seed={self.seed}, epoch={self.epoch})"
@@ -214,7 +214,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
             self._index = open_index(dataset, shards, self.columns, self.history_length, self.times)
             logger.info(
                 "opened %s: %d requests in %d blocks, %.3f s",
-                dataset.path,
+                dataset.location,
                 int(self._index.selected_rows.sum()),
                 self._index.num_blocks,
                 time.perf_counter() - started,

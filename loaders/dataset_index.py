@@ -163,7 +163,7 @@ class DatasetIndex:
         times = np.concatenate([_NO_ROWS, *(self.request_times(shards, block) for block in range(self.num_blocks))])
         times = times[self.times.contains(times)]
         if not len(times):
-            path = self.dataset.path
+            path = self.dataset.location
             raise SpecError(f"{path} has no requests in the time range, so it cannot be split; widen the range")
         position = int(share * len(times))
         return int(np.partition(times, position)[position])  # selection, cheaper than sorting
@@ -256,7 +256,7 @@ def _empty_block(dataset: Dataset, selection: Selection) -> BlockView:
     # From the schemas, not from a block: a rank needs a padding batch also if the dataset has no blocks.
     schemas = dataset.timelines_schema, dataset.requests_schema
     timelines, requests = (pa.RecordBatch.from_pylist([], schema=schema) for schema in schemas)
-    return open_block(Block(timelines, requests), selection, _NO_ROWS, 0, TimeRange(), str(dataset.path))
+    return open_block(Block(timelines, requests), selection, _NO_ROWS, 0, TimeRange(), dataset.location)
 
 
 def _select(dataset: Dataset, columns: Sequence[str] | None) -> Selection:
@@ -264,10 +264,10 @@ def _select(dataset: Dataset, columns: Sequence[str] | None) -> Selection:
     types = {name: arrow_type for role in roles.values() for name, arrow_type in role.items()}
     if columns is not None:
         if unknown := sorted(set(columns) - set(types)):
-            raise KeyError(f"columns {unknown} are not in {dataset.path}, which has {sorted(types)}")
+            raise KeyError(f"columns {unknown} are not in {dataset.location}, which has {sorted(types)}")
         if strings := sorted(name for name in columns if pa.types.is_string(types[name])):
             raise SpecError(
-                f"columns {strings} of {dataset.path} contain strings, which tensors cannot store; "
+                f"columns {strings} of {dataset.location} contain strings, which tensors cannot store; "
                 "declare them as `id` in the build spec"
             )
     # A name in several roles is chosen in all of them. The order is that of the spec, equal for all blocks.

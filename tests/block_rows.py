@@ -16,6 +16,7 @@ from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.tables import requests_schema, timelines_schema
 
 Row = dict[str, Any]
@@ -72,11 +73,11 @@ def write_dataset(root: Path, shards: list[ShardRows], *, request_id: str = "int
             )
             for timelines, requests in blocks
         ]
-        entry = write_shard(root, bucket, "0", spec, batches)
+        entry = write_shard(LocalStore(root), bucket, "0", spec, batches)
         assert entry is not None
         entries.append(entry)
     shards_table = ShardsTable.from_entries(entries)
-    commit(root, Snapshot(1, spec, Counts(), {}, 0, shards_table, (), (), fingerprint(spec, shards_table)))
+    commit(LocalStore(root), Snapshot(1, spec, Counts(), {}, 0, shards_table, (), (), fingerprint(spec, shards_table)))
     return root
 
 

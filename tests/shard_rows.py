@@ -16,6 +16,7 @@ from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.tables import requests_schema, timelines_schema
 
 Row = dict[str, Any]
@@ -83,14 +84,14 @@ def write_one_shard(root: Path, blocks: list[BlockRows], **changes: Any) -> Data
     spec = parse_spec(SPEC).model_copy(update=changes)
     for table in ("timelines", "requests", "dictionaries"):
         (root / table).mkdir(parents=True, exist_ok=True)
-    entry = write_shard(root, 7, "a1", spec, [as_batches(spec, rows) for rows in blocks])
+    entry = write_shard(LocalStore(root), 7, "a1", spec, [as_batches(spec, rows) for rows in blocks])
     shards = ShardsTable.from_entries([entry] if entry else [])
     row_accounting = {"log": RowAccounting(rows=9, rejected=2, accepted=7, reasons={"missing_user": 2})}
     counts = Counts(users=3, requests=6)
-    commit(root, Snapshot(1, spec, counts, row_accounting, 0, shards, (), (), fingerprint(spec, shards)))
+    commit(LocalStore(root), Snapshot(1, spec, counts, row_accounting, 0, shards, (), (), fingerprint(spec, shards)))
     return open_dataset(root)
 
 
 def file_of(dataset: Dataset, table: BlockTable) -> Path:
     """The path of the first shard's file of timelines or requests."""
-    return dataset.path / dataset.shards[0].file(table).path
+    return Path(dataset.location) / dataset.shards[0].file(table).path

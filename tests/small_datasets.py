@@ -15,6 +15,7 @@ from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.tables import requests_schema, timelines_schema
 
 T = 1_700_000_000
@@ -71,10 +72,10 @@ def stored(root: Path, spec: BuildSpec, log: pl.DataFrame, change: Change | None
     blocks = [changed(spec, *block, change) for block in built.blocks]
     for table in ("timelines", "requests", "dictionaries", "snapshots"):
         (root / "dataset" / table).mkdir(parents=True)
-    shard = write_shard(root / "dataset", 0, "test", spec, blocks)
+    shard = write_shard(LocalStore(root / "dataset"), 0, "test", spec, blocks)
     shards = ShardsTable.from_entries([shard] if shard else [])
     snapshot = Snapshot(1, spec, built.counts, built.row_accounting, 0, shards, (), (), fingerprint(spec, shards))
-    commit(root / "dataset", snapshot)
+    commit(LocalStore(root / "dataset"), snapshot)
     return root / "dataset"
 
 

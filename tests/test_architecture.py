@@ -146,4 +146,4 @@ def test_no_file_is_longer_than_400_lines() -> None:
 def test_the_core_needs_no_torch_no_spark_and_no_plots() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {requirement.split(">")[0].split("=")[0] for requirement in project["dependencies"]}
-    assert names == {"numpy", "polars", "pyarrow", "pydantic", "rich", "typer"}
+    assert names == {"numpy", "obstore", "polars", "pyarrow", "pydantic", "rich", "typer"}

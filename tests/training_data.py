@@ -18,6 +18,7 @@ from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.tables import requests_schema, timelines_schema
 from longbatch.trainer.config import ModelConfig, ModelName, TrainConfig, model_columns
 from longbatch.trainer.fit import TrainReport
@@ -78,10 +79,10 @@ def write(root: Path) -> Path:
         pa.RecordBatch.from_pylist(timelines, schema=timelines_schema(spec)),
         pa.RecordBatch.from_pylist(requests, schema=requests_schema(spec)),
     )
-    shard = write_shard(root, 0, "0", spec, [block])
+    shard = write_shard(LocalStore(root), 0, "0", spec, [block])
     assert shard is not None
     shards = ShardsTable.from_entries([shard])
-    commit(root, Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
+    commit(LocalStore(root), Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
     return root
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from longbatch.schemas.errors import DatasetError
-from longbatch.schemas.format.disk import atomic_file
+from longbatch.schemas.storage.local_folders import atomic_file
 from longbatch.trainer.models.registry import make_model
 from longbatch.trainer.models.request_model import RequestModel
 

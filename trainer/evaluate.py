@@ -13,6 +13,7 @@ from longbatch.loaders.dataset import RequestDataset
 from longbatch.loaders.loader import make_dataloader
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.stage_log import logged_stage
+from longbatch.schemas.storage.open_store import Location
 from longbatch.schemas.time import from_microseconds
 
 from . import checkpoint
@@ -43,7 +44,7 @@ class RequestSelection:
 
 def evaluate(
     run_dir: Path | str,
-    dataset_path: Path | str,
+    dataset_path: Location,
     *,
     history_lengths: Sequence[int] | None = None,
     requests: RequestSelection | None = None,

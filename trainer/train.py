@@ -20,6 +20,7 @@ from longbatch.loaders.loader import make_dataloader
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.json_text import as_json
 from longbatch.schemas.stage_log import logged_stage
+from longbatch.schemas.storage.open_store import Location
 from longbatch.schemas.time import from_microseconds, to_microseconds
 from longbatch.trainer.models.registry import make_model
 from longbatch.trainer.models.request_model import RequestModel
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    dataset_path: Path | str,
+    dataset_path: Location,
     run_dir: Path | str,
     config: TrainConfig | None = None,
     *,
@@ -141,7 +142,7 @@ def _fit_and_save(
 
 
 def _evaluate(
-    context: RunContext, report: TrainReport, dataset_path: Path | str, progress: TrainingProgressCallback | None
+    context: RunContext, report: TrainReport, dataset_path: Location, progress: TrainingProgressCallback | None
 ) -> TrainReport:
     """The report with the metrics of the newer requests, unless there are none or training was interrupted."""
     metrics: list[Metrics] = []
@@ -152,14 +153,14 @@ def _evaluate(
     return replace(report, metrics=metrics, train_before=_isoformat(context.evaluate_from_us))
 
 
-def _split_time_us(dataset_path: Path | str, config: TrainConfig) -> int | None:
+def _split_time_us(dataset_path: Location, config: TrainConfig) -> int | None:
     """Where training ends and evaluation starts, in microseconds; None to train on everything."""
     if config.train_before is None or isinstance(config.train_before, datetime):
         return to_microseconds(config.train_before) if config.train_before else None
     return RequestDataset(dataset_path, before=config.evaluate_before).split_time_us(config.train_before)
 
 
-def _training_dataset(dataset_path: Path | str, config: TrainConfig, split_us: int | None) -> RequestDataset:
+def _training_dataset(dataset_path: Location, config: TrainConfig, split_us: int | None) -> RequestDataset:
     length = config.history_length
     return RequestDataset(
         dataset_path,

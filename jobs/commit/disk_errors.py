@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from longbatch.schemas.errors import MachineError
-from longbatch.schemas.format.disk import disk_message
+from longbatch.schemas.storage.local_folders import disk_message
 
 
 @contextmanager

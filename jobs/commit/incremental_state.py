@@ -20,17 +20,16 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import polars as pl
 
 from longbatch.pipelines.incremental import IncrementalState, IncrementWindow
 from longbatch.schemas.errors import DataError, SpecError
-from longbatch.schemas.format.disk import check_file, file_entry
 from longbatch.schemas.format.manifest import FileEntry
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.store import Store
 
-from .disk_errors import writing
+from .table_files import read_frame, write_frame
 
 REQUEST_USERS = "request_users"
 
@@ -139,11 +138,11 @@ def check_appendable(spec: BuildSpec) -> None:
         raise SpecError(f"This spec does not allow incremental builds: {reason}. Build without --until.")
 
 
-def read_state(root: Path, earlier: EarlierFiles) -> IncrementalState:
+def read_state(store: Store, earlier: EarlierFiles) -> IncrementalState:
     """Read the state of a user bucket.
 
     Args:
-        root: The dataset's folder.
+        store: The dataset.
         earlier: Files of the bucket.
 
     Returns:
@@ -153,15 +152,15 @@ def read_state(root: Path, earlier: EarlierFiles) -> IncrementalState:
         DatasetError: A file is missing or altered.
     """
     tables = {entry.table for entry in earlier.state if entry.table} - {REQUEST_USERS}
-    frames = {table: read_files(root, earlier.of_table(table)) for table in tables}
+    frames = {table: read_files(store, earlier.of_table(table)) for table in tables}
     return IncrementalState({table: frame for table, frame in frames.items() if frame is not None})
 
 
-def read_files(root: Path, entries: Sequence[FileEntry]) -> pl.DataFrame | None:
+def read_files(store: Store, entries: Sequence[FileEntry]) -> pl.DataFrame | None:
     """Read files of the state.
 
     Args:
-        root: The dataset's folder.
+        store: The dataset.
         entries: Files of one table.
 
     Returns:
@@ -170,15 +169,15 @@ def read_files(root: Path, entries: Sequence[FileEntry]) -> pl.DataFrame | None:
     Raises:
         DatasetError: A file is missing or altered.
     """
-    frames = [pl.read_ipc(check_file(root, entry, checksum=True)) for entry in entries]
+    frames = [read_frame(store, entry, checksum=True) for entry in entries]
     return pl.concat(frames, rechunk=True) if frames else None
 
 
-def write_state(root: Path, bucket: int, attempt: str, state: IncrementalState) -> tuple[FileEntry, ...]:
+def write_state(store: Store, bucket: int, attempt: str, state: IncrementalState) -> tuple[FileEntry, ...]:
     """Write the state of a user bucket; tables without rows get no file.
 
     Args:
-        root: The dataset's folder.
+        store: The dataset.
         bucket: Number of the bucket.
         attempt: Name of the attempt.
         state: All tables of the bucket.
@@ -190,23 +189,21 @@ def write_state(root: Path, bucket: int, attempt: str, state: IncrementalState) 
         MachineError: The disk is full.
     """
     tables = {table: frame for table, frame in state.tables.items() if frame.height}
-    return tuple(_write_table(root, table, bucket, attempt, frame) for table, frame in tables.items())
+    return tuple(_write_table(store, table, bucket, attempt, frame) for table, frame in tables.items())
 
 
-def _write_table(root: Path, table: str, bucket: int, attempt: str, frame: pl.DataFrame) -> FileEntry:
-    path = root / "state" / f"{table}-{bucket:05d}-{attempt}.arrow"
-    with writing(path):
-        frame.write_ipc(path, compression="zstd", compat_level=pl.CompatLevel.oldest())
-    return file_entry(root, path, frame.height, table=table, bucket=bucket)
+def _write_table(store: Store, table: str, bucket: int, attempt: str, frame: pl.DataFrame) -> FileEntry:
+    path = f"state/{table}-{bucket:05d}-{attempt}.arrow"
+    return write_frame(store, path, frame, table=table, bucket=bucket)
 
 
 def append_request_users(
-    root: Path, earlier: EarlierFiles, bucket: int, attempt: str, pairs: pl.DataFrame
+    store: Store, earlier: EarlierFiles, bucket: int, attempt: str, pairs: pl.DataFrame
 ) -> tuple[FileEntry, ...]:
     """Add the distinct request ids of a bucket, with their users, to those of earlier increments.
 
     Args:
-        root: The dataset's folder.
+        store: The dataset.
         earlier: Files of the bucket.
         bucket: Number of the bucket of request ids.
         attempt: Name of the attempt.
@@ -220,7 +217,7 @@ def append_request_users(
         MachineError: The disk is full.
     """
     pairs = pairs.unique().sort("request_id", "user_id")
-    known = read_files(root, earlier.of_table(REQUEST_USERS))
+    known = read_files(store, earlier.of_table(REQUEST_USERS))
     if known is not None:
         repeated = pairs.join(known, on="request_id", how="inner").sort("request_id")
         if repeated.height:
@@ -230,4 +227,4 @@ def append_request_users(
                 f"{known_user}, as were {repeated.height - 1:,} others. An appended request cannot change: build the "
                 "whole log without append, or give later requests other ids. Nothing was committed."
             )
-    return (_write_table(root, REQUEST_USERS, bucket, attempt, pairs),) if pairs.height else ()
+    return (_write_table(store, REQUEST_USERS, bucket, attempt, pairs),) if pairs.height else ()

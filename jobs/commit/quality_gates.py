@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import polars as pl
 
@@ -11,9 +10,11 @@ from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.source_schema import role_schema, source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.store import Store
 from longbatch.validation.rules import exceeded_thresholds
 
 from .build_result import BuildResult
+from .table_files import read_frame
 
 # Bounds of the examples in a message, in rows per reason, quarantine files and characters.
 EXAMPLES = 2
@@ -21,13 +22,13 @@ EXAMPLE_FILES = 50
 EXAMPLE_LENGTH = 200
 
 
-def check_result(spec: BuildSpec, result: BuildResult, root: Path) -> None:
+def check_result(spec: BuildSpec, result: BuildResult, store: Store) -> None:
     """Check a build of a whole log.
 
     Args:
         spec: The build spec.
         result: What the build wrote and counted.
-        root: The dataset's folder, which examples of rejected rows are read from.
+        store: The dataset, which examples of rejected rows are read from.
 
     Raises:
         DataError: The result must not be committed; the message has counts and examples.
@@ -39,9 +40,9 @@ def check_result(spec: BuildSpec, result: BuildResult, root: Path) -> None:
         may_be_empty = source_schema(spec, source).roles == ("actions",) and not accounting.rejected
         if valid == 0 and not may_be_empty:
             raise DataError(
-                f"source {source} has no valid row: {_described(accounting, result, root)}\nNothing was committed."
+                f"source {source} has no valid row: {_described(accounting, result, store)}\nNothing was committed."
             )
-    check_rejects(spec, result, root)
+    check_rejects(spec, result, store)
     accepted = {role: result.row_accounting[spec.section(role).source].accepted for role in spec.roles}
     single = {role for role in spec.roles if len(role_schema(spec, role).roles) == 1}
     result.counts.check(
@@ -66,13 +67,13 @@ def check_accounting(spec: BuildSpec, result: BuildResult) -> None:
     result.counts.check()
 
 
-def check_rejects(spec: BuildSpec, result: BuildResult, root: Path) -> None:
+def check_rejects(spec: BuildSpec, result: BuildResult, store: Store) -> None:
     """Check the shares of rejected rows.
 
     Args:
         spec: The build spec, with the thresholds.
         result: What the build counted.
-        root: The dataset's folder, which examples of rejected rows are read from.
+        store: The dataset, which examples of rejected rows are read from.
 
     Raises:
         DataError: A share is over its threshold; the message has examples.
@@ -81,7 +82,7 @@ def check_rejects(spec: BuildSpec, result: BuildResult, root: Path) -> None:
         over = list(map(str, exceeded_thresholds(accounting, spec.max_rejected, spec.max_rejected_for)))
         if over:
             raise DataError(
-                f"source {source}: {'; '.join(over)}: {_described(accounting, result, root)}\n"
+                f"source {source}: {'; '.join(over)}: {_described(accounting, result, store)}\n"
                 "Fix the log or raise the threshold. Nothing was committed."
             )
 
@@ -99,23 +100,23 @@ def _reason_for_none(result: BuildResult) -> str:
     return "not one row is a target. Check requests.where"
 
 
-def _described(accounting: RowAccounting, result: BuildResult, root: Path) -> str:
+def _described(accounting: RowAccounting, result: BuildResult, store: Store) -> str:
     """The outcomes of a source's rows, then each reason with its count and examples."""
     totals = f"{accounting.rows:,} rows, {accounting.filtered:,} filtered, {accounting.rejected:,} rejected"
     if not accounting.reasons:
         return totals
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in accounting.reasons.items())
-    examples = (f"\n  {line}" for line in _examples(result, root, list(accounting.reasons)))
+    examples = (f"\n  {line}" for line in _examples(result, store, list(accounting.reasons)))
     return f"{totals} ({reasons})" + "".join(examples)
 
 
-def _examples(result: BuildResult, root: Path, reasons: list[str]) -> Iterator[str]:
+def _examples(result: BuildResult, store: Store, reasons: list[str]) -> Iterator[str]:
     """Yield original rejected rows, up to EXAMPLES of each reason: file, row number and values."""
     wanted = dict.fromkeys(reasons, EXAMPLES)
     for entry in result.quarantine[:EXAMPLE_FILES]:
         if not any(wanted.values()):
             return
-        rows = pl.read_parquet(root / entry.path)
+        rows = read_frame(store, entry)
         for reason in [reason for reason, count in wanted.items() if count]:
             matches = rows.filter(pl.col("_reasons").list.contains(reason)).head(wanted[reason])
             wanted[reason] -= matches.height

@@ -8,6 +8,7 @@ from pathlib import Path
 from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.pipelines.incremental import IncrementWindow
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class BuildContext:
 
     Attributes:
         spec: The build spec.
-        root: The dataset's folder; with Spark an absolute path that all executors reach.
+        store: The dataset; with Spark a place that all executors reach.
         attempt: Name of the attempt, which every file name contains.
         buckets: Number of user buckets.
         work: Folder of the build's temporary files; with Spark all executors reach it.
@@ -25,7 +26,7 @@ class BuildContext:
     """
 
     spec: BuildSpec
-    root: Path
+    store: Store
     attempt: str
     buckets: int
     work: Path

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Protocol
 
 from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.types import ProgressCallback
 
 from .conflicts import Conflicts
@@ -48,13 +48,13 @@ class Engine(Protocol):
     """Anything that can run the stages of a build."""
 
     def start(
-        self, spec: BuildSpec, root: Path, attempt: str, increment: Increment | None, progress: ProgressCallback
+        self, spec: BuildSpec, store: Store, attempt: str, increment: Increment | None, progress: ProgressCallback
     ) -> AbstractContextManager[Stages]:
         """Plan a build and start what it needs, which is stopped and removed at the end of the block.
 
         Args:
             spec: The build spec.
-            root: The dataset's folder.
+            store: The dataset.
             attempt: Name of the attempt, which every file name must contain.
             increment: Time window and state of an incremental build.
             progress: Receives the progress of the stages.

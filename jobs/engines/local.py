@@ -14,16 +14,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
 
+from longbatch.jobs.commit.attempt import work_folder
 from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import EarlierFiles, Increment
-from longbatch.jobs.commit.write_lock import work_folder
 from longbatch.jobs.readers.chunks import Chunk, Piece
 from longbatch.jobs.readers.sources import plan_pieces, read_piece
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.stage_log import logged_stage
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.types import ProgressCallback
 
 from .conflicts import Conflicts
@@ -59,13 +59,13 @@ class LocalEngine:
 
     @contextmanager
     def start(
-        self, spec: BuildSpec, root: Path, attempt: str, increment: Increment | None, progress: ProgressCallback
+        self, spec: BuildSpec, store: Store, attempt: str, increment: Increment | None, progress: ProgressCallback
     ) -> Iterator[LocalStages]:
         """Plan a build; see `Engine.start`. Temporary files are removed at the end of the block.
 
         Args:
             spec: The build spec.
-            root: The dataset's folder.
+            store: The dataset.
             attempt: Name of the attempt.
             increment: Time window and state of an incremental build.
             progress: Receives the progress of the stages.
@@ -77,9 +77,9 @@ class LocalEngine:
         # A bucket is a hash modulo the number of buckets, and the state is kept by bucket. So an increment has as many
         # buckets as the first build, whatever its own size.
         buckets = (increment and increment.buckets) or bucket_count(sum(piece.rows for piece in pieces))
-        work = work_folder(root, attempt)
+        work = work_folder(store, attempt)
         try:
-            context = BuildContext(spec, root, attempt, buckets, work, increment and increment.without_files())
+            context = BuildContext(spec, store, attempt, buckets, work, increment and increment.without_files())
             yield LocalStages(context, pieces, increment.files_by_bucket() if increment else {}, self.workers, progress)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -7,9 +7,8 @@ from dataclasses import replace
 import polars as pl
 
 from longbatch.jobs.commit.build_result import BuildResult
-from longbatch.jobs.commit.disk_errors import writing
+from longbatch.jobs.commit.table_files import write_frame
 from longbatch.jobs.readers.chunks import Chunk
-from longbatch.schemas.format.disk import file_entry
 from longbatch.validation.rules import CONFLICTING_REQUEST, MALFORMED_ROW
 
 from .conflicts import Conflicts
@@ -54,10 +53,7 @@ def write_quarantine(context: BuildContext, name: str, rows: pl.DataFrame) -> Bu
     """
     if not rows.height:
         return BuildResult()
-    path = context.root / "quarantine" / f"{name}.parquet"
-    with writing(path):
-        rows.write_parquet(path, compression="zstd")
-    return BuildResult(quarantine=(file_entry(context.root, path, rows.height),))
+    return BuildResult(quarantine=(write_frame(context.store, f"quarantine/{name}.parquet", rows),))
 
 
 def quarantine_conflicts(context: BuildContext, name: str, chunk: Chunk, conflicts: Conflicts) -> BuildResult:

@@ -16,14 +16,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longbatch.jobs.commit.attempt import work_folder
 from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import EarlierFiles, Increment
-from longbatch.jobs.commit.write_lock import work_folder
 from longbatch.jobs.readers.chunks import Piece
 from longbatch.jobs.readers.sources import plan_pieces
 from longbatch.pipelines.canonicalize import needed_columns
@@ -31,6 +30,8 @@ from longbatch.schemas import errors
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.stage_log import Stage, log_stage, logged_stage
+from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.types import ProgressCallback
 
 from .conflicts import Conflicts
@@ -77,13 +78,13 @@ class SparkEngine:
 
     @contextmanager
     def start(
-        self, spec: BuildSpec, root: Path, attempt: str, increment: Increment | None, progress: ProgressCallback
+        self, spec: BuildSpec, store: Store, attempt: str, increment: Increment | None, progress: ProgressCallback
     ) -> Iterator[SparkStages]:
         """Plan a build; see `Engine.start`. A session that was started here is stopped at the end of the block.
 
         Args:
             spec: The build spec.
-            root: The dataset's folder, which all executors must reach by the same path.
+            store: The dataset, which all executors must reach by the same path or URL.
             attempt: Name of the attempt.
             increment: Time window and state of an incremental build.
             progress: Receives the progress of the stages.
@@ -91,16 +92,18 @@ class SparkEngine:
         Yields:
             The stages of the build.
         """
-        root = root.absolute()
+        # Executors start in folders of their own.
+        if isinstance(store, LocalStore):
+            store = LocalStore(store.root.absolute())
         try:
             with (
-                open_session(self.master, work_folder(root, attempt)) as session,
+                open_session(self.master, work_folder(store, attempt)) as session,
                 session_setting(session, RECORDS_KEY, RECORDS_PER_BATCH),
             ):
                 pieces = {s: plan_pieces(spec, s) for s, e in spec.sources.items() if e.file_format != "table"}
                 buckets = (increment and increment.buckets) or bucket_count(_row_count(session, spec, pieces))
-                work, earlier = work_folder(root, attempt), increment.files_by_bucket() if increment else {}
-                context = BuildContext(spec, root, attempt, buckets, work, increment and increment.without_files())
+                work, earlier = work_folder(store, attempt), increment.files_by_bucket() if increment else {}
+                context = BuildContext(spec, store, attempt, buckets, work, increment and increment.without_files())
                 stages = SparkStages(context, session, pieces, earlier, progress)
                 # Unpersist before the session is stopped or returned to its owner.
                 try:
@@ -111,7 +114,7 @@ class SparkEngine:
         except Exception as error:
             raise unwrap_task_error(error) from None
         finally:
-            shutil.rmtree(work_folder(root, attempt), ignore_errors=True)
+            shutil.rmtree(work_folder(store, attempt), ignore_errors=True)
 
 
 class SparkStages:

@@ -29,7 +29,8 @@ class Partition:
         self.folder = folder
         self._files: dict[str, tuple[pa.Schema, npt.NDArray[np.integer]]] = {}
         self._lock = threading.Lock()
-        folder.mkdir(parents=True)
+        with writing(folder):
+            folder.mkdir(parents=True)
 
     def write(self, name: str, batches: list[pa.RecordBatch]) -> None:
         """Write one chunk; call it from any thread.

@@ -8,11 +8,11 @@ decide where tasks run and how rows move between them.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -21,8 +21,8 @@ import polars as pl
 import pyarrow as pa
 
 from longbatch.jobs.commit.build_result import BuildResult
-from longbatch.jobs.commit.disk_errors import writing
 from longbatch.jobs.commit.incremental_state import EarlierFiles, append_request_users, read_state, write_state
+from longbatch.jobs.commit.table_files import read_frame, write_frame
 from longbatch.jobs.readers.chunks import Chunk
 from longbatch.pipelines.arrays.hashing import bucket_of
 from longbatch.pipelines.arrays.narrow_ints import narrow, with_codes
@@ -32,12 +32,13 @@ from longbatch.pipelines.next_state import advance_state
 from longbatch.pipelines.pack import event_status, pack, plan_segments
 from longbatch.pipelines.profile import TableSamples, profile_bucket
 from longbatch.schemas.accounting import RowAccounting
-from longbatch.schemas.format.disk import check_file, file_entry
+from longbatch.schemas.format.disk import write_file
 from longbatch.schemas.format.manifest import FileEntry
 from longbatch.schemas.format.shard_writer import codec_of, write_shard
 from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.types import ArrowField
 from longbatch.validation.rules import MALFORMED_ROW
 
@@ -232,18 +233,18 @@ def build_shard(
     spec, increment = context.spec, context.increment
     frames = {source: _or_empty(rows.get(source), spec, source) for source in spec.sources}
     log_facts = LogFacts(_conflicts_among(spec, frames, facts.conflicts), facts.log_end)
-    built = build_bucket(spec, frames, log_facts, read_state(context.root, earlier) if increment else None)
+    built = build_bucket(spec, frames, log_facts, read_state(context.store, earlier) if increment else None)
     # Each bucket samples its share of the rows, rounded up; buckets of users are equal parts by hash.
     profile, samples = profile_bucket(spec, built, -(-spec.expectations.sample_rows // context.buckets))
     # Blocks are a lazy iterator, so that only one block at a time is in memory beside the kernel's output.
     blocks, counts = pack(built, spec)
-    shard = write_shard(context.root, bucket, context.attempt, spec, blocks)
+    shard = write_shard(context.store, bucket, context.attempt, spec, blocks)
     state: tuple[FileEntry, ...] = ()
     if increment:
         # Planned a second time, from the same numbers, because `pack` does not return its plan.
         segments = plan_segments(built, spec)
         later = advance_state(spec, built, increment.until, segments.user_id, event_status(built, segments))
-        state = write_state(context.root, bucket, context.attempt, later)
+        state = write_state(context.store, bucket, context.attempt, later)
     logger.debug("built bucket %d: %d requests, %d targets", bucket, counts.requests, counts.targets)
     return BuildResult(
         shards=(shard,) if shard else (),
@@ -291,7 +292,7 @@ def find_conflicts(
     # A committed request cannot change, so an increment must find the ids of all earlier ones, to refuse them.
     state: tuple[FileEntry, ...] = ()
     if context.increment:
-        state = append_request_users(context.root, earlier, bucket, context.attempt, request_users)
+        state = append_request_users(context.store, earlier, bucket, context.attempt, request_users)
     return conflicting_requests(request_users), BuildResult(state=state)
 
 
@@ -314,28 +315,29 @@ def write_vocabulary(context: BuildContext, bucket: int, words: pl.DataFrame, ea
     words = words.unique().sort("id", "string")
     collisions = words.height - words["id"].n_unique()
     if earlier.vocabulary:
-        before = pl.concat([pl.read_ipc(check_file(context.root, entry)) for entry in earlier.vocabulary])
+        before = pl.concat([read_frame(context.store, entry) for entry in earlier.vocabulary])
         words = words.join(before, on=["id", "string"], how="anti").sort("id", "string")
         ids = pl.concat([before["id"], words["id"]])
         # Collisions within `before` were counted by the increments that wrote it.
         collisions = len(ids) - ids.n_unique() - (before.height - before["id"].n_unique())
     if not words.height:
         return BuildResult()
-    path = context.root / "vocabulary" / f"{bucket:05d}-{context.attempt}.arrow"
     options = pa.ipc.IpcWriteOptions(compression=codec_of(context.spec.compression))
     table = words.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.schema(VOCABULARY_FIELDS))
-    with writing(path), pa.ipc.new_file(str(path), table.schema, options=options) as writer:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
         writer.write_table(table)
-    entry = file_entry(context.root, path, words.height, bucket=bucket)
+    path = f"vocabulary/{bucket:05d}-{context.attempt}.arrow"
+    entry = write_file(context.store, path, sink.getvalue(), words.height, bucket=bucket)
     return BuildResult(vocabulary=(entry,), collisions=collisions)
 
 
-def write_samples(samples: TableSamples, root: Path, attempt: str) -> tuple[FileEntry, ...]:
+def write_samples(samples: TableSamples, store: Store, attempt: str) -> tuple[FileEntry, ...]:
     """Write the sampled rows of the tables as Parquet files.
 
     Args:
         samples: Sampled rows by table.
-        root: The dataset's folder.
+        store: The dataset.
         attempt: Name of the attempt.
 
     Returns:
@@ -344,10 +346,6 @@ def write_samples(samples: TableSamples, root: Path, attempt: str) -> tuple[File
     Raises:
         MachineError: The disk is full.
     """
-    entries = []
-    for table, rows in samples.items():
-        path = root / "samples" / f"{table}-{attempt}.parquet"
-        with writing(path):
-            rows.write_parquet(path, compression="zstd")
-        entries.append(file_entry(root, path, rows.height, table=table))
-    return tuple(entries)
+    return tuple(
+        write_frame(store, f"samples/{table}-{attempt}.parquet", rows, table=table) for table, rows in samples.items()
+    )

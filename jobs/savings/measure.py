@@ -21,9 +21,9 @@ import pyarrow as pa
 
 from longbatch.schemas.errors import MachineError, SpecError
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.disk import disk_message
 from longbatch.schemas.format.manifest import SHARD_TABLES
 from longbatch.schemas.stage_log import logged_stage
+from longbatch.schemas.storage.local_folders import disk_message
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .column_sizes import measure_columns, sampled_blocks
@@ -158,7 +158,7 @@ def _measure(dataset: Dataset, folder: Path, budget_bytes: int, seed: int, progr
 def _measured_dataset(dataset: Dataset) -> MeasuredDataset:
     counts = dataset.counts
     return MeasuredDataset(
-        path=str(dataset.path),
+        path=dataset.location,
         name=dataset.spec.name,
         fingerprint=dataset.fingerprint,
         snapshot=dataset.snapshot.number,

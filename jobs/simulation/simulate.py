@@ -25,7 +25,7 @@ import polars as pl
 
 from longbatch.jobs.engines.worker_pool import WorkerPool
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.format.disk import hidden_folder, replace_folder
+from longbatch.schemas.storage.local_folders import hidden_folder, replace_folder
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .corrupt_rows import ACCEPTED, CorruptionSettings, as_written, draw_corrupt_rows, shuffle_in

@@ -15,11 +15,14 @@ from longbatch.schemas.accounting import Counts
 from longbatch.schemas.arrow import list_column
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.open_store import Location, is_url, open_store
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.tables import event_type, requests_schema, timelines_schema
 from longbatch.schemas.types import ArrowArray
 
-from .disk import check_file
-from .local_files import Files, LocalFiles
+from .disk import read_file
+from .local_files import Files, files_of
 from .physical_schema import ALL_FIELDS, Fields
 from .remote_cache import RemoteFiles, RemoteRoot
 from .shard_reader import Block, ShardReader
@@ -32,14 +35,19 @@ class Dataset:
     """A committed snapshot of a dataset. It contains only numbers and paths, so it can be pickled.
 
     Attributes:
-        path: Root of the dataset; of a remote dataset the URI as a path, for messages.
+        store: Where the dataset is.
         snapshot: The snapshot.
-        remote: Where a remote dataset is and how it is cached.
+        remote: How a remote dataset is cached.
     """
 
-    path: Path
+    store: Store
     snapshot: Snapshot
     remote: RemoteRoot | None = None
+
+    @property
+    def location(self) -> str:
+        """Folder or URL of the dataset."""
+        return self.store.location
 
     @property
     def spec(self) -> BuildSpec:
@@ -94,11 +102,11 @@ class Dataset:
         """
         if files is None and self.remote is not None:
             files = self.open_files()
-        return ShardReader(self.path, self.shards[number], self.spec, fields, files)
+        return ShardReader(self.store, self.shards[number], self.spec, fields, files)
 
     def open_files(self) -> Files:
         """Return a new reader of the shards' bytes, for the process that calls."""
-        return LocalFiles(self.path) if self.remote is None else RemoteFiles(self.remote)
+        return files_of(self.store) if self.remote is None else RemoteFiles(self.remote)
 
     def blocks(self) -> Iterator[Block]:
         """Read all blocks in order, one at a time.
@@ -151,15 +159,16 @@ class Dataset:
         schema = pa.schema(columns)
         tables = [schema.empty_table()]
         for entry in self.snapshot.vocabulary:
-            path = check_file(self.path, entry)
+            data = read_file(self.store, entry, checksum=False)
             try:
-                tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all().cast(schema))
+                tables.append(pa.ipc.open_file(data).read_all().cast(schema))
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise DatasetError(f"{path} is not the Arrow file that was written: {error}. Build it again.") from None
+                name = self.store.name(entry.path)
+                raise DatasetError(f"{name} is not the Arrow file that was written: {error}. Build it again.") from None
         return pa.concat_tables(tables)
 
 
-def open_dataset(path: str | Path | RemoteRoot, snapshot: int | None = None) -> Dataset:
+def open_dataset(path: Location | RemoteRoot, snapshot: int | None = None) -> Dataset:
     """Open a dataset.
 
     Opening lists the folders of a local dataset and checks that the files of all shards exist, but not the other files
@@ -167,7 +176,7 @@ def open_dataset(path: str | Path | RemoteRoot, snapshot: int | None = None) -> 
     time, and the checksum of a block when the block is. A remote dataset's files are not looked up.
 
     Args:
-        path: A folder, a URI, or a URI with settings of its cache.
+        path: A folder, a URL, a URL with settings of its cache, or a store, which is read without a cache.
         snapshot: Number of the snapshot; by default the newest.
 
     Returns:
@@ -183,14 +192,14 @@ def open_dataset(path: str | Path | RemoteRoot, snapshot: int | None = None) -> 
         >>> dataset.counts.users, dataset.spec.history_length
         (18, 10000)
     """
-    # A remote dataset is opened from a local copy of its snapshots; its files are fetched range by range later.
-    if isinstance(path, str) and "://" in path:
-        path = RemoteRoot(path)
+    if is_url(path):
+        path = RemoteRoot(str(path))
     if isinstance(path, RemoteRoot):
-        return Dataset(Path(path.uri), read_snapshot(path.mirror(), snapshot), path)
-    root = Path(path)
-    dataset = Dataset(root, read_snapshot(root, snapshot))
-    _check_files_exist(root, dataset.shards)
+        return Dataset(path.store, read_snapshot(path.store, snapshot), path)
+    store = open_store(path)
+    dataset = Dataset(store, read_snapshot(store, snapshot))
+    if isinstance(store, LocalStore):
+        _check_files_exist(store.root, dataset.shards)
     return dataset
 
 
@@ -281,5 +290,5 @@ def user_requests(dataset: Dataset, user_id: int) -> pa.Table:
         if pc.any(is_user).as_py():
             batches.append(batch.filter(is_user))
     if not batches:
-        raise DatasetError(f"user {user_id} is not in {dataset.path}: the dataset has no request of this user.")
+        raise DatasetError(f"user {user_id} is not in {dataset.location}: the dataset has no request of this user.")
     return pa.Table.from_batches(batches)

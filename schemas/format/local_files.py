@@ -7,18 +7,18 @@ per process, because it is mapped memory that stays the same.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Protocol, cast
 
 import pyarrow as pa
 
-from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.errors import DatasetError, MachineError
+from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.store import Store
 
-from .disk import compare_sha256
+from .disk import check_sha256, read_file
 from .manifest import ByteRange, FileEntry
 
 MAGIC_BYTES = 8  # an Arrow file begins with "ARROW1" and two zeros, then the schema message
@@ -63,11 +63,11 @@ class LocalFiles:
     """Reads files below a folder by mapping them into memory, without a copy.
 
     Args:
-        root: Root of the dataset.
+        store: The dataset.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, store: Store) -> None:
+        self._store = store
         # Ranges by path and offset. Mapped pages of a committed file never change, so one check per process is enough.
         self._checked: set[tuple[str, int]] = set()
         self._map = lru_cache(maxsize=OPEN_FILES)(self._mapped)
@@ -91,15 +91,79 @@ class LocalFiles:
     def read_file(self, entry: FileEntry) -> pa.Buffer:
         """Return the mapped file, read once to check it; see `Files`."""
         buffer = self._map(entry.path)
-        check_sha256(buffer, entry, str(self._root / entry.path))
+        check_sha256(buffer, entry, self._store.name(entry.path))
         return buffer
 
     def _mapped(self, path: str) -> pa.Buffer:
         # A map and not a read: worker processes share the page cache, and columns that are skipped are never loaded.
         try:
-            return pa.memory_map(str(self._root / path)).read_buffer()
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{self._root / path} cannot be read: {error}. Restore it or build again.") from None
+            return self._store.read(path)
+        except (FileNotFoundError, MachineError) as error:
+            raise DatasetError(
+                f"{self._store.name(path)} cannot be read: {error}. Restore it or build again."
+            ) from None
+
+
+class StoredFiles:
+    """Reads files straight from a store, without a cache: for jobs that read each block once.
+
+    Args:
+        store: The dataset.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def read_range(self, path: str, byte_range: ByteRange, where: str) -> pa.Buffer:
+        """Request a range and check it; see `Files`."""
+        data = request_range(self._store, path, byte_range, where)
+        check_crc32(data, byte_range.crc32, where)
+        return data
+
+    def read_file(self, entry: FileEntry) -> pa.Buffer:
+        """Request a file and check it; see `Files`."""
+        return read_file(self._store, entry)
+
+
+def files_of(store: Store) -> Files:
+    """Return a reader of a dataset's files: mapped if they are on this machine, else requested one by one.
+
+    Args:
+        store: The dataset.
+    """
+    return LocalFiles(store) if isinstance(store, LocalStore) else StoredFiles(store)
+
+
+def request_range(store: Store, path: str, byte_range: ByteRange, where: str) -> pa.Buffer:
+    """Read a listed range of a file.
+
+    Args:
+        store: The dataset.
+        path: The file.
+        byte_range: Offset and length.
+        where: File and block, the beginning of error messages.
+
+    Returns:
+        The bytes, not yet checked.
+
+    Raises:
+        DatasetError: The file is missing or too short.
+    """
+    offset, size = byte_range.offset, byte_range.size_bytes
+    if offset < 0 or size < 0:
+        raise DatasetError(f"{where}: the snapshot lists bytes {offset:,} to {offset + size:,}. It was altered.")
+    try:
+        data = store.read_range(path, offset, size)
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{store.name(path)} is listed in the snapshot but missing. Restore it or build again."
+        ) from None
+    if data.size != size:
+        raise DatasetError(
+            f"{where}: the snapshot lists {size:,} bytes from {offset:,}, but the file has {data.size:,} of them. "
+            "It was truncated; restore it or build again."
+        )
+    return data
 
 
 def check_crc32(buffer: pa.Buffer, listed: int, where: str) -> None:
@@ -119,20 +183,6 @@ def check_crc32(buffer: pa.Buffer, listed: int, where: str) -> None:
             f"{where} was altered: its crc32 is {crc32:08x}, but the snapshot lists {listed:08x}. "
             "Restore it or build again."
         )
-
-
-def check_sha256(buffer: pa.Buffer, entry: FileEntry, name: str) -> None:
-    """Compare the bytes of a file with its listed SHA-256.
-
-    Args:
-        buffer: All bytes of the file.
-        entry: The file as the snapshot lists it.
-        name: Path or URI of the file, for the error.
-
-    Raises:
-        DatasetError: The file was altered.
-    """
-    compare_sha256(hashlib.sha256(memoryview(buffer)).hexdigest(), entry, name)
 
 
 def read_record_batch(

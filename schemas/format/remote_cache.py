@@ -1,7 +1,7 @@
-"""Read datasets by URI: blocks are streamed through a bounded local cache that processes share.
+"""Read datasets of object stores: blocks are requested through a bounded local cache that processes share.
 
-Snapshots are small and are copied into the cache when the dataset is opened. Of the shards only the listed byte ranges
-are fetched, each into a file of its own. A range is checked when it arrives and again by every process that maps it.
+Of the shards only the listed byte ranges are requested, each into a file of its own. A range is checked when it
+arrives and again by every process that maps it.
 
 A cached file appears complete or not at all: it is written as an unnamed temporary file and linked at the end, so a
 killed process leaves nothing behind. When the cache is over its limit, the files used longest ago are evicted; on
@@ -12,27 +12,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar, cast
 
 import pyarrow as pa
-from pyarrow import fs
 
 from longbatch.schemas.errors import DatasetError, MachineError
+from longbatch.schemas.storage.object_store import ATTEMPTS
+from longbatch.schemas.storage.open_store import open_store
+from longbatch.schemas.storage.store import Store
 
-from .local_files import OPEN_FILES, check_crc32, check_sha256
+from .disk import read_file
+from .local_files import OPEN_FILES, check_crc32, request_range
 from .manifest import ByteRange, FileEntry
 
-T = TypeVar("T")
-ATTEMPTS = 5
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 10.0
 DEFAULT_LIMIT_BYTES = 16 << 30
 
 
@@ -41,16 +38,23 @@ class RemoteRoot:
     """Where a remote dataset is, and how it is cached.
 
     Attributes:
-        uri: URI of the dataset, such as `s3://bucket/dataset?region=...`.
+        uri: URL of the dataset, such as `s3://bucket/dataset`.
         cache: Folder of the cache; by default `longbatch-<user>` in the system's folder for temporary files.
         limit_bytes: Size limit of the cache.
-        attempts: Number of attempts of a read, with exponential backoff.
+        attempts: Number of attempts of a request, with exponential backoff.
+        storage: Settings of the store, such as `endpoint`, `region` or credentials; see `open_store`.
     """
 
     uri: str
     cache: Path | None = None
     limit_bytes: int = DEFAULT_LIMIT_BYTES
     attempts: int = ATTEMPTS
+    storage: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return open_store(self.uri, self.storage, self.attempts)
 
     @property
     def folder(self) -> Path:
@@ -58,46 +62,18 @@ class RemoteRoot:
         base = self.cache or Path(tempfile.gettempdir()) / f"longbatch-{os.getuid()}"
         return base / hashlib.sha256(self.uri.encode()).hexdigest()[:24]
 
-    def mirror(self) -> Path:
-        """Copy the snapshots into the cache.
-
-        Returns:
-            The folder in the cache, a root for `read_snapshot`.
-
-        Raises:
-            DatasetError: The URI is not valid.
-            MachineError: The store does not answer, or the disk of the cache is full.
-        """
-        store, root = _connect(self)
-        target = self.folder / "snapshots"
-        target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        selector = fs.FileSelector(f"{root}/snapshots")
-        infos = _with_retries(self, "snapshots", lambda: store.get_file_info(selector))
-        # Names with a dot are snapshots that another process is about to commit.
-        names = {
-            info.base_name for info in infos if info.type == fs.FileType.File and not info.base_name.startswith(".")
-        }
-        for name in sorted(names):
-            # Shards tables have unique names and never change. A JSON file changes if the dataset is built again.
-            if name.endswith(".json") or not (target / name).exists():
-                data = _with_retries(self, name, lambda: _read(store, f"{root}/snapshots/{name}"))  # noqa: B023
-                _write_atomically(target / name, data)
-        for removed in {path.name for path in target.iterdir()} - names:
-            (target / removed).unlink(missing_ok=True)
-        return self.folder
-
 
 class RemoteFiles:
-    """Reads listed ranges of a remote dataset. Open it in the process that reads; it cannot be pickled.
+    """Reads listed ranges of a remote dataset through the cache.
 
     Args:
         remote: The dataset and its cache.
     """
 
     def __init__(self, remote: RemoteRoot) -> None:
-        self._remote, self._folder = remote, remote.folder / "ranges"
+        self._store, self._limit_bytes = remote.store, remote.limit_bytes
+        self._folder = remote.folder / "ranges"
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._store: tuple[fs.FileSystem, str] | None = None
         self._mapped = lru_cache(maxsize=OPEN_FILES)(self._fetched)
 
     def read_range(self, path: str, byte_range: ByteRange, where: str) -> pa.Buffer:
@@ -106,9 +82,7 @@ class RemoteFiles:
 
     def read_file(self, entry: FileEntry) -> pa.Buffer:
         """Fetch a file; it is not cached on disk, because a reader keeps what it decodes from it; see `Files`."""
-        data = self._read(entry.path, 0, entry.size_bytes)
-        check_sha256(data, entry, f"{self._remote.uri}/{entry.path}")
-        return data
+        return read_file(self._store, entry)
 
     def _fetched(self, path: str, byte_range: ByteRange, where: str) -> pa.Buffer:
         # The checksum is part of the name, so that a dataset that was built again never gets bytes of the earlier one.
@@ -121,24 +95,11 @@ class RemoteFiles:
             check_crc32(cached, crc32, where)
             os.utime(local)  # eviction is by time of last use
             return cached
-        data = self._read(path, offset, size)
+        data = request_range(self._store, path, byte_range, where)
         check_crc32(data, crc32, where)
         _write_atomically(local, data)
         self._evict(keep=local)
         return data
-
-    def _read(self, path: str, offset: int, size: int) -> pa.Buffer:
-        def read() -> pa.Buffer:
-            # Connected on first use, in the process that reads: clients of object stores do not survive a fork.
-            store, root = self._store = self._store or _connect(self._remote)
-            with store.open_input_file(f"{root}/{path}") as file:
-                read_at = cast("Callable[[int, int], bytes]", file.read_at)  # its stub lacks the offset
-                data = read_at(size, offset) if size else b""
-            if len(data) != size:
-                raise OSError(f"the store returned {len(data):,} of {size:,} bytes")
-            return pa.py_buffer(data)
-
-        return _with_retries(self._remote, path, read)
 
     def _evict(self, keep: Path) -> None:
         """Evict the files used longest ago until the cache is within its limit."""
@@ -148,7 +109,7 @@ class RemoteFiles:
         for entry in os.scandir(self._folder):
             with suppress(FileNotFoundError):
                 entries.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
-        excess = sum(size for _, size, _ in entries) - self._remote.limit_bytes
+        excess = sum(size for _, size, _ in entries) - self._limit_bytes
         for _, size, path in sorted(entries):
             if excess <= 0:
                 return
@@ -156,39 +117,6 @@ class RemoteFiles:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
                 excess -= size
-
-
-def _connect(remote: RemoteRoot) -> tuple[fs.FileSystem, str]:
-    try:
-        store, root = fs.FileSystem.from_uri(remote.uri)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DatasetError(f"{remote.uri} is not a readable URI: {error}. Check the URI.") from None
-    return store, root.rstrip("/")
-
-
-def _read(store: fs.FileSystem, path: str) -> pa.Buffer:
-    with store.open_input_file(path) as file:
-        return pa.py_buffer(file.read())
-
-
-def _with_retries(remote: RemoteRoot, path: str, read: Callable[[], T]) -> T:
-    """Read with retries: exponential backoff with jitter, so that workers do not retry all at once."""
-    for attempt in range(1, remote.attempts + 1):
-        try:
-            return read()
-        except FileNotFoundError:
-            raise DatasetError(
-                f"{remote.uri}/{path} is listed in the snapshot but missing. Restore it or build again."
-            ) from None
-        except (OSError, pa.ArrowException) as error:
-            if attempt == remote.attempts:
-                raise MachineError(
-                    f"{remote.uri}/{path} could not be read in {attempt} attempts: {error}. "
-                    "Check the store and your network connection, then resume."
-                ) from None
-            wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
-            time.sleep(wait * random.Random().uniform(0.5, 1.0))
-    raise MachineError(f"{remote.uri}: attempts is {remote.attempts}, but must be 1 or more.")
 
 
 def _write_atomically(path: Path, data: pa.Buffer) -> None:

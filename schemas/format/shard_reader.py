@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
 
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.store import Store
 
 from .decoder import Decoder
 from .dictionaries import Columns, dictionaries_schema, read_dictionaries
-from .disk import check_file
-from .local_files import Files, LocalFiles, read_record_batch
+from .disk import check_file, read_file
+from .local_files import Files, LocalFiles, files_of, read_record_batch
 from .manifest import BLOCK_TABLES, BlockTable, ShardEntry
 from .physical_schema import ALL_FIELDS, Batches, Fields, stored_requests_schema, stored_timelines_schema
 from .shard_checks import check_history_slices, check_no_nulls
@@ -36,11 +37,11 @@ class ShardReader:
     """Reads blocks of one shard. Open it in the process that reads; it cannot be pickled.
 
     Args:
-        root: Root of the dataset.
+        store: The dataset.
         shard: Entry of the snapshot.
         spec: Build spec of the dataset.
         fields: Fields of events and targets to read and decode. Blocks then contain only these.
-        files: Reads the bytes; by default local files below `root`, mapped into memory.
+        files: Reads the bytes; by default a new reader without a cache.
 
     Raises:
         DatasetError: A file is missing, altered, or not what the snapshot lists.
@@ -48,37 +49,37 @@ class ShardReader:
 
     def __init__(
         self,
-        root: Path,
+        store: Store,
         shard: ShardEntry,
         spec: BuildSpec,
         fields: Fields = ALL_FIELDS,
         files: Files | None = None,
     ) -> None:
-        self._root, self._shard, self._spec, self._fields = root, shard, spec, fields
-        self._files = files or LocalFiles(root)
+        self._store, self._shard, self._spec, self._fields = store, shard, spec, fields
+        self._files = files or files_of(store)
         # Opening a dataset does not compare the length of each file, so it is compared here, before the first read.
         # A remote file would cost a request; each of its ranges is compared with its checksum.
         if isinstance(self._files, LocalFiles):
             for entry in shard.files:
-                check_file(root, entry)
+                check_file(store, entry)
         # Blocks are checked once: their bytes were compared with the checksum, so they stay the same.
         self._checked: set[int] = set()
         # Paths and schemas are needed for every block and are therefore computed once.
-        self._paths = {table: str(root / shard.file(table).path) for table in BLOCK_TABLES}
+        self._paths = {table: store.name(shard.file(table).path) for table in BLOCK_TABLES}
         self._schemas: dict[BlockTable, pa.Schema] = {
             "timelines": stored_timelines_schema(spec),
             "requests": stored_requests_schema(spec),
         }
         self._decoder = Decoder(spec, self._dictionaries(), fields) if spec.is_compact else None
         # Only for local files: the footer of a remote file would cost a request for bytes that nothing else needs.
-        if files is None:
+        if files is None and isinstance(store, LocalStore):
             for table, schema in self._schemas.items():
                 self._check_footer(table, schema)
 
     def _check_footer(self, table: BlockTable, schema: pa.Schema) -> None:
         """Compare the footer, by which other readers find the blocks, with the snapshot, by which this one does."""
-        path = self._root / self._shard.file(table).path
-        reader = _open_arrow(path, schema)
+        entry, path = self._shard.file(table), self._paths[table]
+        reader = _open_arrow(read_file(self._store, entry, checksum=False), path, schema)
         if reader.num_record_batches != len(self._shard.blocks):
             raise DatasetError(
                 f"{path} has {reader.num_record_batches} blocks, but the snapshot lists {len(self._shard.blocks)}. "
@@ -99,14 +100,14 @@ class ShardReader:
         entry = self._shard.dictionaries
         if entry is None:
             raise DatasetError(
-                f"{self._root / self._shard.timelines.path}: the snapshot lists no dictionaries for this shard. "
+                f"{self._store.name(self._shard.timelines.path)}: the snapshot lists no dictionaries for this shard. "
                 "Build it again."
             )
         buffer = self._files.read_file(entry)
         try:
             return read_dictionaries(self._spec, _only_batch(pa.ipc.open_file(buffer), schema))
         except (DatasetError, pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{self._root / entry.path} cannot be read: {error}. Build it again.") from None
+            raise DatasetError(f"{self._store.name(entry.path)} cannot be read: {error}. Build it again.") from None
 
     @property
     def num_blocks(self) -> int:
@@ -201,9 +202,9 @@ def _decode(where: str, decode: Callable[P, T], *args: P.args, **kwargs: P.kwarg
         raise DatasetError(f"{where} cannot be read: {error}. Build it again.") from None
 
 
-def _open_arrow(path: Path, schema: pa.Schema) -> pa.RecordBatchFileReader:
+def _open_arrow(data: pa.Buffer, path: str, schema: pa.Schema) -> pa.RecordBatchFileReader:
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        reader = pa.ipc.open_file(data)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} is not the Arrow file that was written: {error}. Build it again.") from None
     if not reader.schema.equals(schema):

@@ -7,17 +7,15 @@ The files of timelines and requests have the same number of record batches; batc
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from io import IOBase
 from itertools import tee
-from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longbatch.schemas.errors import MachineError
 from longbatch.schemas.spec.build_spec import BuildSpec, Compression
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.types import ArrowListArray
 
 from .disk import HashingFile
@@ -46,8 +44,8 @@ def codec_of(compression: Compression) -> pa.Codec | None:
 class _TableWriter:
     """Writes one file of a shard."""
 
-    def __init__(self, path: Path, schema: pa.Schema, compression: Compression) -> None:
-        self.file = HashingFile(path)
+    def __init__(self, store: Store, path: str, schema: pa.Schema, compression: Compression) -> None:
+        self.file = HashingFile(store, path)
         try:
             options = pa.ipc.IpcWriteOptions(compression=codec_of(compression), use_threads=False)
             self._sink = pa.PythonFile(cast(IOBase, self.file), mode="w")  # needs no more than HashingFile has
@@ -71,17 +69,17 @@ class _TableWriter:
             self.file.close()
 
     def discard(self) -> None:
-        """Close and remove the file after an error."""
-        with suppress(MachineError):
-            self.file.close()
-        self.file.path.unlink(missing_ok=True)
+        """Remove the file after an error."""
+        self.file.abort()
 
 
-def write_shard(root: Path, bucket: int, attempt: str, spec: BuildSpec, blocks: Iterable[Batches]) -> ShardEntry | None:
+def write_shard(
+    store: Store, bucket: int, attempt: str, spec: BuildSpec, blocks: Iterable[Batches]
+) -> ShardEntry | None:
     """Write the blocks of a user bucket; on an error all files of the shard are removed.
 
     Args:
-        root: Root of the dataset, with the folders `timelines`, `requests` and `dictionaries`.
+        store: The dataset.
         bucket: User bucket, the first part of the file names.
         attempt: The second part of the file names. It must be unique, so that a retried task never overwrites
             an earlier attempt's files.
@@ -106,11 +104,11 @@ def write_shard(root: Path, bucket: int, attempt: str, spec: BuildSpec, blocks: 
         for (timelines, requests), batches in zip(logical, stored, strict=True):
             if not tables:
                 for table in BLOCK_TABLES:  # one by one, so that an error also removes the file opened before
-                    tables.append(_TableWriter(root / table / name, schemas[table], spec.compression))  # noqa: PERF401
+                    tables.append(_TableWriter(store, f"{table}/{name}", schemas[table], spec.compression))  # noqa: PERF401
             ranges = tables[0].write(batches[0]), tables[1].write(batches[1])
             entries.append(_block_entry(timelines, requests, ranges, spec.history_length))
         if dictionaries is not None:
-            tables.append(_TableWriter(root / "dictionaries" / name, dictionaries.schema, spec.compression))
+            tables.append(_TableWriter(store, f"dictionaries/{name}", dictionaries.schema, spec.compression))
             tables[2].write(dictionaries)
         for writer in tables:
             writer.close()
@@ -118,7 +116,7 @@ def write_shard(root: Path, bucket: int, attempt: str, spec: BuildSpec, blocks: 
         for writer in tables:
             writer.discard()
         raise
-    files: list[FileEntry] = [writer.file.entry(root) for writer in tables]
+    files: list[FileEntry] = [writer.file.entry() for writer in tables]
     return ShardEntry.from_blocks(bucket, files, entries) if files else None
 
 

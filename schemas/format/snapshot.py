@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
@@ -23,14 +22,14 @@ from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.profile import Profile, profile_of
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.messages import has_renamed_keys
+from longbatch.schemas.storage.store import Store
 
-from .disk import check_file, disk_message, sync_folder, write_durably
 from .manifest import SHARD_TABLES, FileEntry
 from .shards_table import ShardsTable, write_table
 
 # Version of the layout on disk. Readers refuse all others, because a wrong guess would yield wrong training data.
 FORMAT_VERSION = 2
-SNAPSHOT_NAME = re.compile(r"^(\d{8})\.json$")
+SNAPSHOT_PATH = re.compile(r"^snapshots/(\d{8})\.json$")
 
 
 @dataclass(frozen=True)
@@ -126,67 +125,59 @@ def _columns(spec: BuildSpec) -> dict[str, Any]:
     }
 
 
-def snapshot_numbers(root: Path) -> list[int]:
+def snapshot_path(number: int) -> str:
+    """Return the path of a snapshot's JSON file.
+
+    Args:
+        number: Number of the snapshot.
+    """
+    return f"snapshots/{number:08d}.json"
+
+
+def snapshot_numbers(store: Store) -> list[int]:
     """List the snapshots of a dataset.
 
     Args:
-        root: Root of the dataset.
+        store: The dataset.
 
     Returns:
         Their numbers, ascending; none if the folder is not a dataset.
     """
-    try:
-        names = os.listdir(root / "snapshots")
-    except OSError:
-        return []
-    return sorted(int(match[1]) for name in names if (match := SNAPSHOT_NAME.match(name)))
+    paths = [file.path for file in store.list_files("snapshots")]
+    return sorted(int(match[1]) for path in paths if (match := SNAPSHOT_PATH.match(path)))
 
 
-def commit(root: Path, snapshot: Snapshot, attempt: str | None = None) -> None:
+def commit(store: Store, snapshot: Snapshot, attempt: str | None = None) -> None:
     """Make a snapshot visible, atomically.
 
     Args:
-        root: Root of the dataset.
-        snapshot: The snapshot; all files that it lists are on disk.
-        attempt: Unique part of the names of temporary files; random if not given.
+        store: The dataset.
+        snapshot: The snapshot; all files that it lists are there.
+        attempt: Unique part of the name of the shards table; random if not given.
 
     Raises:
         DatasetError: Another build committed a snapshot with this number first.
-        MachineError: The disk is full or fails.
+        MachineError: The place cannot be written.
     """
-    folder = root / "snapshots"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{snapshot.number:08d}"
-    # Unique names, because a build that loses the race must not touch the files of the one that won.
-    unique = attempt or uuid.uuid4().hex[:12]
-    staged, table_path = folder / f".{name}.{unique}.json", folder / f"{name}.shards-{unique}.arrow"
-    final = folder / f"{name}.json"
+    final = snapshot_path(snapshot.number)
+    # A unique name, because a build that loses the race must not touch the files of the one that won. It also makes
+    # the JSON below different from that of any other build, which `create_exclusively` needs.
+    table_path = f"{final.removesuffix('.json')}.shards-{attempt or uuid.uuid4().hex[:12]}.arrow"
+    table_bytes = _compressed(snapshot.shards.table)
     try:
-        # The order makes a visible snapshot complete: the shards table is on disk before the JSON that lists its
-        # checksum, and the JSON is on disk under a temporary name before it gets its final one.
-        table_bytes = _compressed(snapshot.shards.table)
-        write_durably(table_path, table_bytes)
-        checksum = hashlib.sha256(table_bytes).hexdigest()
-        table = FileEntry(table_path.relative_to(root).as_posix(), len(table_bytes), checksum)
-        write_durably(staged, json.dumps(_document(snapshot, table), indent=1).encode())
-        # The link is the commit. link(2) is atomic and fails if the name exists, so that the first of two builds wins;
-        # a rename would silently replace the other build's snapshot.
-        os.link(staged, final)
-        sync_folder(folder)
+        # The order makes a visible snapshot complete: the shards table is there before the JSON with its checksum.
+        store.write(table_path, table_bytes)
+        table = FileEntry(table_path, len(table_bytes), hashlib.sha256(table_bytes).hexdigest())
+        # This is the commit: of any number of builds that create this file, the first wins.
+        store.create_exclusively(final, json.dumps(_document(snapshot, table), indent=1).encode())
     except BaseException as error:
-        # An interrupt may arrive after the link. The final name is only removed if it is a link to this build's file.
-        if staged.exists() and final.exists() and final.samefile(staged):
-            final.unlink()
-        table_path.unlink(missing_ok=True)
+        with suppress(MachineError):
+            store.delete([table_path])
         if isinstance(error, FileExistsError):
             raise DatasetError(
-                f"{final}: another build committed first. Nothing of this build is visible; run it again."
+                f"{store.name(final)}: another build committed first. Nothing of this build is visible; run it again."
             ) from None
-        if isinstance(error, OSError):
-            raise MachineError(disk_message(error, folder)) from None
         raise
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def _document(snapshot: Snapshot, table: FileEntry) -> dict[str, Any]:
@@ -217,27 +208,26 @@ def _compressed(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def listed_paths(root: Path, number: int) -> set[str]:
+def listed_paths(store: Store, number: int) -> set[str]:
     """Return the paths of a snapshot's own two files and of all files that it lists.
 
     Args:
-        root: Root of the dataset.
+        store: The dataset.
         number: Number of the snapshot.
 
     Returns:
-        Paths relative to the root.
+        Paths relative to the dataset.
     """
-    snapshot = read_snapshot(root, number)
-    name = f"snapshots/{number:08d}.json"
-    table = json.loads((root / name).read_bytes())["shards"]["path"]
+    snapshot, name = read_snapshot(store, number), snapshot_path(number)
+    table = json.loads(store.read(name).to_pybytes())["shards"]["path"]
     return {name, table, *snapshot.paths}
 
 
-def read_snapshot(root: Path, number: int | None = None) -> Snapshot:
+def read_snapshot(store: Store, number: int | None = None) -> Snapshot:
     """Read a snapshot and check it.
 
     Args:
-        root: Root of the dataset.
+        store: The dataset.
         number: Number of the snapshot; by default the newest.
 
     Returns:
@@ -246,15 +236,15 @@ def read_snapshot(root: Path, number: int | None = None) -> Snapshot:
     Raises:
         DatasetError: There is no such snapshot, it was altered, or its format is unknown; names the file.
     """
-    numbers = snapshot_numbers(root)
+    numbers = snapshot_numbers(store)
     if not numbers:
-        raise DatasetError(f"{root} is not a dataset: it has no snapshots. Build one with `longbatch build`.")
+        raise DatasetError(f"{store.location} is not a dataset: it has no snapshots. Build one with `longbatch build`.")
     if number is not None and number not in numbers:
-        raise DatasetError(f"{root} has no snapshot {number}, only {numbers}.")
+        raise DatasetError(f"{store.location} has no snapshot {number}, only {numbers}.")
     number = numbers[-1] if number is None else number
-    path = root / "snapshots" / f"{number:08d}.json"
+    path = store.name(snapshot_path(number))
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(store.read(snapshot_path(number)).to_pybytes())
         # The version is compared first, because another version may have other keys.
         version = document["format_version"]
         if version != FORMAT_VERSION:
@@ -264,27 +254,27 @@ def read_snapshot(root: Path, number: int | None = None) -> Snapshot:
             )
         if "ledgers" in document:
             raise DatasetError(_outdated(path))
-        return _parse(root, number, document, path)
+        return _parse(store, number, document, path)
     except ValidationError as error:
         if has_renamed_keys(error):
             raise DatasetError(_outdated(path)) from None
         raise DatasetError(f"{path} has an invalid spec ({error}). Restore it or build again.") from None
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError, FileNotFoundError, pa.ArrowException) as error:
         raise DatasetError(
             f"{path} is not a readable snapshot ({type(error).__name__}: {error}). Restore it or build again."
         ) from None
 
 
-def _outdated(path: Path) -> str:
+def _outdated(path: str) -> str:
     """The error for a snapshot with key names from before the first release."""
     return f"{path} was built by an earlier development version. Build the dataset again."
 
 
-def _parse(root: Path, number: int, document: dict[str, Any], path: Path) -> Snapshot:
+def _parse(store: Store, number: int, document: dict[str, Any], path: str) -> Snapshot:
     # Checksums form a tree: the JSON lists that of the shards table, and the table those of all files and blocks.
-    table_path = check_file(root, FileEntry.from_dict(document["shards"], f"{path}, shards"), checksum=True)
-    with pa.memory_map(str(table_path)) as file:
-        shards = ShardsTable(pa.ipc.open_file(file).read_all(), str(table_path))
+    entry = FileEntry.from_dict(document["shards"], f"{path}, shards")
+    table_path = store.name(entry.path)
+    shards = ShardsTable(pa.ipc.open_file(read_file(store, entry)).read_all(), table_path)
     spec = BuildSpec.model_validate(document["spec"])
     # Computed again, because an edited spec would change the columns that the files are decoded to.
     computed = fingerprint(spec, shards)

@@ -6,7 +6,7 @@ import errno
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,10 +14,13 @@ import pyarrow as pa
 
 from longbatch.schemas.errors import MachineError
 
+from .local_folders import atomic_file, disk_message, sync_folder, write_durably
 from .store import FileWriter, Store, StoredFile, check_path
 
 # What link(2) reports on file systems without hard links: FUSE mounts of object stores, some network shares, FAT.
 NO_LINKS = {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
+
+MKDIR_ATTEMPTS = 10
 
 
 class LocalStore(Store):
@@ -33,6 +36,12 @@ class LocalStore(Store):
 
     def __repr__(self) -> str:
         return f"LocalStore({self.location!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalStore) and self.root == other.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
 
     def path(self, path: str = "") -> Path:
         """Return the path of a file on this machine.
@@ -93,7 +102,7 @@ class LocalStore(Store):
 
     def create(self, path: str) -> FileWriter:
         """Begin a new file, and create its folder if need be; FileExistsError if the file exists; see `Store`."""
-        return _LocalFile(self.path(path))
+        return _LocalFile(self.path(path), self.root)
 
     def create_exclusively(self, path: str, data: bytes) -> None:
         """Write a hidden file and link it to its name, which fails if the name exists; see `Store`.
@@ -103,7 +112,7 @@ class LocalStore(Store):
         final = self.path(path)
         staged = final.with_name(f".{final.name}-{uuid.uuid4().hex[:12]}")
         try:
-            _write_durably(staged, data)
+            write_durably(staged, data)
             # link(2) is atomic and fails if the name exists, where a rename would silently replace the other's file.
             os.link(staged, final)
             sync_folder(final.parent)
@@ -128,21 +137,25 @@ class LocalStore(Store):
             raise MachineError(disk_message(error, target)) from None
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Delete files; see `Store`. Their folders stay."""
+        """Delete files, and folders that become empty; see `Store`."""
+        folders = set()
         for path in paths:
+            folders.add(self.path(path).parent)
             try:
                 self.path(path).unlink(missing_ok=True)
             except NotADirectoryError:
                 continue
             except OSError as error:
                 raise MachineError(f"cannot delete {self.path(path)}: {error.strerror or error}.") from None
+        for folder in folders:
+            _remove_empty(folder, self.root)
 
     def probe(self) -> None:
         """Create a file in the folder and a second name for it; see `Store`."""
         staged = self.root / f".probe-{uuid.uuid4().hex[:12]}"
         linked = staged.with_name(f"{staged.name}-link")
         try:
-            _write_durably(staged, b"probe")
+            write_durably(staged, b"probe")
             os.link(staged, linked)
         except OSError as error:
             if error.errno == errno.EROFS or isinstance(error, PermissionError):
@@ -165,7 +178,7 @@ class LocalStore(Store):
     def now(self, unique: str) -> float:
         """Read the clock of the disk, which a network file system does not share with this machine; see `Store`."""
         path = self.path(unique)
-        _write_durably(path, b"")
+        write_durably(path, b"")
         try:
             return path.stat().st_mtime
         finally:
@@ -175,12 +188,10 @@ class LocalStore(Store):
 class _LocalFile:
     """A new file on a disk; see `FileWriter`."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, root: Path) -> None:
+        self._path, self._root = path, root
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Exclusive: a retried attempt must never overwrite a file that a snapshot may already list.
-            self._file: BinaryIO = path.open("xb")
+            self._file: BinaryIO = _open_new(path)
         except FileExistsError:
             raise
         except OSError as error:
@@ -208,64 +219,23 @@ class _LocalFile:
         with suppress(OSError):
             self._file.close()
         self._path.unlink(missing_ok=True)
+        _remove_empty(self._path.parent, self._root)
 
 
-def disk_message(error: OSError, path: Path) -> str:
-    """Describe a failed write: file, cause and remedy.
-
-    Args:
-        error: What the system reported.
-        path: File or folder that was written.
-
-    Returns:
-        The message of a MachineError.
-    """
-    return f"cannot write {path}: {error.strerror or error}. Free space there and run again. Nothing was committed."
+def _open_new(path: Path) -> BinaryIO:
+    """Create a file, and its folder if need be; FileExistsError if the file exists."""
+    # Exclusive: a retried attempt must never overwrite a file that a snapshot may already list.
+    for _ in range(MKDIR_ATTEMPTS):
+        with suppress(FileNotFoundError):
+            return path.open("xb")
+        # Repeated, because another process may remove the folder while it is empty.
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("xb")
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    """Write a new file, create its folder if need be, and flush the file to the disk itself."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk itself, so that a new or renamed file survives a power failure.
-
-    Args:
-        folder: The folder.
-    """
-    # On POSIX a name belongs to the folder: fsync of the file flushes its bytes, but not the entry that names it.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def atomic_file(target: Path) -> Iterator[BinaryIO]:
-    """Open a new file that replaces `target` at the end, unless there was an error.
-
-    A reader sees the previous file or the new one, never a part, and a power failure loses neither.
-
-    Args:
-        target: The file to replace; it need not exist.
-
-    Yields:
-        The new file, open for writing.
-    """
-    partial = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            # The order matters: a rename that reaches the disk before the bytes would leave an empty file.
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-        sync_folder(target.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+def _remove_empty(folder: Path, root: Path) -> None:
+    """Remove a folder below the root, and those above it, as far as they are empty."""
+    with suppress(OSError):
+        while folder != root and root in folder.parents:
+            folder.rmdir()
+            folder = folder.parent

@@ -32,7 +32,7 @@ SCHEMES = {
 }
 
 
-def is_url(location: Location) -> bool:
+def is_url(location: object) -> bool:
     """Whether a location is a URL rather than a path of this machine.
 
     Args:

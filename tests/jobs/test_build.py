@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 import pytest
 
 from longbatch.jobs import build as build_module
@@ -21,8 +21,9 @@ from longbatch.jobs.engines.engine import Stages
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.schemas.errors import DataError, DatasetError, LongbatchError, MachineError, SourceError, SpecError
 from longbatch.schemas.format.dataset import open_dataset
-from longbatch.schemas.format.disk import HashingFile
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+from longbatch.schemas.storage.local_store import _LocalFile
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.types import ProgressCallback
 
 T = 1_700_000_000
@@ -315,7 +316,9 @@ def in_partition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partition, "_write_batches", full_disk)
 
 
-def in_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_files_of(folder: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """The disk is full when a file of a folder is written."""
+
     class FullDisk:
         closed = False
 
@@ -324,35 +327,37 @@ def in_shard(monkeypatch: pytest.MonkeyPatch) -> None:
 
         write = flush = full_disk
 
-    def on_a_full_disk(self: HashingFile, path: Path) -> None:
-        real(self, path)
-        self._file.close()
-        self._file = FullDisk()  # type: ignore[assignment]
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        def on_a_full_disk(self: _LocalFile, path: Path, root: Path) -> None:
+            real(self, path, root)
+            if folder in path.parts:
+                self._file.close()
+                self._file = FullDisk()  # type: ignore[assignment]
 
-    real = HashingFile.__init__
-    monkeypatch.setattr(HashingFile, "__init__", on_a_full_disk)
+        real = _LocalFile.__init__
+        monkeypatch.setattr(_LocalFile, "__init__", on_a_full_disk)
+
+    return patch
 
 
 def in_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.mkdir
     monkeypatch.setattr(
-        Path, "mkdir", lambda self, *a, **k: full_disk() if self.name == "requests" else real(self, *a, **k)
+        Path, "mkdir", lambda self, *a, **k: full_disk() if ".work-" in str(self) else real(self, *a, **k)
     )
 
 
 def in_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longbatch.schemas.format.snapshot.os.fsync", full_disk)
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: full_disk() if "timelines" in os.readlink(f"/proc/self/fd/{file}") else real(file)
+    )
 
 
-def in_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pl.DataFrame, "write_parquet", full_disk)
+FULL_DISKS = [in_partition, in_folders, in_sync, *map(in_files_of, ("requests", "quarantine", "vocabulary", "samples"))]
 
 
-def in_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pa.ipc, "new_file", full_disk)
-
-
-@pytest.mark.parametrize("where", [in_partition, in_shard, in_folders, in_sync, in_quarantine, in_vocabulary])
+@pytest.mark.parametrize("where", FULL_DISKS)
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_full_disk_is_an_error_that_leaves_nothing(
     spec_file: Path,
@@ -397,9 +402,9 @@ class WaitingEngine:
 
     @contextmanager
     def start(
-        self, spec: BuildSpec, root: Path, attempt: str, increment: Increment | None, progress: ProgressCallback
+        self, spec: BuildSpec, store: Store, attempt: str, increment: Increment | None, progress: ProgressCallback
     ) -> Iterator[Stages]:
-        with LocalEngine(1).start(spec, root, attempt, increment, progress) as started:
+        with LocalEngine(1).start(spec, store, attempt, increment, progress) as started:
             yield started
         self.barrier.wait(60)
 
@@ -414,8 +419,8 @@ def test_one_of_two_simultaneous_builds_fails(
     checked = threading.Barrier(2)
     real = build_module._check_output
 
-    def check_together(root: Path, overwrite: bool) -> list[int]:
-        existing_snapshots = real(root, overwrite)
+    def check_together(store: Store, overwrite: bool) -> list[int]:
+        existing_snapshots = real(store, overwrite)
         checked.wait(60)
         return existing_snapshots
 

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from longbatch.benchmarks.faults import LOCAL, kill_often
 from longbatch.jobs.build import build
-from longbatch.jobs.commit.write_lock import attempt, running_attempts
+from longbatch.jobs.commit.attempt import attempt
+from longbatch.jobs.commit.lease import RunningAttempt, running_attempts
 from longbatch.jobs.vacuum import vacuum
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import open_dataset
 from longbatch.schemas.format.snapshot import listed_paths
 from longbatch.schemas.spec.build_spec import load_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.types import no_progress
+
+LEASE = """
+import sys, time
+from longbatch.jobs.commit.lease import Lease
+from longbatch.schemas.storage.local_store import LocalStore
+Lease(LocalStore(sys.argv[1]), sys.argv[2], None)
+print("leased", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def running_build(store: LocalStore, name: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lease of an attempt."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LEASE, store.location, name], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "leased\n"
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def files(root: Path) -> set[str]:
@@ -48,25 +75,30 @@ def test_a_full_disk_leaves_nothing(corrupt_log: Path, tmp_path: Path) -> None:
 
 def test_a_build_starts_in_a_folder_with_files_of_a_killed_one(corrupt_log: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for folder in ("timelines", ".work-0123"):
+    name = "0123456789ab"
+    for folder in ("timelines", f".work-{name}"):
         (out / folder).mkdir(parents=True)
-    (out / "timelines" / "00000-0123.arrow").write_bytes(b"half")
-    (out / ".attempt-0123").touch()
+    (out / "timelines" / f"00000-{name}.arrow").write_bytes(b"half")
+    with running_build(LocalStore(out), name) as killed:
+        killed.kill()
+        killed.wait()
     build(load_spec(corrupt_log), out)
     assert vacuum(out).files == 1
-    assert files(out) == listed_paths(out, 1)
+    assert not (out / f".work-{name}").exists()
+    assert files(out) == listed_paths(LocalStore(out), 1)
 
 
 def test_vacuum_keeps_the_files_of_a_running_attempt(corrupt_log: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(load_spec(corrupt_log), out)
-    with attempt(out) as name:
-        partial_file = out / "timelines" / f"00000-{name}.arrow"
+    store = LocalStore(out)
+    with attempt(store) as running:
+        partial_file = out / "timelines" / f"00000-{running.name}.arrow"
         partial_file.touch()
-        assert running_attempts(out) == {name}
-        assert (vacuum(out).files, vacuum(out).running) == (0, [name])
+        assert running_attempts(store) == [RunningAttempt(running.name, None)]
+        assert (vacuum(out).files, vacuum(out).running) == (0, [running.name])
         assert partial_file.exists()
-    assert running_attempts(out) == set()
+    assert running_attempts(store) == []
     assert vacuum(out).files == 1
     open_dataset(out)
 

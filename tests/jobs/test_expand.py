@@ -329,7 +329,7 @@ def test_logs_and_datasets_are_never_replaced(small: Dataset, tmp_path: Path) ->
     (raw / "events.parquet").unlink()
     with pytest.raises(DatasetError, match=r"raw is not an expansion: it contains part-00000.parquet"):
         expand(small, raw, overwrite=True)
-    for out in (small.path / "samples", small.path, small.path.parent):
+    for out in (Path(small.location) / "samples", Path(small.location), Path(small.location).parent):
         with pytest.raises(DatasetError, match=r"is inside the dataset .* or contains it. Choose a separate folder"):
             expand(small, out, overwrite=True)
 
@@ -417,7 +417,7 @@ def test_the_code_of_the_documentation_page_runs(
 ) -> None:
     page = (ROOT / "docs" / "expand.md").read_text()
     code = page.split("```python\n")[1].split("```")[0].replace("history_length=100", "history_length=1")
-    (tmp_path / "dataset").symlink_to(small.path)
+    (tmp_path / "dataset").symlink_to(Path(small.location))
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "expand.md", "exec"), {})
     assert len(rows_of(tmp_path / "samples")) == 6
@@ -425,21 +425,21 @@ def test_the_code_of_the_documentation_page_runs(
 
 def test_the_command_exits_with_0_if_equal_and_with_1_if_not(small: Dataset, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    written = run_command("expand", str(small.path), out, "--check", "--json")
+    written = run_command("expand", str(Path(small.location)), out, "--check", "--json")
     assert written.returncode == 0, written.stderr
     document = json.loads(written.stdout)
     assert document["equal"] is True
     assert document["expected"] == document["actual"]
     assert document["actual"].keys() == {"rows", "events", "hash"}
     rewrite(tmp_path / "out" / "part-00000.parquet", CHANGES["a label"])
-    checked = run_command("expand", str(small.path), out, "--check")
+    checked = run_command("expand", str(Path(small.location)), out, "--check")
     assert checked.returncode == 1
     assert checked.stdout.count(document["actual"]["hash"]) == 1
     assert "not equal: the files do not contain what the dataset expands to" in checked.stdout
-    again = run_command("expand", str(small.path), out)
+    again = run_command("expand", str(Path(small.location)), out)
     assert again.returncode == 1
     assert "out already exists. Pass --overwrite to replace it" in again.stderr
-    replaced = run_command("expand", str(small.path), out, "--overwrite", "--json")
+    replaced = run_command("expand", str(Path(small.location)), out, "--overwrite", "--json")
     assert json.loads(replaced.stdout)["equal"] is None
 
 

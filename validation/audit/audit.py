@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from longbatch.schemas.accounting import RowAccounting
@@ -20,6 +19,7 @@ from longbatch.schemas.errors import SourceError, SpecError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.snapshot import read_snapshot
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.open_store import Location, open_store
 from longbatch.schemas.time import to_microseconds
 from longbatch.schemas.types import ProgressCallback, no_progress
 from longbatch.validation.reference.log_end import find_log_end
@@ -58,7 +58,7 @@ class Audit:
 
 
 def audit(
-    dataset_path: str | Path,
+    dataset: Location,
     spec: BuildSpec | None = None,
     users: int | None = 20,
     seed: int = 0,
@@ -70,7 +70,7 @@ def audit(
     them. Up to `users` more are drawn from users who have requests in the log but are not in the dataset.
 
     Args:
-        dataset_path: Folder of the dataset.
+        dataset: Folder or URL of the dataset.
         spec: Where the raw log is. Without it the dataset's own spec is used, and if its files no longer exist only
             the structure is checked.
         users: How many users to compare with the raw log, None for all.
@@ -90,19 +90,20 @@ def audit(
         >>> audit("DATASET", users=100).findings  # doctest: +SKIP
         []
     """
-    root = Path(dataset_path)
-    dataset = Dataset(root, read_snapshot(root))
-    raw = _check_same_content(dataset, spec) if spec else dataset.spec
+    store = open_store(dataset)
+    # Without the checks of `open_dataset`, because a missing file is a finding here.
+    opened = Dataset(store, read_snapshot(store))
+    raw = _check_same_content(opened, spec) if spec else opened.spec
     missing_files = _missing_files(raw)
     if spec and missing_files:
         raise missing_files
     state = StructureState()
-    findings = [*shard_findings(dataset.shards), *file_findings(dataset, progress)]
-    findings += structure_findings(dataset, state, progress)
-    findings += total_findings(dataset, state)
+    findings = [*shard_findings(opened.shards), *file_findings(opened, progress)]
+    findings += structure_findings(opened, state, progress)
+    findings += total_findings(opened, state)
     if missing_files:
         return Audit(findings, state.blocks, not_compared=str(missing_files))
-    comparison = _compare_with_log(dataset, raw, state.users(), users, seed, progress)
+    comparison = _compare_with_log(opened, raw, state.users(), users, seed, progress)
     findings += comparison.findings
     return Audit(findings, state.blocks, comparison.users, comparison.requests, comparison.events)
 
@@ -125,7 +126,7 @@ def _check_same_content(dataset: Dataset, spec: BuildSpec) -> BuildSpec:
     different = [key for key in built if given[key] != built[key]]
     if different:
         raise SpecError(
-            f"the spec differs from the one that {dataset.path} was built from, in {', '.join(different)}. "
+            f"the spec differs from the one that {dataset.location} was built from, in {', '.join(different)}. "
             "Pass a spec that differs in paths and file formats only."
         )
     return spec

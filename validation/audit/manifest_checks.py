@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from longbatch.schemas.errors import DataError, DatasetError
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.disk import check_file
+from longbatch.schemas.format.disk import check_sha256, read_file
 from longbatch.schemas.format.manifest import BLOCK_TABLES, COUNT_NAMES, SHARD_TABLES, BlockTable, FileEntry, ShardEntry
 from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.source_schema import role_schema
@@ -40,51 +39,54 @@ def file_findings(dataset: Dataset, progress: ProgressCallback) -> Iterator[str]
     small_files = (*snapshot.vocabulary, *snapshot.quarantine, *snapshot.samples)
     shard_bytes = sum(dataset.shards.file_bytes(table) for table in SHARD_TABLES)
     total, done = shard_bytes + sum(entry.size_bytes for entry in small_files), 0
-    for entry, byte_findings in chain(_shard_files(dataset), ((entry, iter(())) for entry in small_files)):
+    for entry, find_in_bytes in chain(_shard_files(dataset), ((entry, _no_findings) for entry in small_files)):
         progress("checksums", done, total)
         done += entry.size_bytes
         try:
-            path = check_file(dataset.path, entry)
-            yield from byte_findings
-            check_file(dataset.path, entry, checksum=True)
-            if entry.rows is not None and (rows := _row_count(path)) != entry.rows:
-                yield f"{path} contains {rows:,} rows, but the snapshot lists {entry.rows:,}"
+            data = read_file(dataset.store, entry, checksum=False)
+            yield from find_in_bytes(data)
+            name = dataset.store.name(entry.path)
+            check_sha256(data, entry, name)
+            if entry.rows is not None and (rows := _row_count(entry.path, data)) != entry.rows:
+                yield f"{name} contains {rows:,} rows, but the snapshot lists {entry.rows:,}"
         except DatasetError as error:
             yield str(error)
     progress("checksums", total, total)
 
 
-def _shard_files(dataset: Dataset) -> Iterator[tuple[FileEntry, Iterator[str]]]:
-    """The files of all shards, each with the findings about its blocks, which are looked for when iterated."""
+def _shard_files(dataset: Dataset) -> Iterator[tuple[FileEntry, Callable[[pa.Buffer], Iterator[str]]]]:
+    """The files of all shards, each with the check of its bytes."""
     for shard, entry in enumerate(dataset.shards):
         for table in BLOCK_TABLES:
-            yield entry.file(table), _byte_findings(dataset, shard, entry, table)
+            yield entry.file(table), partial(_byte_findings, shard, entry, table)
         if entry.dictionaries is not None:
-            yield entry.dictionaries, iter(())
+            yield entry.dictionaries, _no_findings
 
 
-def _row_count(path: Path) -> int:
-    if path.suffix == ".parquet":
-        return pq.read_metadata(path).num_rows
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+def _no_findings(data: pa.Buffer) -> Iterator[str]:
+    return iter(())
+
+
+def _row_count(path: str, data: pa.Buffer) -> int:
+    if path.endswith(".parquet"):
+        return pq.read_metadata(pa.BufferReader(data)).num_rows
+    reader = pa.ipc.open_file(data)
     return sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
 
 
-def _byte_findings(dataset: Dataset, shard: int, entry: ShardEntry, table: BlockTable) -> Iterator[str]:
+def _byte_findings(shard: int, entry: ShardEntry, table: BlockTable, data: pa.Buffer) -> Iterator[str]:
     """Check that blocks follow each other from byte 0, and that the bytes of each have its checksum."""
-    end = 0
-    with (dataset.path / entry.file(table).path).open("rb") as file:
-        for index, block in enumerate(entry.blocks):
-            label = block_label(shard, entry, index, table)
-            listed = block.byte_range(table)
-            offset, size = listed.offset, listed.size_bytes
-            if offset != end:
-                yield f"{label}: starts at byte {offset:,}, but the bytes before it end at {end:,}"
-            file.seek(offset)
-            checksum = zlib.crc32(file.read(size))
-            if checksum != listed.crc32:
-                yield f"{label}: was altered: its crc32 is {checksum:08x}, but the snapshot lists {listed.crc32:08x}"
-            end = offset + size
+    end, view = 0, memoryview(data)
+    for index, block in enumerate(entry.blocks):
+        label = block_label(shard, entry, index, table)
+        listed = block.byte_range(table)
+        offset, size = listed.offset, listed.size_bytes
+        if offset != end:
+            yield f"{label}: starts at byte {offset:,}, but the bytes before it end at {end:,}"
+        checksum = zlib.crc32(view[max(0, offset) : max(0, offset + size)])
+        if checksum != listed.crc32:
+            yield f"{label}: was altered: its crc32 is {checksum:08x}, but the snapshot lists {listed.crc32:08x}"
+        end = offset + size
 
 
 def shard_findings(shards: ShardsTable) -> Iterator[str]:

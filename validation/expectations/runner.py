@@ -19,9 +19,9 @@ import polars as pl
 
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import MachineError
-from longbatch.schemas.format.disk import disk_message, hidden_folder, replace_folder
 from longbatch.schemas.profile import TABLES, Profile, TableName, TableProfile
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.local_folders import disk_message, hidden_folder, replace_folder
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .frames import PandasFrame, profile_frame, sample_frame, sources_frame

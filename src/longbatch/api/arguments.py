@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+from longbatch.schemas.storage.open_store import Location
 
 if TYPE_CHECKING:
     from longbatch.jobs.engines.engine import Engine
@@ -67,11 +68,11 @@ def read_spec(spec: StrPath | BuildSpec) -> BuildSpec:
     return spec if isinstance(spec, BuildSpec) else load_spec(Path(spec))
 
 
-def read_dataset(dataset: StrPath | Dataset) -> Dataset:
+def read_dataset(dataset: Location | Dataset) -> Dataset:
     """Return an open dataset, or the one at a path or URI."""
-    from longbatch.schemas.format.dataset import open_dataset
+    from longbatch.schemas.format.dataset import Dataset, open_dataset
 
-    return open_dataset(os.fspath(dataset)) if isinstance(dataset, str | os.PathLike) else dataset
+    return dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
 
 
 def read_time(time: str | datetime | None) -> datetime | None:

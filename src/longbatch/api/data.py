@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec
+from longbatch.schemas.storage.open_store import Location
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .arguments import EngineName, StrPath, make_engine, read_spec, read_time
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def build(
     spec: StrPath | BuildSpec,
-    out: StrPath,
+    out: Location,
     *,
     engine: EngineName | Engine = "local",
     until: str | datetime | None = None,
@@ -62,7 +62,7 @@ def build(
 
     return run(
         read_spec(spec),
-        Path(out),
+        out,
         engine=make_engine(engine),
         overwrite=overwrite,
         until=read_time(until),
@@ -72,7 +72,7 @@ def build(
 
 def append(
     spec: StrPath | BuildSpec,
-    dataset: StrPath,
+    dataset: Location,
     *,
     until: str | datetime,
     engine: EngineName | Engine = "local",
@@ -110,11 +110,11 @@ def append(
     moment = read_time(until)
     if moment is None:
         raise SpecError("append needs a time: pass until='2026-03-02'")
-    return run(read_spec(spec), Path(dataset), moment, engine=make_engine(engine), progress=progress or no_progress)
+    return run(read_spec(spec), dataset, moment, engine=make_engine(engine), progress=progress or no_progress)
 
 
 def validate(
-    dataset: StrPath,
+    dataset: Location,
     *,
     against: StrPath | BuildSpec | None = None,
     users: int | None = 20,
@@ -148,7 +148,7 @@ def validate(
     from longbatch.jobs.validate import validate as run
 
     return run(
-        Path(dataset),
+        dataset,
         None if against is None else read_spec(against),
         users=users,
         seed=seed,
@@ -157,7 +157,7 @@ def validate(
     )
 
 
-def forget(dataset: StrPath, users: Iterable[str | int]) -> Forgotten:
+def forget(dataset: Location, users: Iterable[str | int]) -> Forgotten:
     """Commit a snapshot of a dataset that holds nothing of these users.
 
     Files of older snapshots still hold them until `vacuum` removes these files.
@@ -182,10 +182,10 @@ def forget(dataset: StrPath, users: Iterable[str | int]) -> Forgotten:
     """
     from longbatch.jobs.forget import forget as run
 
-    return run(Path(dataset), [str(user) for user in users])
+    return run(dataset, [str(user) for user in users])
 
 
-def vacuum(dataset: StrPath, *, keep: int = 1) -> Vacuumed:
+def vacuum(dataset: Location, *, keep: int = 1) -> Vacuumed:
     """Remove older snapshots, and the files that no remaining snapshot lists and no running build writes.
 
     Args:
@@ -206,4 +206,4 @@ def vacuum(dataset: StrPath, *, keep: int = 1) -> Vacuumed:
     """
     from longbatch.jobs.vacuum import vacuum as run
 
-    return run(Path(dataset), keep)
+    return run(dataset, keep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from longbatch.schemas.storage.open_store import Location
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .arguments import StrPath, read_dataset
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def expand(
-    dataset: StrPath | Dataset,
+    dataset: Location | Dataset,
     out: StrPath,
     *,
     history_length: int | None = None,
@@ -62,7 +63,7 @@ def expand(
 
 
 def measure(
-    dataset: StrPath | Dataset,
+    dataset: Location | Dataset,
     out: StrPath,
     *,
     budget_bytes: int = 600_000_000,

@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longbatch.schemas.storage.open_store import Location
+
 from .arguments import StrPath, read_time, read_train_config
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    dataset: StrPath,
+    dataset: Location,
     run: StrPath,
     *,
     config: StrPath | TrainConfig | Mapping[str, object] | None = None,
@@ -58,12 +60,12 @@ def train(
     from longbatch.trainer.train import train as run_training
 
     chosen = read_train_config(config, max_seconds=seconds, max_steps=steps, history_length=history_length)
-    return run_training(Path(dataset), Path(run), chosen, resume=resume, progress=progress)
+    return run_training(dataset, Path(run), chosen, resume=resume, progress=progress)
 
 
 def evaluate(
     run: StrPath,
-    dataset: StrPath,
+    dataset: Location,
     *,
     history_lengths: Sequence[int] | None = None,
     after: str | datetime | None = None,
@@ -101,7 +103,7 @@ def evaluate(
 
     return run_evaluation(
         Path(run),
-        Path(dataset),
+        dataset,
         history_lengths=history_lengths,
         requests=RequestSelection(read_time(after), read_time(before), max_requests),
         by_history=by_history,

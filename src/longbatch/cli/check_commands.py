@@ -21,7 +21,7 @@ app = typer.Typer()
     )
 )
 def inspect(
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     user: Annotated[str | None, typer.Option(help="Show one request of this user.")] = None,
     request: Annotated[int, typer.Option(help="The number of the user's request; -1 is the last.")] = -1,
     content_hash: Annotated[
@@ -53,7 +53,7 @@ def inspect(
     )
 )
 def validate(
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     against: Annotated[
         Path | None,
         typer.Option(help="A spec with the paths of the raw logs, if they moved. Default: the dataset's own."),

@@ -107,10 +107,10 @@ docs/spec.md explains every key and has more examples.
 def build(
     spec: Annotated[str, typer.Argument(help="The build spec (TOML), or preset:NAME for a public dataset.")],
     folders: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="[RAW] OUT",
-            help="OUT: the dataset to write. RAW: the folder of the raw files, for a preset only.",
+            help="OUT: folder or URL of the dataset to write. RAW: the folder of the raw files, for a preset only.",
         ),
     ],
     engine: EngineName = None,
@@ -139,7 +139,7 @@ def build(
     print_result(summary.as_dict(), as_json, lambda: format_build_summary(summary))
 
 
-def parse_spec_and_out(spec: str, folders: list[Path]) -> tuple[BuildSpec, Path]:
+def parse_spec_and_out(spec: str, folders: list[str]) -> tuple[BuildSpec, str]:
     """Read the arguments of `build`: SPEC OUT, or preset:NAME RAW OUT.
 
     Raises:
@@ -150,9 +150,9 @@ def parse_spec_and_out(spec: str, folders: list[Path]) -> tuple[BuildSpec, Path]
 
     usage = "preset:NAME RAW OUT" if spec.startswith(PREFIX) else "SPEC OUT"
     if len(folders) != len(usage.split()) - 1:
-        raise SpecError(f"usage: longbatch build {usage}; found {' '.join([spec, *map(str, folders)])}")
+        raise SpecError(f"usage: longbatch build {usage}; found {' '.join([spec, *folders])}")
     if spec.startswith(PREFIX):
-        return load_preset(spec.removeprefix(PREFIX), folders[0]), folders[1]
+        return load_preset(spec.removeprefix(PREFIX), Path(folders[0])), folders[1]
     return load_spec(spec), folders[0]
 
 
@@ -178,7 +178,7 @@ def choose_engine(engine: Literal["local", "spark"] | None, master: str | None, 
 )
 def append(
     spec: Annotated[Path, typer.Argument(help="The spec. Its sources may name only the files of the new days.")],
-    dataset: Annotated[Path, typer.Argument(help="A dataset that was built with --until.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset that was built with --until.")],
     until: Annotated[str, typer.Option(help="Append what was known before this time (ISO; UTC if it has no offset).")],
     engine: EngineName = None,
     master: Master = None,
@@ -211,7 +211,7 @@ def append(
     )
 )
 def forget(
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     users: Annotated[Path, typer.Option(help="A text file with one user a line, as the raw logs name them.")],
     as_json: Json = False,
 ) -> None:
@@ -235,7 +235,7 @@ def forget(
     )
 )
 def vacuum(
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest snapshots to keep.")] = 1,
     as_json: Json = False,
 ) -> None:

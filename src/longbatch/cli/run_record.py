@@ -53,7 +53,7 @@ class RunRecord:
             MachineError: A file cannot be written.
         """
         if self.metrics:
-            from longbatch.schemas.format.disk import atomic_file, disk_message
+            from longbatch.schemas.storage.local_folders import atomic_file, disk_message
 
             try:
                 with atomic_file(self.metrics) as file:
@@ -90,7 +90,7 @@ def recorded_run() -> Iterator[RunRecord]:
 
 
 def _append_event(path: Path, facts: RunFacts, event_type: EventType) -> None:
-    from longbatch.schemas.format.disk import disk_message
+    from longbatch.schemas.storage.local_folders import disk_message
 
     from .openlineage import run_event
 

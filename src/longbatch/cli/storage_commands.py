@@ -20,7 +20,7 @@ app = typer.Typer()
     )
 )
 def measure(
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     out: Annotated[Path, typer.Argument(help="The folder for savings.json, savings.html and plots.")],
     budget: Annotated[
         int,
@@ -50,7 +50,7 @@ def measure(
     )
 )
 def expand(
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     out: Annotated[Path, typer.Argument(help="The folder of Parquet files to write.")],
     check: Annotated[
         bool, typer.Option("--check", help="Compare the files with the dataset. If OUT exists, only compare.")

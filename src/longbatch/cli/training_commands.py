@@ -27,7 +27,7 @@ app = typer.Typer()
     )
 )
 def train(
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     run: Annotated[Path, typer.Argument(help="The folder to write checkpoints and report.json to.")],
     config: Annotated[Path | None, typer.Option(help="TrainConfig as TOML; see docs/trainer.md.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop training after this time.")] = None,
@@ -67,7 +67,7 @@ def train(
 )
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A folder written by train.")],
-    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     history_lengths: Annotated[str, typer.Option(help="History lengths, separated by commas.")] = "100,500,2000,10000",
     by_history: Annotated[
         bool, typer.Option("--by-history", help="Report metrics by the number of events in a request's history.")

@@ -14,7 +14,7 @@ from days import DAYS_SPEC, a_log, content, end_of, write
 
 from longbatch.jobs.append import append
 from longbatch.jobs.build import BuildSummary, build
-from longbatch.jobs.commit.write_lock import DATASET_FOLDERS
+from longbatch.jobs.commit.attempt import DATASET_FOLDERS
 from longbatch.jobs.engines import spark, stages
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.spark import SparkEngine, unwrap_task_error

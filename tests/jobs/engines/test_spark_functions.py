@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.jobs.engines import spark_functions
 from longbatch.jobs.engines.context import BuildContext
 from longbatch.jobs.engines.spark_functions import TaskSettings, map_table, split_partitions

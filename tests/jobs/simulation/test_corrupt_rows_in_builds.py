@@ -70,7 +70,7 @@ def test_quarantined_rows_with_a_wrong_row_number_are_reported(log: Path, tmp_pa
     dataset, accounting = open_dataset(tmp_path / "out"), summary.row_accounting["log"]
     assert all(found == right for found, right in compare_quarantine(dataset, accounting).values())
     for entry in dataset.snapshot.quarantine:
-        path = dataset.path / entry.path
+        path = Path(dataset.location) / entry.path
         rows = pl.read_parquet(path)
         rows.with_columns(pl.col("_source_row").shift(1, fill_value=0)).write_parquet(path)
     found, right = compare_quarantine(dataset, accounting)["quarantine: rows equal to their row of the file"]

@@ -89,27 +89,27 @@ def test_a_scan_does_not_copy_histories(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_dataset_can_be_pickled_and_moved(tmp_path: Path, dataset: Dataset) -> None:
     assert pickle.loads(pickle.dumps(dataset)) == dataset
     assert len(pickle.dumps(dataset)) < 10_000
-    moved = Path(shutil.move(dataset.path, tmp_path / "moved"))
+    moved = Path(shutil.move(Path(dataset.location), tmp_path / "moved"))
     assert open_dataset(moved).fingerprint == dataset.fingerprint
     assert histories(open_dataset(moved))[3] == [13, 14, 15]
 
 
 def test_opening_checks_that_all_files_exist(dataset: Dataset) -> None:
-    (dataset.path / dataset.shards[0].timelines.path).unlink()
+    (Path(dataset.location) / dataset.shards[0].timelines.path).unlink()
     with pytest.raises(DatasetError, match=r"timelines/00007-a1\.arrow is listed in the snapshot but missing"):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 def test_opening_names_a_file_of_a_folder_that_is_missing(dataset: Dataset) -> None:
-    shutil.rmtree(dataset.path / "requests")
+    shutil.rmtree(Path(dataset.location) / "requests")
     with pytest.raises(DatasetError, match=r"requests/00007-a1\.arrow is listed in the snapshot but missing"):
-        open_dataset(dataset.path)
+        open_dataset(dataset.location)
 
 
 def test_the_length_of_a_file_is_compared_when_its_shard_is_opened(dataset: Dataset) -> None:
     path = file_of(dataset, "requests")
     path.write_bytes(path.read_bytes()[:-1])
-    opened = open_dataset(dataset.path)
+    opened = open_dataset(dataset.location)
     message = r"requests/00007-a1\.arrow has [\d,]+ bytes, but the snapshot lists [\d,]+\. Restore it or build again"
     for files in (None, opened.open_files()):
         with pytest.raises(DatasetError, match=message):
@@ -117,9 +117,9 @@ def test_the_length_of_a_file_is_compared_when_its_shard_is_opened(dataset: Data
 
 
 def test_files_that_no_snapshot_lists_are_ignored(dataset: Dataset) -> None:
-    os.close(os.open(os.fsencode(dataset.path) + b"/timelines/\xff.arrow", os.O_CREAT))
-    (dataset.path / "timelines" / "00001-dead.arrow").write_bytes(b"left behind")
-    assert len(histories(open_dataset(dataset.path))) == 6
+    os.close(os.open(os.fsencode(dataset.location) + b"/timelines/\xff.arrow", os.O_CREAT))
+    (Path(dataset.location) / "timelines" / "00001-dead.arrow").write_bytes(b"left behind")
+    assert len(histories(open_dataset(dataset.location))) == 6
 
 
 def test_a_dataset_without_requests_yields_nothing(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_vocabulary_is_empty_without_string_ids(dataset: Dataset) -> None:
 
 
 def test_a_vocabulary_file_that_is_not_arrow_is_rejected(dataset: Dataset) -> None:
-    path = dataset.path / "words.arrow"
+    path = Path(dataset.location) / "words.arrow"
     path.write_bytes(b"no arrow")
     entry = FileEntry("words.arrow", 8, "", 1)
     broken = replace(dataset, snapshot=replace(dataset.snapshot, vocabulary=(entry,)))

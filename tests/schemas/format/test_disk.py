@@ -10,7 +10,9 @@ from shard_rows import file_of
 
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.disk import HashingFile, atomic_file, check_file, hidden_folder, replace_folder
+from longbatch.schemas.format.disk import HashingFile, read_file
+from longbatch.schemas.storage.local_folders import atomic_file, hidden_folder, replace_folder
+from longbatch.schemas.storage.local_store import LocalStore
 
 
 def names(folder: Path) -> list[str]:
@@ -21,8 +23,8 @@ def test_a_file_that_cannot_be_flushed_is_reported(tmp_path: Path, monkeypatch: 
     def fail(handle: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("longbatch.schemas.format.disk.os.fsync", fail)
-    file = HashingFile(tmp_path / "x")
+    monkeypatch.setattr("longbatch.schemas.storage.local_store.os.fsync", fail)
+    file = HashingFile(LocalStore(tmp_path), "x")
     file.write(b"abc")
     with pytest.raises(MachineError, match=r"cannot write .*x: Input/output error"):
         file.close()
@@ -33,7 +35,7 @@ def test_an_altered_file_fails_its_checksum(dataset: Dataset) -> None:
     path = file_of(dataset, "timelines")
     path.write_bytes(path.read_bytes().replace(b"item_id", b"item_ID"))
     with pytest.raises(DatasetError, match=r"00007-a1\.arrow was altered: its sha256 is [0-9a-f]{12}\.\.\., but"):
-        check_file(dataset.path, dataset.shards[0].timelines, checksum=True)
+        read_file(dataset.store, dataset.shards[0].timelines)
 
 
 def test_a_file_is_replaced_only_when_it_is_complete(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from longbatch.schemas.types import ArrowArray
 def dictionaries_file(dataset: Dataset) -> Path:
     entry = dataset.shards[0].dictionaries
     assert entry is not None
-    return dataset.path / entry.path
+    return Path(dataset.location) / entry.path
 
 
 def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
@@ -99,13 +99,13 @@ def test_a_file_with_more_blocks_than_listed_is_rejected(dataset: Dataset) -> No
     entry = dataset.shards[0]
     fewer = replace(entry, blocks=entry.blocks[:1])
     with pytest.raises(DatasetError, match=r"00007-a1\.arrow has 2 blocks, but the snapshot lists 1. Build it again"):
-        ShardReader(dataset.path, fewer, dataset.spec)
+        ShardReader(dataset.store, fewer, dataset.spec)
 
 
 def test_a_block_with_more_rows_than_listed_is_rejected(dataset: Dataset) -> None:
     entry = dataset.shards[0]
     first = replace(entry.blocks[0], requests=3)
-    reader = ShardReader(dataset.path, replace(entry, blocks=(first, entry.blocks[1])), dataset.spec)
+    reader = ShardReader(dataset.store, replace(entry, blocks=(first, entry.blocks[1])), dataset.spec)
     message = r"requests/00007-a1\.arrow, block 0 has 4 rows, but the snapshot lists 3. Build it again"
     with pytest.raises(DatasetError, match=message):
         reader.block(0)
@@ -159,9 +159,9 @@ def test_invalid_dictionaries_with_a_valid_checksum_are_rejected(tmp_path: Path,
             writer.write_batch(written)
     path.write_bytes(sink.getvalue())
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    entry = FileEntry(path.relative_to(dataset.path).as_posix(), path.stat().st_size, checksum)
+    entry = FileEntry(path.relative_to(Path(dataset.location)).as_posix(), path.stat().st_size, checksum)
     with pytest.raises(DatasetError, match=r"dictionaries/00007-a1\.arrow cannot be read: .*. Build it again"):
-        ShardReader(dataset.path, replace(dataset.shards[0], dictionaries=entry), dataset.spec)
+        ShardReader(dataset.store, replace(dataset.shards[0], dictionaries=entry), dataset.spec)
 
 
 @pytest.mark.parametrize("table", ["timelines", "requests"])

@@ -15,16 +15,19 @@ from shard_rows import BLOCKS, as_batches, file_of, write_one_shard
 
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.format.dataset import Dataset
-from longbatch.schemas.format.disk import HashingFile, check_file
+from longbatch.schemas.format.disk import read_file
 from longbatch.schemas.format.manifest import BLOCK_TABLES, COUNT_NAMES, ShardEntry
 from longbatch.schemas.format.physical_schema import Batches, stored_timelines_schema
 from longbatch.schemas.format.shard_writer import write_shard
+from longbatch.schemas.storage.local_store import LocalStore, _LocalFile
 from longbatch.schemas.tables import timelines_schema
 
 
 def write_again(dataset: Dataset, bucket: int = 9, attempt: str = "b2") -> ShardEntry | None:
     """Write the same blocks as a second shard of the dataset."""
-    return write_shard(dataset.path, bucket, attempt, dataset.spec, [as_batches(dataset.spec, rows) for rows in BLOCKS])
+    return write_shard(
+        dataset.store, bucket, attempt, dataset.spec, [as_batches(dataset.spec, rows) for rows in BLOCKS]
+    )
 
 
 def test_the_entry_of_a_shard_describes_its_files_and_blocks(dataset: Dataset) -> None:
@@ -47,7 +50,7 @@ def test_files_and_blocks_have_the_listed_checksums(dataset: Dataset) -> None:
             byte_range = block.byte_range(table)
             block_bytes = data[byte_range.offset :][: byte_range.size_bytes]
             assert zlib.crc32(block_bytes) == byte_range.crc32
-        check_file(dataset.path, entry.file(table), checksum=True)
+        read_file(dataset.store, entry.file(table))
 
 
 def test_other_arrow_readers_can_open_the_files(dataset: Dataset) -> None:
@@ -67,7 +70,7 @@ def test_plain_files_have_the_columns_of_the_logical_tables(tmp_path: Path) -> N
 
 
 def test_a_shard_without_blocks_has_no_files(tmp_path: Path, dataset: Dataset) -> None:
-    assert write_shard(tmp_path, 0, "a1", dataset.spec, []) is None
+    assert write_shard(LocalStore(tmp_path), 0, "a1", dataset.spec, []) is None
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
@@ -92,18 +95,18 @@ def test_a_full_disk_is_reported_and_leaves_no_file(
         def close(self) -> None:
             self.closed = True
 
-    original = HashingFile.__init__
+    original = _LocalFile.__init__
 
-    def open_on_a_full_disk(self: HashingFile, path: Path) -> None:
-        original(self, path)
+    def open_on_a_full_disk(self: _LocalFile, path: Path, root: Path) -> None:
+        original(self, path, root)
         self._file.close()
         self._file = FullDisk()  # type: ignore[assignment]
 
-    monkeypatch.setattr(HashingFile, "__init__", open_on_a_full_disk)
+    monkeypatch.setattr(_LocalFile, "__init__", open_on_a_full_disk)
     message = r"cannot write .*-b2\.arrow: No space left on device. Free space there and run again. Nothing was"
     with pytest.raises(MachineError, match=message):
         write_again(dataset)
-    assert not list(dataset.path.rglob("*-b2.*"))
+    assert not list(Path(dataset.location).rglob("*-b2.*"))
 
 
 def test_an_error_between_blocks_leaves_no_file(dataset: Dataset) -> None:
@@ -112,8 +115,8 @@ def test_an_error_between_blocks_leaves_no_file(dataset: Dataset) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_shard(dataset.path, 9, "b2", dataset.spec, interrupted())
-    assert not list(dataset.path.rglob("*-b2.*"))
+        write_shard(dataset.store, 9, "b2", dataset.spec, interrupted())
+    assert not list(Path(dataset.location).rglob("*-b2.*"))
 
 
 def test_a_file_of_another_attempt_is_never_overwritten(dataset: Dataset) -> None:
@@ -121,11 +124,3 @@ def test_a_file_of_another_attempt_is_never_overwritten(dataset: Dataset) -> Non
     with pytest.raises(FileExistsError, match=re.escape("00007-a1.arrow")):
         write_again(dataset, 7, "a1")
     assert file_of(dataset, "timelines").read_bytes() == before
-
-
-def test_a_missing_folder_leaves_no_file(dataset: Dataset) -> None:
-    file_of(dataset, "requests").unlink()
-    (dataset.path / "requests").rmdir()
-    with pytest.raises(FileNotFoundError):
-        write_again(dataset)
-    assert not list(dataset.path.rglob("*-b2.*"))

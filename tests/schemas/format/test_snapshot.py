@@ -16,9 +16,9 @@ from shard_rows import BLOCKS, write_one_shard
 from longbatch.schemas.accounting import RowAccounting
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format import shards_table
-from longbatch.schemas.format import snapshot as module
 from longbatch.schemas.format.dataset import Dataset, open_dataset
 from longbatch.schemas.format.snapshot import commit, fingerprint, read_snapshot, snapshot_numbers
+from longbatch.schemas.storage import local_store
 
 
 def files(root: Path) -> list[str]:
@@ -26,7 +26,7 @@ def files(root: Path) -> list[str]:
 
 
 def document(dataset: Dataset) -> tuple[Path, dict[str, Any]]:
-    path = dataset.path / "snapshots" / "00000001.json"
+    path = Path(dataset.location) / "snapshots" / "00000001.json"
     return path, json.loads(path.read_bytes())
 
 
@@ -36,7 +36,7 @@ def alter(dataset: Dataset, **changes: Any) -> None:
 
 
 def test_a_snapshot_is_read_as_it_was_committed(dataset: Dataset) -> None:
-    assert read_snapshot(dataset.path) == dataset.snapshot
+    assert read_snapshot(dataset.store) == dataset.snapshot
     assert dataset.snapshot.row_accounting["log"] == RowAccounting(
         rows=9, rejected=2, accepted=7, reasons={"missing_user": 2}
     )
@@ -45,15 +45,16 @@ def test_a_snapshot_is_read_as_it_was_committed(dataset: Dataset) -> None:
 
 
 def test_the_newest_snapshot_is_read_by_default(dataset: Dataset) -> None:
-    commit(dataset.path, replace(dataset.snapshot, number=2, collisions=5))
-    assert snapshot_numbers(dataset.path) == [1, 2]
-    assert (open_dataset(dataset.path).snapshot.number, open_dataset(dataset.path).snapshot.collisions) == (2, 5)
-    assert open_dataset(dataset.path, snapshot=1).snapshot.collisions == 0
+    commit(dataset.store, replace(dataset.snapshot, number=2, collisions=5))
+    assert snapshot_numbers(dataset.store) == [1, 2]
+    newest = open_dataset(dataset.store).snapshot
+    assert (newest.number, newest.collisions) == (2, 5)
+    assert open_dataset(dataset.store, snapshot=1).snapshot.collisions == 0
 
 
 def test_a_missing_snapshot_is_named(dataset: Dataset) -> None:
     with pytest.raises(DatasetError, match=r"dataset has no snapshot 7, only \[1\]"):
-        open_dataset(dataset.path, snapshot=7)
+        open_dataset(Path(dataset.location), snapshot=7)
 
 
 def test_a_folder_without_snapshots_is_not_a_dataset(tmp_path: Path) -> None:
@@ -64,17 +65,17 @@ def test_a_folder_without_snapshots_is_not_a_dataset(tmp_path: Path) -> None:
 
 
 def test_a_staged_file_is_not_a_snapshot(dataset: Dataset) -> None:
-    (dataset.path / "snapshots" / ".00000002.abc.json").write_text("{}")
-    (dataset.path / "snapshots" / "00000003.json.tmp").write_text("{}")
-    assert snapshot_numbers(dataset.path) == [1]
+    (Path(dataset.location) / "snapshots" / ".00000002.abc.json").write_text("{}")
+    (Path(dataset.location) / "snapshots" / "00000003.json.tmp").write_text("{}")
+    assert snapshot_numbers(dataset.store) == [1]
 
 
 def test_a_number_is_committed_once_and_the_first_commit_wins(dataset: Dataset) -> None:
-    before = files(dataset.path)
+    before = files(Path(dataset.location))
     with pytest.raises(DatasetError, match=r"00000001\.json: another build committed first. Nothing of this build is"):
-        commit(dataset.path, replace(dataset.snapshot, collisions=5))
-    assert files(dataset.path) == before
-    assert open_dataset(dataset.path).snapshot == dataset.snapshot
+        commit(dataset.store, replace(dataset.snapshot, collisions=5))
+    assert files(Path(dataset.location)) == before
+    assert open_dataset(Path(dataset.location)).snapshot == dataset.snapshot
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
@@ -85,19 +86,19 @@ def test_a_commit_that_fails_after_the_link_leaves_nothing_visible(
         assert (folder / "00000002.json").exists()
         raise error
 
-    before = files(dataset.path)
-    monkeypatch.setattr(module, "sync_folder", fail)
+    before = files(Path(dataset.location))
+    monkeypatch.setattr(local_store, "sync_folder", fail)
     with pytest.raises(
-        (KeyboardInterrupt, MachineError), match=r"^$|cannot write .*snapshots: No space left on device"
+        (KeyboardInterrupt, MachineError), match=r"^$|cannot write .*00000002.json: No space left on device"
     ):
-        commit(dataset.path, replace(dataset.snapshot, number=2))
-    assert files(dataset.path) == before
+        commit(dataset.store, replace(dataset.snapshot, number=2))
+    assert files(Path(dataset.location)) == before
 
 
 def test_an_unknown_version_of_the_format_is_rejected(dataset: Dataset) -> None:
     alter(dataset, format_version=1)
     with pytest.raises(DatasetError, match=r"00000001\.json has format 1, but this longbatch reads format 2. Install"):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 def test_an_altered_fingerprint_is_rejected(dataset: Dataset) -> None:
@@ -105,34 +106,34 @@ def test_an_altered_fingerprint_is_rejected(dataset: Dataset) -> None:
     with pytest.raises(
         DatasetError, match=r"fingerprint [0-9a-f]{12}\.\.\. is not that of the snapshot. It was altered"
     ):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 def test_an_altered_spec_is_rejected(dataset: Dataset) -> None:
     alter(dataset, spec={**document(dataset)[1]["spec"], "history_length": 4})
     with pytest.raises(DatasetError, match=r"fingerprint .* is not that of the snapshot"):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 def test_an_altered_shards_table_is_rejected(dataset: Dataset) -> None:
-    path = dataset.path / document(dataset)[1]["shards"]["path"]
+    path = Path(dataset.location) / document(dataset)[1]["shards"]["path"]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(DatasetError, match=r"shards-\w+\.arrow was altered: its sha256"):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 def test_a_missing_shards_table_is_named(dataset: Dataset) -> None:
-    (dataset.path / document(dataset)[1]["shards"]["path"]).unlink()
+    (Path(dataset.location) / document(dataset)[1]["shards"]["path"]).unlink()
     with pytest.raises(DatasetError, match=r"shards-\w+\.arrow is listed in the snapshot but missing"):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 def test_a_shards_table_with_other_columns_is_rejected(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_table, "SHARDS_SCHEMA", pa.schema({"bucket": pa.int32()}))
     with pytest.raises(DatasetError, match=r"shards-\w+\.arrow: its columns are not those of a shards table"):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_a_shards_table_with_other_columns_is_rejected(dataset: Dataset, monkeyp
 def test_an_unreadable_snapshot_is_rejected(dataset: Dataset, data: bytes, message: str) -> None:
     document(dataset)[0].write_bytes(data)
     with pytest.raises(DatasetError, match=rf"00000001\.json is not a readable snapshot \({message}"):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 @pytest.mark.parametrize("key", ["counts", "row_accounting", "spec", "shards", "fingerprint"])
@@ -156,13 +157,13 @@ def test_a_snapshot_with_a_missing_key_is_rejected(dataset: Dataset, key: str) -
     del original[key]
     path.write_text(json.dumps(original))
     with pytest.raises(DatasetError, match=rf"is not a readable snapshot \(KeyError: '{key}'"):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 def test_a_snapshot_with_an_unknown_count_is_rejected(dataset: Dataset) -> None:
     alter(dataset, counts={"elephants": 1})
     with pytest.raises(DatasetError, match=r"is not a readable snapshot \(TypeError: .*elephants"):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 def test_the_fingerprint_depends_on_the_content_only(tmp_path: Path, dataset: Dataset) -> None:
@@ -177,13 +178,13 @@ def test_a_snapshot_of_an_earlier_development_version_is_rejected(dataset: Datas
     alter(dataset, spec=spec)
     message = r"00000001\.json was built by an earlier development version\. Build the dataset again\."
     with pytest.raises(DatasetError, match=message):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 def test_a_snapshot_with_the_old_name_of_the_row_accounting_is_rejected(dataset: Dataset) -> None:
     alter(dataset, ledgers={})
     with pytest.raises(DatasetError, match="was built by an earlier development version"):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))
 
 
 @pytest.mark.parametrize(
@@ -202,4 +203,4 @@ def test_an_invalid_file_entry_is_rejected(dataset: Dataset, key: str, entry: ob
     with pytest.raises(
         DatasetError, match=rf"00000001\.json, {key}: .* is not a valid file entry\. Restore the snapshot"
     ):
-        open_dataset(dataset.path)
+        open_dataset(Path(dataset.location))

@@ -16,6 +16,7 @@ from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.validation.audit import user_sampling
 from longbatch.validation.audit.audit import audit
 from longbatch.validation.reference.raw_rows import read_raw
@@ -309,11 +310,11 @@ def test_real_impressions_have_no_findings(tmp_path: Path) -> None:
     built = build_in_memory(spec, raw)
     for table in ("timelines", "requests", "dictionaries", "snapshots"):
         (tmp_path / table).mkdir()
-    shard = write_shard(tmp_path, 0, "test", spec, built.blocks)
+    shard = write_shard(LocalStore(tmp_path), 0, "test", spec, built.blocks)
     assert shard is not None
     shards = ShardsTable.from_entries([shard])
     hash_ = fingerprint(spec, shards)
-    commit(tmp_path, Snapshot(1, spec, built.counts, built.row_accounting, 0, shards, (), (), hash_))
+    commit(LocalStore(tmp_path), Snapshot(1, spec, built.counts, built.row_accounting, 0, shards, (), (), hash_))
     result = audit(tmp_path, users=None)
     assert result.findings == []
     assert result.requests_checked == 1046

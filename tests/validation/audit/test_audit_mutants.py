@@ -36,6 +36,7 @@ from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import commit, fingerprint
 from longbatch.schemas.spec.build_spec import BuildSpec, Users, load_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.tables import requests_schema, timelines_schema
 from longbatch.validation.audit.audit import audit
 
@@ -423,7 +424,7 @@ def rewritten(valid: Path, out: Path, change: Callable[[Rows, Rows], None]) -> P
                 pa.RecordBatch.from_pylist(requests, schemas[1]),
             )
         )
-    shard = write_shard(out, 0, "changed", dataset.spec, blocks)
+    shard = write_shard(LocalStore(out), 0, "changed", dataset.spec, blocks)
     assert shard is not None
     names: tuple[CountName, ...] = ("segments", "requests", "targets", "history_events")
     stored = shard.total_events
@@ -437,7 +438,9 @@ def rewritten(valid: Path, out: Path, change: Callable[[Rows, Rows], None]) -> P
     )
     shards = ShardsTable.from_entries([shard])
     new_fingerprint = fingerprint(dataset.spec, shards)
-    commit(out, replace(dataset.snapshot, number=2, shards=shards, counts=counts, fingerprint=new_fingerprint))
+    commit(
+        LocalStore(out), replace(dataset.snapshot, number=2, shards=shards, counts=counts, fingerprint=new_fingerprint)
+    )
     return out
 
 

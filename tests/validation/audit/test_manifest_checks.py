@@ -18,6 +18,7 @@ from longbatch.schemas.format.shard_writer import write_shard
 from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import commit, fingerprint
 from longbatch.schemas.spec.build_spec import parse_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.validation.audit.audit import audit
 
 STRING_ITEMS = SPEC.replace('item_id = "item"', 'item_id = { column = "item", type = "string" }')
@@ -33,7 +34,7 @@ def recommit(dataset: Path, **changes: object) -> None:
     snapshot = open_dataset(dataset).snapshot
     values = {**vars(snapshot), "number": snapshot.number + 1, **changes}
     values["fingerprint"] = fingerprint(values["spec"], values["shards"])
-    commit(dataset, type(snapshot)(**values))
+    commit(LocalStore(dataset), type(snapshot)(**values))
 
 
 def test_altered_truncated_and_missing_files_are_findings(dataset: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_wrong_time_of_a_shard_is_a_finding(dataset: Path) -> None:
 def test_a_user_in_two_shards_is_a_finding(dataset: Path) -> None:
     opened = open_dataset(dataset)
     blocks = [(block.timelines, block.requests) for block in opened.blocks()]
-    again = write_shard(dataset, 1, "again", opened.spec, blocks)
+    again = write_shard(LocalStore(dataset), 1, "again", opened.spec, blocks)
     assert again is not None
     recommit(dataset, shards=opened.shards.sorted_with(ShardsTable.from_entries([again])))
     findings = audit(dataset).findings
