@@ -24,6 +24,7 @@ from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.messages import has_renamed_keys
 from longbatch.schemas.storage.store import Store
 
+from .disk import read_file
 from .manifest import SHARD_TABLES, FileEntry
 from .shards_table import ShardsTable, write_table
 
