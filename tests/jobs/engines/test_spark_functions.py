@@ -8,7 +8,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.jobs.engines import spark_functions
 from longbatch.jobs.engines.context import BuildContext
 from longbatch.jobs.engines.spark_functions import TaskSettings, map_table, split_partitions
@@ -41,7 +40,9 @@ def test_rows_split_by_partition_and_then_by_bucket_are_those_split_by_bucket_at
 ) -> None:
     monkeypatch.setattr("longbatch.jobs.readers.chunks.CHUNK_ROWS", 6)
     log = pl.read_parquet(corrupt_log.parent / "log" / "*.parquet")
-    context = BuildContext(load_spec(corrupt_log), corrupt_log.parent, "attempt", buckets=11, work=corrupt_log.parent)
+    context = BuildContext(
+        load_spec(corrupt_log), LocalStore(corrupt_log.parent), "attempt", buckets=11, work=corrupt_log.parent
+    )
     expected = rows_of(sorted_parts(TaskSettings(context, 11, log_level=0), log))
     settings = TaskSettings(context, partitions, log_level=0)
     monkeypatch.setattr(spark_functions, "FLUSH_BYTES", flush_bytes)
@@ -52,7 +53,9 @@ def test_rows_split_by_partition_and_then_by_bucket_are_those_split_by_bucket_at
 
 
 def test_a_map_task_emits_rows_of_the_parts_schema(corrupt_log: Path) -> None:
-    context = BuildContext(load_spec(corrupt_log), corrupt_log.parent, "attempt", buckets=3, work=corrupt_log.parent)
+    context = BuildContext(
+        load_spec(corrupt_log), LocalStore(corrupt_log.parent), "attempt", buckets=3, work=corrupt_log.parent
+    )
     log = one_batch(pl.read_parquet(corrupt_log.parent / "log" / "*.parquet"))
     batches = list(map_table(TaskSettings(context, 3, log_level=0), "log", [log]))
     assert all(batch.schema == PARTS_SCHEMA for batch in batches)
