@@ -14,6 +14,7 @@ from longbatch.jobs.engines.spark_functions import TaskSettings, map_table, spli
 from longbatch.jobs.engines.spark_parts import PARTS_SCHEMA, Part, frame_of, parts_batch, read_parts
 from longbatch.jobs.engines.stages import one_batch
 from longbatch.schemas.spec.build_spec import load_spec
+from longbatch.schemas.storage.local_store import LocalStore
 
 Rows = dict[tuple[int, str], list[tuple[object, ...]]]
 
