@@ -160,7 +160,14 @@ def _all_samples(store: Store, before: Snapshot, result: BuildResult, rows: int)
         tables[cast(TableName, entry.table)] = read_frame(store, entry)
     for table, sample in result.samples.items():
         tables[table] = pl.concat([tables[table], sample], how="diagonal") if table in tables else sample
-    return {
-        table: sample.sample(rows, seed=before.number) if sample.height > rows else sample
-        for table, sample in tables.items()
-    }
+    return {table: _shortened(sample, rows, before.number) for table, sample in tables.items()}
+
+
+def _shortened(sample: pl.DataFrame, rows: int, seed: int) -> pl.DataFrame:
+    """At most `rows` rows of a sample, those of each user by time, as in the sample of one build."""
+    if sample.height > rows:
+        sample = sample.with_row_index("_row").sample(rows, seed=seed).sort("_row").drop("_row")
+    if "request_time" in sample.columns:
+        # A request that was pending is new in this increment, but older than requests of the increments before.
+        sample = sample.sort("user_id", "request_time", maintain_order=True)
+    return sample

@@ -51,6 +51,25 @@ def test_increments_equal_one_build(spec_file: Path, monkeypatch: pytest.MonkeyP
     )
 
 
+@pytest.mark.parametrize("rows", [10, 10_000])
+def test_the_samples_of_increments_have_the_rows_of_each_user_in_order(spec_file: Path, rows: int) -> None:
+    log, actions = a_log(3, days=4)
+    write(spec_file.parent, log, actions)
+    spec, dataset = load_spec(spec_file), spec_file.parent / "appended"
+    spec = spec.model_copy(update={"expectations": spec.expectations.model_copy(update={"sample_rows": rows})})
+    build(spec, dataset, until=end_of(1))
+    for day in range(2, 6):
+        append(spec, dataset, end_of(day))
+    snapshot = open_dataset(dataset).snapshot
+    assert {entry.table for entry in snapshot.samples} == {"events", "impressions", "requests"}
+    for entry in snapshot.samples:
+        sample = pl.read_parquet(dataset / entry.path)
+        assert 0 < sample.height <= rows
+        time = "visible_time" if entry.table == "events" else "request_time"
+        steps = sample.select(pl.col(time).diff().over("user_id").dt.total_microseconds()).to_series().drop_nulls()
+        assert (steps >= 0).all(), entry.table
+
+
 def test_an_increment_needs_only_its_own_rows(spec_file: Path) -> None:
     log, actions = a_log(7, days=2)
     write(spec_file.parent, log, actions)
