@@ -47,6 +47,7 @@ def test_a_build_has_stages_sources_dataset_and_result(spec: Path, tmp_path: Pat
     assert metrics["sources"] == {"log": [str(tmp_path / "log.parquet")]}
     assert metrics["dataset"]["path"] == dataset
     assert metrics["dataset"]["snapshot"] == 1
+    assert metrics["dataset"]["until"] is None
     assert metrics["dataset"]["counts"]["requests"] == 3
     assert metrics["dataset"]["row_accounting"]["log"]["accepted"] == 3
     assert metrics["dataset"]["fingerprint"] == metrics["result"]["fingerprint"]
@@ -57,6 +58,7 @@ def test_an_append_reports_the_rows_of_its_run_and_of_the_dataset(spec: Path, tm
     metrics_of(tmp_path, "build", str(spec), dataset, "--until", "2023-11-14T22:13:25Z")
     metrics = metrics_of(tmp_path, "append", str(spec), dataset, "--until", "2023-11-15")
     assert metrics["dataset"]["snapshot"] == 2
+    assert metrics["dataset"]["until"] == "2023-11-15T00:00:00+00:00"
     assert metrics["dataset"]["row_accounting"]["log"]["accepted"] == 3
     assert metrics["result"]["run_row_accounting"]["log"]["accepted"] == 2
     again = metrics_of(tmp_path, "append", str(spec), dataset, "--until", "2023-11-15")

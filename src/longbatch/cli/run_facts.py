@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from longbatch import __version__
 from longbatch.schemas.errors import LongbatchError
 from longbatch.schemas.stage_log import Stage
+from longbatch.schemas.time import from_microseconds
 
 if TYPE_CHECKING:
     from longbatch.schemas.format.dataset import Dataset
@@ -127,6 +128,7 @@ def _described_dataset(facts: RunFacts) -> dict[str, Any] | None:
         "path": without_credentials(facts.dataset_path or ""),
         "snapshot": snapshot.number,
         "fingerprint": snapshot.fingerprint,
+        "until": None if snapshot.until is None else from_microseconds(snapshot.until).isoformat(),
         "shards": len(snapshot.shards),
         "files": snapshot.file_count,
         "bytes": snapshot.file_bytes,
