@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +352,28 @@ def in_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         os, "fsync", lambda file: full_disk() if "timelines" in os.readlink(f"/proc/self/fd/{file}") else real(file)
     )
+
+
+class NeverStarted:
+    """An engine that must not be started."""
+
+    def start(self, *arguments: object) -> AbstractContextManager[Stages]:
+        raise AssertionError("the place cannot commit, but the engine was started")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSYS, "needs hard links"), (errno.EROFS, "Choose another folder")]
+)
+def test_a_place_that_cannot_commit_is_refused_before_any_work(
+    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(MachineError, match=f"cannot write a dataset to .*{os.strerror(number)}.*{advice}"):
+        build(load_spec(spec_file), tmp_path / "out", engine=NeverStarted())
+    assert not (tmp_path / "out").exists()
 
 
 FULL_DISKS = [in_partition, in_folders, in_sync, *map(in_files_of, ("requests", "quarantine", "vocabulary", "samples"))]
