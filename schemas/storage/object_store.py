@@ -75,10 +75,23 @@ class ObjectStore(Store):
 
     def list_files(self, folder: str = "") -> Iterator[StoredFile]:
         """List the objects below a prefix, 1,000 a request; see `Store`."""
-        pages = self._request(folder, lambda client: iter(obstore.list(client, folder or None)))
-        while page := self._request(folder, lambda _: next(pages, None)):
+        pages: Iterator[Any] | None = None
+        last: str | None = None
+
+        def next_page(client: Client) -> Any:
+            nonlocal pages
+            # An iterator that raised is at its end, so that a repeated call would miss the rest: start another one.
+            pages = pages or iter(obstore.list(client, folder or None, offset=last))
+            try:
+                return next(pages, None)
+            except BaseException:
+                pages = None
+                raise
+
+        while page := self._request(folder, next_page):
             for meta in page:
                 yield StoredFile(meta["path"], meta["size"], meta["last_modified"].timestamp())
+            last = page[-1]["path"]
 
     def size(self, path: str) -> int:
         """Ask for the length of an object; see `Store`."""

@@ -8,14 +8,17 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pyarrow as pa
 import pytest
 from object_servers import Bucket, s3_bucket, s3_server
+from obstore.exceptions import GenericError
 from pyarrow import fs
 
 from longbatch.schemas.errors import DatasetError, MachineError, SpecError
-from longbatch.schemas.storage import hdfs_store
+from longbatch.schemas.storage import hdfs_store, object_store
 from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.storage.open_store import open_store
 from longbatch.schemas.storage.store import Store
@@ -242,3 +245,29 @@ def test_a_read_only_place_is_refused_with_advice(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "open", read_only)
     with pytest.raises(MachineError, match=r"Read-only file system.*Choose another folder"):
         LocalStore(tmp_path).probe()
+
+
+def test_a_listing_goes_on_after_a_page_that_failed(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = bucket.open("listed")
+    names = [f"{number:03}" for number in range(120)]
+    for name in names:
+        store.write(name, b"")
+    failures = iter([False, True, False, True, True])
+    list_pages = obstore.list
+
+    def flaky_pages(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for page in list_pages(*arguments, **options):
+            if next(failures, False):
+                raise GenericError("connection reset")
+            yield page
+
+    monkeypatch.setattr(obstore, "list", flaky_pages)
+    monkeypatch.setattr(object_store, "FIRST_WAIT_SECONDS", 0.0)
+    assert sorted(paths(store)) == names
+    assert next(failures, None) is None, "all failures happened"
+
+
+def test_a_listing_of_a_store_that_does_not_answer_is_an_error(bucket: Bucket) -> None:
+    store = open_store(f"{bucket.url}/folder", {**bucket.storage, "endpoint": "http://127.0.0.1:1"}, attempts=1)
+    with pytest.raises(MachineError, match=r"s3://bucket/folder: the store did not answer"):
+        list(store.list_files())
