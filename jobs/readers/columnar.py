@@ -78,8 +78,9 @@ def _file_schema(path: str, schema: pa.Schema, needed: Sequence[str]) -> FileSch
 
 def _open_parquet(path: str, size_bytes: int | None) -> pq.ParquetFile:
     try:
-        # A remote file fetches the needed column chunks in few large requests.
-        return pq.ParquetFile(open_file(path, size_bytes), pre_buffer="://" in path)
+        # A remote file fetches the needed column chunks in few large requests. INT96 timestamps in nanoseconds would
+        # wrap around after the year 2262.
+        return pq.ParquetFile(open_file(path, size_bytes), pre_buffer="://" in path, coerce_int96_timestamp_unit="us")
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from None
 
@@ -138,6 +139,7 @@ def read_arrow(piece: Piece, columns: list[str]) -> Iterator[Chunk]:
         first_row = 0
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
+            batch.validate(full=True)  # wrong offsets would read foreign memory
             for start in range(0, batch.num_rows, chunks.CHUNK_ROWS):
                 part = pl.DataFrame(pl.from_arrow(batch.slice(start, chunks.CHUNK_ROWS)))
                 yield Chunk(piece.path, first_row + start, part.select(columns))

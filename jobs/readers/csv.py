@@ -103,8 +103,9 @@ def read_csv(source: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk
         return "skip"
 
     try:
+        stream = TextStream(piece, b"\n" + end_mark.encode())
         reader = csv.open_csv(
-            cast(IO[Any], TextStream(piece, b"\n" + end_mark.encode())),
+            cast(IO[Any], stream),
             read_options=csv.ReadOptions(
                 column_names=names, skip_rows=header_rows, block_size=chunks.CHUNK_BYTES, use_threads=False
             ),
@@ -129,6 +130,15 @@ def read_csv(source: Source, piece: Piece, columns: list[str]) -> Iterator[Chunk
         raise DataError(
             f"{piece.path}: a quoted value in row {end_row - 1:,} does not end, so the rest of the file became a part "
             'of it. Remove the quote that opens it, or set quote = "" if quotes are ordinary characters.'
+        )
+    # An independent count: a stray quote that a later one closes makes one row of many lines.
+    inside = stream.lines - header_rows - (end_row - piece.first_row)
+    if inside > 0:
+        logger.warning(
+            "%s: %d lines from row %d on are inside quoted values. If they should be rows, a quote is not closed.",
+            piece.path,
+            inside,
+            piece.first_row,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import difflib
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,10 @@ from longbatch.schemas.errors import SourceError
 from longbatch.schemas.source_schema import ActionValue, MappedColumn, source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.spec.columns import Feature, Label
+
+from .json_lines import JsonHead
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,29 @@ def check_columns(spec: BuildSpec, source: str, schemas: Sequence[FileSchema], n
             raise SourceError(_missing_message(spec, source, schema, missing, file_with))
 
 
+def check_json_keys(source: str, heads: Mapping[str, JsonHead], needed: Sequence[str]) -> None:
+    """Check that every key occurs in some file, as far as the starts of the files show it.
+
+    Args:
+        source: Name of the source.
+        heads: The start of each file, by path.
+        needed: The keys that are read.
+
+    Raises:
+        SourceError: A key is in no file.
+    """
+    unseen = [name for name in needed if not any(name in head.keys for head in heads.values())]
+    names = tuple(dict.fromkeys(name for head in heads.values() for name in head.first_keys))
+    if not unseen or not names:
+        return
+    if all(head.is_complete for head in heads.values()):
+        message = f"source {source}: no line of {next(iter(heads))} or another file has a key {unseen[0]!r}."
+        similar = difflib.get_close_matches(unseen[0], names, 1, 0.7)
+        hint = f" Did you mean {similar[0]!r}?" if similar else ""
+        raise SourceError(f"{message}{hint} The first line has {', '.join(names)}.")
+    logger.warning("source %s: no key %r at the start of any file; lines without it have nulls", source, unseen[0])
+
+
 def adjustments(schemas: Sequence[FileSchema], needed: Sequence[str]) -> list[Adjustments]:
     """Decide what to do about columns that some files lack, or have in another type.
 
@@ -106,6 +134,10 @@ def adjustments(schemas: Sequence[FileSchema], needed: Sequence[str]) -> list[Ad
     Returns:
         The adjustments of each file.
     """
+    for name in needed:
+        lacking = sum(name not in schema.types for schema in schemas)
+        if lacking:
+            logger.warning("%d of %d files have no column %r; it is null in their rows", lacking, len(schemas), name)
     union = {name: _union([s.types[name] for s in schemas if name in s.types]) for name in needed}
     return [_adjustment(schema, needed, union) for schema in schemas]
 

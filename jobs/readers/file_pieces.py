@@ -24,8 +24,9 @@ from . import chunks
 from .chunks import Piece
 from .columnar import read_arrow_schema, read_footer
 from .csv import read_header, text_format
-from .file_columns import FileSchema, adjustments, check_columns, encode_constants
+from .file_columns import FileSchema, adjustments, check_columns, check_json_keys, encode_constants
 from .files import SourceFile, list_files
+from .json_lines import read_head
 from .partitions import partition_columns
 from .text_ranges import TextFormat, ranges_of, scan_range, split_at_rows
 from .text_stream import is_compressed
@@ -83,6 +84,9 @@ def plan_files(spec: BuildSpec, source: str) -> list[Piece]:
     if entry.file_format == "csv":
         return _csv_pieces(spec, source, planned, in_files)
     if entry.file_format == "jsonl":
+        heads = in_threads(lambda file: read_head(file.file, in_files), planned)
+        paths = [file.file.path for file in planned]
+        check_json_keys(source, dict(zip(paths, heads, strict=True)), in_files)
         whole = [whole_file(source, file, is_stream=True) for file in planned]
         return whole if entry.synthetic_time else _split_large(whole, TextFormat())
     return _arrow_pieces(spec, source, planned, in_files)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import polars as pl
 import pyarrow as pa
@@ -14,7 +15,10 @@ from longbatch.schemas.errors import DataError
 
 from . import chunks
 from .chunks import Chunk, Piece
-from .text_stream import TextStream
+from .files import SourceFile
+from .text_stream import TextStream, open_text
+
+HEAD_BYTES = 1 << 20
 
 JsonSchema = dict[str, pl.DataType]
 
@@ -42,6 +46,51 @@ def read_json_lines(piece: Piece, columns: list[str], list_columns: frozenset[st
             first_row += frame.height + len(malformed)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{piece.path} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class JsonHead:
+    """The start of a JSON-lines file.
+
+    Attributes:
+        keys: Those of the needed columns that occur in it.
+        first_keys: All keys of its first object.
+        is_complete: Whether it is the complete file.
+    """
+
+    keys: frozenset[str]
+    first_keys: tuple[str, ...]
+    is_complete: bool
+
+
+def read_head(file: SourceFile, needed: Sequence[str]) -> JsonHead:
+    """Look for keys in the start of a file.
+
+    Args:
+        file: The file.
+        needed: The keys to look for.
+
+    Returns:
+        What occurs in it. A key counts if its name occurs in quotes, so that none is missed.
+
+    Raises:
+        DataError: The file cannot be read or decompressed.
+    """
+    try:
+        data = open_text(file.path, file.size_bytes).read(HEAD_BYTES)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file.path} cannot be read: {error}") from None
+    spellings = {name: {json.dumps(name).encode(), json.dumps(name, ensure_ascii=False).encode()} for name in needed}
+    keys = frozenset(name for name, quoted in spellings.items() if any(key in data for key in quoted))
+    return JsonHead(keys, _first_keys(data), len(data) < HEAD_BYTES)
+
+
+def _first_keys(data: bytes) -> tuple[str, ...]:
+    try:
+        first = json.loads(data.removeprefix(codecs.BOM_UTF8).partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(first) if isinstance(first, dict) else ()
 
 
 def _line_blocks(stream: TextStream) -> Iterator[bytes]:

@@ -19,10 +19,10 @@ from longbatch.schemas.types import BoolArray, Int64Array
 from . import chunks
 from .chunks import Piece
 from .files import read_range
+from .text_stream import NEWLINE, RETURN
 
 logger = logging.getLogger(__name__)
 
-NEWLINE, RETURN = 10, 13
 Pair = tuple[int, int]
 ByteArray = npt.NDArray[np.uint8]
 

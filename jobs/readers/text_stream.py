@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 
 from .chunks import Piece
 from .files import open_file
 
+NEWLINE, RETURN = 10, 13
 CODECS: dict[str, Literal["gzip", "zstd", "bz2", "lz4"]] = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 
 
@@ -35,22 +37,28 @@ class TextStream:
     Args:
         piece: All of a file, or bytes [first, last) of one that is not compressed.
         end: Bytes to add after the last one.
+
+    Attributes:
+        lines: Number of lines that were read, without empty ones.
     """
 
     def __init__(self, piece: Piece, end: bytes = b"") -> None:
         self._file = open_text(piece.path, piece.file_size)
         self._end = end
         self._left = piece.last - piece.first if piece.last else None
+        self._last_byte = NEWLINE
+        self.lines = 0
         if piece.first:
             self._file.seek(piece.first)
         self.closed = False
 
     def read(self, size: int) -> bytes:
-        """Read some bytes; fewer than `size` only at the end."""
+        """Read some bytes and count the lines that start in them; fewer bytes than `size` only at the end."""
         wanted = size if self._left is None else min(size, self._left)
         parts: list[bytes] = []
         while wanted and (data := self._file.read(wanted)):
             parts.append(data)
+            self._count_lines(data)
             wanted -= len(data)
             size -= len(data)
             if self._left is not None:
@@ -60,6 +68,15 @@ class TextStream:
             parts.append(self._end[:size])
             self._end = self._end[size:]
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _count_lines(self, data: bytes) -> None:
+        """Count the first bytes of lines that are not empty."""
+        byte = np.frombuffer(data, dtype=np.uint8)
+        starts = byte[np.flatnonzero(byte[:-1] == NEWLINE) + 1]
+        if self._last_byte == NEWLINE:
+            starts = np.append(starts, byte[0])
+        self.lines += int(((starts != NEWLINE) & (starts != RETURN)).sum())
+        self._last_byte = int(byte[-1])
 
     def close(self) -> None:
         """Close the file."""

@@ -16,7 +16,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
@@ -75,10 +75,10 @@ class ObjectStore(Store):
 
     def list_files(self, folder: str = "") -> Iterator[StoredFile]:
         """List the objects below a prefix, 1,000 a request; see `Store`."""
-        pages: Iterator[Any] | None = None
+        pages: Iterator[Sequence[Mapping[str, Any]]] | None = None
         last: str | None = None
 
-        def next_page(client: Client) -> Any:
+        def next_page(client: Client) -> Sequence[Mapping[str, Any]] | None:
             nonlocal pages
             # An iterator that raised is at its end, so that a repeated call would miss the rest: start another one.
             pages = pages or iter(obstore.list(client, folder or None, offset=last))

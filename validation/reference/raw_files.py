@@ -132,7 +132,7 @@ def _frame(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:
 
 def _read_parquet(entry: Source, file: File, columns: list[str]) -> Iterator[Chunk]:
     with file.open() as opened:
-        reader = pq.ParquetFile(opened)
+        reader = pq.ParquetFile(opened, coerce_int96_timestamp_unit="us")
         columns = [name for name in columns if name in reader.schema_arrow.names]
         yield Chunk(_frame(reader.schema_arrow.empty_table().select(columns)))
         for batch in reader.iter_batches(CHUNK_ROWS, columns=columns):

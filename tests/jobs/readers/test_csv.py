@@ -9,6 +9,7 @@ import pytest
 from raw_logs import CSV, STRINGS, chunks_of, rows_of, write
 
 from longbatch.jobs.readers import chunks
+from longbatch.schemas.errors import DataError
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz"])
@@ -86,3 +87,9 @@ def test_a_quoted_value_can_contain_line_breaks_at_the_end_of_a_block(
 
 def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
     assert rows_of(write(tmp_path / "a.csv", "")) == []
+
+
+def test_a_parquet_file_with_the_suffix_of_csv_is_named_as_such(tmp_path: Path) -> None:
+    pl.DataFrame({"user": [1]}).write_parquet(tmp_path / "a.csv")
+    with pytest.raises(DataError, match=r"a\.csv is a Parquet file, not CSV\. Set the source's format to \"parquet\""):
+        chunks_of(tmp_path / "a.csv")

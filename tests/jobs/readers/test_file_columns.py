@@ -37,11 +37,15 @@ def read(spec: BuildSpec) -> list[pl.DataFrame]:
     return [chunk.frame for piece in plan_pieces(spec, "log") for chunk in read_piece(spec, piece)]
 
 
-def test_a_column_with_a_default_may_be_missing_from_older_files(tmp_path: Path) -> None:
+def test_a_column_with_a_default_may_be_missing_from_older_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_days(tmp_path, dwell=pl.Series([5, 6], dtype=pl.Int16))
-    older, newer = read(drifting_spec(tmp_path, {"dwell": {"type": "int32", "default": 7}}))
+    with caplog.at_level("WARNING"):
+        older, newer = read(drifting_spec(tmp_path, {"dwell": {"type": "int32", "default": 7}}))
     assert older["dwell"].to_list() == [None, None]
     assert older.schema == newer.schema
+    assert "1 of 2 files have no column 'dwell'; it is null in their rows" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["csv", "arrow"])

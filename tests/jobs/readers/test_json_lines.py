@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from raw_logs import COLUMNS, JSONL, STRINGS, chunks_of, rows_of, spec_of, write
 
-from longbatch.jobs.readers import chunks
+from longbatch.jobs.readers import chunks, json_lines
 from longbatch.jobs.readers.sources import plan_pieces, read_piece
+from longbatch.schemas.errors import SourceError
 from longbatch.schemas.spec.build_spec import BuildSpec
 
 
@@ -68,3 +70,24 @@ def test_a_line_longer_than_a_block_is_not_split(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 16)
     path = write(tmp_path / "a.jsonl", f'{{"user":"{"u" * 100}","item":1,"time":1}}\n{{"user":2,"item":1,"time":1}}')
     assert [len(str(row[0])) for row in rows_of(path)] == [100, 1]
+
+
+def test_a_key_that_no_line_has_is_an_error_that_names_the_most_similar(tmp_path: Path) -> None:
+    line = JSONL.replace(b'"time"', b'"times"')
+    (tmp_path / "a.jsonl").write_bytes(line)
+    (tmp_path / "b.jsonl").write_bytes(b"")
+    message = r"source log: no line of .*a\.jsonl or another file has a key 'time'\. Did you mean 'times'\? The first line has user"
+    with pytest.raises(SourceError, match=message):
+        rows_of(f"{tmp_path}/*.jsonl")
+    (tmp_path / "b.jsonl").write_bytes(JSONL)
+    assert len(rows_of(f"{tmp_path}/*.jsonl")) == 6
+
+
+def test_a_key_that_may_come_later_in_a_large_file_is_only_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(json_lines, "HEAD_BYTES", 64)
+    write(tmp_path / "a.jsonl", '{"user": 1, "item": 2}\n' * 9 + '{"user": 1, "item": 2, "time": 3}\n')
+    with caplog.at_level(logging.WARNING):
+        assert len(rows_of(tmp_path / "a.jsonl")) == 10
+    assert "source log: no key 'time' at the start of any file; lines without it have nulls" in caplog.text

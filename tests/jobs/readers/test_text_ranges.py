@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from unittest.mock import patch
 
@@ -78,6 +79,7 @@ def test_a_file_with_quotes_within_values_is_never_split_wrongly(
 def test_the_pieces_of_a_json_file_are_the_file(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], end: str, range_bytes: int
 ) -> None:
+    lines = [*lines, '{"user": 1, "item": 2, "time": 3}']
     spec = spec_of(str(write(tmp_path_factory.mktemp("jsonl") / "a.jsonl", end.join(lines))))
     assert sorted(map(repr, rows_and_lines(spec, pieces_of(spec, range_bytes)))) == sorted(
         map(repr, rows_and_lines(spec, plan_pieces(spec, "log")))
@@ -124,6 +126,18 @@ def test_a_quote_that_is_never_closed_is_an_error_with_its_row(tmp_path: Path, r
     with pytest.raises(DataError, match=r"a\.csv: a quoted value in row 2 does not end, so the rest of the file"):
         rows_of(spec, pieces_of(spec, range_bytes))
     assert len(rows_of(*_unquoted(tmp_path))) == 12
+
+
+@pytest.mark.parametrize("range_bytes", [40, 1 << 20])
+def test_lines_inside_quoted_values_are_reported(
+    tmp_path: Path, range_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = ["user,item,time,note", '1,2,3,"12 inch', "1,2,3,a", "1,2,3,a", '1,2,3,b"', "", "5,6,7,c"]
+    spec = spec_of(str(write(tmp_path / "a.csv", "\r\n".join(lines))))
+    with caplog.at_level(logging.WARNING):
+        rows = rows_of(spec, pieces_of(spec, range_bytes))
+    assert len(rows) == 2
+    assert "a.csv: 3 lines from row 0 on are inside quoted values. If they should be rows" in caplog.text
 
 
 def _unquoted(tmp_path: Path) -> tuple[BuildSpec, list[Piece]]:
