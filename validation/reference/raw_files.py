@@ -20,7 +20,7 @@ from pyarrow import csv, ipc
 from longbatch.schemas.errors import DataError, SourceError
 from longbatch.schemas.source_schema import source_schema
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.schemas.spec.source import TABLE_FORMATS, Source, SyntheticTime
+from longbatch.schemas.spec.source import Source, SyntheticTime
 
 from .raw_tables import table_rows
 from .source_files import File, folder_columns, skipped_rows, source_files
@@ -64,7 +64,7 @@ def read_chunks(
     """
     entry, synthetic = spec.sources[source], spec.sources[source].synthetic_time
     columns = [name for name in columns if synthetic is None or name != synthetic.column]
-    if entry.file_format in TABLE_FORMATS:
+    if entry.file_format in ("delta", "iceberg"):
         for frame in table_rows(spec, source, columns):
             yield Chunk(_plain(frame))
             advance(frame.height)

