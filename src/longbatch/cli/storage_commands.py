@@ -107,16 +107,25 @@ def plan(
         float, typer.Option(min=1e-6, max=1e9, help="Requests that each of them consumes.")
     ] = 1_000,
     cores_per_host: Annotated[int, typer.Option(min=1, max=100_000, help="Cores of a loader host.")] = 32,
+    put_price: Annotated[float, typer.Option(min=0, help="Dollars for 1,000 PUT requests.")] = 0.005,
+    get_price: Annotated[float, typer.Option(min=0, help="Dollars for 1,000 GET requests.")] = 0.0004,
+    list_price: Annotated[float, typer.Option(min=0, help="Dollars for 1,000 LIST requests.")] = 0.005,
+    read_megabytes: Annotated[
+        float, typer.Option(min=0.001, max=1e6, help="Megabytes of one request for a part of a Parquet file.")
+    ] = 8,
+    block_events: Annotated[int, typer.Option(min=1, help="block_events and block_targets of the spec.")] = 65_536,
     as_json: Json = False,
 ) -> None:
-    """Extrapolate a measured sample to any scale: storage by layout, shuffle and memory of the build, reading.
+    """Extrapolate a measured sample to any scale: storage by layout, build, reading, requests to an object store.
 
-    docs/planning.md has every formula and how accurate it was.
+    docs/planning.md has every formula and how accurate it was. The default prices are the list prices of S3 Standard
+    in us-east-1 as of 2024.
     """
     from longbatch.jobs.savings.capacity_plan import Demand, plan_capacity, steady_volume
+    from longbatch.jobs.savings.request_costs import ObjectStore, plan_requests
     from longbatch.jobs.savings.results import read_savings
 
-    from .text_output import format_capacity_plan
+    from .text_output import format_capacity_plan, format_request_costs
 
     volume = steady_volume(
         users=users,
@@ -126,5 +135,16 @@ def plan(
         days=days,
         events_per_user_day=requests_per_user_day * targets if events_per_user_day is None else events_per_user_day,
     )
-    planned = plan_capacity(read_savings(savings), volume, Demand(trainers, requests_per_second, cores_per_host))
-    print_result(planned.as_dict(), as_json, lambda: format_capacity_plan(planned))
+    measured = read_savings(savings)
+    planned = plan_capacity(measured, volume, Demand(trainers, requests_per_second, cores_per_host))
+    store = ObjectStore(
+        put_price=put_price,
+        get_price=get_price,
+        list_price=list_price,
+        read_bytes=read_megabytes * 1e6,
+        block_events=block_events,
+        block_targets=block_events,
+    )
+    costs = plan_requests(measured, planned, days, store)
+    document = {**planned.as_dict(), "object_store": {**vars(store), "layouts": [cost.as_dict() for cost in costs]}}
+    print_result(document, as_json, lambda: f"{format_capacity_plan(planned)}\n\n{format_request_costs(costs)}")

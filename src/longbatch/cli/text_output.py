@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from longbatch.jobs.expand import Expansion
     from longbatch.jobs.forget import Forgotten
     from longbatch.jobs.savings.capacity_plan import CapacityPlan
+    from longbatch.jobs.savings.request_costs import LayoutRequests
     from longbatch.jobs.savings.results import Savings
     from longbatch.jobs.simulation.simulate import SimulationReport
     from longbatch.jobs.vacuum import Vacuumed
@@ -283,6 +284,16 @@ def format_capacity_plan(plan: CapacityPlan) -> str:
         ("  loader hosts", f"{reading.hosts:,.0f} of {demand.cores_per_host} cores"),
     ]
     return "\n".join([*lines, "", _format_table(table)])
+
+
+def format_request_costs(costs: Sequence[LayoutRequests]) -> str:
+    """Format the requests to an object store: for each layout those of a day of training, and of adding a day."""
+    lines = [f"{'requests to an object store, a day':<46}{'GET':>16}{'PUT':>16}{'LIST':>12}{'dollars':>12}"]
+    for cost in costs:
+        for purpose, day in (("training", cost.training_day), ("building", cost.building_day)):
+            name = f"{cost.title.removesuffix(', Parquet zstd')}, {purpose}"
+            lines.append(f"{name:<46}{day.gets:>16,.0f}{day.puts:>16,.0f}{day.lists:>12,.0f}{day.dollars:>12,.2f}")
+    return "\n".join(lines)
 
 
 def format_benchmark(checks: Sequence[Check], figures: Sequence[Figure]) -> str:
