@@ -70,7 +70,7 @@ def test_a_plan_far_from_its_sample_has_cautions(savings: Savings) -> None:
     text = format_capacity_plan(plan_capacity(savings, far, Demand()))
     assert "caution: history events per request: " in text
     assert "caution: targets per request: 4 planned, 2 in the sample. " in text
-    assert "caution: 8,192 buckets is the maximum, so tasks are large; build day by day" in text
+    assert "caution: 65,536 buckets is the maximum, so tasks are large; build day by day" in text
 
 
 def test_ten_times_the_volume_is_ten_times_the_bytes_rows_and_shuffle(savings: Savings) -> None:
