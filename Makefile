@@ -15,7 +15,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/bytecode
 export GX_ANALYTICS_ENABLED := false
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup demo quick test fuzz check clean
+.PHONY: setup demo quick test fuzz check azurite clean
 
 setup: $(VENV)/.ready
 
@@ -46,6 +46,10 @@ test: check
 # The property tests draw the same cases each time; this draws new ones.
 fuzz: setup
 	pytest -n 2 --hypothesis-profile=fuzz
+
+# Optional, needs npm: a server of Azure's protocol. Tests and benchmarks that need it are skipped without it.
+azurite:
+	npm install --no-audit --no-fund --ignore-scripts --prefix .cache/azurite azurite@3.37.0
 
 clean:
 	rm -rf $(VENV) .cache demo loaders/_copy_slices*.so

@@ -1,4 +1,5 @@
-"""Settings of all tests: which cases property tests draw, and how pytest-xdist divides the tests among its workers.
+"""Settings of all tests: which cases property tests draw, how pytest-xdist divides the tests among its workers, and
+the servers of object stores, each started once when a test first needs it.
 
 Property tests draw the same cases each time, so that a run judges the change and not the draw. `make fuzz` draws new
 ones, and more of them.
@@ -6,10 +7,13 @@ ones, and more of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+from longbatch.benchmarks.object_servers import Bucket, azure_server, azurite, gcs_server, s3_server
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
@@ -32,6 +36,37 @@ SHARED = {
     ),
     "measured datasets": ("tests/jobs/savings/",),
 }
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Bucket]:
+    """A bucket of S3."""
+    with s3_server() as bucket:
+        yield bucket
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[Bucket]:
+    """A container of Azure."""
+    if not azurite():
+        pytest.skip("Azurite is not installed: run `make azurite`, which needs npm")
+    with azure_server() as bucket:
+        yield bucket
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[Bucket]:
+    """A bucket of Google Cloud Storage."""
+    with gcs_server() as bucket:
+        yield bucket
+
+
+@pytest.fixture(params=["s3", "azure", "gcs"])
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    """A bucket of each kind of object store, without planned faults; requests are counted from here."""
+    found: Bucket = request.getfixturevalue(request.param)
+    found.proxy.reset()
+    return found
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:

@@ -41,6 +41,7 @@ SPOOL_BYTES = 32 << 20  # a new file up to this size is collected in memory
 PART_BYTES = 16 << 20  # of an upload in parts; S3 allows 10,000 parts
 PARALLEL_PARTS = 4
 READ_AHEAD_BYTES = 1 << 20
+LIST_PAGE = 1000  # objects that a store lists in one answer
 MAX_DELETES = 1000  # what one bulk request of S3 deletes
 
 # obstore's threads do not survive a fork: a request in a forked process would wait forever.
@@ -81,7 +82,7 @@ class ObjectStore(Store):
         def next_page(client: Client) -> Sequence[Mapping[str, Any]] | None:
             nonlocal pages
             # An iterator that raised is at its end, so that a repeated call would miss the rest: start another one.
-            pages = pages or iter(obstore.list(client, folder or None, offset=last))
+            pages = pages or iter(obstore.list(client, folder or None, offset=last, chunk_size=LIST_PAGE))
             try:
                 return next(pages, None)
             except BaseException:
@@ -180,8 +181,13 @@ class ObjectStore(Store):
         names = [check_path(path, self.location) for path in paths]
         for first in range(0, len(names), MAX_DELETES):
             some = names[first : first + MAX_DELETES]
-            with suppress(FileNotFoundError):  # some stores report an object that is gone
+            try:
                 self._request(some[0], lambda client: obstore.delete(client, some))  # noqa: B023
+            except FileNotFoundError:
+                # Google reports an object that is gone, and obstore then leaves others out.
+                for name in some:
+                    with suppress(FileNotFoundError):
+                        self._request(name, lambda client: obstore.delete(client, name))  # noqa: B023
 
     def probe(self) -> None:
         """Create an object twice; the second time must fail; see `Store`."""

@@ -2,97 +2,48 @@
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import os
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from block_rows import request_ids
-from object_servers import Bucket, s3_bucket, s3_server
 
+from longbatch.benchmarks.object_proxy import FaultName, Request
+from longbatch.benchmarks.object_servers import Bucket
 from longbatch.loaders import RequestBatch, RequestDataset, make_dataloader
 from longbatch.schemas.errors import DatasetError, MachineError, SpecError
 from longbatch.schemas.format.remote_cache import RemoteRoot
 from longbatch.schemas.storage import object_store as module
 from longbatch.schemas.storage.local_store import LocalStore
 
-PlanFaults = Callable[[list[str]], None]
-
-
-class Faults(BaseHTTPRequestHandler):
-    """Forwards requests to the server, except those that a fault is planned for."""
-
-    protocol_version = "HTTP/1.1"
-    target = ("", 0)
-    planned: ClassVar[list[str]] = []
-
-    def _forward(self) -> None:
-        fault = self.planned.pop(0) if self.planned and "Range" in self.headers else None
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if fault == "error":
-            self.send_response(500)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if fault == "slow":
-            time.sleep(1)
-        connection = http.client.HTTPConnection(*self.target)
-        connection.request(self.command, self.path, body, dict(self.headers))
-        response = connection.getresponse()
-        content = response.read()
-        connection.close()
-        self.send_response(response.status)
-        for name, value in response.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection", "server", "date"):
-                self.send_header(name, value)
-        self.end_headers()
-        if fault == "truncate":
-            self.wfile.write(content[: len(content) // 2])
-            self.close_connection = True
-        elif fault == "flip":
-            self.wfile.write(content[:-1] + bytes([content[-1] ^ 1]))
-        elif self.command != "HEAD":
-            self.wfile.write(content)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Print nothing."""
-
 
 @pytest.fixture(scope="module")
-def bucket(random_dataset: Path) -> Iterator[Bucket]:
-    """A bucket with the dataset, behind the faulty server."""
-    with s3_server() as address:
-        Faults.target = address
-        proxy = ThreadingHTTPServer(("127.0.0.1", 0), Faults)
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        store = s3_bucket(*address).open("dataset")
-        for file in LocalStore(random_dataset).list_files():
-            store.write(file.path, (random_dataset / file.path).read_bytes())
-        yield s3_bucket("127.0.0.1", proxy.server_port)
-        proxy.shutdown()
-        proxy.server_close()
+def uploaded(s3: Bucket, random_dataset: Path) -> Bucket:
+    """A bucket with the dataset."""
+    store = s3.open("dataset")
+    for file in LocalStore(random_dataset).list_files():
+        store.write(file.path, (random_dataset / file.path).read_bytes())
+    return s3
+
+
+@pytest.fixture
+def bucket(uploaded: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """The bucket without planned faults; waits between retries are short."""
+    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.01)
+    uploaded.proxy.reset()
+    yield uploaded
+    uploaded.proxy.reset()
+
+
+def is_ranged(request: Request) -> bool:
+    return "range" in request.headers
 
 
 def remote(bucket: Bucket, cache: Path, **more: int) -> RemoteRoot:
     """The dataset of the bucket, with a cache."""
     return RemoteRoot(f"{bucket.url}/dataset", cache, storage=bucket.storage, **more)
-
-
-@pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlanFaults]:
-    """Plan faults of the next reads; waits between retries are short."""
-    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.01)
-    Faults.planned.clear()
-    yield Faults.planned.extend
-    Faults.planned.clear()
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -102,7 +53,7 @@ def files_in(folder: Path) -> list[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "start"), [(0, ""), (1, "spawn"), (2, "fork")])
 def test_a_dataset_in_a_store_yields_the_batches_of_a_local_one(
-    bucket: Bucket, random_dataset: Path, tmp_path: Path, plan: PlanFaults, num_workers: int, start: str
+    bucket: Bucket, random_dataset: Path, tmp_path: Path, num_workers: int, start: str
 ) -> None:
     dataset = RequestDataset(remote(bucket, tmp_path), batch_size=7, shuffle=True)
     batches: Iterable[RequestBatch] = dataset
@@ -115,20 +66,18 @@ def test_a_dataset_in_a_store_yields_the_batches_of_a_local_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["error", "slow", "truncate"])
-def test_temporary_faults_are_retried(
-    bucket: Bucket, random_dataset: Path, tmp_path: Path, plan: PlanFaults, fault: str
-) -> None:
+@pytest.mark.parametrize("fault", ["error", "slow down", "slow", "cut off"])
+def test_temporary_faults_are_retried(bucket: Bucket, random_dataset: Path, tmp_path: Path, fault: FaultName) -> None:
     dataset = RequestDataset(remote(bucket, tmp_path), batch_size=7)
     dataset.open()
-    plan([fault, fault])
+    bucket.proxy.plan(fault, 2, is_ranged)
     assert request_ids(dataset) == request_ids(RequestDataset(random_dataset, batch_size=7))
 
 
-def test_bytes_altered_in_transit_are_an_error(bucket: Bucket, tmp_path: Path, plan: PlanFaults) -> None:
+def test_bytes_altered_in_transit_are_an_error(bucket: Bucket, tmp_path: Path) -> None:
     dataset = RequestDataset(remote(bucket, tmp_path), batch_size=7)
     dataset.open()
-    plan(["flip"] * 99)
+    bucket.proxy.plan("altered", 99, is_ranged)
     with pytest.raises(DatasetError, match=r"(requests|timelines|dictionaries)/00000-0\.arrow.* was altered"):
         list(dataset)
     assert not [path for path in files_in(tmp_path) if "ranges" in path.parts]
@@ -136,7 +85,7 @@ def test_bytes_altered_in_transit_are_an_error(bucket: Bucket, tmp_path: Path, p
 
 @pytest.mark.slow
 def test_the_cache_stays_within_its_limit_and_serves_repeated_reads(
-    bucket: Bucket, random_dataset: Path, tmp_path: Path, plan: PlanFaults
+    bucket: Bucket, random_dataset: Path, tmp_path: Path
 ) -> None:
     expected = request_ids(RequestDataset(random_dataset, batch_size=7))
     limit = 30_000
@@ -153,9 +102,7 @@ def test_the_cache_stays_within_its_limit_and_serves_repeated_reads(
 
 
 @pytest.mark.slow
-def test_a_damaged_file_of_the_cache_is_fetched_again(
-    bucket: Bucket, random_dataset: Path, tmp_path: Path, plan: PlanFaults
-) -> None:
+def test_a_damaged_file_of_the_cache_is_fetched_again(bucket: Bucket, random_dataset: Path, tmp_path: Path) -> None:
     root = remote(bucket, tmp_path)
     list(RequestDataset(root, batch_size=7))
     for path in files_in(tmp_path):
@@ -164,9 +111,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(
     assert request_ids(RequestDataset(root, batch_size=7)) == request_ids(RequestDataset(random_dataset, batch_size=7))
 
 
-def test_an_unreachable_store_is_a_clear_error(
-    bucket: Bucket, tmp_path: Path, plan: PlanFaults, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_store_is_a_clear_error(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SpecError, match="does not know nowhere://"):
         RequestDataset("nowhere://x/y").open()
     root = RemoteRoot(f"file://{tmp_path}/none", tmp_path / "cache")
@@ -174,7 +119,7 @@ def test_an_unreachable_store_is_a_clear_error(
         RequestDataset(root).open()
     dataset = RequestDataset(remote(bucket, tmp_path, attempts=2), batch_size=7)
     dataset.open()
-    plan(["error"] * 99)
+    bucket.proxy.plan("error", 99, is_ranged)
     with pytest.raises(MachineError, match=r"the store did not answer in 2 attempts: .*\. Check the store"):
         next(iter(dataset))
 

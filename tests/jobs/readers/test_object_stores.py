@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import polars as pl
 import pytest
-from object_servers import s3_bucket, s3_server
 from raw_logs import CSV, NUMBERS, ROWS, STRINGS, rows_of, spec_of
 
+from longbatch.benchmarks.object_servers import Bucket
 from longbatch.jobs.readers.sources import plan_pieces, read_piece
 from longbatch.schemas.errors import MachineError, SourceError
 from longbatch.schemas.storage.store import Store
@@ -19,41 +18,25 @@ from longbatch.schemas.storage.store import Store
 FILES = 60
 
 
-class RequestLog(logging.Handler):
-    """Collects the requests that the server logs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requests: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.requests.append(record.getMessage().partition('"')[2])
-
-    def take(self) -> list[str]:
-        """Return the requests since the last call."""
-        requests, self.requests = self.requests, []
-        return requests
-
-
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
+def store(s3: Bucket) -> Iterator[Store]:
     """A folder of a bucket that the environment gives access to."""
-    with s3_server() as address, pytest.MonkeyPatch.context() as patch:
-        bucket = s3_bucket(*address)
-        for name, value in bucket.storage.items():
-            patch.setenv({"endpoint": "AWS_ENDPOINT_URL"}.get(name, f"AWS_{name}").upper(), value)
-        yield bucket.open("logs")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.environment.items():
+            patch.setenv(name, value)
+        yield s3.open("logs")
 
 
 @pytest.fixture
-def server_log(store: Store) -> Iterator[RequestLog]:
-    """The requests that the server receives during a test."""
-    log, werkzeug = RequestLog(), logging.getLogger("werkzeug")
-    werkzeug.setLevel(logging.INFO)
-    werkzeug.addHandler(log)
-    yield log
-    werkzeug.removeHandler(log)
-    werkzeug.setLevel(logging.ERROR)
+def take_requests(s3: Bucket) -> Callable[[], list[str]]:
+    """Return the requests since the last call."""
+
+    def take() -> list[str]:
+        requests = [f"{request.method} {request.path}" for request in s3.proxy.requests]
+        s3.proxy.reset()
+        return requests
+
+    return take
 
 
 def parquet(frame: pl.DataFrame) -> bytes:
@@ -63,30 +46,32 @@ def parquet(frame: pl.DataFrame) -> bytes:
 
 
 @pytest.mark.parametrize("scheme", ["s3", "s3a"])
-def test_planning_takes_one_request_a_file_and_reading_two(store: Store, server_log: RequestLog, scheme: str) -> None:
+def test_planning_takes_one_request_a_file_and_reading_two(
+    store: Store, take_requests: Callable[[], list[str]], scheme: str
+) -> None:
     folder = f"many-{scheme}"
     for number in range(FILES):
         store.write(f"{folder}/dt=2026-11-{1 + number % 30:02}/part-{number}.parquet", parquet(ROWS))
     store.write(f"{folder}/_SUCCESS", b"")
     spec = spec_of(f"{scheme}://bucket/logs/{folder}", format="parquet")
-    server_log.take()
+    take_requests()
     pieces = plan_pieces(spec, "log")
-    planned = server_log.take()
+    planned = take_requests()
     assert len(pieces) == FILES
     assert len(planned) <= 1.2 * FILES, planned[:5]
     assert sum("list-type=2" in request for request in planned) == 1
     rows = [row for piece in pieces for chunk in read_piece(spec, piece) for row in chunk.frame.rows()]
     assert rows == NUMBERS * FILES
-    assert len(server_log.take()) <= 2 * FILES
+    assert len(take_requests()) <= 2 * FILES
 
 
-def test_csv_files_take_one_request_to_plan(store: Store, server_log: RequestLog) -> None:
+def test_csv_files_take_one_request_to_plan(store: Store, take_requests: Callable[[], list[str]]) -> None:
     for number in range(5):
         store.write(f"csv/{number}.csv", CSV.encode())
     spec = spec_of("s3://bucket/logs/csv/*.csv")
-    server_log.take()
+    take_requests()
     pieces = plan_pieces(spec, "log")
-    assert len(server_log.take()) <= 6
+    assert len(take_requests()) <= 6
     assert [row for piece in pieces for chunk in read_piece(spec, piece) for row in chunk.frame.rows()] == STRINGS * 5
 
 

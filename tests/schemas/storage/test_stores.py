@@ -1,4 +1,4 @@
-"""Every store keeps the contract of `Store`: a disk, S3, and HDFS by a stand-in."""
+"""Every store keeps the contract of `Store`: a disk, S3, Azure, Google Cloud Storage, and HDFS by a stand-in."""
 
 from __future__ import annotations
 
@@ -6,29 +6,21 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import obstore
 import pyarrow as pa
 import pytest
-from object_servers import Bucket, s3_bucket, s3_server
-from obstore.exceptions import GenericError
 from pyarrow import fs
 
+from longbatch.benchmarks.object_proxy import FaultName
+from longbatch.benchmarks.object_servers import SECRET, Bucket, gcs_server
 from longbatch.schemas.errors import DatasetError, MachineError, SpecError
 from longbatch.schemas.storage import hdfs_store, object_store
 from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.storage.open_store import open_store
 from longbatch.schemas.storage.store import Store
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
-    """A bucket of a local S3 server."""
-    with s3_server() as address:
-        yield s3_bucket(*address)
 
 
 class HdfsStandIn:
@@ -48,10 +40,11 @@ class HdfsStandIn:
             self._local.move(source, target)
 
 
-@pytest.fixture(params=["disk", "s3", "hdfs stand-in"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Store:
+@pytest.fixture(params=["disk", "s3", "azure", "gcs", "hdfs stand-in"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store of each kind, empty."""
-    if request.param == "s3":
+    if request.param in ("s3", "azure", "gcs"):
+        bucket: Bucket = request.getfixturevalue(request.param)
         return bucket.open(tmp_path.name)
     if request.param == "disk":
         return open_store(tmp_path / "store")
@@ -198,12 +191,50 @@ def test_a_forked_process_can_read_an_object_store(bucket: Bucket, tmp_path: Pat
     assert "can only read files" in refused[1]
 
 
-def test_options_of_a_store_are_not_shown(bucket: Bucket) -> None:
-    store = bucket.open("folder", endpoint="http://127.0.0.1:1")
-    assert "not-a-secret" not in repr(store)
+def test_files_that_are_gone_do_not_keep_others_from_being_deleted(store: Store) -> None:
+    names = [f"file {number}" for number in range(12)]
+    for name in names[::2]:
+        store.write(name, b"")
+    store.delete(names)
+    assert paths(store) == []
+
+
+def test_options_of_a_store_are_not_shown(s3: Bucket) -> None:
+    storage = {**s3.storage, "endpoint": "http://127.0.0.1:1"}
+    store = open_store("s3://bucket/folder", storage, attempts=1)
+    assert SECRET not in repr(store)
     with pytest.raises(MachineError, match=r"s3://bucket/folder/file: the store did not answer") as raised:
-        open_store("s3://bucket/folder", {**bucket.storage, "endpoint": "http://127.0.0.1:1"}, attempts=1).read("file")
-    assert "not-a-secret" not in str(raised.value)
+        store.read("file")
+    assert SECRET not in str(raised.value)
+
+
+def test_a_store_without_conditional_writes_is_refused() -> None:
+    with gcs_server(condition=False) as bucket:
+        store = bucket.open("folder")
+        with pytest.raises(MachineError, match=r"gs://bucket/folder .* does not support conditional writes"):
+            store.probe()
+        assert paths(store) == []
+
+
+@pytest.mark.slow
+def test_a_listing_that_fails_in_between_is_continued(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "FIRST_WAIT_SECONDS", 0.01)
+    store = bucket.open(tmp_path.name)
+    # A store lists 1,000 objects in an answer on S3 and Google, and 5,000 on Azure.
+    names = [f"folder/{number:04d}" for number in range(1_010)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda name: store.write(name, b""), names))
+    faults: tuple[FaultName, ...] = ("error", "slow down", "cut off")
+    for fault in faults:
+        bucket.proxy.plan(fault, 3, lambda request: request.method == "GET" and "list" in request.path)
+        assert paths(store) == names
+        assert not bucket.proxy.planned
+        bucket.proxy.plan(fault, 2, lambda request: "continuation-token" in request.path)
+        assert paths(store, "folder") == names
+        assert len(bucket.proxy.planned) < 2 or bucket.url.startswith("az")
+        bucket.proxy.reset()
 
 
 @pytest.mark.parametrize(
@@ -247,27 +278,7 @@ def test_a_read_only_place_is_refused_with_advice(tmp_path: Path, monkeypatch: p
         LocalStore(tmp_path).probe()
 
 
-def test_a_listing_goes_on_after_a_page_that_failed(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = bucket.open("listed")
-    names = [f"{number:03}" for number in range(120)]
-    for name in names:
-        store.write(name, b"")
-    failures = iter([False, True, False, True, True])
-    list_pages = obstore.list
-
-    def flaky_pages(*arguments: Any, **options: Any) -> Iterator[Any]:
-        for page in list_pages(*arguments, **options):
-            if next(failures, False):
-                raise GenericError("connection reset")
-            yield page
-
-    monkeypatch.setattr(obstore, "list", flaky_pages)
-    monkeypatch.setattr(object_store, "FIRST_WAIT_SECONDS", 0.0)
-    assert sorted(paths(store)) == names
-    assert next(failures, None) is None, "all failures happened"
-
-
-def test_a_listing_of_a_store_that_does_not_answer_is_an_error(bucket: Bucket) -> None:
-    store = open_store(f"{bucket.url}/folder", {**bucket.storage, "endpoint": "http://127.0.0.1:1"}, attempts=1)
+def test_a_listing_of_a_store_that_does_not_answer_is_an_error(s3: Bucket) -> None:
+    store = open_store("s3://bucket/folder", {**s3.storage, "endpoint": "http://127.0.0.1:1"}, attempts=1)
     with pytest.raises(MachineError, match=r"s3://bucket/folder: the store did not answer"):
         list(store.list_files())
