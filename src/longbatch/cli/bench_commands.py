@@ -17,6 +17,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "build": ("spark", "repeats"),
     "days": (),
     "faults": ("spark",),
+    "gpu": (),
     "loader": ("repeats",),
     "quality": ("spark",),
     "skew": ("spark",),
@@ -35,7 +36,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 )
 def bench(
     name: Annotated[
-        Literal["build", "days", "faults", "loader", "quality", "skew", "storage", "studies", "trainer", "validate"],
+        Literal[
+            "build", "days", "faults", "gpu", "loader", "quality", "skew", "storage", "studies", "trainer", "validate"
+        ],
         typer.Argument(help="The benchmark to run."),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Run the same checks on less data.")] = False,
