@@ -19,11 +19,12 @@ import torch
 
 from longbatch.schemas.errors import MachineError
 from longbatch.schemas.types import ProgressCallback
+from longbatch.trainer.models.flex_attention import MAX_HEAD_WIDTH
 
 from . import loader_data
 from .checks import WORK_PREFIX, Check, Figure, Results, run_parts
-from .gpu_attention import AttentionCase, attention_errors, eager_flex_attention
-from .gpu_training import Amount, Attention, TrainingCase, requests_against_samples, training
+from .gpu_attention import Attention, AttentionCase, attention_errors, eager_flex_attention
+from .gpu_training import Amount, TrainingCase, requests_against_samples, training
 from .loader_data import Size
 
 FULL, TINY = Amount(length=10_000, steps=15, workers=8), Amount(length=100, steps=2, workers=0)
@@ -79,7 +80,7 @@ def run_section(section: Section) -> Results:
     try:
         return section.measure()
     except Exception as error:
-        message = f"{type(error).__name__}: {str(error)[-MESSAGE_CHARACTERS:]}"
+        message = f"{type(error).__name__}: {str(error)[:MESSAGE_CHARACTERS]}"
     gc.collect()
     torch.cuda.empty_cache()
     return Results([Check(f"{section.title}: failures", 1, 0)], [Figure(f"{section.title}: failed", 1, message)])
@@ -95,7 +96,8 @@ def tiny_sections(path: Path) -> list[Section]:
         The sections.
     """
     return [
-        *(_errors(AttentionCase(16, 2, precision)) for precision in ("fp32", "bf16")),
+        _errors(AttentionCase(16, 2, "tiled", "fp32")),
+        _errors(AttentionCase(16, 2, "flex", "bf16", time_bias=True)),
         _samples(path, "flex", TINY),
         _training(path, TrainingCase(16, 2, 2, 4), TINY),
         _training(path, TrainingCase(16, 2, 2, 4, attention="flex", precision="bf16"), TINY),
@@ -112,6 +114,7 @@ def sections(path: Path) -> list[Section]:
     Returns:
         The sections.
     """
+    implementations: tuple[Attention, ...] = ("tiled", "flex")
     small = TrainingCase(width=32, heads=4, layers=2, requests=64)
     middle = TrainingCase(width=512, heads=8, layers=4, requests=32)
     large = TrainingCase(width=1024, heads=16, layers=4, requests=8)
@@ -122,20 +125,21 @@ def sections(path: Path) -> list[Section]:
         # the growth of memory with the batch
         *(
             replace(large, precision="bf16", attention=attention, requests=requests)
-            for attention in ("tiled", "flex")
+            for attention in implementations
             for requests in (32, 64)
         ),
         replace(small, precision="bf16", time_encoding="attention_bias"),
         replace(large, precision="bf16", compile=True),
     ]
     return [
-        _errors(AttentionCase(32, 4, "fp32")),
+        *(_errors(AttentionCase(32, 4, attention, "fp32")) for attention in implementations),
         _samples(path, "tiled", FULL),
         *(_training(path, case, FULL) for case in cases),
         _samples(path, "flex", FULL),
-        _errors(AttentionCase(32, 4, "bf16", time_bias=True)),
-        _errors(AttentionCase(512, 8, "bf16")),
-        _errors(AttentionCase(1024, 16, "bf16")),
+        *(_errors(AttentionCase(32, 4, attention, "bf16", time_bias=True)) for attention in implementations),
+        _errors(AttentionCase(MAX_HEAD_WIDTH, 8, "flex", "fp32")),
+        *(_errors(AttentionCase(512, 8, attention, "bf16")) for attention in implementations),
+        *(_errors(AttentionCase(1024, 16, attention, "bf16")) for attention in implementations),
     ]
 
 

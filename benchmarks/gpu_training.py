@@ -26,9 +26,8 @@ from longbatch.trainer.models.request_model import loss_sum
 from longbatch.trainer.train import new_model
 
 from .checks import Check, Figure, Results, combined, medians, timed
-from .gpu_attention import relative_error
+from .gpu_attention import Attention, relative_error
 
-Attention = Literal["tiled", "flex"]
 Precision = Literal["fp32", "tf32", "bf16"]
 
 PEAK_TFLOPS = {"fp32": 67.0, "tf32": 495.0, "bf16": 989.0}  # dense, from the data sheet of the H100 SXM and the H200

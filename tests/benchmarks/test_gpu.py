@@ -19,7 +19,7 @@ def test_the_small_sizes_run_without_failures_and_attention_is_exact() -> None:
     timed = [check for check in checks if "waiting" in check.name]
     assert len(timed) == 3
     assert [check.name for check in checks if check not in timed and not check.holds] == []
-    assert sum("error of attention" in check.name for check in checks) == 8
+    assert sum("error of attention" in check.name for check in checks) == 4
     assert all(figure.value >= 0 for figure in figures)
 
 
