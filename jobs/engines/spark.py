@@ -70,7 +70,8 @@ class SparkEngine:
     """Builds on Spark: in the active session if there is one, else in a new one.
 
     Args:
-        master: Master of a new session; default: the one of spark-submit, else `local[*]`.
+        master: Master of a new session, or `sc://host:port` of a Spark Connect server; default: the one of
+            spark-submit, else `local[*]`.
     """
 
     def __init__(self, master: str | None = None) -> None:
@@ -331,7 +332,9 @@ def unwrap_task_error(error: Exception) -> Exception:
     if isinstance(error, errors.LongbatchError):
         return error
     if "JAVA_GATEWAY_EXITED" in str(error):
-        return errors.MachineError("Java did not start; see its message above. Set JAVA_HOME to Java 17 or newer.")
+        return errors.MachineError(
+            "Java did not start; see its message above. Set JAVA_HOME to a Java that Spark supports."
+        )
     # Spark only passes on the text of the Python traceback, whose last line has the class and the message.
     match = re.search(r"longbatch\.schemas\.errors\.(\w+): (.*)", str(error))
     error_type = getattr(errors, match[1], None) if match else None

