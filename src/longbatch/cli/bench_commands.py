@@ -19,6 +19,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "faults": ("spark",),
     "gpu": (),
     "loader": ("repeats",),
+    "manifest": (),
     "quality": ("spark",),
     "skew": ("spark",),
     "storage": (),
@@ -37,7 +38,18 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 def bench(
     name: Annotated[
         Literal[
-            "build", "days", "faults", "gpu", "loader", "quality", "skew", "storage", "studies", "trainer", "validate"
+            "build",
+            "days",
+            "faults",
+            "gpu",
+            "loader",
+            "manifest",
+            "quality",
+            "skew",
+            "storage",
+            "studies",
+            "trainer",
+            "validate",
         ],
         typer.Argument(help="The benchmark to run."),
     ],
