@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from longbatch.jobs.commit.attempt import DATASET_FOLDERS
 from longbatch.jobs.commit.build_result import BuildResult
-from longbatch.jobs.commit.write_lock import DATASET_FOLDERS
 from longbatch.jobs.vacuum import vacuum
 from longbatch.loaders.dataset import RequestDataset
 from longbatch.loaders.dataset_index import DatasetIndex
@@ -37,6 +37,7 @@ from longbatch.schemas.format.shards_table import BLOCK_FIELDS, SHARDS_SCHEMA, S
 from longbatch.schemas.format.snapshot import Snapshot, commit, fingerprint, read_snapshot
 from longbatch.schemas.ragged import offsets_of
 from longbatch.schemas.spec.build_spec import parse_spec
+from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.types import ArrowArray, Int64Array, ProgressCallback
 from longbatch.validation.audit.manifest_checks import shard_findings
 
@@ -121,9 +122,9 @@ def _write_dataset(root: Path, shards: ShardsTable) -> None:
     for path in shards.paths().to_pylist():
         os.mknod(root / str(path))
     for number in range(UNLISTED_FILES):
-        os.mknod(root / "timelines" / f"{number:05d}-killed.arrow")
+        os.mknod(root / "timelines" / f"{number:05d}-fedcba987654.arrow")
     spec = parse_spec(SPEC.replace("COMPRESSION", "zstd"))
-    commit(root, Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
+    commit(LocalStore(root), Snapshot(1, spec, Counts(), {}, 0, shards, (), (), fingerprint(spec, shards)))
 
 
 # Steps: each prepares what it does not measure, and returns its figures
@@ -149,17 +150,17 @@ def _plan(root: Path) -> dict[str, float]:
 
 
 def _check(root: Path) -> dict[str, float]:
-    shards = read_snapshot(root).shards
+    shards = read_snapshot(LocalStore(root)).shards
     return _measured(lambda: list(shard_findings(shards)))
 
 
 def _append(root: Path) -> dict[str, float]:
-    before = read_snapshot(root)
+    before = read_snapshot(LocalStore(root))
     new = ShardsTable.from_entries(before.shards[: len(before.shards) // 100])
 
     def commit_both() -> None:
         shards = before.shards.sorted_with(new)
-        commit(root, replace(before, number=2, shards=shards, fingerprint=fingerprint(before.spec, shards)))
+        commit(LocalStore(root), replace(before, number=2, shards=shards, fingerprint=fingerprint(before.spec, shards)))
 
     return _measured(commit_both)
 
@@ -171,7 +172,7 @@ def _vacuum(root: Path) -> dict[str, float]:
 
 def _results(root: Path) -> dict[str, float]:
     """Add up the results of all shards and make their table, as the driver of a build does."""
-    shards = read_snapshot(root).shards
+    shards = read_snapshot(LocalStore(root)).shards
     entries = list(shards)
 
     def table_of(count: int) -> None:
