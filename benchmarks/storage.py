@@ -136,7 +136,7 @@ def write_baseline(dataset: Dataset, out: Path) -> None:
     lists = cast("ArrowListArray", timelines["events"].combine_chunks())
     users = np.repeat(timelines["user_id"].to_numpy(), lists.value_lengths().to_numpy())
     events = cast("pa.StructArray", lists.flatten())
-    columns = dict(zip([field.name for field in events.type.fields], events.flatten(), strict=True))
+    columns = dict(zip([field.name for field in events.type], events.flatten(), strict=True))
     # differences between the times of a user's events, the first one in full: [5, 7, 7 | 2, 9] -> [5, 2, 0 | 2, 7]
     milliseconds = columns["event_time"].cast(pa.int64()).to_numpy() // 1000
     steps = np.diff(milliseconds, prepend=milliseconds[:1])

@@ -148,7 +148,7 @@ def sample_level(slices: HistorySlices, requests: Int64Array, targets: Int64Arra
         N rows with the columns of `sample_schema`.
     """
     columns = slices.request_columns.take(requests)
-    fields = zip(slices.targets.type.fields, slices.targets.flatten(), strict=True)
+    fields = zip(slices.targets.type, slices.targets.flatten(), strict=True)
     target_columns = {f"target_{field.name}": values.take(targets) for field, values in fields}
     histories = _history_columns(slices, requests)
     return pa.table(
@@ -184,5 +184,5 @@ def _history_columns(slices: HistorySlices, requests: Int64Array) -> dict[str, A
     offsets = int32_array(offsets_of(sizes))
     return {
         f"history_{field.name}": pa.ListArray.from_arrays(offsets, gather_slices(values, starts, sizes))
-        for field, values in zip(slices.events.type.fields, slices.events.flatten(), strict=True)
+        for field, values in zip(slices.events.type, slices.events.flatten(), strict=True)
     }

@@ -92,7 +92,7 @@ def _split(block: Batches, shared: Sequence[str] | None) -> tuple[_Records, _Rec
 def _records(lists: ArrowListArray) -> _Records:
     structs = cast(pa.StructArray, lists.flatten())
     # `flatten` of a struct array also applies the nulls of the structs to their fields.
-    columns = dict(zip(structs.type.names, structs.flatten(), strict=True))
+    columns = dict(zip((field.name for field in structs.type), structs.flatten(), strict=True))
     return _Records(lists, list_offsets(lists), columns)
 
 
