@@ -88,8 +88,8 @@ def draw_rows(
     event_time, arrival_time = _draw_event_times(request_time, position, rng)
     log = pl.DataFrame(
         {
-            "request_id": request + np.int64(first_id),
-            "user_id": user + np.int64(1),
+            "request_id": np.add(request, first_id, dtype=np.int64),
+            "user_id": np.add(user, 1, dtype=np.int64),
             "item_id": catalog.item_id[item],
             "author_id": catalog.author_id[item],
             "topic": topic.astype(np.int16),
@@ -217,7 +217,8 @@ def _draw_event_times(
 ) -> tuple[Int64Array, Int64Array]:
     """Event and arrival time of each row: six seconds per position; 3 % of the rows arrive about an hour late."""
     rows = len(position)
-    viewed_ms = position * np.int32(6_000) + rng.integers(500, 5_500, rows, dtype=np.int32)
+    # With dtype given, because NumPy 1 would multiply int8 by 6,000 in 16 bits, and wrap around.
+    viewed_ms = np.multiply(position, 6_000, dtype=np.int32) + rng.integers(500, 5_500, rows, dtype=np.int32)
     delay = 200 + 2_000 * rng.standard_exponential(rows, np.float32)
     late = np.flatnonzero(rng.random(rows, np.float32) < 0.03)
     delay[late] += np.float32(3_600_000) * rng.standard_exponential(len(late), np.float32)
