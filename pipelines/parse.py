@@ -271,7 +271,7 @@ def _from_number(raw: pl.Expr, dtype: pl.DataType, unit_us: int, low: int, high:
         return integers * unit_us, integers_inside
     floats = raw.cast(pl.Float64, strict=False) * unit_us
     floats_inside = floats.is_between(low, high)
-    rounded = pl.when(floats.is_nan()).then(None).otherwise(floats.clip(-9e18, 9e18).round().cast(pl.Int64))
+    rounded = floats.clip(-9e18, 9e18).round().cast(pl.Int64, strict=False)  # NaN becomes null
     if dtype.is_float() or dtype.is_decimal():
         return rounded, floats_inside
     # Strings: exact where they are integers, else by way of a float.

@@ -64,6 +64,8 @@ def select_rows(typed: pl.DataFrame, spec: BuildSpec, schema: SourceSchema, read
             try:
                 # `repeat` gives the mask the height of the frame where the expression is a constant.
                 masks[key] = view.select(pl.repeat(True, pl.len()).and_(mask).alias(key)).to_series()
+                if masks[key].dtype != pl.Boolean:  # Polars 1 computes a bitwise "and" of numbers
+                    raise pl.exceptions.InvalidOperationError(f"its type is {masks[key].dtype}, not Boolean")
             except pl.exceptions.PolarsError as error:
                 raise SpecError(
                     f"{key}.where cannot be computed on source {schema.source}: {where!r}: {_one_line(error)}"

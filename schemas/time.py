@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def to_microseconds(moment: datetime) -> int:
@@ -20,7 +20,7 @@ def to_microseconds(moment: datetime) -> int:
         TypeError: The datetime has no time zone.
 
     Example:
-        >>> to_microseconds(datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC))
+        >>> to_microseconds(datetime(1970, 1, 1, 0, 0, 1, tzinfo=timezone.utc))
         1000000
     """
     return (moment - EPOCH) // timedelta(microseconds=1)

@@ -16,10 +16,9 @@ name alone:
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AwareDatetime,
@@ -32,9 +31,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from typing_extensions import Self
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.messages import explain
+from longbatch.schemas.toml_text import TOMLError, parse_toml
 
 FeatureType = Literal["id", "category", "numeric"]
 ModelName = Literal["stca", "longer", "transformer", "din", "mean"]
@@ -276,12 +277,12 @@ def load_config(path: Path | str | None = None, **overrides: object) -> TrainCon
         SpecError: The file cannot be read or is invalid; see `validate_config`.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        values = parse_toml(Path(path).read_text(encoding="utf-8")) if path else {}
     except OSError as error:
         raise SpecError(f"cannot read the training config {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except TOMLError as error:
         raise SpecError(f"{path} is not TOML: {error}") from None
     given = {name: value for name, value in overrides.items() if value is not None}
     return validate_config({**values, **given}, str(path) if path else "the training config")

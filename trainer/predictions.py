@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import NotRequired
 
 from longbatch.loaders.batch import RequestBatch
 from longbatch.schemas.types import BoolArray, Int64Array

@@ -83,9 +83,7 @@ def _arrow_bytes(batches: Batches, compression: Compression) -> Counter[str]:
 def _field_bytes(list_name: str, lists: ArrowListArray, compression: Compression) -> Counter[str]:
     """Bytes of each field of a list of structs; the offsets count as a column of their own."""
     values = cast("pa.StructArray", lists.flatten())
-    sizes = Counter(
-        {f"{list_name}.{f.name}": _message_bytes(values.field(f.name), compression) for f in values.type}
-    )
+    sizes = Counter({f"{list_name}.{f.name}": _message_bytes(values.field(f.name), compression) for f in values.type})
     sizes[f"{list_name}.#offsets"] = _message_bytes(lists.offsets, compression)
     return sizes
 

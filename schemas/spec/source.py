@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BeforeValidator, Field, model_validator
+from typing_extensions import Self
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.time import to_microseconds

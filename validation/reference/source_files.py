@@ -80,7 +80,7 @@ def _matching_files(source: str, pattern: str) -> Iterator[File]:
     else:
         base = base.removeprefix("file://")
         # Python's glob does not know `**` within a name; listing all files and matching their paths does.
-        tops = [base] if "**" in local else glob.glob(local, include_hidden=True) or [local]
+        tops = [base] if "**" in local else glob.glob(local) or [local]
         paths = [path for top in tops for path in _files_below(top) if _matches(path, local)]
         files = [File(source, open_store(Path(path).parent), Path(path).name) for path in paths]
     yield from (file for file in files if not _is_left_behind(file.store.name(file.path), base))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -89,4 +89,4 @@ def read_time(time: str | datetime | None) -> datetime | None:
         except ValueError:
             message = f"{time!r} is not an ISO time. Write one such as 2026-03-01 or 2026-03-01T06:00Z."
             raise SpecError(message) from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

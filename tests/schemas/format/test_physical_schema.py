@@ -154,7 +154,8 @@ def test_chosen_fields_are_decoded_to_the_same_values(
         complete, part = decoded(spec, dictionaries, encoded), decoded(spec, dictionaries, encoded, fields)
         for column, table, chosen in (("events", 0, events), ("targets", 1, targets)):
             expected, actual = (cast(pa.StructArray, flat_values(b[table][column])) for b in (complete, part))
-            assert {field.name for field in actual.type} == {"item_id", *chosen, *(["event_time"] if table == 0 else [])}
+            names = {field.name for field in actual.type}
+            assert names == {"item_id", *chosen, *(["event_time"] if table == 0 else [])}
             assert all(actual.field(f.name).equals(expected.field(f.name)) for f in actual.type)
 
 
