@@ -130,7 +130,7 @@ def _schema_field(field: ArrowField) -> dict[str, Any]:
     """A column; a list of records has its element as the nested field `_element`."""
     arrow_type = field.type
     if isinstance(arrow_type, pa.StructType):
-        return {"name": field.name, "type": "struct", "fields": [_schema_field(inner) for inner in arrow_type.fields]}
+        return {"name": field.name, "type": "struct", "fields": [_schema_field(inner) for inner in arrow_type]}
     element = getattr(arrow_type, "value_field", None)
     if element is not None:
         return {"name": field.name, "type": "array", "fields": [_schema_field(element.with_name("_element"))]}

@@ -53,7 +53,9 @@ def test_an_accounting_is_read_as_it_was_written() -> None:
 def test_rejected_rows_are_read_as_they_were_written() -> None:
     rows = quarantine_rows(CHUNK, pl.DataFrame({"user": ["x"], "_row": [4], "_reasons": [["missing_user"]]}))
     (part,) = map(sent, Part.of_rows(0, "rejected:log", "log.csv#100", one_batch(rows)))
-    assert frame_of([part]).equals(rows)
+    frame = frame_of([part])
+    assert frame.schema == rows.schema
+    assert frame.rows() == rows.rows()
     assert rows["_source_row"].to_list() == [105, 101]
 
 
