@@ -174,6 +174,7 @@ def choose_engine(engine: Literal["local", "spark"] | None, master: str | None, 
     epilog=examples(
         "longbatch build spec.toml dataset --until 2026-03-01",
         "longbatch append spec.toml dataset --until 2026-03-02",
+        "longbatch --metrics metrics.json append spec.toml dataset --until 2026-03-03   # docs/operations.md",
     )
 )
 def append(

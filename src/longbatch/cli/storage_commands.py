@@ -90,6 +90,7 @@ def expand(
     epilog=examples(
         "longbatch measure dataset savings",
         "longbatch plan savings/savings.json --users 1e9 --targets 8 --length 10000 --days 30",
+        "longbatch plan savings/savings.json --put-price 0.0055 --get-price 0.00043 --list-price 0.0055",
     )
 )
 def plan(
