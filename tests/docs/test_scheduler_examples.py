@@ -18,6 +18,7 @@ from paths import ROOT
 
 from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.schemas.format.snapshot import snapshot_numbers
+from longbatch.schemas.storage.open_store import open_store
 
 SCHEDULERS = ROOT / "examples" / "schedulers"
 DAY_1, DAY_2 = datetime(2024, 2, 20, tzinfo=UTC), datetime(2024, 2, 21, tzinfo=UTC)  # the ends of the days
@@ -64,7 +65,7 @@ def test_the_script_builds_appends_validates_and_trains_and_can_be_repeated(fold
     for until in ("2024-02-20", "2024-02-21", "2024-02-21"):
         run = run_daily_script(folder, until)
         assert run.returncode == 0, run.stderr
-    assert snapshot_numbers(folder / "dataset") == [1, 2]
+    assert snapshot_numbers(open_store(folder / "dataset")) == [1, 2]
     assert len(list((folder / "models").glob("*/checkpoint.pt"))) == 2
     assert exit_codes(folder / "metrics") == {
         **dict.fromkeys(("2024-02-20-build", "2024-02-20-validate", "2024-02-20-train"), 0),
@@ -97,7 +98,7 @@ def test_the_dag_builds_appends_validates_and_trains_and_any_day_can_be_cleared(
     module = load_dag(folder, monkeypatch)
     results: list[dict[str, Any]] = [module.longbatch_daily().run(end) for end in (DAY_1, DAY_2, DAY_1)]
     assert [result["wait_for_log"] for result in results] == [True, False, True]
-    assert snapshot_numbers(folder / "dataset") == [1, 2]
+    assert snapshot_numbers(open_store(folder / "dataset")) == [1, 2]
     assert results[0]["append"] != results[1]["append"]
     assert results[2]["append"] == results[1]["append"]  # the first day was cleared after the second was appended
     assert len(list((folder / "models").glob("*/checkpoint.pt"))) == 2
