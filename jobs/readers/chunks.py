@@ -33,6 +33,7 @@ class Piece:
         file_size: Length of the file in bytes.
         constants: Columns that have one value in all rows of the file, encoded by `file_columns.encode_constants`.
         as_strings: Columns to cast to strings, because other files of the source have strings.
+        as_utc: Timestamp columns that are UTC by the definition of the table, although the file does not say so.
         header: Column names of a CSV file that has a header.
         deleted: Mask of the piece's rows that a Delta table has deleted, encoded by `encode_mask`.
         scan_task: What `iceberg.read_iceberg` reads, as JSON.
@@ -50,6 +51,7 @@ class Piece:
     file_size: int | None = None
     constants: str = ""
     as_strings: Sequence[str] = ()
+    as_utc: Sequence[str] = ()
     header: Sequence[str] = ()
     deleted: str = ""
     scan_task: str = ""

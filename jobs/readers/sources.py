@@ -86,7 +86,10 @@ def read_piece(spec: BuildSpec, piece: Piece) -> Iterator[Chunk]:
         except pl.exceptions.PolarsError as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{chunk.path} has a binary column that is not UTF-8: {reason}") from None
-        frame = frame.with_columns(pl.col(*piece.as_strings).cast(pl.String)) if piece.as_strings else frame
+        frame = frame.with_columns(
+            *(pl.col(name).cast(pl.String) for name in piece.as_strings),
+            *(pl.col(name).dt.replace_time_zone("UTC") for name in piece.as_utc),
+        )
         if constants.width:
             values = [pl.lit(column[0], dtype=column.dtype).alias(column.name) for column in constants]
             frame = frame.with_columns(values).select(columns)

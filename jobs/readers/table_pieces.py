@@ -19,7 +19,7 @@ from longbatch.schemas.types import BoolArray
 from .chunks import Piece, encode_mask
 from .columnar import ParquetFooter, read_footer
 from .delta import current_version, list_delta
-from .file_columns import check_columns
+from .file_columns import FileSchema, check_columns
 from .file_pieces import PlannedFile, in_threads, row_group_pieces, whole_file
 from .iceberg import current_snapshot, plan_iceberg
 
@@ -85,8 +85,15 @@ def plan_delta(spec: BuildSpec, source: str) -> list[Piece]:
         nulls = pl.DataFrame({name: pl.Series([None], dtype=table.schema.types[name]) for name in absent})
         constants = pl.concat([file.constants, nulls], how="horizontal") if absent else file.constants
         whole = whole_file(source, replace(file, constants=constants))
+        whole = replace(whole, as_utc=_utc_columns(table.schema, footer.schema))
         pieces += _without_deleted(row_group_pieces(whole, footer.group_rows), footer, table.deleted)
     return pieces
+
+
+def _utc_columns(table: FileSchema, file: FileSchema) -> tuple[str, ...]:
+    """Return the timestamps that are instants in the table, but that Spark wrote as INT96, which has no time zone."""
+    aware = [name for name, dtype in table.types.items() if getattr(dtype, "time_zone", None)]
+    return tuple(name for name in aware if name in file.types and getattr(file.types[name], "time_zone", "") is None)
 
 
 def _without_deleted(pieces: list[Piece], footer: ParquetFooter, deleted: Mapping[str, BoolArray]) -> list[Piece]:

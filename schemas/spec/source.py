@@ -140,6 +140,8 @@ class Source(Strict):
             )
         if self.format in TABLE_FORMATS and len(self.path) > 1:
             raise ValueError(f'a source of format "{self.format}" is one table; use one source for each table')
+        if not (self.separator or "").isascii() or not (self.quote or "").isascii():
+            raise ValueError("separator and quote must be ASCII characters; convert the files to another one")
         for key, table_format in (("version", "delta"), ("snapshot", "iceberg")):
             if getattr(self, key) is not None and self.format != table_format:
                 raise ValueError(f'`{key}` needs format = "{table_format}"; set the format or remove `{key}`')

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import deltalake
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from delta_tables import delete_with_vector, write_delta
 from raw_logs import NUMBERS, ROWS, chunks_of, rows_of, spec_of
@@ -77,6 +79,16 @@ def test_a_column_that_was_added_later_is_null_in_older_files(tmp_path: Path) ->
     assert table_rows(tmp_path)[-1] == (13, 300, 13)
     with pytest.raises(SourceError, match=r"source log: .* has no column 'item'\. Its columns are user, time, more"):
         table_rows(tmp_path, version=0)
+
+
+def test_timestamps_that_spark_writes_without_a_time_zone_are_utc(tmp_path: Path) -> None:
+    times = pl.Series([datetime(2023, 11, 14, 22, 13, n) for n in range(3)]).dt.replace_time_zone("UTC")
+    write_delta(tmp_path, ROWS.with_columns(time=times))
+    rows = pq.read_table(tmp_path / only_file(tmp_path))
+    pq.write_table(rows, tmp_path / only_file(tmp_path), use_deprecated_int96_timestamps=True)
+    (chunk,) = chunks_of(tmp_path, format="delta")
+    assert chunk.frame["time"].equals(times.alias("time"))
+    assert chunk.frame.schema["time"] == pl.Datetime("us", "UTC")
 
 
 def test_a_missing_table_or_version_is_an_error(tmp_path: Path) -> None:

@@ -310,6 +310,11 @@ INVALID = [
     ),
     (
         'path = "log/*.parquet"',
+        'path = "log/*.csv"\nseparator = "§"',
+        r"separator and quote must be ASCII characters; convert the files",
+    ),
+    (
+        'path = "log/*.parquet"',
         'path = "log/*.parquet"\nversion = 3',
         r'`version` needs format = "delta"; set the format or remove `version`',
     ),
