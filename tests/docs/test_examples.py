@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from delta_tables import write_delta
 from paths import ROOT
 
 from longbatch.jobs.build import BuildSummary, build
@@ -175,6 +176,30 @@ def actions(folder: Path) -> None:
     write(folder, "impressions/a.parquet", seen)
 
 
+def partitions(folder: Path) -> None:
+    days = {"2023-10-31": 40, "2023-11-14": 1, "2023-11-15": 0}
+    for day, days_before in days.items():
+        rows: Columns = {
+            "user_id": [1, 1],
+            "item_id": [10, 11],
+            "time_ms": [
+                NOVEMBER_15 - days_before * 24 * 3_600_000,
+                NOVEMBER_15 - days_before * 24 * 3_600_000 + 60_000,
+            ],
+            "event": ["play", "show"],
+            "click": [None, 1],
+        }
+        newer: Columns = {"dwell_ms": [500, None]} if day == "2023-11-15" else {}
+        write(folder, f"log/dt={day}/part-0.parquet", {**rows, **newer})
+        (folder / f"log/dt={day}/_SUCCESS").touch()
+
+
+def delta(folder: Path) -> None:
+    times = [datetime(2023, 11, 14, tzinfo=UTC), datetime(2023, 11, 15, tzinfo=UTC)]
+    rows: Columns = {"user_id": [1, 1], "item_id": [10, 11], "event_time": times, "shown": [False, True]}
+    write_delta(folder / "log", pl.DataFrame(rows))
+
+
 # example: what writes its log; the requests, targets, and summed history lengths of the dataset
 BUILT: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     "one_log": (one_log, 1, 2, 1),
@@ -185,6 +210,8 @@ BUILT: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     "times_numbers": (times_numbers, 1, 1, 1),
     "times_strings": (times_strings, 1, 1, 1),
     "delay": (delay, 2, 3, 1),
+    "partitions": (partitions, 1, 1, 2),
+    "delta": (delta, 1, 1, 1),
     "actions": (actions, 2, 12, 5 + 7),
 }
 
