@@ -195,7 +195,7 @@ def partitions(folder: Path) -> None:
 
 
 def delta(folder: Path) -> None:
-    times = [datetime(2023, 11, 14, tzinfo=UTC), datetime(2023, 11, 15, tzinfo=UTC)]
+    times = [datetime(2023, 11, 14, tzinfo=timezone.utc), datetime(2023, 11, 15, tzinfo=timezone.utc)]
     rows: Columns = {"user_id": [1, 1], "item_id": [10, 11], "event_time": times, "shown": [False, True]}
     write_delta(folder / "log", pl.DataFrame(rows))
 
