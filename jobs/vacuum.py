@@ -66,16 +66,17 @@ def vacuum(dataset: Location, keep: int = 1) -> Vacuumed:
         raise DatasetError(f"{store.location} is not a dataset: it has no snapshots.")
     kept = {*numbers[-keep:], *(attempt.snapshot for attempt in running)}
     old = [number for number in numbers if number not in kept]
-    listed = {number: listed_paths(store, number) for number in numbers}
+    used = set[str]().union(*(listed_paths(store, number) for number in numbers if number in kept))
     with logged_stage(logger, "remove files") as stage:
         # Snapshots first, so that a kill in between leaves no snapshot whose files are gone.
         store.delete([snapshot_path(number) for number in old])
-        # An attempt that began meanwhile may read one of them: it looks for its snapshot after it wrote its lease.
+        # An attempt that began meanwhile may read one of them: it looks for its snapshot after it wrote its lease. Then
+        # the files are left to the next vacuum.
         running = [*running, *running_attempts(store)] if old else running
-        kept.update(attempt.snapshot for attempt in running)
-        used = set[str]().union(*(paths for number, paths in listed.items() if number in kept))
         names = {attempt.name for attempt in running}
         unused = [path for path in sizes if path not in used and _is_ended(path, names)]
+        if any(attempt.snapshot in old for attempt in running):
+            unused = []
         store.delete(unused)
         remove_work_folders(store, names)
         stage.size_bytes = sum(sizes.get(path, 0) for path in (*unused, *map(snapshot_path, old)))

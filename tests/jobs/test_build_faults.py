@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,11 @@ import pytest
 from longbatch.benchmarks.faults import LOCAL, kill_often
 from longbatch.jobs.build import build
 from longbatch.jobs.commit.attempt import attempt
-from longbatch.jobs.commit.lease import RunningAttempt, running_attempts
+from longbatch.jobs.commit.lease import Lease, RunningAttempt, running_attempts
 from longbatch.jobs.vacuum import vacuum
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import open_dataset
-from longbatch.schemas.format.snapshot import listed_paths
+from longbatch.schemas.format.snapshot import commit, listed_paths, read_snapshot, snapshot_numbers
 from longbatch.schemas.spec.build_spec import load_spec
 from longbatch.schemas.storage.local_store import LocalStore
 from longbatch.schemas.types import no_progress
@@ -110,3 +112,63 @@ def test_vacuum_keeps_the_given_number_of_snapshots(corrupt_log: Path, tmp_path:
     with pytest.raises(SpecError, match="keep is 0, but at least the newest snapshot must be kept"):
         vacuum(tmp_path / "out", keep=0)
     assert vacuum(tmp_path / "out", keep=5).snapshots == []
+
+
+def test_vacuum_keeps_what_a_running_attempt_reads(corrupt_log: Path, tmp_path: Path) -> None:
+    out, store = tmp_path / "out", LocalStore(tmp_path / "out")
+    build(load_spec(corrupt_log), out)
+    first = read_snapshot(store)
+    with attempt(store, reads=1):
+        commit(store, replace(first, number=2))
+        assert vacuum(out).snapshots == []
+        assert files(out) >= listed_paths(store, 1)
+    assert vacuum(out).snapshots == [1]
+    with (
+        pytest.raises(DatasetError, match="snapshot 1 of .* was removed meanwhile. Run again"),
+        attempt(store, reads=1),
+    ):
+        pass
+
+
+def test_vacuum_leaves_all_files_if_an_attempt_began_to_read_a_snapshot_meanwhile(
+    corrupt_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, store = tmp_path / "out", LocalStore(tmp_path / "out")
+    build(load_spec(corrupt_log), out)
+    commit(store, replace(read_snapshot(store), number=2, samples=()))
+    samples = {path for path in files(out) if path.startswith("samples/")}
+    calls = iter([[], [RunningAttempt("0123456789ab", 1)]])
+    with monkeypatch.context() as patched:
+        patched.setattr("longbatch.jobs.vacuum.running_attempts", lambda store: next(calls))
+        assert vacuum(out).files == 0
+    assert files(out) >= samples
+    assert vacuum(out).files == len(samples) + 1
+    assert files(out) == listed_paths(store, 2)
+
+
+def test_an_attempt_whose_lease_was_removed_does_not_commit(corrupt_log: Path, tmp_path: Path) -> None:
+    out, store = tmp_path / "out", LocalStore(tmp_path / "out")
+    build(load_spec(corrupt_log), out)
+    later = replace(read_snapshot(store), number=2)
+    with (
+        pytest.raises(DatasetError, match="a vacuum took it for a killed one. Nothing was committed"),
+        attempt(store) as running,
+    ):
+        store.delete([f".attempt-{running.name}"])
+        running.commit(later)
+    assert snapshot_numbers(store) == [1]
+
+
+def test_a_lease_of_another_machine_ends_with_its_age(
+    corrupt_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, store = tmp_path / "out", LocalStore(tmp_path / "out")
+    build(load_spec(corrupt_log), out)
+    monkeypatch.setattr("longbatch.jobs.commit.lease._machine", lambda: "another machine")
+    lease = Lease(store, "0123456789ab", None)
+    monkeypatch.undo()
+    lease._ended.set()
+    assert running_attempts(store) == [RunningAttempt("0123456789ab", None)]
+    os.utime(out / ".attempt-0123456789ab", (0, 0))
+    assert running_attempts(store) == []
+    assert not (out / ".attempt-0123456789ab").exists()
