@@ -123,11 +123,8 @@ def test_vacuum_keeps_what_a_running_attempt_reads(corrupt_log: Path, tmp_path: 
         assert vacuum(out).snapshots == []
         assert files(out) >= listed_paths(store, 1)
     assert vacuum(out).snapshots == [1]
-    with (
-        pytest.raises(DatasetError, match="snapshot 1 of .* was removed meanwhile. Run again"),
-        attempt(store, reads=1),
-    ):
-        pass
+    with pytest.raises(DatasetError, match=r"snapshot 1 of .* was removed meanwhile\. Run again"):
+        attempt(store, reads=1).__enter__()
 
 
 def test_vacuum_leaves_all_files_if_an_attempt_began_to_read_a_snapshot_meanwhile(
@@ -150,12 +147,14 @@ def test_an_attempt_whose_lease_was_removed_does_not_commit(corrupt_log: Path, t
     out, store = tmp_path / "out", LocalStore(tmp_path / "out")
     build(load_spec(corrupt_log), out)
     later = replace(read_snapshot(store), number=2)
-    with (
-        pytest.raises(DatasetError, match="a vacuum took it for a killed one. Nothing was committed"),
-        attempt(store) as running,
-    ):
-        store.delete([f".attempt-{running.name}"])
-        running.commit(later)
+
+    def commit_without_a_lease() -> None:
+        with attempt(store) as running:
+            store.delete([f".attempt-{running.name}"])
+            running.commit(later)
+
+    with pytest.raises(DatasetError, match=r"a vacuum took it for a killed one\. Nothing was committed"):
+        commit_without_a_lease()
     assert snapshot_numbers(store) == [1]
 
 
