@@ -28,6 +28,7 @@ SHARED = {
         "tests/jobs/engines/test_spark.py",
         "tests/jobs/simulation/test_corrupt_rows_in_builds.py",
         "tests/jobs/test_build_real_logs.py",
+        "tests/jobs/test_object_stores.py",
     ),
     "import of Great Expectations": (
         "tests/cli/test_main.py",
