@@ -168,6 +168,8 @@ def run_stages(
             result += stages.quarantine_conflicts(conflicts)
         # Per user bucket, in parallel: kernel -> pack -> write.
         result += stages.build_shards(BuildFacts(log_end, conflicts))
+        if conflicts is not None:
+            conflicts.delete(store)
         return result + BuildResult(log_end=log_end, buckets=stages.context.buckets)
 
 

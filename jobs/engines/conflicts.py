@@ -1,26 +1,30 @@
-"""Conflicts: request ids that several users share, in files of the build's work folder, with a filter in memory.
+"""Conflicts: request ids that several users share, in temporary files of the dataset, with a filter in memory.
 
 Their number has no bound, so they are never in memory all at once. The tasks that find them write one file per group of
-request ids. Later tasks look up the ids of their own rows: a filter of FILTER_BYTES leaves few candidates, and only the
-files of these are read, one at a time.
+buckets. Later tasks look up the ids of their own rows: a Bloom filter leaves few candidates, and only the files of
+these are read, one at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longbatch.jobs.commit.disk_errors import writing
+from longbatch.jobs.commit.table_files import read_frame, write_frame
 from longbatch.pipelines.arrays.hashing import bucket_of, hash_string, mix
-from longbatch.schemas.types import Int64Array
+from longbatch.schemas.format.manifest import FileEntry
+from longbatch.schemas.storage.store import Store
+from longbatch.schemas.types import BoolArray, Int64Array
 
-# Of all groups together: 8 million bits. With 400,000 conflicts, 5 % of other ids are false candidates.
-FILTER_BYTES = 1 << 20
+MAX_GROUPS = 256
+# Bloom filter of a group: with 1 million conflicts in all groups, 0.02 % of other ids are false candidates. The filters
+# of all groups take 1 MB at most.
+HASHES, HASH_BITS = 4, 15
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ class ConflictFile:
     """The conflicts of one group.
 
     Attributes:
-        path: An Arrow IPC file with the column `request_id`.
-        bits: Filter: the bits at the hashes of its ids are set.
+        entry: An Arrow IPC file with the column `request_id`.
+        bits: Bloom filter of its ids, compressed: the bits at all hashes of an id are set.
     """
 
-    path: Path
+    entry: FileEntry
     bits: bytes
 
 
@@ -42,38 +46,40 @@ class Conflicts:
 
     Attributes:
         buckets: Number of buckets of request ids.
-        groups: Number of groups of buckets; bucket b belongs to group `b % groups`.
         files: File by group; a group without conflicts has none.
     """
 
     buckets: int
-    groups: int
     files: Mapping[int, ConflictFile] = field(default_factory=dict)
 
-    def write(self, group: int, ids: pl.Series, folder: Path, attempt: str) -> Conflicts:
+    @property
+    def groups(self) -> int:
+        """Number of groups; bucket b belongs to group `b % groups`."""
+        return min(self.buckets, MAX_GROUPS)
+
+    def write(self, group: int, ids: pl.Series, store: Store, attempt: str) -> Conflicts:
         """Write the conflicts of one group.
 
         Args:
             group: Number of the group.
             ids: Its conflicts, (N,), distinct.
-            folder: The build's folder of temporary files.
+            store: The dataset.
             attempt: Name of the attempt.
 
         Returns:
             These conflicts alone; none if there are no ids.
 
         Raises:
-            MachineError: The disk is full.
+            MachineError: The place cannot be written.
         """
         if not len(ids):
-            return Conflicts(self.buckets, self.groups)
-        path = folder / "conflicts" / f"{group:05d}-{attempt}.arrow"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path):
-            ids.rename("request_id").to_frame().write_ipc(path, compat_level=pl.CompatLevel.oldest())
-        bits = np.zeros(self._filter_bits, dtype=np.bool_)
-        bits[self._bit_of(hash_of(ids))] = True
-        return Conflicts(self.buckets, self.groups, {group: ConflictFile(path, np.packbits(bits).tobytes())})
+            return Conflicts(self.buckets)
+        path = f"state/conflicts-{group:05d}-{attempt}.arrow"
+        entry = write_frame(store, path, ids.rename("request_id").to_frame())
+        is_set = np.zeros(1 << HASH_BITS, dtype=np.bool_)
+        for bit in _bits_of(hash_of(ids)):
+            is_set[bit] = True
+        return Conflicts(self.buckets, {group: ConflictFile(entry, zlib.compress(np.packbits(is_set).tobytes()))})
 
     def join(self, others: Iterable[Conflicts]) -> Conflicts:
         """Join the conflicts of several groups.
@@ -84,13 +90,22 @@ class Conflicts:
         files = dict(self.files)
         for other in others:
             files |= other.files
-        return Conflicts(self.buckets, self.groups, files)
+        return Conflicts(self.buckets, files)
 
-    def among(self, request_ids: pl.Series) -> pl.Series | None:
+    def delete(self, store: Store) -> None:
+        """Delete the files, after the last task that reads them. If a build fails, they go with its other files.
+
+        Args:
+            store: The dataset.
+        """
+        store.delete([file.entry.path for file in self.files.values()])
+
+    def among(self, request_ids: pl.Series, store: Store) -> pl.Series | None:
         """Select the conflicts among some request ids.
 
         Args:
             request_ids: Request ids, (N,), with repetitions and nulls.
+            store: The dataset.
 
         Returns:
             Distinct ids, or None if there are none.
@@ -99,30 +114,31 @@ class Conflicts:
             return None
         distinct = request_ids.drop_nulls().unique()
         hashed = hash_of(distinct)
-        group = bucket_of(hashed, self.buckets).astype(np.int64) % self.groups
-        is_candidate = self._filters()[group, self._bit_of(hashed) >> 3] >> (7 - (self._bit_of(hashed) & 7)) & 1
+        group = bucket_of(hashed, self.buckets) % np.uint16(self.groups)
+        filters, is_candidate = self._filters(), np.ones(len(hashed), dtype=np.bool_)
+        for bit in _bits_of(hashed):
+            is_candidate &= filters[group, bit]
         conflicts = [distinct.head(0)]
-        for number in np.unique(group[is_candidate == 1]).tolist():
-            candidates = distinct.filter(pl.Series((group == number) & (is_candidate == 1)))
-            conflicts.append(candidates.filter(candidates.is_in(pl.read_ipc(self.files[number].path)["request_id"])))
-        found = pl.concat(conflicts)
-        return found if len(found) else None
+        for number in np.unique(group[is_candidate]).tolist():
+            candidates = distinct.filter(pl.Series((group == number) & is_candidate))
+            ids = read_frame(store, self.files[number].entry)["request_id"]
+            conflicts.append(candidates.filter(candidates.is_in(ids.implode())))
+        joined = pl.concat(conflicts)
+        return joined if len(joined) else None
 
-    @property
-    def _filter_bits(self) -> int:
-        """Number of bits of the filter of one group."""
-        return 8 * (FILTER_BYTES // self.groups)
-
-    def _bit_of(self, hashed: Int64Array) -> Int64Array:
-        """Bit of each id in the filter of its group, independent of its bucket."""
-        return (mix(hashed.view(np.uint64)) % np.uint64(self._filter_bits)).astype(np.int64)
-
-    def _filters(self) -> npt.NDArray[np.uint8]:
-        """The filters of all groups, (groups, bytes)."""
-        filters = np.zeros((self.groups, self._filter_bits // 8), dtype=np.uint8)
+    def _filters(self) -> BoolArray:
+        """The filters of all groups, (groups, bits)."""
+        filters = np.zeros((self.groups, 1 << HASH_BITS), dtype=np.bool_)
         for group, file in self.files.items():
-            filters[group] = np.frombuffer(file.bits, dtype=np.uint8)
+            filters[group] = np.unpackbits(np.frombuffer(zlib.decompress(file.bits), dtype=np.uint8))
         return filters
+
+
+def _bits_of(hashed: Int64Array) -> Iterator[npt.NDArray[np.uint64]]:
+    """Positions of each id in a filter, (N,) for each hash function: pieces of one mixed integer."""
+    mixed = mix(hashed.view(np.uint64))
+    for n in range(HASHES):
+        yield (mixed >> np.uint64(n * HASH_BITS)) & np.uint64((1 << HASH_BITS) - 1)
 
 
 def hash_of(request_ids: pl.Series) -> Int64Array:

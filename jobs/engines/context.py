@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from longbatch.jobs.commit.incremental_state import Increment
 from longbatch.pipelines.incremental import IncrementWindow
@@ -20,7 +19,6 @@ class BuildContext:
         store: The dataset; with Spark a place that all executors reach.
         attempt: Name of the attempt, which every file name contains.
         buckets: Number of user buckets.
-        work: Folder of the build's temporary files; with Spark all executors reach it.
         increment: The time window of an incremental build, without the files of its state, which each bucket gets on
             its own; None for a build of the whole log.
     """
@@ -29,7 +27,6 @@ class BuildContext:
     store: Store
     attempt: str
     buckets: int
-    work: Path
     increment: Increment | None = None
 
     @property

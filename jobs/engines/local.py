@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 
+import polars as pl
+
 from longbatch.jobs.commit.attempt import work_folder
 from longbatch.jobs.commit.build_result import BuildResult
 from longbatch.jobs.commit.incremental_state import EarlierFiles, Increment
@@ -79,7 +81,7 @@ class LocalEngine:
         buckets = (increment and increment.buckets) or bucket_count(sum(piece.rows for piece in pieces))
         work = work_folder(store, attempt)
         try:
-            context = BuildContext(spec, store, attempt, buckets, work, increment and increment.without_files())
+            context = BuildContext(spec, store, attempt, buckets, increment and increment.without_files())
             yield LocalStages(context, pieces, increment.files_by_bucket() if increment else {}, self.workers, progress)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -110,7 +112,8 @@ class LocalStages:
         self._pool = WorkerPool(workers, progress)
         self._progress = progress
         contents = [*(rows_content(source) for source in context.spec.sources), REQUEST_USERS, VOCABULARY]
-        self._partitions = {content: Partition(context.work / content.replace(":", "-")) for content in contents}
+        work = work_folder(context.store, context.attempt)
+        self._partitions = {content: Partition(work / content.replace(":", "-")) for content in contents}
 
     def read_canonicalize_split(self) -> BuildResult:
         """Read all sources, canonicalize the rows and split them by user bucket."""
@@ -170,22 +173,25 @@ class LocalStages:
 
     def find_conflicts(self) -> tuple[Conflicts | None, BuildResult]:
         """Find the request ids that several users share."""
-        none = Conflicts(self.context.buckets, self.context.buckets)
+        none = Conflicts(self.context.buckets)
         conflicts: list[Conflicts] = []
         pairs: list[int] = []
 
-        def find(bucket: int) -> BuildResult:
-            request_users = self._partitions[REQUEST_USERS].read(bucket)
-            if request_users is None:
-                return BuildResult()
-            ids, result = find_conflicts(self.context, bucket, request_users, self._earlier[bucket])
-            # Appending to a list is safe from several threads.
-            conflicts.append(none.write(bucket, ids, self.context.work, self.context.attempt))
-            pairs.append(request_users.height)
-            return result
+        def find(group: int) -> BuildResult:
+            results, ids = [], list[pl.Series]()
+            for bucket in range(group, self.context.buckets, none.groups):
+                request_users = self._partitions[REQUEST_USERS].read(bucket)
+                if request_users is not None:
+                    of_bucket, result = find_conflicts(self.context, bucket, request_users, self._earlier[bucket])
+                    results.append(result)
+                    ids.append(of_bucket)
+                    pairs.append(request_users.height)  # appending to a list is safe from several threads
+            if ids:
+                conflicts.append(none.write(group, pl.concat(ids), self.context.store, self.context.attempt))
+            return BuildResult.total(results)
 
         # The line of the log has the pairs (request, user) that were compared, because this stage writes few rows.
-        result = self._per_bucket("request ids", find, lambda _: (sum(pairs), None))
+        result = self._per_number("request ids", none.groups, find, lambda _: (sum(pairs), None))
         joined = none.join(conflicts)
         return (joined if joined.files else None), result
 
@@ -214,8 +220,9 @@ class LocalStages:
         Args:
             facts: What the kernel must know about all users.
         """
-        vocabulary = self._per_bucket("vocabulary", self._vocabulary_of_bucket)
-        return vocabulary + self._per_bucket("shards", partial(self._shard_of_bucket, facts))
+        buckets = self.context.buckets
+        vocabulary = self._per_number("vocabulary", buckets, self._vocabulary_of_bucket)
+        return vocabulary + self._per_number("shards", buckets, partial(self._shard_of_bucket, facts))
 
     def _vocabulary_of_bucket(self, bucket: int) -> BuildResult:
         words = self._partitions[VOCABULARY].read(bucket)
@@ -227,17 +234,17 @@ class LocalStages:
         rows = {source: self._partitions[rows_content(source)].read(bucket) for source in sources}
         return build_shard(self.context, bucket, rows, self._earlier[bucket], facts)
 
-    def _per_bucket(
+    def _per_number(
         self,
         name: str,
+        count: int,
         task: Callable[[int], BuildResult],
-        count: Callable[[BuildResult], tuple[int, int | None]] = lambda result: (result.file_rows, result.file_bytes),
+        size: Callable[[BuildResult], tuple[int, int | None]] = lambda result: (result.file_rows, result.file_bytes),
     ) -> BuildResult:
-        """Run one task for each bucket, report and log the stage, and add up the results."""
-        buckets = self.context.buckets
-        tasks = (partial(task, bucket) for bucket in range(buckets))
+        """Run one task for each bucket or group of buckets, report and log the stage, and add up the results."""
+        tasks = (partial(task, number) for number in range(count))
         with logged_stage(logger, name) as stage, closing(self._pool.run(tasks)) as parts:
             # Buckets are independent and about equal, so their number is a fair measure of progress.
-            result = BuildResult.total(self._report(name, ((1, part) for part in parts), buckets))
-            stage.rows, stage.size_bytes = count(result)
+            result = BuildResult.total(self._report(name, ((1, part) for part in parts), count))
+            stage.rows, stage.size_bytes = size(result)
         return result

@@ -76,7 +76,7 @@ def quarantine_conflicts(context: BuildContext, name: str, chunk: Chunk, conflic
     parsed, source = replace(chunk, malformed=()), context.spec.requests.source
     # Rows with other faults have no canonical request id, and are not written here.
     request_users = canonicalize_chunk(context, source, parsed).request_users
-    ids = None if request_users is None else conflicts.among(request_users["request_id"])
+    ids = None if request_users is None else conflicts.among(request_users["request_id"], context.store)
     if ids is None:
         return BuildResult()
     rejected = canonicalize_chunk(context, source, parsed, ids).rejected

@@ -103,8 +103,8 @@ class SparkEngine:
             ):
                 pieces = {s: plan_pieces(spec, s) for s, e in spec.sources.items() if e.file_format != "table"}
                 buckets = (increment and increment.buckets) or bucket_count(_row_count(session, spec, pieces))
-                work, earlier = work_folder(store, attempt), increment.files_by_bucket() if increment else {}
-                context = BuildContext(spec, store, attempt, buckets, work, increment and increment.without_files())
+                earlier = increment.files_by_bucket() if increment else {}
+                context = BuildContext(spec, store, attempt, buckets, increment and increment.without_files())
                 stages = SparkStages(context, session, pieces, earlier, progress)
                 # Unpersist before the session is stopped or returned to its owner.
                 try:
@@ -204,22 +204,23 @@ class SparkStages:
             result = BuildResult(latest_action=self._run_map(self._mapped))
         if spec.requests.request_id is None:
             return None, result
-        # All users of a request id meet in one bucket.
-        request_users = self._by_bucket(self._mapped.filter(f"content in ('{REQUEST_USERS}', '{BUCKET}')"))
+        # All users of a request id meet in one bucket, and the buckets of a group in one task, which writes one file.
+        groups = Conflicts(self.context.buckets).groups
+        request_users = self._by_bucket(self._mapped.filter(f"content in ('{REQUEST_USERS}', '{BUCKET}')"), groups)
         rows = request_users.mapInArrow(partial(find_conflicts_task, self._settings), RESULTS_DDL)
         self._progress("request ids", 0, 1)
         with logged_stage(logger, "request ids") as stage:
-            found = self._collect(rows, self._partitions)
+            found = self._collect(rows, groups)
             stage.rows = found.pairs
         self._progress("request ids", 1, 1)
         conflicts = found.conflicts if found.conflicts and found.conflicts.files else None
         return conflicts, result + found.result
 
-    def _by_bucket(self, parts: DataFrame) -> DataFrame:
-        """Bring the parts of each bucket together, sorted by bucket, content and chunk."""
+    def _by_bucket(self, parts: DataFrame, tasks: int) -> DataFrame:
+        """Bring the parts of each bucket together in some number of tasks, sorted by bucket, content and chunk."""
         # Parts sorted by chunk give the kernel the rows in the order of chunks, as the local engine does.
         order = ("bucket", "content", "chunk")
-        shuffled = parts.repartition(self._partitions, PARTITION_KEY).sortWithinPartitions(*order)
+        shuffled = parts.repartition(tasks, PARTITION_KEY).sortWithinPartitions(*order)
         if self._partitions == self.context.buckets:
             return shuffled
         # Map tasks split by partition only, because a chunk has too few rows for more than MAX_PARTITIONS parts.
@@ -269,7 +270,8 @@ class SparkStages:
             return BuildResult()
         self._progress("shards", 0, 1)
         # One partition per bucket, so that a task has one bucket in memory and a retry repeats only that bucket.
-        parts = self._by_bucket(self._mapped.filter(f"content not in ('{REQUEST_USERS}', '{LATEST_ACTION}')"))
+        rows = self._mapped.filter(f"content not in ('{REQUEST_USERS}', '{LATEST_ACTION}')")
+        parts = self._by_bucket(rows, self._partitions)
         reduced = parts.mapInArrow(partial(reduce_buckets, self._settings, facts), RESULTS_DDL)
         result = self._collect_files("shards", reduced, self._partitions)
         self._progress("shards", 1, 1)

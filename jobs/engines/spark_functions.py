@@ -238,6 +238,7 @@ def find_conflicts_task(settings: TaskSettings, batches: Iterable[pa.RecordBatch
         A result with conflicts.
     """
     context = settings.set_up_executor()
+    none = Conflicts(context.buckets)
     results, ids, pairs = [], defaultdict[int, list[pl.Series]](list), 0
     for bucket, parts in _by_bucket(batches):
         contents = _by_content(parts)
@@ -245,10 +246,9 @@ def find_conflicts_task(settings: TaskSettings, batches: Iterable[pa.RecordBatch
             request_users = frame_of(contents[REQUEST_USERS])
             conflicts, result = find_conflicts(context, bucket, request_users, _earlier_files(contents))
             results.append(result)
-            ids[bucket % settings.partitions].append(conflicts)
+            ids[bucket % none.groups].append(conflicts)
             pairs += request_users.height
-    none = Conflicts(context.buckets, settings.partitions)
-    files = [none.write(group, pl.concat(of_group), context.work, context.attempt) for group, of_group in ids.items()]
+    files = [none.write(group, pl.concat(of_group), context.store, context.attempt) for group, of_group in ids.items()]
     yield pack_result(TaskResult(BuildResult.total(results), none.join(files), pairs))
 
 

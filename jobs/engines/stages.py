@@ -232,7 +232,7 @@ def build_shard(
     """
     spec, increment = context.spec, context.increment
     frames = {source: _or_empty(rows.get(source), spec, source) for source in spec.sources}
-    log_facts = LogFacts(_conflicts_among(spec, frames, facts.conflicts), facts.log_end)
+    log_facts = LogFacts(_conflicts_among(context, frames, facts.conflicts), facts.log_end)
     built = build_bucket(spec, frames, log_facts, read_state(context.store, earlier) if increment else None)
     # Each bucket samples its share of the rows, rounded up; buckets of users are equal parts by hash.
     profile, samples = profile_bucket(spec, built, -(-spec.expectations.sample_rows // context.buckets))
@@ -257,12 +257,13 @@ def build_shard(
 
 
 def _conflicts_among(
-    spec: BuildSpec, frames: Mapping[str, pl.DataFrame], conflicts: Conflicts | None
+    context: BuildContext, frames: Mapping[str, pl.DataFrame], conflicts: Conflicts | None
 ) -> pl.Series | None:
     if conflicts is None:
         return None
-    source = spec.requests.source
-    return conflicts.among(frames[source][source_schema(spec, source).names["requests"]["request_id"]])
+    source = context.spec.requests.source
+    names = source_schema(context.spec, source).names["requests"]
+    return conflicts.among(frames[source][names["request_id"]], context.store)
 
 
 def _or_empty(rows: pl.DataFrame | None, spec: BuildSpec, source: str) -> pl.DataFrame:

@@ -41,9 +41,7 @@ def test_rows_split_by_partition_and_then_by_bucket_are_those_split_by_bucket_at
 ) -> None:
     monkeypatch.setattr("longbatch.jobs.readers.chunks.CHUNK_ROWS", 6)
     log = pl.read_parquet(corrupt_log.parent / "log" / "*.parquet")
-    context = BuildContext(
-        load_spec(corrupt_log), LocalStore(corrupt_log.parent), "attempt", buckets=11, work=corrupt_log.parent
-    )
+    context = BuildContext(load_spec(corrupt_log), LocalStore(corrupt_log.parent), "attempt", buckets=11)
     expected = rows_of(sorted_parts(TaskSettings(context, 11, log_level=0), log))
     settings = TaskSettings(context, partitions, log_level=0)
     monkeypatch.setattr(spark_functions, "FLUSH_BYTES", flush_bytes)
@@ -54,9 +52,7 @@ def test_rows_split_by_partition_and_then_by_bucket_are_those_split_by_bucket_at
 
 
 def test_a_map_task_emits_rows_of_the_parts_schema(corrupt_log: Path) -> None:
-    context = BuildContext(
-        load_spec(corrupt_log), LocalStore(corrupt_log.parent), "attempt", buckets=3, work=corrupt_log.parent
-    )
+    context = BuildContext(load_spec(corrupt_log), LocalStore(corrupt_log.parent), "attempt", buckets=3)
     log = one_batch(pl.read_parquet(corrupt_log.parent / "log" / "*.parquet"))
     batches = list(map_table(TaskSettings(context, 3, log_level=0), "log", [log]))
     assert all(batch.schema == PARTS_SCHEMA for batch in batches)
