@@ -48,6 +48,7 @@ from .spark_functions import (
 from .spark_partitioning import PARTITION_KEY, partition_keys
 from .spark_parts import BUCKET, LATEST_ACTION, PARTS_DDL, Part, parts_batch
 from .spark_results import RESULT_GROUPS, RESULTS_DDL, TaskResult, merge_results_task, unpack_result
+from .spark_scans import scan_on_executors
 from .spark_session import open_session, session_setting
 from .stages import REQUEST_USERS, BuildFacts, bucket_count
 
@@ -101,7 +102,8 @@ class SparkEngine:
                 open_session(self.master, work_folder(store, attempt)) as session,
                 session_setting(session, RECORDS_KEY, RECORDS_PER_BATCH),
             ):
-                pieces = {s: plan_pieces(spec, s) for s, e in spec.sources.items() if e.file_format != "table"}
+                files = [source for source, entry in spec.sources.items() if entry.file_format != "table"]
+                pieces = {source: plan_pieces(spec, source, partial(scan_on_executors, session)) for source in files}
                 buckets = (increment and increment.buckets) or bucket_count(_row_count(session, spec, pieces))
                 earlier = increment.files_by_bucket() if increment else {}
                 context = BuildContext(spec, store, attempt, buckets, increment and increment.without_files())

@@ -6,11 +6,9 @@ because each waits for the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TypeVar
 
 import polars as pl
 
@@ -25,18 +23,15 @@ from .chunks import Piece
 from .columnar import read_arrow_schema, read_footer
 from .csv import read_header, text_format
 from .file_columns import FileSchema, adjustments, check_columns, check_json_keys, encode_constants
+from .file_threads import in_threads
 from .files import SourceFile, list_files
 from .json_lines import read_head
 from .partitions import partition_columns
-from .text_ranges import TextFormat, ranges_of, scan_range, split_at_rows
+from .text_ranges import RangeScanner, TextFormat, ranges_of, split_at_rows
 from .text_stream import is_compressed
 
 BYTES_PER_TEXT_ROW = 48
 COMPRESSION_RATIO = 4
-THREADS = 32
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -54,12 +49,13 @@ class PlannedFile:
     constants: pl.DataFrame
 
 
-def plan_files(spec: BuildSpec, source: str) -> list[Piece]:
+def plan_files(spec: BuildSpec, source: str, scan: RangeScanner) -> list[Piece]:
     """Split the files of a source into pieces.
 
     Args:
         spec: The build spec.
         source: Name of the source.
+        scan: How to scan large text files.
 
     Returns:
         The pieces in the order of the files.
@@ -82,13 +78,14 @@ def plan_files(spec: BuildSpec, source: str) -> list[Piece]:
     if entry.file_format == "parquet":
         return _parquet_pieces(spec, source, planned, in_files)
     if entry.file_format == "csv":
-        return _csv_pieces(spec, source, planned, in_files)
+        whole = _csv_files(spec, source, planned, in_files)
+        return whole if entry.synthetic_time else _split_large(whole, text_format(entry), scan)
     if entry.file_format == "jsonl":
         heads = in_threads(lambda file: read_head(file.file, in_files), planned)
         paths = [file.file.path for file in planned]
         check_json_keys(source, dict(zip(paths, heads, strict=True)), in_files)
         whole = [whole_file(source, file, is_stream=True) for file in planned]
-        return whole if entry.synthetic_time else _split_large(whole, TextFormat())
+        return whole if entry.synthetic_time else _split_large(whole, TextFormat(), scan)
     return _arrow_pieces(spec, source, planned, in_files)
 
 
@@ -131,7 +128,7 @@ def _arrow_pieces(spec: BuildSpec, source: str, files: list[PlannedFile], needed
     return _adjusted(spec, source, files, schemas, needed)
 
 
-def _csv_pieces(spec: BuildSpec, source: str, files: list[PlannedFile], needed: Sequence[str]) -> list[Piece]:
+def _csv_files(spec: BuildSpec, source: str, files: list[PlannedFile], needed: Sequence[str]) -> list[Piece]:
     entry = spec.sources[source]
     names = entry.columns
     headers = [names] * len(files) if names else in_threads(lambda file: read_header(entry, file.file), files)
@@ -140,11 +137,10 @@ def _csv_pieces(spec: BuildSpec, source: str, files: list[PlannedFile], needed: 
         FileSchema(file.file.path, {name: pl.String() for name in needed if name in (header or needed)}, header)
         for file, header in zip(files, headers, strict=True)
     ]
-    pieces = [
+    return [
         replace(piece, is_stream=True, header=() if names else header)
         for piece, header in zip(_adjusted(spec, source, files, schemas, needed), headers, strict=True)
     ]
-    return pieces if entry.synthetic_time else _split_large(pieces, text_format(entry))
 
 
 def _adjusted(
@@ -194,34 +190,14 @@ def whole_file(source: str, file: PlannedFile, is_stream: bool = False) -> Piece
     return replace(piece, constants=encode_constants(file.constants))
 
 
-def _split_large(pieces: list[Piece], text: TextFormat) -> list[Piece]:
+def _split_large(pieces: list[Piece], text: TextFormat, scan: RangeScanner) -> list[Piece]:
     """Split text files that are larger than a chunk; all their ranges are scanned in parallel."""
     large = [piece for piece in pieces if piece.size > chunks.CHUNK_BYTES and not is_compressed(piece.path)]
     ranges = {piece.file: ranges_of(piece) for piece in large}
-    scans = iter(in_threads(lambda piece: scan_range(piece, text), list(chain(*ranges.values()))))
+    scans = iter(scan(list(chain(*ranges.values())), text))
     scanned = {number: list(islice(scans, len(parts))) for number, parts in ranges.items()}
     return [
         part
         for piece in pieces
         for part in (split_at_rows(piece, scanned[piece.file], text) if piece.file in scanned else [piece])
     ]
-
-
-def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Call a function that waits for files, in many threads.
-
-    Args:
-        function: The function.
-        items: Its arguments.
-
-    Returns:
-        The results in the order of the items.
-    """
-    if not items:
-        return []
-    with ThreadPoolExecutor(min(THREADS, len(items))) as pool:
-        try:
-            return list(pool.map(function, items))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise

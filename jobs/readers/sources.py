@@ -26,9 +26,10 @@ from .file_pieces import plan_files
 from .iceberg import read_iceberg
 from .json_lines import read_json_lines
 from .table_pieces import plan_delta, plan_iceberg_pieces
+from .text_ranges import RangeScanner, scan_in_threads
 
 
-def plan_pieces(spec: BuildSpec, source: str) -> list[Piece]:
+def plan_pieces(spec: BuildSpec, source: str, scan: RangeScanner = scan_in_threads) -> list[Piece]:
     """Split a source into pieces of about CHUNK_ROWS rows.
 
     Parquet files are split at row groups, large CSV and JSON-lines files at rows if they are not compressed; a file of
@@ -37,6 +38,7 @@ def plan_pieces(spec: BuildSpec, source: str) -> list[Piece]:
     Args:
         spec: The build spec.
         source: Name of the source.
+        scan: How to scan large text files; default: in threads.
 
     Returns:
         The pieces, in the order of the spec's paths, then of file names, then of rows.
@@ -55,7 +57,7 @@ def plan_pieces(spec: BuildSpec, source: str) -> list[Piece]:
     try:
         if file_format == "delta":
             return plan_delta(spec, source)
-        return plan_iceberg_pieces(spec, source) if file_format == "iceberg" else plan_files(spec, source)
+        return plan_iceberg_pieces(spec, source) if file_format == "iceberg" else plan_files(spec, source, scan)
     except SourceError as error:
         message = str(error)
         raise SourceError(message if message.startswith("source ") else f"source {source}: {message}") from None

@@ -20,7 +20,8 @@ from .chunks import Piece, encode_mask
 from .columnar import ParquetFooter, read_footer
 from .delta import current_version, list_delta
 from .file_columns import FileSchema, check_columns
-from .file_pieces import PlannedFile, in_threads, row_group_pieces, whole_file
+from .file_pieces import PlannedFile, row_group_pieces, whole_file
+from .file_threads import in_threads
 from .iceberg import current_snapshot, plan_iceberg
 
 

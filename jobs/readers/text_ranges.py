@@ -8,7 +8,7 @@ quotes), and the ranges are put together afterwards.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from longbatch.schemas.types import BoolArray, Int64Array
 
 from . import chunks
 from .chunks import Piece
+from .file_threads import in_threads
 from .files import read_range
 from .text_stream import NEWLINE, RETURN
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 RANGES_PER_CHUNK = 8
 SHORTEST_RANGE = 4  # of tests; a byte order mark must not be divided
 Pair = tuple[int, int]
+RangeScanner = Callable[[Sequence[Piece], "TextFormat"], "list[RangeScan]"]
+"""Scans ranges of text files: `scan_in_threads`, or another way to run `scan_range`."""
 ByteArray = npt.NDArray[np.uint8]
 
 
@@ -133,6 +136,19 @@ def _clear(byte: ByteArray, quotes: Int64Array, text: TextFormat) -> tuple[bool,
 
 def _offset(starts: Int64Array, first: int) -> int:
     return first + int(starts[0]) - 1 if len(starts) else -1
+
+
+def scan_in_threads(ranges: Sequence[Piece], text: TextFormat) -> list[RangeScan]:
+    """Scan ranges of text files in threads of this process.
+
+    Args:
+        ranges: The ranges.
+        text: What ends a row.
+
+    Returns:
+        The scan of each range, in order.
+    """
+    return in_threads(lambda piece: scan_range(piece, text), ranges)
 
 
 def split_at_rows(piece: Piece, scans: Sequence[RangeScan], text: TextFormat) -> list[Piece]:

@@ -13,6 +13,7 @@ from delta_tables import delete_with_vector, write_delta
 from iceberg_tables import open_catalog, write_iceberg
 
 from longbatch.jobs.build import BuildSummary, build
+from longbatch.jobs.engines import spark_scans
 from longbatch.jobs.engines.engine import Engine
 from longbatch.jobs.engines.local import LocalEngine
 from longbatch.jobs.engines.spark import SparkEngine
@@ -179,6 +180,7 @@ def test_both_engines_read_the_same_tables(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_both_engines_read_the_same(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 512)
+    monkeypatch.setattr(spark_scans, "MIN_RANGES", 1)
     write_log(tmp_path / "log", suffix)
     engines: list[Engine] = [LocalEngine(1), SparkEngine()]
     spec = log_spec(tmp_path / "log", suffix)
