@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from longbatch.jobs.commit.attempt import attempt, attempt_files, is_dataset_entry
@@ -33,7 +32,7 @@ from longbatch.schemas.format.shards_table import ShardsTable
 from longbatch.schemas.format.snapshot import Snapshot, fingerprint, snapshot_numbers, snapshot_path
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.storage.local_store import LocalStore
-from longbatch.schemas.storage.open_store import Location, open_store
+from longbatch.schemas.storage.open_store import Location, is_file, open_store
 from longbatch.schemas.storage.store import Store
 from longbatch.schemas.time import to_microseconds
 from longbatch.schemas.types import ProgressCallback, no_progress
@@ -204,7 +203,7 @@ def summary_of(
 def _check_suites(spec: BuildSpec) -> None:
     """Raise SpecError for a missing suite of expectations now rather than after the build."""
     for table, path in spec.expectations.suites.items():
-        if path and not Path(path).is_file():
+        if path and not is_file(path):
             raise SpecError(f"file not found: {path!r} (expectations.{table}). Fix the path or remove the key.")
 
 

@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from longbatch.schemas.format.snapshot import Snapshot, fingerprint, read_snapsh
 from longbatch.schemas.profile import Large, Profile
 from longbatch.schemas.spec.build_spec import BuildSpec
 from longbatch.schemas.stage_log import logged_stage
-from longbatch.schemas.storage.open_store import Location, open_store
+from longbatch.schemas.storage.open_store import FileLocation, Location, open_store, read_file
 from longbatch.schemas.storage.store import Store
 from longbatch.schemas.types import ArrowArray, Int64Array
 
@@ -71,11 +70,11 @@ class Forgotten:
         return asdict(self)
 
 
-def read_users(path: Path) -> list[str]:
+def read_users(path: FileLocation) -> list[str]:
     """Read a text file of users.
 
     Args:
-        path: A file with one user a line, as the log names them.
+        path: Path or URL of a file with one user a line, as the log names them.
 
     Returns:
         The users, without empty lines.
@@ -84,7 +83,7 @@ def read_users(path: Path) -> list[str]:
         SpecError: The file cannot be read or is empty.
     """
     try:
-        users = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        users = [line.strip() for line in read_file(path).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read the users to forget from {path}: {error}") from None
     if not users:

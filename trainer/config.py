@@ -17,7 +17,6 @@ name alone:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -35,6 +34,7 @@ from typing_extensions import Self
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.messages import explain
+from longbatch.schemas.storage.open_store import FileLocation, read_file
 from longbatch.schemas.toml_text import TOMLError, parse_toml
 
 FeatureType = Literal["id", "category", "numeric"]
@@ -263,11 +263,11 @@ class TrainConfig(StrictModel):
         return length.maximum if isinstance(length, SampledLength) else length
 
 
-def load_config(path: Path | str | None = None, **overrides: object) -> TrainConfig:
+def load_config(path: FileLocation | None = None, **overrides: object) -> TrainConfig:
     """Read a training config from a TOML file.
 
     Args:
-        path: The file; None for the defaults.
+        path: Path or URL of the file; None for the defaults.
         **overrides: Values that replace those of the file, by key; None leaves the file's value.
 
     Returns:
@@ -277,7 +277,7 @@ def load_config(path: Path | str | None = None, **overrides: object) -> TrainCon
         SpecError: The file cannot be read or is invalid; see `validate_config`.
     """
     try:
-        values = parse_toml(Path(path).read_text(encoding="utf-8")) if path else {}
+        values = parse_toml(read_file(path).decode()) if path else {}
     except OSError as error:
         raise SpecError(f"cannot read the training config {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

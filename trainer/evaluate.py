@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
 
 from longbatch.loaders.dataset import RequestDataset
 from longbatch.loaders.loader import make_dataloader
@@ -43,7 +42,7 @@ class RequestSelection:
 
 
 def evaluate(
-    run_dir: Path | str,
+    run: Location,
     dataset_path: Location,
     *,
     history_lengths: Sequence[int] | None = None,
@@ -54,7 +53,7 @@ def evaluate(
     """Compute the metrics of a run by history length and label.
 
     Args:
-        run_dir: The run's folder, or one of its checkpoint files.
+        run: Folder or URL of the run, or of one of its checkpoint files.
         dataset_path: The dataset.
         history_lengths: Newest events of each history that the model sees; by default the longest of training.
         requests: The requests to evaluate; by default all after the run's training. A run that was trained on all
@@ -74,12 +73,12 @@ def evaluate(
         >>> [row["history_length"] for row in metrics if row["label"] == "click"]
         [4, 16]
     """
-    run = checkpoint.load(run_dir, best_device())
-    lengths = sorted(set(history_lengths or [run.config.max_history_length]))
+    trained = checkpoint.load(run, best_device())
+    lengths = sorted(set(history_lengths or [trained.config.max_history_length]))
     requests = requests or RequestSelection()
     after = requests.after
-    if after is None and run.evaluate_from_us is not None:
-        after = from_microseconds(run.evaluate_from_us)
+    if after is None and trained.evaluate_from_us is not None:
+        after = from_microseconds(trained.evaluate_from_us)
     batch_size = max(1, min(MAX_BATCH_SIZE, EVENTS_PER_BATCH // max(1, lengths[-1])))
     dataset = RequestDataset(
         dataset_path,
@@ -94,15 +93,15 @@ def evaluate(
     steps = len(dataset)
     if requests.max_requests is not None:
         steps = min(steps, -(-requests.max_requests // batch_size))
-    batches = islice(make_dataloader(dataset, num_workers=run.config.num_workers), steps)
+    batches = islice(make_dataloader(dataset, num_workers=trained.config.num_workers), steps)
     with logged_stage(logger, "evaluate") as stage:
-        scores = predict(run.model, batches, lengths, total_steps=steps, progress=progress)
+        scores = predict(trained.model, batches, lengths, total_steps=steps, progress=progress)
         stage.rows = scores.num_targets
     if not scores.num_targets:
         raise DatasetError(
             f"{dataset_path} has no targets from {after} to {requests.before}; choose another time range"
         )
-    labels = run.model.columns.labels
+    labels = trained.model.columns.labels
     if by_history:
         return [row for length in lengths for label in labels for row in scores.metrics_by_history(length, label)]
     return [scores.metrics(length, label) for length in lengths for label in labels]

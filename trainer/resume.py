@@ -6,11 +6,12 @@ The order of the data is a function of the seed and the epoch, so the number of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.store import Store
 from longbatch.trainer.models.request_model import RequestModel
 
 from . import checkpoint
@@ -41,7 +42,7 @@ class RunContext:
     """What identifies a run, and this process's part in it.
 
     Attributes:
-        run_dir: The run's folder.
+        store: The run's folder.
         config: Its config.
         fingerprint: Fingerprint of the dataset.
         evaluate_from_us: Request time before which requests are trained on, in microseconds since 1970 UTC; None for
@@ -50,7 +51,7 @@ class RunContext:
         world_size: Number of ranks.
     """
 
-    run_dir: Path
+    store: Store
     config: TrainConfig
     fingerprint: str
     evaluate_from_us: int | None
@@ -70,11 +71,14 @@ def start_run(context: RunContext, new_model: RequestModel) -> TrainingState:
 
     Raises:
         SpecError: The folder already contains a run.
+        MachineError: The store cannot be reached or written.
     """
-    if (context.run_dir / checkpoint.FILE_NAME).exists():
+    if checkpoint.exists(context.store):
         raise SpecError(
-            f"{context.run_dir} already contains a training run; continue it with --resume, or choose another folder"
+            f"{context.store.location} already contains a training run; continue it with --resume, or choose another "
+            "folder"
         )
+    _check_writable(context)
     model = new_model.to(best_device())
     return TrainingState(model, make_optimizers(model, context.config))
 
@@ -92,8 +96,10 @@ def resume_run(context: RunContext) -> TrainingState:
         SpecError: The run was trained on another dataset, up to another time, with another number of ranks, or with a
             config that differs in more than CHANGEABLE_KEYS.
         DatasetError: There is no checkpoint, or it is damaged or of another version.
+        MachineError: The store cannot be reached or written.
     """
-    saved = checkpoint.load(context.run_dir, best_device())
+    saved = checkpoint.load(context.store, best_device())
+    _check_writable(context)
     _check_same_run(saved, context)
     # the implementation of attention may have changed (_check_same_run)
     saved.model.config = context.config.model
@@ -105,8 +111,14 @@ def resume_run(context: RunContext) -> TrainingState:
     return TrainingState(saved.model, optimizers, saved.steps)
 
 
+def _check_writable(context: RunContext) -> None:
+    """Write to a store that is not a disk, so that missing permissions are found before training, not after it."""
+    if context.rank == 0 and not isinstance(context.store, LocalStore):
+        context.store.check_writable()
+
+
 def _check_same_run(saved: Checkpoint, context: RunContext) -> None:
-    run_dir, config = context.run_dir, context.config
+    run_dir, config = context.store.location, context.config
     if saved.fingerprint != context.fingerprint:
         raise SpecError(f"{run_dir} was trained on another dataset; resume it with that dataset, or start a new run")
     changeable = set(CHANGEABLE_KEYS)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
-from pathlib import Path
 
 import torch
 
@@ -20,7 +20,7 @@ from longbatch.loaders.loader import make_dataloader
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.json_text import as_json
 from longbatch.schemas.stage_log import logged_stage
-from longbatch.schemas.storage.open_store import Location
+from longbatch.schemas.storage.open_store import Location, open_store
 from longbatch.schemas.time import from_microseconds, to_microseconds
 from longbatch.trainer.models.registry import make_model
 from longbatch.trainer.models.request_model import RequestModel
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 def train(
     dataset_path: Location,
-    run_dir: Path | str,
+    run: Location,
     config: TrainConfig | None = None,
     *,
     resume: bool = False,
@@ -55,7 +55,7 @@ def train(
 
     Args:
         dataset_path: The dataset.
-        run_dir: The folder to write.
+        run: Folder or URL to write.
         config: The model and the training config; by default STCA with the default sizes.
         resume: Continue from the run's checkpoint, exactly as if it had not stopped.
         progress: Called at each report of training and after each batch of evaluation, on rank 0.
@@ -67,6 +67,7 @@ def train(
         SpecError: The config does not fit the dataset or the run to resume, or the folder already contains a run.
         DatasetError: There are no requests to train on or to evaluate.
         DataError: The loss is not finite.
+        MachineError: The disk is full, or the store of the run cannot be reached or written.
 
     Example:
         >>> report = train("dataset", "short_run", TrainConfig(history_length=10, max_steps=2))
@@ -77,18 +78,18 @@ def train(
     with process_group() as rank:
         evaluate_from_us = _split_time_us(dataset_path, config)
         dataset = _training_dataset(dataset_path, config, evaluate_from_us)
-        context = RunContext(Path(run_dir), config, dataset.fingerprint, evaluate_from_us, rank, world_size())
+        context = RunContext(open_store(run), config, dataset.fingerprint, evaluate_from_us, rank, world_size())
         model = new_model(dataset, config)
         state = resume_run(context) if resume else start_run(context, model)
         if rank:
             return _fit_and_save(context, state, dataset, None)
-        tensorboard = TensorBoardLog(context.run_dir, progress) if config.tensorboard else None
-        report = _fit_and_save(context, state, dataset, tensorboard or progress)
-        report = _evaluate(context, report, dataset_path, progress)
-        if tensorboard:
-            tensorboard.close(report.metrics, report.steps)
+        with TensorBoardLog(context.store, progress) if config.tensorboard else nullcontext() as tensorboard:
+            report = _fit_and_save(context, state, dataset, tensorboard or progress)
+            report = _evaluate(context, report, dataset_path, progress)
+            if tensorboard:
+                tensorboard.write_metrics(report.metrics, report.steps)
         document = {**asdict(report), "targets_per_second": report.targets_per_second}
-        (context.run_dir / "report.json").write_text(as_json(document) + "\n")
+        context.store.replace("report.json", as_json(document).encode() + b"\n")
         return report
 
 
@@ -126,7 +127,7 @@ def _fit_and_save(
             optimizer_states = tuple(optimizer.state_dict() for optimizer in state.optimizers)
             split_us, fingerprint = context.evaluate_from_us, context.fingerprint
             content = Checkpoint(state.model, config, split_us, fingerprint, step, optimizer_states, rng_states)
-            checkpoint.save(content, context.run_dir)
+            checkpoint.save(content, context.store)
 
     batches = _batches(dataset, config, state.step)
     total_steps = _total_steps(dataset, config)
@@ -149,7 +150,7 @@ def _evaluate(
     if context.evaluate_from_us is not None and report.stopped_by != "interrupt":
         config = context.config
         requests = RequestSelection(before=config.evaluate_before, max_requests=config.evaluate_requests)
-        metrics = evaluate(context.run_dir, dataset_path, requests=requests, progress=progress)
+        metrics = evaluate(context.store, dataset_path, requests=requests, progress=progress)
     return replace(report, metrics=metrics, train_before=_isoformat(context.evaluate_from_us))
 
 

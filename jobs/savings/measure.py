@@ -24,6 +24,9 @@ from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.format.manifest import SHARD_TABLES
 from longbatch.schemas.stage_log import logged_stage
 from longbatch.schemas.storage.local_folders import disk_message
+from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.open_store import Location, open_store
+from longbatch.schemas.storage.output_folder import output_folder
 from longbatch.schemas.types import ProgressCallback, no_progress
 
 from .column_sizes import measure_columns, sampled_blocks
@@ -53,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 def measure(
     dataset: Dataset,
-    out: str | Path,
+    out: Location,
     *,
     budget_bytes: int = BUDGET_BYTES,
     seed: int = 0,
@@ -65,7 +68,7 @@ def measure(
 
     Args:
         dataset: The dataset to measure.
-        out: Folder of the report.
+        out: Folder or URL of the report.
         budget_bytes: Bytes in memory to write of each layout in each format. A larger layout is sampled.
         seed: Seed of the choice of blocks and slices.
         progress: Called with a layout's title, the slices done and all slices.
@@ -75,7 +78,7 @@ def measure(
 
     Raises:
         SpecError: The budget is too small, or `out` is a file.
-        MachineError: The disk is full.
+        MachineError: The disk is full, or the store cannot be written.
 
     Example:
         savings = measure(open_dataset("dataset"), "savings")
@@ -83,19 +86,23 @@ def measure(
     """
     if budget_bytes < LEAST_BUDGET_BYTES:
         raise SpecError(f"budget_bytes is {budget_bytes:,}, the minimum is {LEAST_BUDGET_BYTES:,}")
-    root = Path(out)
-    existing = next((path for path in (root, *root.parents) if path.exists()), root)
-    if existing.is_file():
-        raise SpecError(f"{existing} is a file, but the report needs a folder. Choose another output.")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".measure-") as folder, _one_thread():
-            savings = _measure(dataset, Path(folder), budget_bytes, seed, progress)
-        write_savings(savings, root / "savings.json")
-        (root / "savings.html").write_text(savings_page(savings), encoding="utf-8")
-        write_pngs(charts(savings), root, "savings")
-    except OSError as error:
-        raise MachineError(disk_message(error, root)) from None
+    store = open_store(out)
+    if isinstance(store, LocalStore):
+        existing = next((path for path in (store.root, *store.root.parents) if path.exists()), store.root)
+        if existing.is_file():
+            raise SpecError(f"{existing} is a file, but the report needs a folder. Choose another output.")
+    else:
+        store.check_writable()
+    with output_folder(store, keep_others=True) as root:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=root, prefix=".measure-") as folder, _one_thread():
+                savings = _measure(dataset, Path(folder), budget_bytes, seed, progress)
+            write_savings(savings, root / "savings.json")
+            (root / "savings.html").write_text(savings_page(savings), encoding="utf-8")
+            write_pngs(charts(savings), root, "savings")
+        except OSError as error:
+            raise MachineError(disk_message(error, root)) from None
     return savings
 
 

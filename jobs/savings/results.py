@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.storage.open_store import FileLocation, read_file
 
 SAVINGS_VERSION = 3  # of savings.json; raised whenever a key changes
 PARQUET_LAYOUTS = ("sample_level_by_user", "request_level_by_user")  # `longbatch plan` extrapolates their sizes
@@ -320,11 +321,11 @@ def write_savings(savings: Savings, path: Path) -> None:
     path.write_text(json.dumps(savings.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
-def read_savings(path: str | Path) -> Savings:
+def read_savings(path: FileLocation) -> Savings:
     """Read a savings.json and check every value.
 
     Args:
-        path: A file written by `longbatch measure`.
+        path: Path or URL of a file written by `longbatch measure`.
 
     Returns:
         The results, checked: counts and sizes are finite and in range, and the layouts that `longbatch plan`
@@ -332,9 +333,10 @@ def read_savings(path: str | Path) -> Savings:
 
     Raises:
         SpecError: The file cannot be read, has another version, or a value is missing or invalid.
+        MachineError: The store of a URL cannot be reached.
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_file(path)
         document = json.loads(content)
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}. Create it with `longbatch measure`.") from None

@@ -6,6 +6,7 @@ Shorthands (`user_id = "uid"`, `author_id = "int32"`) are expanded on reading, s
 
 from __future__ import annotations
 
+import posixpath
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.storage.open_store import FileLocation, folder_of, is_url, read_file
 from longbatch.schemas.toml_text import TOMLError, parse_toml
 
 from .columns import Duration, Features, Id, Label, Labels, Name, Strict, Time, duration_us
@@ -317,11 +319,11 @@ class BuildSpec(Strict):
         """Whether one source feeds both history and targets."""
         return self.history.source == self.requests.source
 
-    def with_paths_from(self, folder: Path) -> BuildSpec:
+    def with_paths_from(self, folder: Path | str) -> BuildSpec:
         """Return the spec with all relative paths made absolute.
 
         Args:
-            folder: Folder that the paths of sources and suites are relative to.
+            folder: Folder, or URL of one, that the paths of sources and suites are relative to.
         """
         sources = {
             name: source.model_copy(update={"path": tuple(_absolute(p, folder, source.format) for p in source.path)})
@@ -333,11 +335,14 @@ class BuildSpec(Strict):
         return self.model_copy(update={"sources": sources, "expectations": expectations})
 
 
-def _absolute(path: str, folder: Path, format: SourceFormat | None) -> str:
+def _absolute(path: str, folder: Path | str, format: SourceFormat | None) -> str:
     is_name = format == "table" or (format == "iceberg" and not path.endswith(".metadata.json"))
     if is_name or "://" in path:
         return path
-    return str(folder / path)
+    if is_url(folder) and not path.startswith("/"):
+        scheme, _, base = str(folder).partition("://")
+        return f"{scheme}://{posixpath.normpath(f'{base}/{path}')}"
+    return str(Path(folder) / path)
 
 
 def parse_spec(text: str, origin: str = "spec") -> BuildSpec:
@@ -366,28 +371,28 @@ def parse_spec(text: str, origin: str = "spec") -> BuildSpec:
         raise SpecError(f"{origin} is not a valid build spec:\n{problems}") from None
 
 
-def load_spec(path: str | Path) -> BuildSpec:
+def load_spec(path: FileLocation) -> BuildSpec:
     """Read a spec file.
 
     Args:
-        path: TOML file. Relative paths in it are relative to its folder.
+        path: Path or URL of a TOML file. Relative paths in it are relative to its folder.
 
     Returns:
         The spec, with absolute paths.
 
     Raises:
         SpecError: The file cannot be read or is invalid; the message lists all invalid keys.
+        MachineError: The store of a URL cannot be reached.
 
     Example:
         >>> spec = load_spec("raw/spec.toml")
         >>> spec.history_length
         10000
     """
-    path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
     except OSError as error:
         raise SpecError(f"cannot read the spec {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
-    return parse_spec(text, str(path)).with_paths_from(path.resolve().parent)
+    return parse_spec(text, str(path)).with_paths_from(folder_of(path))

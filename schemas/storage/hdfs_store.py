@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from typing import IO, cast
 
 import pyarrow as pa
 from pyarrow import fs
@@ -83,9 +84,7 @@ class HdfsStore(Store):
 
     def create_exclusively(self, path: str, data: bytes) -> None:
         """Write a hidden file and rename it, which fails if the name exists; see `Store`."""
-        folder, _, name = check_path(path, self.location).rpartition("/")
-        hidden = f".{name}-{uuid.uuid4().hex[:12]}"
-        staged = f"{folder}/{hidden}" if folder else hidden
+        staged = self._staged(path)
         self.write(staged, data)
         system, root = self._connect()
         try:
@@ -100,10 +99,28 @@ class HdfsStore(Store):
             with suppress(MachineError):
                 self.delete([staged])
 
-    def replace(self, path: str, data: bytes) -> None:
-        """Write a file over an earlier one; see `Store`. A reader may see a part of it for a moment."""
-        self.delete([path])
-        self.write(path, data)
+    @contextmanager
+    def open_replacement(self, path: str) -> Iterator[IO[bytes]]:
+        """Write a hidden file, delete the earlier one and rename; see `Store`. For a moment there is no file."""
+        staged = self._staged(path)
+        system, root = self._connect()
+        writer = _HdfsFile(self, staged)
+        try:
+            yield cast(IO[bytes], writer.stream)
+            writer.close()
+            self.delete([path])
+            system.move(f"{root}/{staged}", f"{root}/{path}")
+        except OSError as error:
+            raise self._error(path, error) from None
+        finally:
+            with suppress(MachineError):
+                self.delete([staged])
+
+    def _staged(self, path: str) -> str:
+        """A unique hidden name beside a file."""
+        folder, _, name = check_path(path, self.location).rpartition("/")
+        hidden = f".{name}-{uuid.uuid4().hex[:12]}"
+        return f"{folder}/{hidden}" if folder else hidden
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete files; see `Store`."""
@@ -160,25 +177,25 @@ class _HdfsFile:
         self._full_path = f"{root}/{check_path(path, store.location)}"
         try:
             system.create_dir(self._full_path.rpartition("/")[0], recursive=True)
-            self._stream = system.open_output_stream(self._full_path)
+            self.stream = system.open_output_stream(self._full_path)
         except OSError as error:
             raise store._error(path, error) from None
 
     def write(self, data: memoryview) -> None:
         try:
-            self._stream.write(data)
+            self.stream.write(data)
         except OSError as error:
             raise self._store._error(self._path, error) from None
 
     def close(self) -> None:
         try:
-            self._stream.close()
+            self.stream.close()
         except OSError as error:
             raise self._store._error(self._path, error) from None
 
     def abort(self) -> None:
         with suppress(OSError):
-            self._stream.close()
+            self.stream.close()
         with suppress(MachineError):
             self._store.delete([self._path])
 

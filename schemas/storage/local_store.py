@@ -6,9 +6,9 @@ import errno
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import pyarrow as pa
 
@@ -126,13 +126,14 @@ class LocalStore(Store):
         finally:
             staged.unlink(missing_ok=True)
 
-    def replace(self, path: str, data: bytes) -> None:
-        """Replace a file by a rename; see `Store`."""
+    @contextmanager
+    def open_replacement(self, path: str) -> Iterator[IO[bytes]]:
+        """Open a hidden file that is renamed at the end; see `Store`."""
         target = self.path(path)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(target) as file:
-                file.write(data)
+                yield file
         except OSError as error:
             raise MachineError(disk_message(error, target)) from None
 

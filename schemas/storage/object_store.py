@@ -17,9 +17,10 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import obstore
@@ -29,6 +30,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from longbatch.schemas.errors import MachineError
 
+from .local_folders import disk_message
 from .read_process import ReadProcess
 from .store import FileWriter, Store, StoredFile, check_path
 
@@ -122,6 +124,20 @@ class ObjectStore(Store):
         # pyarrow reads any Python file; its stub wants an IOBase.
         return pa.PythonFile(cast(io.IOBase, io.BufferedReader(_RangeReader(self, path, size), READ_AHEAD_BYTES)))
 
+    def download(self, path: str, target: Path) -> None:
+        """Copy an object by one request, because a later request may get a newer version; see `Store`."""
+        check_path(path, self.location)
+
+        def fetch(client: Client) -> None:
+            with target.open("wb") as file:
+                for data in obstore.get(client, path).stream(min_chunk_size=PART_BYTES):
+                    try:
+                        file.write(data)
+                    except OSError as error:  # of the disk, so another attempt cannot help
+                        raise MachineError(disk_message(error, target)) from None
+
+        self._request(path, fetch)
+
     def create(self, path: str) -> FileWriter:
         """Begin a new object; see `Store`."""
         return _Upload(self, check_path(path, self.location))
@@ -171,10 +187,22 @@ class ObjectStore(Store):
         except FileNotFoundError:
             return False
 
-    def replace(self, path: str, data: bytes) -> None:
-        """Put an object over an earlier one; see `Store`."""
+    @contextmanager
+    def open_replacement(self, path: str) -> Iterator[IO[bytes]]:
+        """Open a temporary file that is uploaded at the end; see `Store`."""
         check_path(path, self.location)
-        self._request(path, lambda client: obstore.put(client, path, data))
+        with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as file:
+            try:
+                yield cast(IO[bytes], file)
+            except OSError as error:
+                raise MachineError(self._spool_message(path, error)) from None
+            self.upload(path, cast(IO[bytes], file))
+
+    def _spool_message(self, path: str, error: OSError) -> str:
+        return (
+            f"cannot collect {self.name(path)} in {tempfile.gettempdir()}: {error.strerror or error}. "
+            "Free space there, or set TMPDIR. Nothing was committed."
+        )
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects, up to 1,000 a request; see `Store`."""
@@ -258,10 +286,7 @@ class _Upload:
         try:
             self._file.write(data)
         except OSError as error:
-            raise MachineError(
-                f"cannot collect {self._store.name(self._path)} in {tempfile.gettempdir()}: {error.strerror or error}. "
-                "Free space there, or set TMPDIR. Nothing was committed."
-            ) from None
+            raise MachineError(self._store._spool_message(self._path, error)) from None
 
     def close(self) -> None:
         if self._file.closed:

@@ -12,14 +12,16 @@ from .store import Store
 
 
 @contextmanager
-def output_folder(store: Store, folder: str) -> Iterator[Path]:
+def output_folder(store: Store, folder: str = "", *, keep_others: bool = False) -> Iterator[Path]:
     """Yield a path of this machine for files of a store; what an object store gets is uploaded at the end of the block.
 
-    Uploaded files replace all earlier ones of the folder. After an error nothing is uploaded.
+    After an error nothing is uploaded.
 
     Args:
         store: Where the folder belongs.
-        folder: Its path in the store.
+        folder: Its path in the store; "" for all of it.
+        keep_others: Replace only files of the same name. Otherwise uploaded files replace all earlier ones of the
+            folder.
 
     Yields:
         The folder itself if the store is on this machine, else an empty temporary folder.
@@ -34,9 +36,10 @@ def output_folder(store: Store, folder: str) -> Iterator[Path]:
         local = Path(name) / "output"
         local.mkdir()
         yield local
-        earlier = {file.path for file in store.list_files(folder)}
+        earlier = set() if keep_others else {file.path for file in store.list_files(folder)}
         for path in sorted(path for path in local.rglob("*") if path.is_file()):
-            target = f"{folder}/{path.relative_to(local).as_posix()}"
+            name = path.relative_to(local).as_posix()
+            target = f"{folder}/{name}" if folder else name
             store.replace(target, path.read_bytes())
             earlier.discard(target)
         store.delete(sorted(earlier))

@@ -9,14 +9,19 @@ that the place supports it before any work is done.
 from __future__ import annotations
 
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import IO, Protocol
 
 import pyarrow as pa
 
 from longbatch.schemas.errors import DatasetError
+
+COPY_BYTES = 16 << 20  # in memory at once
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,21 @@ class Store(ABC):
             MachineError: The place cannot be reached or read.
         """
 
+    def download(self, path: str, target: Path) -> None:
+        """Copy a file to this machine; all bytes are of one version of it.
+
+        Args:
+            path: The file.
+            target: The file to write.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            MachineError: The place cannot be read, or the target cannot be written.
+        """
+        with self.open_input(path) as source, target.open("wb") as file:
+            while data := source.read(COPY_BYTES):
+                file.write(data)
+
     @abstractmethod
     def create(self, path: str) -> FileWriter:
         """Begin a new file. Its name must be unique: two writers of one name are not kept apart everywhere.
@@ -166,12 +186,29 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def open_replacement(self, path: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a new file that takes the place of an earlier one at the end of the block, unless there was an error.
+
+        A reader sees the earlier file or the new one, never a part.
+
+        Args:
+            path: The file; it need not exist.
+
+        Returns:
+            A context manager that yields the new file, open for writing.
+
+        Raises:
+            MachineError: The place cannot be written.
+        """
+
     def replace(self, path: str, data: bytes) -> None:
         """Write a file atomically, over an earlier one if there is one.
 
         Raises:
             MachineError: The place cannot be written.
         """
+        with self.open_replacement(path) as file:
+            file.write(data)
 
     @abstractmethod
     def delete(self, paths: Iterable[str]) -> None:
@@ -188,6 +225,14 @@ class Store(ABC):
         Raises:
             MachineError: They cannot; says what to do.
         """
+
+    def check_writable(self) -> None:
+        """Write and delete a file, so that a missing permission is found before any work is done.
+
+        Raises:
+            MachineError: The place cannot be written.
+        """
+        self.now(f".probe-{uuid.uuid4().hex[:12]}")
 
     def now(self, unique: str) -> float:
         """Read the clock that `StoredFile.modified` is measured by.

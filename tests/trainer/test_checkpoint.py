@@ -7,7 +7,8 @@ import pytest
 import torch
 from training_data import TrainedRun, tiny
 
-from longbatch.schemas.errors import DatasetError
+from longbatch.schemas.errors import DatasetError, MachineError
+from longbatch.schemas.storage.open_store import Location
 from longbatch.trainer import checkpoint
 from longbatch.trainer.checkpoint import Checkpoint
 from longbatch.trainer.train import train
@@ -40,14 +41,15 @@ def test_a_failed_save_leaves_the_previous_checkpoint(
     trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = checkpoint.load(trained.folder)
-    path = checkpoint.save(run, tmp_path)
+    checkpoint.save(run, tmp_path)
+    path = tmp_path / "checkpoint.pt"
     before = path.read_bytes()
 
     def full_disk(*_: object) -> NoReturn:
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(MachineError, match=r"cannot write .*checkpoint.pt: no space left"):
         checkpoint.save(run, tmp_path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
@@ -65,7 +67,7 @@ def test_a_loaded_checkpoint_equals_the_saved_one(trained: TrainedRun, tmp_path:
 def test_checkpoints_are_saved_during_training(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
 
-    def record(content: Checkpoint, run_dir: Path) -> None:
+    def record(content: Checkpoint, run: Location) -> None:
         steps.append(content.steps)
 
     monkeypatch.setattr(checkpoint, "save", record)

@@ -213,7 +213,7 @@ def _user_checks(
         path: str | None = getattr(spec.expectations, table)
         if path is not None:
             frame = frames[table]
-            expectations = read_user_suite(Path(path), list(frame.columns))
+            expectations = read_user_suite(path, list(frame.columns))
             yield _Check(
                 f"{table}, user suite", frame, expectations, f"{sampled[table]}, suite from {path}", len(frame)
             )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from longbatch.schemas.errors import SpecError
+from longbatch.schemas.storage.open_store import FileLocation, read_file
 
 from .gx_import import GxExpectation, great_expectations
 
@@ -27,11 +27,11 @@ NEED_SQL = (
 )
 
 
-def read_user_suite(path: Path, columns: Collection[str]) -> list[GxExpectation]:
+def read_user_suite(path: FileLocation, columns: Collection[str]) -> list[GxExpectation]:
     """Read a suite file.
 
     Args:
-        path: The JSON file.
+        path: Path or URL of the JSON file.
         columns: The columns of the table that the suite will run on.
 
     Returns:
@@ -44,9 +44,9 @@ def read_user_suite(path: Path, columns: Collection[str]) -> list[GxExpectation]
     return [_expectation(path, number, entry, columns) for number, entry in enumerate(_entries(path), start=1)]
 
 
-def _entries(path: Path) -> list[object]:
+def _entries(path: FileLocation) -> list[object]:
     try:
-        suite = json.loads(path.read_text(encoding="utf-8"))
+        suite = json.loads(read_file(path))
     except OSError as error:
         raise SpecError(
             f"cannot read the expectation suite {path}: {error.strerror}. Fix its path in [expectations]."
@@ -62,7 +62,7 @@ def _entries(path: Path) -> list[object]:
     return entries
 
 
-def _expectation(path: Path, number: int, value: object, columns: Collection[str]) -> GxExpectation:
+def _expectation(path: FileLocation, number: int, value: object, columns: Collection[str]) -> GxExpectation:
     great_expectations()
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
-from longbatch.schemas.storage.open_store import Location
+from longbatch.schemas.storage.open_store import FileLocation, Location
 
 if TYPE_CHECKING:
     from longbatch.jobs.engines.engine import Engine
     from longbatch.schemas.format.dataset import Dataset
     from longbatch.trainer.config import TrainConfig
 
-StrPath: TypeAlias = str | os.PathLike[str]
 EngineName: TypeAlias = Literal["local", "spark"]
 
 
@@ -46,7 +43,7 @@ def make_engine(engine: EngineName | Engine, *, workers: int | None = None, mast
 
 
 def read_train_config(
-    config: StrPath | TrainConfig | Mapping[str, object] | None, **overrides: float | None
+    config: FileLocation | TrainConfig | Mapping[str, object] | None, **overrides: float | None
 ) -> TrainConfig:
     """Return a `TrainConfig` from a TOML file, a mapping or another config, with the overrides that are not None.
 
@@ -58,14 +55,14 @@ def read_train_config(
     if isinstance(config, TrainConfig):
         config = config.model_dump(exclude_unset=True)
     if not isinstance(config, Mapping):
-        return load_config(None if config is None else Path(config), **overrides)
+        return load_config(config, **overrides)
     given = {name: value for name, value in overrides.items() if value is not None}
     return validate_config({**config, **given})
 
 
-def read_spec(spec: StrPath | BuildSpec) -> BuildSpec:
-    """Return a spec, or the one in a TOML file."""
-    return spec if isinstance(spec, BuildSpec) else load_spec(Path(spec))
+def read_spec(spec: FileLocation | BuildSpec) -> BuildSpec:
+    """Return a spec, or the one in a TOML file at a path or URL."""
+    return spec if isinstance(spec, BuildSpec) else load_spec(spec)
 
 
 def read_dataset(dataset: Location | Dataset) -> Dataset:

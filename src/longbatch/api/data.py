@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec
-from longbatch.schemas.storage.open_store import Location
+from longbatch.schemas.storage.open_store import FileLocation, Location
 from longbatch.schemas.types import ProgressCallback, no_progress
 
-from .arguments import EngineName, StrPath, make_engine, read_spec, read_time
+from .arguments import EngineName, make_engine, read_spec, read_time
 
 if TYPE_CHECKING:
     from longbatch.jobs.build import BuildSummary
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def build(
-    spec: StrPath | BuildSpec,
+    spec: FileLocation | BuildSpec,
     out: Location,
     *,
     engine: EngineName | Engine = "local",
@@ -35,8 +35,8 @@ def build(
     The dataset appears when everything is written. After an error nothing is left of the attempt.
 
     Args:
-        spec: The build spec, as a TOML file or a `BuildSpec`.
-        out: The folder to write the dataset to.
+        spec: The build spec, as path or URL of a TOML file, or as a `BuildSpec`.
+        out: Folder or URL to write the dataset to.
         engine: "local"; "spark", on the active Spark session or a new one; or an engine, as `LocalEngine(workers=4)`.
         until: Build only what was known before this time, so that later days can be appended. UTC if it has no offset.
         overwrite: Replace an existing dataset after the new one is complete.
@@ -71,7 +71,7 @@ def build(
 
 
 def append(
-    spec: StrPath | BuildSpec,
+    spec: FileLocation | BuildSpec,
     dataset: Location,
     *,
     until: str | datetime,
@@ -116,7 +116,7 @@ def append(
 def validate(
     dataset: Location,
     *,
-    against: StrPath | BuildSpec | None = None,
+    against: FileLocation | BuildSpec | None = None,
     users: int | None = 20,
     seed: int = 0,
     expectations: bool = True,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from longbatch.schemas.storage.open_store import Location
 from longbatch.schemas.types import ProgressCallback, no_progress
 
-from .arguments import StrPath, read_dataset
+from .arguments import read_dataset
 
 if TYPE_CHECKING:
     from longbatch.jobs.expand import Expansion
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def expand(
     dataset: Location | Dataset,
-    out: StrPath,
+    out: str | PathLike[str],
     *,
     history_length: int | None = None,
     check: bool = False,
@@ -64,7 +65,7 @@ def expand(
 
 def measure(
     dataset: Location | Dataset,
-    out: StrPath,
+    out: Location,
     *,
     budget_bytes: int = 600_000_000,
     seed: int = 0,
@@ -74,7 +75,7 @@ def measure(
 
     Args:
         dataset: A dataset.
-        out: The folder for savings.json, savings.html and plots.
+        out: Folder or URL for savings.json, savings.html and plots.
         budget_bytes: In-memory bytes to write of each layout in each format. Larger layouts are sampled.
         seed: Chooses what is sampled.
         progress: Called with (stage, done, total).
@@ -94,11 +95,11 @@ def measure(
     """
     from longbatch.jobs.savings.measure import measure as run
 
-    return run(read_dataset(dataset), Path(out), budget_bytes=budget_bytes, seed=seed, progress=progress or no_progress)
+    return run(read_dataset(dataset), out, budget_bytes=budget_bytes, seed=seed, progress=progress or no_progress)
 
 
 def simulate(
-    out: StrPath,
+    out: str | PathLike[str],
     *,
     users: int = 1_000,
     events: int = 4_000_000,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longbatch.schemas.storage.open_store import Location
+from longbatch.schemas.storage.open_store import FileLocation, Location
 
-from .arguments import StrPath, read_time, read_train_config
+from .arguments import read_time, read_train_config
 
 if TYPE_CHECKING:
     from longbatch.trainer.config import TrainConfig
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
 
 def train(
     dataset: Location,
-    run: StrPath,
+    run: Location,
     *,
-    config: StrPath | TrainConfig | Mapping[str, object] | None = None,
+    config: FileLocation | TrainConfig | Mapping[str, object] | None = None,
     seconds: float | None = None,
     steps: int | None = None,
     history_length: int | None = None,
@@ -36,8 +35,8 @@ def train(
 
     Args:
         dataset: A dataset.
-        run: The folder for checkpoints and report.json.
-        config: A `TrainConfig`, its keys as a mapping, or a TOML file of them. Default: the defaults of `TrainConfig`.
+        run: Folder or URL for checkpoints and report.json.
+        config: A `TrainConfig`, its keys as a mapping, or path or URL of a TOML file of them. Default: `TrainConfig()`.
         seconds: Stop training after this time. Overrides the config, as do the next two.
         steps: Stop training after this many steps.
         history_length: The newest events that the model sees.
@@ -50,6 +49,7 @@ def train(
     Raises:
         SpecError: The config is invalid or does not fit the dataset.
         DatasetError: No request is left to train or to evaluate on.
+        MachineError: The disk is full, or a store cannot be reached or written.
 
     Example:
         >>> import longbatch as lb
@@ -60,11 +60,11 @@ def train(
     from longbatch.trainer.train import train as run_training
 
     chosen = read_train_config(config, max_seconds=seconds, max_steps=steps, history_length=history_length)
-    return run_training(dataset, Path(run), chosen, resume=resume, progress=progress)
+    return run_training(dataset, run, chosen, resume=resume, progress=progress)
 
 
 def evaluate(
-    run: StrPath,
+    run: Location,
     dataset: Location,
     *,
     history_lengths: Sequence[int] | None = None,
@@ -77,7 +77,7 @@ def evaluate(
     """Evaluate a trained model on later requests, at several history lengths.
 
     Args:
-        run: A folder written by `train`.
+        run: Folder or URL written by `train`, or one of its checkpoint files.
         dataset: A dataset.
         history_lengths: The newest events that the model sees. Default: the longest history it was trained with.
         after: Evaluate requests from this time on. Default: the end of the training requests.
@@ -102,7 +102,7 @@ def evaluate(
     from longbatch.trainer.evaluate import evaluate as run_evaluation
 
     return run_evaluation(
-        Path(run),
+        run,
         dataset,
         history_lengths=history_lengths,
         requests=RequestSelection(read_time(after), read_time(before), max_requests),
@@ -111,11 +111,11 @@ def evaluate(
     )
 
 
-def load_model(run: StrPath, *, device: str = "cpu") -> RequestModel:
+def load_model(run: Location, *, device: str = "cpu") -> RequestModel:
     """Load the model of a training run, for `Scorer` or a program of your own.
 
     Args:
-        run: A folder written by `train`, for its newest checkpoint, or a checkpoint file.
+        run: Folder or URL written by `train`, for its newest checkpoint, or one of its checkpoint files.
         device: Where to put the model, such as "cuda".
 
     Returns:
@@ -133,4 +133,4 @@ def load_model(run: StrPath, *, device: str = "cpu") -> RequestModel:
     """
     from longbatch.trainer.checkpoint import load
 
-    return load(Path(run), device).model
+    return load(run, device).model

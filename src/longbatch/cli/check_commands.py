@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,8 +54,11 @@ def inspect(
 def validate(
     dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     against: Annotated[
-        Path | None,
-        typer.Option(help="A spec with the paths of the raw logs, if they moved. Default: the dataset's own."),
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Path or URL of a spec with the paths of the raw logs, if they moved. Default: the dataset's own.",
+        ),
     ] = None,
     users: Annotated[int, typer.Option(min=0, help="Users to recompute from the raw logs; 0 for all.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the users.")] = 0,

@@ -105,7 +105,9 @@ docs/spec.md explains every key and has more examples.
 
 @app.command(epilog=BUILD_EXAMPLES)
 def build(
-    spec: Annotated[str, typer.Argument(help="The build spec (TOML), or preset:NAME for a public dataset.")],
+    spec: Annotated[
+        str, typer.Argument(help="Path or URL of the build spec (TOML), or preset:NAME for a public dataset.")
+    ],
     folders: Annotated[
         list[str],
         typer.Argument(
@@ -178,7 +180,10 @@ def choose_engine(engine: Literal["local", "spark"] | None, master: str | None, 
     )
 )
 def append(
-    spec: Annotated[Path, typer.Argument(help="The spec. Its sources may name only the files of the new days.")],
+    spec: Annotated[
+        str,
+        typer.Argument(help="Path or URL of the spec. Its sources may name only the files of the new days."),
+    ],
     dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset that was built with --until.")],
     until: Annotated[str, typer.Option(help="Append what was known before this time (ISO; UTC if it has no offset).")],
     engine: EngineName = None,
@@ -213,7 +218,12 @@ def append(
 )
 def forget(
     dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
-    users: Annotated[Path, typer.Option(help="A text file with one user a line, as the raw logs name them.")],
+    users: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Path or URL of a text file with one user a line, as the raw logs name them."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Remove users from a dataset: shards, incremental state, samples, quarantine and vocabulary.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,10 +61,11 @@ def set_options(
         bool, typer.Option("--quiet", "-q", help="Show results and errors only: no progress, no log lines.")
     ] = False,
     metrics: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write what the run did as JSON; see docs/operations.md.")
+        str | None,
+        typer.Option(metavar="FILE", help="Write what the run did as JSON to a path or URL; see docs/operations.md."),
     ] = None,
     openlineage: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append OpenLineage events, one line each. Nothing is sent.")
+        str | None, typer.Option(metavar="FILE", help="Append OpenLineage events, one line each. Nothing is sent.")
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")

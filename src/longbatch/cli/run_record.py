@@ -27,12 +27,12 @@ class RunRecord:
 
     Attributes:
         facts: What is known about the run.
-        metrics: The file of --metrics.
-        events: The file of --openlineage.
+        metrics: Path or URL of the file of --metrics.
+        events: Path of the file of --openlineage.
     """
 
     facts: RunFacts = field(default_factory=RunFacts)
-    metrics: Path | None = None
+    metrics: str | None = None
     events: Path | None = None
     _start_written: bool = False
 
@@ -53,13 +53,10 @@ class RunRecord:
             MachineError: A file cannot be written.
         """
         if self.metrics:
-            from longbatch.schemas.storage.local_folders import atomic_file, disk_message
+            from longbatch.schemas.storage.open_store import open_file
 
-            try:
-                with atomic_file(self.metrics) as file:
-                    file.write(as_json(metrics_document(self.facts)).encode() + b"\n")
-            except OSError as error:
-                raise MachineError(disk_message(error, self.metrics)) from None
+            store, name = open_file(self.metrics)
+            store.replace(name, as_json(metrics_document(self.facts)).encode() + b"\n")
         if self.events:
             self.write_start()
             _append_event(self.events, self.facts, final_event_type(self.facts))
@@ -102,26 +99,41 @@ def _append_event(path: Path, facts: RunFacts, event_type: EventType) -> None:
         raise MachineError(disk_message(error, path)) from None
 
 
-def set_record_files(command: str, metrics: Path | None, events: Path | None) -> None:
+def set_record_files(command: str, metrics: str | None, events: str | None) -> None:
     """Set where the record of the running command is written.
 
     Args:
         command: Name of the command.
-        metrics: The file of --metrics.
-        events: The file of --openlineage.
+        metrics: Path or URL of the file of --metrics.
+        events: Path of the file of --openlineage.
 
     Raises:
-        SpecError: The folder of a file does not exist.
+        SpecError: The folder of a file does not exist; or the events are to be written to a URL.
     """
-    for option, path in (("--metrics", metrics), ("--openlineage", events)):
-        if path and not path.absolute().parent.is_dir():
-            raise SpecError(f"{option} {path}: the folder {path.absolute().parent} does not exist. Create it first.")
+    for option, location in (("--metrics", metrics), ("--openlineage", events)):
+        if location:
+            _check_folder(option, location)
+    if events and "://" in events:
+        raise SpecError(
+            f"--openlineage {events}: events are appended to a file, which an object store cannot do. Write them to a "
+            "file of this machine and copy it."
+        )
     record = _record.get(None)
     if record is None:
         return  # the application was called without `main`
     record.facts.command = command
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first rank writes
-        record.metrics, record.events = metrics, events
+        record.metrics, record.events = metrics, Path(events).expanduser() if events else None
+
+
+def _check_folder(option: str, location: str) -> None:
+    """Raise SpecError unless the folder of a file exists; an object store has no folders to create."""
+    from longbatch.schemas.storage.local_store import LocalStore
+    from longbatch.schemas.storage.open_store import open_file
+
+    store, _ = open_file(location)
+    if isinstance(store, LocalStore) and not store.root.absolute().is_dir():
+        raise SpecError(f"{option} {location}: the folder {store.root.absolute()} does not exist. Create it first.")
 
 
 def describe_run(

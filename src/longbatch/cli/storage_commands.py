@@ -21,7 +21,7 @@ app = typer.Typer()
 )
 def measure(
     dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
-    out: Annotated[Path, typer.Argument(help="The folder for savings.json, savings.html and plots.")],
+    out: Annotated[str, typer.Argument(help="Folder or URL for savings.json, savings.html and plots.")],
     budget: Annotated[
         int,
         typer.Option(
@@ -94,7 +94,9 @@ def expand(
     )
 )
 def plan(
-    savings: Annotated[Path, typer.Argument(help="A savings.json written by measure, of a sample of the log.")],
+    savings: Annotated[
+        str, typer.Argument(help="Path or URL of a savings.json written by measure, of a sample of the log.")
+    ],
     users: Annotated[float, typer.Option(min=1, max=1e12, help="Users with requests.")] = 1e6,
     requests_per_user_day: Annotated[float, typer.Option(min=1e-6, max=1e6, help="Requests of a user per day.")] = 30,
     targets: Annotated[float, typer.Option(min=1e-6, max=1e6, help="Mean targets of a request.")] = 8,

@@ -209,7 +209,7 @@ def format_metrics(metrics: Sequence[Metrics]) -> str:
     return "\n".join(lines)
 
 
-def format_savings(savings: Savings, out: Path) -> str:
+def format_savings(savings: Savings, out: str | Path) -> str:
     """Format bytes and seconds of every layout as a table, and how many times the dataset's bytes they are."""
     targets, stored, ratios = savings.dataset.targets, savings.stored, savings.headline
     lines = [

@@ -23,13 +23,16 @@ app = typer.Typer()
     epilog=examples(
         "longbatch train dataset run --seconds 120",
         "longbatch train dataset run --config stca.toml --resume",
+        "longbatch train s3://bucket/dataset s3://bucket/run",
         "torchrun --nproc-per-node 2 --no-python longbatch train dataset run",
     )
 )
 def train(
     dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
-    run: Annotated[Path, typer.Argument(help="The folder to write checkpoints and report.json to.")],
-    config: Annotated[Path | None, typer.Option(help="TrainConfig as TOML; see docs/trainer.md.")] = None,
+    run: Annotated[str, typer.Argument(help="Folder or URL to write checkpoints and report.json to.")],
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="TrainConfig as TOML, a path or URL; see docs/trainer.md.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop training after this time.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop training after this many steps.")] = None,
     history_length: Annotated[
@@ -66,7 +69,7 @@ def train(
     )
 )
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A folder written by train.")],
+    run: Annotated[str, typer.Argument(help="Folder or URL written by train, or one of its checkpoint files.")],
     dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     history_lengths: Annotated[str, typer.Option(help="History lengths, separated by commas.")] = "100,500,2000,10000",
     by_history: Annotated[

@@ -559,6 +559,17 @@ def test_paths_are_relative_to_the_folder_of_the_spec(tmp_path: Path) -> None:
     )
 
 
+def test_paths_are_relative_to_the_url_of_the_spec() -> None:
+    paths = 'path = ["log/*.parquet", "../a.parquet", "/data/b.parquet", "gs://bucket/c.parquet"]'
+    spec = parse_spec(with_line('path = "log/*.parquet"', paths)).with_paths_from("s3://bucket/specs")
+    assert spec.sources["log"].path == (
+        "s3://bucket/specs/log/*.parquet",
+        "s3://bucket/a.parquet",
+        "/data/b.parquet",
+        "gs://bucket/c.parquet",
+    )
+
+
 def test_the_name_of_a_table_is_not_a_path() -> None:
     spec = parse_spec(with_line('path = "log/*.parquet"', 'path = "catalog.log"\nformat = "table"'))
     assert spec.with_paths_from(Path("/somewhere")).sources["log"].path == ("catalog.log",)

@@ -18,8 +18,9 @@ from longbatch.benchmarks.object_proxy import FaultName
 from longbatch.benchmarks.object_servers import SECRET, Bucket, gcs_server
 from longbatch.schemas.errors import DatasetError, MachineError, SpecError
 from longbatch.schemas.storage import hdfs_store, object_store
+from longbatch.schemas.storage.local_copy import local_copy
 from longbatch.schemas.storage.local_store import LocalStore
-from longbatch.schemas.storage.open_store import open_store
+from longbatch.schemas.storage.open_store import open_store, read_file
 from longbatch.schemas.storage.store import Store
 
 
@@ -144,6 +145,35 @@ def test_replacing_overwrites(store: Store) -> None:
     assert paths(store) == ["report"]
 
 
+def test_a_replacement_appears_at_the_end_of_its_block_unless_there_was_an_error(store: Store) -> None:
+    store.write("folder/report", b"first")
+
+    def fail() -> None:
+        with store.open_replacement("folder/report") as file:
+            file.write(b"half of")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert store.read("folder/report").to_pybytes() == b"first"
+    with store.open_replacement("folder/report") as file:
+        file.write(b"second")
+        file.write(bytes(40 << 20))
+        assert store.size("folder/report") == 5
+    assert store.size("folder/report") == 6 + (40 << 20)
+    assert paths(store) == ["folder/report"]
+
+
+def test_a_local_copy_has_the_content_of_the_file(store: Store, tmp_path: Path) -> None:
+    content = os.urandom(40 << 20)
+    store.write("folder/large", content)
+    with local_copy(store, "folder/large") as path:
+        assert path.read_bytes() == content
+    assert store.size("folder/large") == len(content)
+    with pytest.raises(FileNotFoundError, match="no/where"), local_copy(store, "no/where"):
+        pass
+
+
 def test_a_probe_leaves_nothing(store: Store) -> None:
     store.probe()
     assert paths(store) == []
@@ -250,6 +280,37 @@ def test_an_unsuitable_url_is_refused(url: str, message: str) -> None:
     with pytest.raises(SpecError, match=message) as raised:
         open_store(url)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "abfss", "hdfs"])
+def test_a_url_with_one_slash_is_refused(scheme: str) -> None:
+    with pytest.raises(SpecError, match=rf"{scheme}:/bucket/x: a URL has two slashes .*Write {scheme}://bucket/x"):
+        open_store(f"{scheme}:/bucket/x")
+    with pytest.raises(SpecError, match="a Path drops a slash"):
+        open_store(Path(f"{scheme}://bucket/x"))
+    assert open_store(f"./{scheme}:/bucket/x").location == f"./{scheme}:/bucket/x"
+
+
+def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert open_store("~/dataset").location == "/home/someone/dataset"
+
+
+def test_a_file_is_read_by_path_and_by_url(s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"local")
+    assert read_file(tmp_path / "file") == b"local"
+    assert read_file(f"file://{tmp_path}/file") == b"local"
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    url = f"s3://bucket/{tmp_path.name}"
+    open_store(url).write("file", b"remote")
+    assert read_file(f"{url}/file") == b"remote"
+    for missing in (f"{url}/missing", tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match=f"No such file or directory.*{missing}"):
+            read_file(missing)
+    for folder in ("s3://bucket", "s3://bucket/folder/"):
+        with pytest.raises(SpecError, match=f"{folder} is not the URL of a file"):
+            read_file(folder)
 
 
 def test_urls_as_hadoop_writes_them_are_known() -> None:
