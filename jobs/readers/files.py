@@ -6,6 +6,7 @@ Files that writers leave beside the data are ignored: names that start with "_" 
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -141,6 +142,8 @@ def list_files(pattern: str) -> list[SourceFile]:
             f"{pattern.partition('?')[0]!r} is followed by options, which a path cannot have. Set the region, the "
             "endpoint and credentials in the environment, such as AWS_ENDPOINT_URL."
         )
+    if not root and os.path.exists(inner):
+        inner = glob.escape(inner)  # its own name may have brackets
     files = _remote_files(root, inner) if root else list(_local_files(inner))
     base = _base_folder(inner)
     _refuse_tables(pattern, (file.path for file in files))
@@ -184,9 +187,15 @@ def _pattern_regex(inner: str) -> re.Pattern[str]:
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^/\]]+\])", inner)
     wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     regex = "".join(
-        wildcards.get(part) or (part.replace("[!", "[^") if part.startswith("[") else re.escape(part)) for part in parts
+        wildcards.get(part) or (_character_class(part) if part.startswith("[") else re.escape(part)) for part in parts
     )
     return re.compile(f"{regex}(?:/.*)?", re.DOTALL)
+
+
+def _character_class(part: str) -> str:
+    """Convert [...] of a glob to a regular expression: [!a] is [^a], and [[] is a bracket."""
+    characters = part[1:-1].replace("\\", r"\\").replace("[", r"\[")
+    return f"[^{characters[1:]}]" if characters.startswith("!") else f"[{characters}]"
 
 
 # Object stores

@@ -6,6 +6,7 @@ Shorthands (`user_id = "uid"`, `author_id = "int32"`) are expanded on reading, s
 
 from __future__ import annotations
 
+import glob
 import posixpath
 from datetime import datetime
 from pathlib import Path
@@ -342,7 +343,8 @@ def _absolute(path: str, folder: Path | str, format: SourceFormat | None) -> str
     if is_url(folder) and not path.startswith("/"):
         scheme, _, base = str(folder).partition("://")
         return f"{scheme}://{posixpath.normpath(f'{base}/{path}')}"
-    return str(Path(folder) / path)
+    # Brackets in the name of the spec's folder are not a part of the glob.
+    return str(Path(glob.escape(str(folder)) if glob.has_magic(path) else folder) / path)
 
 
 def parse_spec(text: str, origin: str = "spec") -> BuildSpec:

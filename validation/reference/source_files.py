@@ -65,8 +65,9 @@ def source_files(spec: BuildSpec, source: str) -> list[File]:
 
 def _matching_files(source: str, pattern: str) -> Iterator[File]:
     """Yield the files of a path, folder, glob or URI; not those below names that start with "_" or "."."""
-    base = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] if glob.has_magic(pattern) else pattern
     local = pattern.removeprefix("file://")
+    is_glob = glob.has_magic(pattern) and not os.path.exists(local)
+    base = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] if is_glob else pattern
     if "://" in local:
         scheme, _, rest = pattern.partition("://")
         host, _, inner = rest.partition("/")
@@ -80,7 +81,8 @@ def _matching_files(source: str, pattern: str) -> Iterator[File]:
     else:
         base = base.removeprefix("file://")
         # Python's glob does not know `**` within a name; listing all files and matching their paths does.
-        tops = [base] if "**" in local else glob.glob(local) or [local]
+        local = local if is_glob else glob.escape(local)
+        tops = [base] if "**" in local else glob.glob(local)
         paths = [path for top in tops for path in _files_below(top) if _matches(path, local)]
         files = [File(source, open_store(Path(path).parent), Path(path).name) for path in paths]
     yield from (file for file in files if not _is_left_behind(file.store.name(file.path), base))
@@ -96,7 +98,9 @@ def _matches(path: str, pattern: str) -> bool:
     """Return whether a pattern matches a file, or a folder above it."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]*\])", pattern.rstrip("/"))
     regexes = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    regex = "".join(regexes.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
+    regex = "".join(
+        regexes.get(part) or (part.replace("[[", r"[\[") if part.startswith("[") else re.escape(part)) for part in parts
+    )
     return re.fullmatch(f"{regex}(/.*)?", path) is not None
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from raw_logs import CSV, NUMBERS, ROWS, STRINGS, rows_of, write
+from raw_logs import CSV, NUMBERS, ROWS, STRINGS, rows_of, spec_of, write
 
 from longbatch.jobs.readers.files import list_files
 from longbatch.schemas.errors import SourceError
+from longbatch.validation.reference.source_files import source_files
 
 
 def test_each_file_of_globs_and_lists_is_read_once_in_order(tmp_path: Path) -> None:
@@ -123,3 +124,15 @@ def test_options_and_credentials_in_a_uri_are_errors_without_the_secret() -> Non
     with pytest.raises(SourceError, match=r"s3://bucket: the URL contains credentials") as error:
         list_files("s3://KEY:SECRET@bucket/a.csv")
     assert "SECRET" not in str(error.value)
+
+
+def test_brackets_in_the_name_of_a_folder_are_not_a_glob(tmp_path: Path) -> None:
+    folder = tmp_path / "a[b]"
+    folder.mkdir()
+    ROWS.write_parquet(folder / "log.parquet")
+    for path in ("log.parquet", "*.parquet", "l[o]g.parquet"):
+        spec = spec_of(path, format="parquet").with_paths_from(folder)
+        (pattern,) = spec.sources["log"].path
+        assert names_in(pattern, folder) == ["log.parquet"]
+        assert [file.path for file in source_files(spec, "log")] == ["log.parquet"]
+    assert names_in(str(folder), folder) == ["log.parquet"]
