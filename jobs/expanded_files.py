@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ from longbatch.pipelines.expansion import HistorySlices, sample_level, sample_sc
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.dataset import Dataset
 from longbatch.schemas.ragged import owners_of
+from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.tables import event_type
 
 GROUP_BYTES = 64_000_000  # of a row group, in memory
@@ -87,12 +90,13 @@ def plan_parts(dataset: Dataset, history_length: int) -> list[Blocks]:
     return [blocks[run] for run in _runs(sizes, PART_BYTES)]
 
 
-def is_part(path: Path) -> bool:
-    """Whether `write_part` wrote the file, judged by its name and the metadata of its schema."""
-    if not PART_NAME.match(path.name):
+def is_part(store: Store, name: str) -> bool:
+    """Whether `write_part` wrote a file, judged by its name and the metadata of its schema."""
+    if not PART_NAME.match(name):
         return False
     try:
-        return FINGERPRINT_KEY in (pq.read_schema(path).metadata or {})
+        with store.open_input(name) as file:
+            return FINGERPRINT_KEY in (pq.read_schema(file).metadata or {})
     except (pa.ArrowException, OSError):
         return False
 
@@ -150,30 +154,44 @@ def settings_for(expander: Expander, parts: list[Blocks]) -> ParquetSettings:
     return ParquetSettings() if table is None else choose_settings([table], CODEC)
 
 
-def write_part(expander: Expander, settings: ParquetSettings, path: Path, blocks: Blocks) -> tuple[int, int, int]:
-    """Write one file and sync it to disk.
+def write_part(
+    expander: Expander, settings: ParquetSettings, store: Store, name: str, blocks: Blocks
+) -> tuple[int, int, int]:
+    """Write one file and sync it to disk, or upload it.
 
     Args:
         expander: The dataset and history length.
         settings: How the Parquet file is written.
-        path: The file to create.
+        store: Where to write it.
+        name: The file to create.
         blocks: The blocks to expand.
 
     Returns:
-        Rows, history events in all rows together, bytes on disk.
+        Rows, history events in all rows together, bytes of the file.
     """
     rows = events = 0
     schema, dataset = expander.schema, expander.dataset
-    with path.open("xb") as file:
-        with pq.ParquetWriter(file, schema, **parquet_options(schema, CODEC, settings)) as writer:
-            for table in row_groups(dataset, blocks, expander.history_length):
-                writer.write_table(table, row_group_size=table.num_rows)
-                rows += table.num_rows
-                events += pc.sum(pc.list_value_length(table["history_item_id"])).as_py()
-                expander.pool.advance("expand", table.num_rows, dataset.counts.targets)
+    options = parquet_options(schema, CODEC, settings)
+    with _new_file(store, name) as file, pq.ParquetWriter(file, schema, **options) as writer:
+        for table in row_groups(dataset, blocks, expander.history_length):
+            writer.write_table(table, row_group_size=table.num_rows)
+            rows += table.num_rows
+            events += pc.sum(pc.list_value_length(table["history_item_id"])).as_py()
+            expander.pool.advance("expand", table.num_rows, dataset.counts.targets)
+    return rows, events, store.size(name)
+
+
+@contextmanager
+def _new_file(store: Store, name: str) -> Iterator[IO[bytes]]:
+    """A file that is synced to the disk at the end; for an object store, a temporary one that is uploaded."""
+    if not isinstance(store, LocalStore):
+        with store.open_replacement(name) as file:
+            yield file
+        return
+    with store.path(name).open("xb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
-    return rows, events, path.stat().st_size
 
 
 def samples_of_part(expander: Expander, blocks: Blocks) -> SampleDigest:
@@ -186,20 +204,22 @@ def samples_of_part(expander: Expander, blocks: Blocks) -> SampleDigest:
     return samples
 
 
-def samples_of_file(expander: Expander, path: Path) -> SampleDigest:
+def samples_of_file(expander: Expander, store: Store, name: str) -> SampleDigest:
     """Hash what a file contains.
 
     Args:
         expander: The dataset and the history length it was expanded at.
-        path: A Parquet file.
+        store: Where the file is.
+        name: A Parquet file.
 
     Raises:
         DatasetError: The file is not part of an expansion of such a dataset.
         SpecError: The file was written at another history length.
     """
     schema, dataset, samples = expander.schema, expander.dataset, SampleDigest()
+    path = store.name(name)
     try:
-        with pq.ParquetFile(path) as file:
+        with store.open_input(name) as source, pq.ParquetFile(source) as file:
             _check_origin(path, file.schema_arrow, schema)
             for batch in _batches(file):
                 samples += digest_rows(batch.cast(schema), dataset.spec)
@@ -211,7 +231,7 @@ def samples_of_file(expander: Expander, path: Path) -> SampleDigest:
     return samples
 
 
-def _check_origin(path: Path, actual: pa.Schema, expected: pa.Schema) -> None:
+def _check_origin(path: str, actual: pa.Schema, expected: pa.Schema) -> None:
     """Raise SpecError if the file has another history length, DatasetError if it has other columns."""
     length, expected_length = ((schema.metadata or {}).get(LENGTH_KEY) for schema in (actual, expected))
     if length not in (None, expected_length):

@@ -291,7 +291,8 @@ def test_an_expansion_that_fails_its_check_is_not_kept(
 
     def write_wrong(*arguments: Any) -> tuple[int, int, int]:
         written = write(*arguments)
-        rewrite(arguments[-2], CHANGES["a label"])
+        store, name = arguments[2:4]
+        rewrite(store.path(name), CHANGES["a label"])
         return written
 
     monkeypatch.setattr(expand_module, "write_part", write_wrong)

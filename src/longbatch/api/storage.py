@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def expand(
     dataset: Location | Dataset,
-    out: str | PathLike[str],
+    out: Location,
     *,
     history_length: int | None = None,
     check: bool = False,
@@ -31,10 +31,10 @@ def expand(
 
     Args:
         dataset: A dataset.
-        out: The folder of Parquet files to write.
+        out: Folder or URL of Parquet files to write.
         history_length: The newest events to copy, at most the built length, which is the default.
         check: Read the files back and compare their rows with the dataset.
-        overwrite: Replace an earlier expansion after the new one is complete.
+        overwrite: Replace an earlier expansion after the new one is complete; at a URL, delete it before.
         progress: Called with (stage, done, total).
 
     Returns:
@@ -55,7 +55,7 @@ def expand(
 
     return run(
         read_dataset(dataset),
-        Path(out),
+        out,
         history_length=history_length,
         check=check,
         overwrite=overwrite,

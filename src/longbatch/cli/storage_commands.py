@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,11 +46,12 @@ def measure(
         "longbatch expand dataset samples --history-length 100",
         "longbatch expand dataset samples --check                 # compare existing files",
         "longbatch expand dataset samples --overwrite --check     # write and compare",
+        "longbatch expand dataset s3://bucket/samples",
     )
 )
 def expand(
     dataset: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
-    out: Annotated[Path, typer.Argument(help="The folder of Parquet files to write.")],
+    out: Annotated[str, typer.Argument(help="Folder or URL of the Parquet files to write.")],
     check: Annotated[
         bool, typer.Option("--check", help="Compare the files with the dataset. If OUT exists, only compare.")
     ] = False,
@@ -67,7 +67,7 @@ def expand(
     is 0 if both are equal, else 1.
     """
     from longbatch.api.storage import expand as run
-    from longbatch.jobs.expand import compare
+    from longbatch.jobs.expand import compare, has_files
     from longbatch.schemas.format.dataset import open_dataset
 
     from .text_output import format_expansion
@@ -75,7 +75,7 @@ def expand(
     describe_run(reads=dataset, other_output=out)
     opened = open_dataset(dataset)
     with show_progress() as progress:
-        if check and not overwrite and out.is_dir() and any(out.iterdir()):
+        if check and not overwrite and has_files(out):
             expansion = compare(opened, out, history_length=history_length, progress=progress)
         else:
             expansion = run(
