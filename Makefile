@@ -51,5 +51,10 @@ fuzz: setup
 azurite:
 	npm install --no-audit --no-fund --ignore-scripts --prefix .cache/azurite azurite@3.37.0
 
+# Each version of Spark and the oldest libraries, in environments of their own; writes the table of docs/cluster.md.
+# One row: make matrix ROWS='--only 3.5'
+matrix: setup
+	longbatch bench matrix $(ROWS)
+
 clean:
 	rm -rf $(VENV) .cache demo loaders/_copy_slices*.so

@@ -19,6 +19,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "faults": ("spark",),
     "gpu": (),
     "loader": ("repeats",),
+    "matrix": ("only",),
     "manifest": (),
     "quality": ("spark",),
     "skew": ("spark",),
@@ -44,6 +45,7 @@ def bench(
             "gpu",
             "loader",
             "manifest",
+            "matrix",
             "quality",
             "skew",
             "storage",
@@ -57,6 +59,7 @@ def bench(
     spark: Annotated[bool, typer.Option(help="Also measure the Spark engine.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each measurement; the median counts.")] = 3,
     out: Annotated[Path, typer.Option(help="The folder for data, runs and plots of studies.")] = Path("studies"),
+    only: Annotated[list[str] | None, typer.Option(help="A row of the matrix to run; default: all rows.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure what the documentation claims: each figure next to a baseline of the same run, or to the true value.
@@ -67,7 +70,7 @@ def bench(
 
     from .text_output import format_benchmark
 
-    given: dict[str, object] = {"spark": spark, "repeats": repeats, "out": out}
+    given: dict[str, object] = {"spark": spark, "repeats": repeats, "out": out, "only": only or ()}
     run = getattr(import_module(f"longbatch.benchmarks.{name}"), f"bench_{name}")
     with show_progress() as progress:
         results, figures = run(quick=quick, progress=progress, **{option: given[option] for option in OPTIONS[name]})
