@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from longbatch.pipelines.content_hash import content_hash
 from longbatch.schemas.format.dataset import Dataset, open_dataset
+from longbatch.schemas.storage.store import Store
 from longbatch.schemas.types import ProgressCallback
 
 WORK_PREFIX = "longbatch-bench-"  # of temporary folders
@@ -130,7 +131,7 @@ def drain(batches: Iterable[object]) -> None:
         pass
 
 
-def hash_of(dataset: Dataset | Path) -> str:
-    """Return the content hash of a dataset, or of the newest snapshot in a folder."""
-    opened = open_dataset(dataset) if isinstance(dataset, Path) else dataset
+def hash_of(dataset: Dataset | Path | Store) -> str:
+    """Return the content hash of a dataset, or of the newest snapshot in a folder or store."""
+    opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     return content_hash(opened.blocks(), opened.spec.history_length)

@@ -1,13 +1,12 @@
-"""`longbatch bench faults`: builds, appends and vacuums are killed at random moments, and what readers see is checked.
+"""`longbatch bench faults`: commands that write datasets are killed at random moments; what readers see is checked.
 
-python -m longbatch.benchmarks.faults SPEC OUT UNTIL...     build and append repeatedly, until killed
+python -m longbatch.benchmarks.faults SPEC OUT UNTIL...     build, append, forget and vacuum repeatedly, until killed
 """
 
 from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,38 +15,44 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longbatch.jobs.append import append
 from longbatch.jobs.build import build
+from longbatch.jobs.forget import forget
 from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.jobs.vacuum import vacuum
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers
 from longbatch.schemas.spec.build_spec import load_spec
 from longbatch.schemas.storage.local_store import LocalStore
+from longbatch.schemas.storage.store import TEMPORARY_FOLDER, Store
 from longbatch.schemas.types import ProgressCallback
 
 from .checks import WORK_PREFIX, Check, Figure, Results, hash_of
+from .object_servers import s3_server
 
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-LOCAL, DRIVER, EXECUTOR = "local build", "spark driver", "spark executor"
+LOCAL, STORE = "process that writes to a disk", "process that writes to S3"
+DRIVER, EXECUTOR = "spark driver", "spark executor"
 ABSENT, COMPLETE, PARTIAL = "no dataset", "a complete dataset", "a partial or unreadable dataset"
-LOCAL_SECONDS = 4.0  # kills are spread over this time, in which several builds and appends run
+LOOP_SECONDS = {LOCAL: 6.0, STORE: 20.0}  # kills are spread over this time, in which all commands run more than once
 UNEQUAL, UNLISTED = "unequal content", "files that are not listed, or missing"
+ORPHANS = "orphaned files"
 EVENTS = 300_000
-KILLS = {LOCAL: 30, DRIVER: 12, EXECUTOR: 8}
+KILLS = {LOCAL: 50, STORE: 50, DRIVER: 12, EXECUTOR: 8}
+FORGOTTEN = ["3", "5", "8"]
 
 
 def bench_faults(
     *, quick: bool = False, spark: bool = True, folder: Path | None = None, progress: ProgressCallback
 ) -> Results:
-    """Kill a local process that builds, appends and vacuums, and drivers and executors of Spark; check the dataset.
+    """Kill processes that build, append, forget and vacuum, and drivers and executors of Spark; check the dataset.
 
     Args:
         quick: Kill a fifth as often.
@@ -58,7 +63,9 @@ def bench_faults(
     Returns:
         Partial datasets, different contents and orphaned files as checks; what readers saw as figures.
     """
-    kills = {victim: -(-count // (5 if quick else 1)) for victim, count in KILLS.items() if spark or victim == LOCAL}
+    kills = {
+        victim: -(-count // (5 if quick else 1)) for victim, count in KILLS.items() if spark or victim in LOOP_SECONDS
+    }
     return kill_often(kills, EVENTS, folder, progress)
 
 
@@ -66,7 +73,7 @@ def kill_often(kills: Mapping[str, int], events: int, folder: Path | None, progr
     """Kill processes while they build a log.
 
     Args:
-        kills: How often to kill each of LOCAL, DRIVER and EXECUTOR.
+        kills: How often to kill each of LOCAL, STORE, DRIVER and EXECUTOR.
         events: Events of the log.
         folder: Where the work folder is created.
         progress: Called before each kill.
@@ -75,28 +82,33 @@ def kill_often(kills: Mapping[str, int], events: int, folder: Path | None, progr
         See `bench_faults`.
     """
     with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=folder) as work, ExitStack() as stack:
-        log, out = Path(work, "log"), Path(work, "out")
+        log = Path(work, "log")
         simulate(log, Simulation(users=100, events=events, seed=1))
         moments = _moments(log)
         contents = _expected(log / "spec.toml", Path(work, "expected"), moments)
-        job = _Job(log / "spec.toml", out, moments, contents)
-        cluster = _cluster(stack, Path(work)) if set(kills) - {LOCAL} else None
-        durations = {LOCAL: LOCAL_SECONDS, **(_durations(job, cluster) if cluster else {})}
+        job = _Job(log / "spec.toml", LocalStore(Path(work, "out")), moments, contents)
+        cluster = _cluster(stack, Path(work)) if {DRIVER, EXECUTOR} & set(kills) else None
+        durations = {**LOOP_SECONDS, **(_durations(job, cluster) if cluster else {})}
+        jobs = dict.fromkeys(kills, job)
+        if STORE in kills:
+            bucket = stack.enter_context(s3_server())
+            jobs[STORE] = replace(job, out=bucket.open("out"), environment=bucket.environment)
         seen: Counter[str] = Counter()
         for victim, count in kills.items():
-            shutil.rmtree(out, ignore_errors=True)
+            _delete_all(jobs[victim].out)
             for number, share in enumerate(_shares(count)):
-                progress(f"kills, {victim}", number, count)
-                seen.update(_kill_and_look(job, victim, share * durations[victim], cluster))
+                progress(f"kills of a {victim}", number, count)
+                seen.update(_kill_and_look(jobs[victim], victim, share * durations[victim], cluster))
                 if number % 3 == 2:  # the next one starts without a dataset
-                    shutil.rmtree(out)
-            progress(f"kills, {victim}", count, count)
+                    _delete_all(jobs[victim].out)
+            progress(f"kills of a {victim}", count, count)
     checks = [
         Check("kills after which a reader saw a partial or unreadable dataset", seen[PARTIAL], 0, "=="),
         Check("builds after a kill whose content differs", seen[UNEQUAL], 0, "=="),
         Check("vacuums that left an orphan or removed a listed file", seen[UNLISTED], 0, "=="),
     ]
     figures = [Figure(f"kills of a {victim}", count) for victim, count in kills.items()]
+    figures.append(Figure("kills that left orphans, which vacuum removed", seen[ORPHANS]))
     figures += [Figure(f"kills after which a reader saw: {what}", seen[what]) for what in (ABSENT, COMPLETE, PARTIAL)]
     return Results(checks, figures)
 
@@ -109,13 +121,15 @@ class _Job:
         spec: The build spec.
         out: The dataset.
         moments: Ends of the days that are built and appended.
-        contents: Content hash of the dataset after each of them.
+        contents: Content hash of the dataset after each of them, and after users are forgotten.
+        environment: Variables that give access to the dataset.
     """
 
     spec: Path
-    out: Path
+    out: Store
     moments: list[datetime]
     contents: list[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def _shares(count: int) -> list[float]:
@@ -139,26 +153,44 @@ def _durations(job: _Job, cluster: Cluster) -> dict[str, float]:
 
 
 def _kill_and_look(job: _Job, victim: str, seconds: float, cluster: Cluster | None) -> list[str]:
-    """Kill a process some seconds after its start, read the dataset, build again and vacuum; return what was seen."""
-    if cluster is None or victim == LOCAL:
-        _kill_local(job, seconds)
+    """Kill a process some seconds after its start, read the dataset, vacuum, build again; return what was seen."""
+    if cluster is None or victim in LOOP_SECONDS:
+        _kill_loop(job, seconds)
     elif victim == DRIVER:
         _kill_driver(job, seconds, cluster)
     else:
         _kill_executor(job, seconds, cluster)
     seen = [_read(job)]
-    if cluster is None or victim == LOCAL:
+    if seen != [ABSENT]:
+        seen += _vacuum(job.out)
+    if cluster is None or victim in LOOP_SECONDS:
         build(load_spec(job.spec), job.out, overwrite=True, until=job.moments[0])
     else:
         _finish(cluster.submit(*_arguments(job)))
     if hash_of(job.out) != job.contents[0]:
         seen.append(UNEQUAL)
-    vacuum(job.out)
-    return seen if _only_listed(job.out) else [*seen, UNLISTED]
+    return seen + _vacuum(job.out)
+
+
+def _vacuum(out: Store) -> list[str]:
+    """Vacuum, and compare the files before and after with those that the newest snapshot lists."""
+    listed, before = listed_paths(out, snapshot_numbers(out)[-1]), _data_files(out)
+    vacuum(out)
+    seen = [ORPHANS] if before - listed else []
+    return seen if listed <= before and _data_files(out) == listed else [*seen, UNLISTED]
+
+
+def _data_files(out: Store) -> set[str]:
+    """All files, without those of a probe that was killed, which vacuum leaves for ten minutes."""
+    return {file.path for file in out.list_files() if not file.path.startswith(f"{TEMPORARY_FOLDER}/probe-")}
+
+
+def _delete_all(out: Store) -> None:
+    out.delete([file.path for file in out.list_files()])
 
 
 def _arguments(job: _Job) -> list[str]:
-    return [str(job.spec), str(job.out), "--overwrite", "--until", job.moments[0].isoformat()]
+    return [str(job.spec), job.out.location, "--overwrite", "--until", job.moments[0].isoformat()]
 
 
 def _finish(job: subprocess.Popen[str]) -> None:
@@ -211,14 +243,16 @@ def _expected(spec: Path, out: Path, moments: list[datetime]) -> list[str]:
     for moment in moments[1:]:
         append(load_spec(spec), out, moment)
         hashes.append(hash_of(out))
-    return hashes
+    forget(out, FORGOTTEN)
+    return [*hashes, hash_of(out)]
 
 
-def _kill_local(job: _Job, seconds: float) -> None:
-    """Kill a process that builds and appends in a loop, some seconds after it is ready."""
-    arguments = [str(job.spec), str(job.out), *(moment.isoformat() for moment in job.moments)]
+def _kill_loop(job: _Job, seconds: float) -> None:
+    """Kill a process that builds, appends, forgets and vacuums in a loop, some seconds after it is ready."""
+    arguments = [str(job.spec), job.out.location, *(moment.isoformat() for moment in job.moments)]
     command = [sys.executable, "-m", "longbatch.benchmarks.faults", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, **job.environment}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         if process.stdout is None or process.stdout.readline() != "ready\n":
             raise RuntimeError("the process to kill did not start")
         time.sleep(seconds)
@@ -231,23 +265,18 @@ def _read(job: _Job) -> str:
     try:
         return COMPLETE if hash_of(job.out) in job.contents else PARTIAL
     except DatasetError:
-        return ABSENT if not snapshot_numbers(LocalStore(job.out)) else PARTIAL
-
-
-def _only_listed(out: Path) -> bool:
-    """Whether the files on disk are exactly those that the newest snapshot lists."""
-    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    return files == listed_paths(LocalStore(out), snapshot_numbers(LocalStore(out))[-1])
+        return ABSENT if not snapshot_numbers(job.out) else PARTIAL
 
 
 def main() -> None:
-    """Build and append in a loop."""
-    spec, out, moments = load_spec(sys.argv[1]), Path(sys.argv[2]), [datetime.fromisoformat(t) for t in sys.argv[3:]]
+    """Build, append, forget and vacuum in a loop."""
+    spec, out, moments = load_spec(sys.argv[1]), sys.argv[2], [datetime.fromisoformat(t) for t in sys.argv[3:]]
     print("ready", flush=True)
     while True:
         build(spec, out, overwrite=True, until=moments[0])
         for moment in moments[1:]:
             append(spec, out, moment)
+        forget(out, FORGOTTEN)
         vacuum(out)
 
 

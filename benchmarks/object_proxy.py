@@ -137,6 +137,10 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     proxy: ClassVar[Proxy]
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # of a client that was killed
+            super().handle()
+
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         response = self.proxy.answer(Request(self.command, self.path, _by_lower_name(self.headers.items()), body))
@@ -150,10 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if response.status != 204:
             self.send_header("Content-Length", length or str(len(response.body)))
-        with suppress(ConnectionError):  # a client that was killed
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(response.body)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(response.body)
         if length is not None and int(length) > len(response.body) and self.command != "HEAD":
             self.close_connection = True
 

@@ -6,8 +6,8 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from longbatch.jobs.commit.attempt import ATTEMPT_NAME, DATASET_FOLDERS, remove_work_folders
-from longbatch.jobs.commit.lease import running_attempts
+from longbatch.jobs.commit.attempt import DATASET_FOLDERS, remove_work_folders
+from longbatch.jobs.commit.lease import ATTEMPT_NAME, running_attempts
 from longbatch.schemas.errors import DatasetError, SpecError
 from longbatch.schemas.format.snapshot import listed_paths, snapshot_numbers, snapshot_path
 from longbatch.schemas.stage_log import logged_stage

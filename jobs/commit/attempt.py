@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 import uuid
@@ -15,16 +14,14 @@ from longbatch.schemas.errors import MachineError
 from longbatch.schemas.format.manifest import SHARD_TABLES
 from longbatch.schemas.format.snapshot import Snapshot, commit, snapshot_numbers
 from longbatch.schemas.storage.local_store import LocalStore
-from longbatch.schemas.storage.store import Store
+from longbatch.schemas.storage.store import TEMPORARY_FOLDER, Store
 
 from .interrupts import sigterm_as_interrupt
-from .lease import LEASE_PREFIX, Lease
+from .lease import ATTEMPT_NAME, Lease
 
 DATA_FOLDERS = (*SHARD_TABLES, "vocabulary", "quarantine", "samples", "state")
 DATASET_FOLDERS = (*DATA_FOLDERS, "snapshots")
 WORK_PREFIX = ".work-"
-# Twelve hexadecimal digits between separators: only files with such a name were written by an attempt.
-ATTEMPT_NAME = re.compile(r"(?<![0-9a-f])[0-9a-f]{12}(?![0-9a-f])")
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def is_dataset_entry(name: str) -> bool:
     Args:
         name: Name of the file or folder.
     """
-    return name in DATASET_FOLDERS or name.startswith((LEASE_PREFIX, WORK_PREFIX))
+    return name in (*DATASET_FOLDERS, TEMPORARY_FOLDER) or name.startswith(WORK_PREFIX)
 
 
 def _remove_files(store: Store, name: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from pathlib import Path
 
 from longbatch.schemas.errors import DatasetError, MachineError
 from longbatch.schemas.format.snapshot import snapshot_path
-from longbatch.schemas.storage.store import Store
+from longbatch.schemas.storage.store import TEMPORARY_FOLDER, Store, temporary_path
 
 logger = logging.getLogger(__name__)
 
-LEASE_PREFIX = ".attempt-"
+# Twelve hexadecimal digits between separators: only files with such a name were written by an attempt.
+ATTEMPT_NAME = re.compile(r"(?<![0-9a-f])[0-9a-f]{12}(?![0-9a-f])")
 RENEW_SECONDS = 30.0
 LEASE_SECONDS = 600.0  # many times RENEW_SECONDS, because a store may not answer for minutes
 
@@ -53,11 +55,11 @@ class Lease:
     """
 
     def __init__(self, store: Store, attempt: str, snapshot: int | None) -> None:
-        self._store, self._path = store, f"{LEASE_PREFIX}{attempt}"
+        self._store, self._path = store, f"{TEMPORARY_FOLDER}/{attempt}"
         document = {"machine": _machine(), "process": os.getpid(), "started": _start_time(os.getpid())}
         self._content = json.dumps({**document, "snapshot": snapshot}).encode()
         self._ended = threading.Event()
-        store.replace(self._path, self._content)
+        store.write(self._path, self._content)
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
         # Looked up after the lease is written: a vacuum removes a snapshot first and then reads the leases.
@@ -106,20 +108,21 @@ def running_attempts(store: Store) -> list[RunningAttempt]:
     Raises:
         MachineError: The place cannot be read or written.
     """
-    leases = [file for file in store.list_files() if file.path.startswith(LEASE_PREFIX)]
-    if not leases:
+    files = list(store.list_files(TEMPORARY_FOLDER))
+    if not files:
         return []
-    now = store.now(f".clock-{os.getpid()}-{threading.get_ident()}")
+    now = store.now(temporary_path("clock"))
     running = []
-    for lease in leases:
-        attempt = RunningAttempt(lease.path.removeprefix(LEASE_PREFIX), None)
+    for file in files:
+        name = file.path.removeprefix(f"{TEMPORARY_FOLDER}/")
+        is_lease = ATTEMPT_NAME.fullmatch(name)  # else a file of a probe or a clock whose process was killed
         with suppress(FileNotFoundError):  # the attempt ended meanwhile
-            document = _read(store, lease.path)
-            if now - lease.modified > LEASE_SECONDS or _has_ended(document):
-                store.delete([lease.path])
-            else:
+            document = _read(store, file.path) if is_lease else {}
+            if now - file.modified > LEASE_SECONDS or _has_ended(document):
+                store.delete([file.path])
+            elif is_lease:
                 snapshot = document.get("snapshot")
-                running.append(RunningAttempt(attempt.name, snapshot if isinstance(snapshot, int) else None))
+                running.append(RunningAttempt(name, snapshot if isinstance(snapshot, int) else None))
     return running
 
 

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from longbatch.schemas.errors import MachineError
 
-from .store import FileWriter, Store, StoredFile, check_path
+from .store import FileWriter, Store, StoredFile, check_path, temporary_path
 
 
 class HdfsStore(Store):
@@ -134,7 +134,7 @@ class HdfsStore(Store):
 
     def probe(self) -> None:
         """Create a file twice; the second time must fail; see `Store`."""
-        path = f".probe-{uuid.uuid4().hex[:12]}"
+        path = temporary_path("probe")
         try:
             self.create_exclusively(path, b"1")
             with suppress(FileExistsError):

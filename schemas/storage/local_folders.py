@@ -6,9 +6,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+MKDIR_ATTEMPTS = 10
 
 
 def disk_message(error: OSError, path: Path) -> str:
@@ -34,11 +36,30 @@ def write_durably(path: Path, data: bytes) -> None:
     Raises:
         FileExistsError: The file exists.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
+    with open_new(path) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_new(path: Path) -> BinaryIO:
+    """Create a file, and its folder if need be.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The file, open for writing.
+
+    Raises:
+        FileExistsError: The file exists: a retried attempt must not overwrite what a snapshot may already list.
+    """
+    for _ in range(MKDIR_ATTEMPTS):
+        with suppress(FileNotFoundError):
+            return path.open("xb")
+        # Repeated, because another process may remove the folder while it is empty.
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("xb")
 
 
 def sync_folder(folder: Path) -> None:

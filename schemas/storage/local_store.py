@@ -14,13 +14,11 @@ import pyarrow as pa
 
 from longbatch.schemas.errors import MachineError
 
-from .local_folders import atomic_file, disk_message, sync_folder, write_durably
-from .store import FileWriter, Store, StoredFile, check_path
+from .local_folders import atomic_file, disk_message, open_new, sync_folder, write_durably
+from .store import FileWriter, Store, StoredFile, check_path, temporary_path
 
 # What link(2) reports on file systems without hard links: FUSE mounts of object stores, some network shares, FAT.
 NO_LINKS = {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
-
-MKDIR_ATTEMPTS = 10
 
 
 class LocalStore(Store):
@@ -153,7 +151,7 @@ class LocalStore(Store):
 
     def probe(self) -> None:
         """Create a file in the folder and a second name for it; see `Store`."""
-        staged = self.root / f".probe-{uuid.uuid4().hex[:12]}"
+        staged = self.path(temporary_path("probe"))
         linked = staged.with_name(f"{staged.name}-link")
         try:
             write_durably(staged, b"probe")
@@ -175,6 +173,7 @@ class LocalStore(Store):
             for path in (linked, staged):
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
+            _remove_empty(staged.parent, self.root)
 
     def now(self, unique: str) -> float:
         """Read the clock of the disk, which a network file system does not share with this machine; see `Store`."""
@@ -183,7 +182,7 @@ class LocalStore(Store):
         try:
             return path.stat().st_mtime
         finally:
-            path.unlink(missing_ok=True)
+            self.delete([unique])
 
 
 class _LocalFile:
@@ -192,7 +191,7 @@ class _LocalFile:
     def __init__(self, path: Path, root: Path) -> None:
         self._path, self._root = path, root
         try:
-            self._file: BinaryIO = _open_new(path)
+            self._file: BinaryIO = open_new(path)
         except FileExistsError:
             raise
         except OSError as error:
@@ -221,17 +220,6 @@ class _LocalFile:
             self._file.close()
         self._path.unlink(missing_ok=True)
         _remove_empty(self._path.parent, self._root)
-
-
-def _open_new(path: Path) -> BinaryIO:
-    """Create a file, and its folder if need be; FileExistsError if the file exists."""
-    # Exclusive: a retried attempt must never overwrite a file that a snapshot may already list.
-    for _ in range(MKDIR_ATTEMPTS):
-        with suppress(FileNotFoundError):
-            return path.open("xb")
-        # Repeated, because another process may remove the folder while it is empty.
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("xb")
 
 
 def _remove_empty(folder: Path, root: Path) -> None:

@@ -24,6 +24,10 @@ from longbatch.schemas.errors import DatasetError
 COPY_BYTES = 16 << 20  # in memory at once
 
 
+# Not listed by any snapshot: leases of running attempts, and files of `probe` and `now`, which exist for a moment.
+TEMPORARY_FOLDER = ".attempts"
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """A file in a store.
@@ -232,7 +236,7 @@ class Store(ABC):
         Raises:
             MachineError: The place cannot be written.
         """
-        self.now(f".probe-{uuid.uuid4().hex[:12]}")
+        self.now(temporary_path("probe"))
 
     def now(self, unique: str) -> float:
         """Read the clock that `StoredFile.modified` is measured by.
@@ -244,6 +248,15 @@ class Store(ABC):
             Seconds since 1970 UTC.
         """
         return time.time()
+
+
+def temporary_path(purpose: str) -> str:
+    """Return a new path in the folder of temporary files.
+
+    Args:
+        purpose: The beginning of the name.
+    """
+    return f"{TEMPORARY_FOLDER}/{purpose}-{uuid.uuid4().hex[:12]}"
 
 
 def check_path(path: str, location: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from longbatch.benchmarks.faults import LOCAL, kill_often
+from longbatch.benchmarks.faults import LOCAL, STORE, kill_often
 from longbatch.jobs.build import build
 from longbatch.jobs.commit.attempt import attempt
 from longbatch.jobs.commit.lease import Lease, RunningAttempt, running_attempts
@@ -54,7 +54,7 @@ def files(root: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_the_previous_dataset_or_none(tmp_path: Path) -> None:
-    checks, _ = kill_often({LOCAL: 3}, 20_000, tmp_path, no_progress)
+    checks, _ = kill_often({LOCAL: 3, STORE: 2}, 20_000, tmp_path, no_progress)
     assert [check.name for check in checks if not check.holds] == []
 
 
@@ -150,7 +150,7 @@ def test_an_attempt_whose_lease_was_removed_does_not_commit(corrupt_log: Path, t
 
     def commit_without_a_lease() -> None:
         with attempt(store) as running:
-            store.delete([f".attempt-{running.name}"])
+            store.delete([f".attempts/{running.name}"])
             running.commit(later)
 
     with pytest.raises(DatasetError, match=r"a vacuum took it for a killed one\. Nothing was committed"):
@@ -168,6 +168,6 @@ def test_a_lease_of_another_machine_ends_with_its_age(
     monkeypatch.undo()
     lease._ended.set()
     assert running_attempts(store) == [RunningAttempt("0123456789ab", None)]
-    os.utime(out / ".attempt-0123456789ab", (0, 0))
+    os.utime(out / ".attempts/0123456789ab", (0, 0))
     assert running_attempts(store) == []
-    assert not (out / ".attempt-0123456789ab").exists()
+    assert not (out / ".attempts/0123456789ab").exists()
