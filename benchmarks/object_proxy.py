@@ -55,17 +55,32 @@ DENIED = Response(
 )
 
 
+@dataclass
+class Plan:
+    """Faults of requests to come.
+
+    Attributes:
+        fault: What happens.
+        times: How often.
+        of: Selects the requests; it is asked once for each.
+    """
+
+    fault: FaultName
+    times: int
+    of: RequestFilter
+
+
 class Proxy:
     """A running proxy.
 
     Attributes:
         requests: The requests since the last `reset`, without bodies.
-        planned: Faults of requests to come, each with the filter of its request.
+        planned: Faults of requests to come.
     """
 
     def __init__(self, target: tuple[str, int], translate: Translation) -> None:
         self._target, self._translate, self._lock = target, translate, threading.Lock()
-        self.planned: list[tuple[FaultName, RequestFilter]] = []
+        self.planned: list[Plan] = []
         self.requests: list[Request] = []
         self.port = 0
 
@@ -77,7 +92,7 @@ class Proxy:
     def plan(self, fault: FaultName, times: int, of: RequestFilter = lambda request: True) -> None:
         """Plan a fault of the next requests that a filter selects."""
         with self._lock:
-            self.planned += [(fault, of)] * times
+            self.planned.append(Plan(fault, times, of))
 
     def reset(self) -> None:
         """Forget the requests so far, and all planned faults."""
@@ -93,10 +108,11 @@ class Proxy:
         """Carry out a request, with the fault that is planned for it; None for no answer."""
         with self._lock:
             self.requests.append(replace(request, body=b""))
-            match = next((plan for plan in self.planned if plan[1](request)), None)
-            if match:
-                self.planned.remove(match)
-        fault = match and match[0]
+            plan = next((plan for plan in self.planned if plan.of(request)), None)
+            if plan:
+                plan.times -= 1
+                self.planned = [plan for plan in self.planned if plan.times]
+        fault = plan and plan.fault
         if fault == "error":
             return Response(500, {}, b"")
         if fault == "slow down":

@@ -44,6 +44,8 @@ PARALLEL_PARTS = 4
 READ_AHEAD_BYTES = 1 << 20
 LIST_PAGE = 1000  # objects that a store lists in one answer
 MAX_DELETES = 1000  # what one bulk request of S3 deletes
+# What obstore reports as a general error: refused listings, and the tokens that S3 answers with status 400.
+DENIED = re.compile(r"status code: 40[13] |<Code>(ExpiredToken|InvalidToken|TokenRefreshRequired)</Code>")
 
 # obstore's threads do not survive a fork: a request in a forked process would wait forever.
 _started_in: int | None = None
@@ -263,11 +265,10 @@ class ObjectStore(Store):
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
                 raise FileExistsError(self.name(path)) from None
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-                raise MachineError(
-                    f"{self.name(path)}: access denied ({_reason(error)}). Check the credentials in the environment, "
-                    "or pass them as `storage` options."
-                ) from None
+                raise self._denied(path, error) from None
             except (exceptions.GenericError, exceptions.JoinError, OSError) as error:
+                if DENIED.search(str(error)):
+                    raise self._denied(path, error) from None
                 if attempt == self.attempts:
                     raise MachineError(
                         f"{self.name(path)}: the store did not answer in {attempt} attempts: {_reason(error)}. "
@@ -278,6 +279,12 @@ class ObjectStore(Store):
                 # random numbers stay the same.
                 time.sleep(wait * random.Random().uniform(0.5, 1.0))
         raise MachineError(f"{self.location}: attempts is {self.attempts}, but must be 1 or more.")
+
+    def _denied(self, path: str, error: BaseException) -> MachineError:
+        return MachineError(
+            f"{self.name(path)}: access denied ({_reason(error)}). Check the credentials in the environment, "
+            "or pass them as `storage` options."
+        )
 
 
 class _Upload:

@@ -46,6 +46,7 @@ __all__ = [
     "make_dataloader",
     "measure",
     "open_dataset",
+    "open_store",
     "simulate",
     "train",
     "vacuum",
@@ -67,6 +68,7 @@ _MODULES = {
     "longbatch.schemas.format.dataset": ("open_dataset",),
     "longbatch.schemas.format.remote_cache": ("RemoteRoot",),
     "longbatch.schemas.spec.build_spec": ("BuildSpec", "load_spec"),
+    "longbatch.schemas.storage.open_store": ("open_store",),
     "longbatch.trainer.config": ("ModelConfig", "TrainConfig"),
     "longbatch.trainer.serving": ("Scorer",),
 }
@@ -84,6 +86,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from longbatch.schemas.format.dataset import open_dataset
     from longbatch.schemas.format.remote_cache import RemoteRoot
     from longbatch.schemas.spec.build_spec import BuildSpec, load_spec
+    from longbatch.schemas.storage.open_store import open_store
     from longbatch.trainer.config import ModelConfig, TrainConfig
     from longbatch.trainer.serving import Scorer
 else:  # hidden from type checkers: to them a misspelled name would be an `object` rather than an error

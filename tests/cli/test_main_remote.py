@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from command_line import run_command as longbatch
 
-from longbatch.benchmarks.object_servers import Bucket
+from longbatch.benchmarks.object_servers import SECRET, Bucket
 from longbatch.schemas.storage.open_store import open_store
 
 
@@ -96,3 +99,18 @@ def test_openlineage_events_cannot_be_appended_to_a_url(root: str) -> None:
     run = longbatch("--openlineage", f"{root}/events.jsonl", "presets")
     assert run.returncode == 2
     assert "events are appended to a file, which an object store cannot do" in run.stderr
+
+
+@pytest.mark.slow
+def test_a_build_takes_credentials_from_the_environment(bucket: Bucket, spec: Path, tmp_path: Path) -> None:
+    url, environment = f"{bucket.url}/{tmp_path.name}", {**os.environ, **bucket.environment}
+    for command in (["build", str(spec), url], ["inspect", url, "--content-hash", "--json"]):
+        run = subprocess.run(
+            [sys.executable, "-m", "longbatch", *command], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        assert SECRET not in run.stdout + run.stderr
+    succeed("build", str(spec), str(tmp_path / "dataset"))
+    local = json.loads(succeed("inspect", str(tmp_path / "dataset"), "--content-hash", "--json"))
+    assert json.loads(run.stdout)["content_hash"] == local["content_hash"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "log.parquet", "spec.toml"]

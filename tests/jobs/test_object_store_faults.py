@@ -62,14 +62,14 @@ def paths(store: Store) -> set[str]:
 
 
 class Sometimes:
-    """Selects every n-th request."""
+    """Selects every 25th request, and two in a row, which a repetition by obstore does not survive."""
 
-    def __init__(self, interval: int) -> None:
-        self.interval, self.count = interval, 0
+    def __init__(self, first: int) -> None:
+        self.count = -first
 
     def __call__(self, request: Request) -> bool:
         self.count += 1
-        return self.count % self.interval == 0
+        return self.count % 25 in (0, 1)
 
 
 class After:
@@ -84,19 +84,20 @@ class After:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["error", "slow down", "cut off", "lost answer", "error behind the answer"])
 def test_commands_succeed_in_spite_of_temporary_faults(
-    bucket: Bucket, spec: BuildSpec, expected: list[str], tmp_path: Path, fault: FaultName
+    bucket: Bucket, spec: BuildSpec, expected: list[str], tmp_path: Path
 ) -> None:
     store = bucket.open(tmp_path.name)
-    bucket.proxy.plan(fault, 1_000, Sometimes(3))
+    faults: tuple[FaultName, ...] = ("error", "slow down", "cut off", "lost answer", "error behind the answer")
+    for number, fault in enumerate(faults):
+        bucket.proxy.plan(fault, 1_000, Sometimes(5 * number))
     build(spec, store, until=end_of(2))
     assert hash_of(store) == expected[0]
     append(spec, store, end_of(3))
     assert hash_of(store) == expected[1]
     forget(store, ["u3"])
     vacuum(store)
-    assert len(bucket.proxy.planned) < 980
+    assert all(plan.times < 998 for plan in bucket.proxy.planned)
     bucket.proxy.reset()
     assert snapshot_numbers(store) == [3]
     assert paths(store) == listed_paths(store, 3)

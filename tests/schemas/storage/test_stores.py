@@ -263,7 +263,7 @@ def test_a_listing_that_fails_in_between_is_continued(
         assert not bucket.proxy.planned
         bucket.proxy.plan(fault, 2, lambda request: "continuation-token" in request.path)
         assert paths(store, "folder") == names
-        assert len(bucket.proxy.planned) < 2 or bucket.url.startswith("az")
+        assert bucket.url.startswith("az") or not bucket.proxy.planned or bucket.proxy.planned[0].times == 1
         bucket.proxy.reset()
 
 
