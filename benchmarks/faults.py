@@ -84,7 +84,7 @@ def kill_often(kills: Mapping[str, int], events: int, folder: Path | None, progr
     with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=folder) as work, ExitStack() as stack:
         log = Path(work, "log")
         simulate(log, Simulation(users=100, events=events, seed=1))
-        moments = _moments(log)
+        moments = end_times(log)
         contents = _expected(log / "spec.toml", Path(work, "expected"), moments)
         job = _Job(log / "spec.toml", LocalStore(Path(work, "out")), moments, contents)
         cluster = _cluster(stack, Path(work)) if {DRIVER, EXECUTOR} & set(kills) else None
@@ -228,7 +228,7 @@ def _cluster(stack: ExitStack, work: Path) -> Cluster:
     return stack.enter_context(cluster_in(work))
 
 
-def _moments(log: Path) -> list[datetime]:
+def end_times(log: Path) -> list[datetime]:
     """Choose three ends of days among the times of requests."""
     import polars as pl
 
