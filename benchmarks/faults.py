@@ -43,7 +43,7 @@ DRIVER, EXECUTOR = "spark driver", "spark executor"
 ABSENT, COMPLETE, PARTIAL = "no dataset", "a complete dataset", "a partial or unreadable dataset"
 LOOP_SECONDS = {LOCAL: 6.0, STORE: 20.0}  # kills are spread over this time, in which all commands run more than once
 UNEQUAL, UNLISTED = "unequal content", "files that are not listed, or missing"
-ORPHANS = "orphaned files"
+ORPHANS = "files that are not listed"
 EVENTS = 300_000
 KILLS = {LOCAL: 50, STORE: 50, DRIVER: 12, EXECUTOR: 8}
 FORGOTTEN = ["3", "5", "8"]
@@ -108,7 +108,7 @@ def kill_often(kills: Mapping[str, int], events: int, folder: Path | None, progr
         Check("vacuums that left an orphan or removed a listed file", seen[UNLISTED], 0, "=="),
     ]
     figures = [Figure(f"kills of a {victim}", count) for victim, count in kills.items()]
-    figures.append(Figure("kills that left orphans, which vacuum removed", seen[ORPHANS]))
+    figures.append(Figure("vacuums after a kill that removed files", seen[ORPHANS]))
     figures += [Figure(f"kills after which a reader saw: {what}", seen[what]) for what in (ABSENT, COMPLETE, PARTIAL)]
     return Results(checks, figures)
 
