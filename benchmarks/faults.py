@@ -181,8 +181,8 @@ def _vacuum(out: Store) -> list[str]:
 
 
 def _data_files(out: Store) -> set[str]:
-    """All files, without those of a probe that was killed, which vacuum leaves for ten minutes."""
-    return {file.path for file in out.list_files() if not file.path.startswith(f"{TEMPORARY_FOLDER}/probe-")}
+    """All files but the temporary ones, such as that of a probe that was killed, which vacuum leaves for minutes."""
+    return {file.path for file in out.list_files() if not file.path.startswith(TEMPORARY_FOLDER)}
 
 
 def _delete_all(out: Store) -> None:

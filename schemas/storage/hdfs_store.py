@@ -83,7 +83,7 @@ class HdfsStore(Store):
         return _HdfsFile(self, path)
 
     def create_exclusively(self, path: str, data: bytes) -> None:
-        """Write a hidden file and rename it, which fails if the name exists; see `Store`."""
+        """Write a temporary file and rename it, which fails if the name exists; see `Store`."""
         staged = self._staged(path)
         self.write(staged, data)
         system, root = self._connect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,14 +102,16 @@ class LocalStore(Store):
         return _LocalFile(self.path(path), self.root)
 
     def create_exclusively(self, path: str, data: bytes) -> None:
-        """Write a hidden file and link it to its name, which fails if the name exists; see `Store`.
+        """Write a temporary file and link it to its name, which fails if the name exists; see `Store`.
 
         An interrupted call removes the file again if it is its own.
         """
         final = self.path(path)
-        staged = final.with_name(f".{final.name}-{uuid.uuid4().hex[:12]}")
+        # Not beside the final file, where a vacuum would take it for one of an ended attempt.
+        staged = self.path(temporary_path("staged"))
         try:
             write_durably(staged, data)
+            final.parent.mkdir(parents=True, exist_ok=True)
             # link(2) is atomic and fails if the name exists, where a rename would silently replace the other's file.
             os.link(staged, final)
             sync_folder(final.parent)
@@ -122,7 +123,7 @@ class LocalStore(Store):
                 raise MachineError(disk_message(error, final)) from None
             raise
         finally:
-            staged.unlink(missing_ok=True)
+            self.delete([staged.relative_to(self.root).as_posix()])
 
     @contextmanager
     def open_replacement(self, path: str) -> Iterator[IO[bytes]]:

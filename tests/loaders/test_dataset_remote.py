@@ -65,6 +65,13 @@ def test_a_dataset_in_a_store_yields_the_batches_of_a_local_one(
     assert dataset.fingerprint == RequestDataset(random_dataset).fingerprint
 
 
+def test_opening_takes_few_requests(bucket: Bucket, tmp_path: Path) -> None:
+    dataset = RequestDataset(remote(bucket, tmp_path), batch_size=7, shuffle=True)
+    dataset.open()
+    dataset.planned(0).locator().rows(0)
+    assert len(bucket.proxy.requests) == 3, "the listing of snapshots, the newest one, and its shards table"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error", "slow down", "slow", "cut off"])
 def test_temporary_faults_are_retried(bucket: Bucket, random_dataset: Path, tmp_path: Path, fault: FaultName) -> None:
