@@ -12,7 +12,16 @@ import pyspark
 
 from longbatch.jobs.engines.spark_session import zip_package
 
-NEEDED = ("numpy", "polars", "pyarrow", "pydantic", "typing_inspection", "annotated_types", "typing_extensions")
+NEEDED = (
+    "numpy",
+    "obstore",
+    "polars",
+    "pyarrow",
+    "pydantic",
+    "typing_inspection",
+    "annotated_types",
+    "typing_extensions",
+)
 
 
 def options_for_bare_workers(folder: Path) -> list[str]:
