@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,7 @@ def _split_into_days(root: Path) -> list[datetime]:
         part = rows.filter((pl.col("_last") >= low) & (pl.col("_first") < end)).drop("_first", "_last")
         part.sink_parquet(folder / "rows.parquet")
         low = end
-    return [datetime.fromtimestamp(end / 1000, timezone.utc) for end in ends]
+    return [datetime.fromtimestamp(end / 1000, UTC) for end in ends]
 
 
 def _one_day(root: Path, spec: BuildSpec, day: int, end: datetime) -> list[Figure]:

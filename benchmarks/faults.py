@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -234,7 +234,7 @@ def end_times(log: Path) -> list[datetime]:
 
     targets = pl.scan_parquet(log / "log" / "*.parquet").filter(pl.col("tab") > 0)
     times = targets.select(pl.col("request_time").quantile(share).alias(str(share)) for share in (0.7, 0.8, 0.9))
-    return [datetime.fromtimestamp(int(moment) / 1000, timezone.utc) for moment in times.collect().row(0)]
+    return [datetime.fromtimestamp(int(moment) / 1000, UTC) for moment in times.collect().row(0)]
 
 
 def _expected(spec: Path, out: Path, moments: list[datetime]) -> list[str]:

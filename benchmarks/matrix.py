@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from typing import Any
 
 from longbatch.jobs.simulation.simulate import Simulation, simulate
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.toml_text import parse_toml
 from longbatch.schemas.types import ProgressCallback
 
 from .checks import Check, Figure, Results
@@ -137,7 +137,7 @@ def _flags(row: Row) -> list[str]:
 def _install(row: Row, folder: Path) -> Path:
     """Create the environment of a row, unless it exists with the same requirements."""
     python, ready = folder / "bin" / "python", folder / "requirements.txt"
-    project = parse_toml((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = [*row.requirements, *(lowest_requirements(project) if row.name == LOWEST else ())]
     packages = [*TEST_PACKAGES, *(QUICK_PACKAGES if row.name == LOWEST else ())]
     if ready.exists() and ready.read_text() == "\n".join(pins):
@@ -177,7 +177,7 @@ def lowest_requirements(project: dict[str, Any]) -> list[str]:
 
 def _test(python: Path, options: Sequence[str], environment: dict[str, str], folder: Path) -> tuple[str, bool]:
     """Run pytest, and return its last line and whether a test failed."""
-    command = [str(python), "-m", "pytest", "-q", *options]
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:anyio", *options]
     log = folder / f"tests-{options[1].replace(' ', '-')}.log"
     with log.open("w") as output:
         code = subprocess.run(command, env=environment, cwd=ROOT, stdout=output, stderr=output, check=False).returncode

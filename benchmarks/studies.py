@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def _run(out: Path, arm: Arm, seed: int) -> StudyRun:
 
 def _test_ends(dataset: Path) -> datetime:
     """End of the requests that all arms are evaluated on: the twentieth of all requests after those that train."""
-    return datetime.fromtimestamp(RequestDataset(dataset).split_time_us(TRAINED_SHARE + 0.05) / 1e6, timezone.utc)
+    return datetime.fromtimestamp(RequestDataset(dataset).split_time_us(TRAINED_SHARE + 0.05) / 1e6, UTC)
 
 
 def _checks(runs: list[StudyRun]) -> list[Check]:

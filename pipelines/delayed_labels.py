@@ -6,12 +6,11 @@ time, the actions that count for a target are one range, found by two binary sea
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from typing_extensions import assert_never
 
 from longbatch.pipelines.arrays.sorting import paired_keys, sort_rows
 from longbatch.schemas.errors import DataError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def to_microseconds(moment: datetime) -> int:
@@ -20,7 +20,7 @@ def to_microseconds(moment: datetime) -> int:
         TypeError: The datetime has no time zone.
 
     Example:
-        >>> to_microseconds(datetime(1970, 1, 1, 0, 0, 1, tzinfo=timezone.utc))
+        >>> to_microseconds(datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC))
         1000000
     """
     return (moment - EPOCH) // timedelta(microseconds=1)

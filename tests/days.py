@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 
@@ -74,7 +74,7 @@ def write(folder: Path, log: pl.DataFrame, actions: pl.DataFrame) -> None:
 
 
 def end_of(day: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=T + DAY * day)
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=T + DAY * day)
 
 
 def content(dataset: Path, snapshot: int | None = None) -> str:

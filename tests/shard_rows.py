@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ labels = { click = "int8" }
 
 
 def time_at(second: int) -> datetime:
-    return datetime(2024, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=second)
+    return datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
 
 
 def timeline(user: int, *items: int, segment: int = 0) -> Row:

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -12,13 +13,11 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from longbatch.schemas.toml_text import parse_toml
-
-OPEN_TO_ALL = {"numpy", "pyarrow", "longbatch", "typing_extensions"}
+OPEN_TO_ALL = {"numpy", "pyarrow", "longbatch"}
 
 # folder: (longbatch folders it may import, third-party packages it may import besides numpy and pyarrow)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
-    "schemas": (set(), {"pydantic", "obstore", "tomli"}),
+    "schemas": (set(), {"pydantic", "obstore"}),
     "validation": ({"schemas"}, {"polars", "great_expectations", "deltalake", "pyiceberg"}),
     "pipelines": ({"schemas", "validation"}, {"polars"}),
     "jobs": (
@@ -146,6 +145,6 @@ def test_no_file_is_longer_than_400_lines() -> None:
 
 
 def test_the_core_needs_no_torch_no_spark_and_no_plots() -> None:
-    project = parse_toml((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split("[>=;]", requirement)[0] for requirement in project["dependencies"]}
-    assert names == {"numpy", "obstore", "polars", "pyarrow", "pydantic", "rich", "tomli", "typer", "typing_extensions"}
+    assert names == {"numpy", "obstore", "polars", "pyarrow", "pydantic", "rich", "typer"}

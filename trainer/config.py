@@ -16,8 +16,9 @@ name alone:
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AwareDatetime,
@@ -30,12 +31,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from typing_extensions import Self
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.spec.messages import explain
 from longbatch.schemas.storage.open_store import FileLocation, read_file
-from longbatch.schemas.toml_text import TOMLError, parse_toml
 
 FeatureType = Literal["id", "category", "numeric"]
 ModelName = Literal["stca", "longer", "transformer", "din", "mean"]
@@ -277,12 +276,12 @@ def load_config(path: FileLocation | None = None, **overrides: object) -> TrainC
         SpecError: The file cannot be read or is invalid; see `validate_config`.
     """
     try:
-        values = parse_toml(read_file(path).decode()) if path else {}
+        values = tomllib.loads(read_file(path).decode()) if path else {}
     except OSError as error:
         raise SpecError(f"cannot read the training config {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
-    except TOMLError as error:
+    except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path} is not TOML: {error}") from None
     given = {name: value for name, value in overrides.items() if value is not None}
     return validate_config({**values, **given}, str(path) if path else "the training config")

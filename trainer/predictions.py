@@ -10,12 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from typing_extensions import NotRequired
 
 from longbatch.loaders.batch import RequestBatch
 from longbatch.schemas.types import BoolArray, Int64Array

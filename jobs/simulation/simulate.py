@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -246,7 +246,7 @@ def _spec_text(plan: Plan) -> str:
     )
     if not parameters.corrupt:
         return text
-    end = datetime.fromtimestamp(_end_ms(parameters) / 1_000, timezone.utc)
+    end = datetime.fromtimestamp(_end_ms(parameters) / 1_000, UTC)
     until = (end + timedelta(hours=WITHIN_HOURS)).strftime("%Y-%m-%dT%H:%M:%SZ")
     return text + POLICIES.format(within=f"{WITHIN_HOURS}h", until=until, **asdict(plan.limits))
 

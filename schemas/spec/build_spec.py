@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import glob
 import posixpath
+import tomllib
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
-from typing_extensions import Self
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.storage.open_store import FileLocation, folder_of, is_url, read_file
-from longbatch.schemas.toml_text import TOMLError, parse_toml
 
 from .columns import Duration, Features, Id, Label, Labels, Name, Strict, Time, duration_us
 from .messages import explain
@@ -365,8 +364,8 @@ def parse_spec(text: str, origin: str = "spec") -> BuildSpec:
         ('history', 'requests')
     """
     try:
-        return BuildSpec.model_validate(parse_toml(text))
-    except TOMLError as error:
+        return BuildSpec.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{origin} is not valid TOML: {error}") from None
     except ValidationError as error:
         problems = "\n".join(f"  {explain(detail, BuildSpec)}" for detail in error.errors())

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
-from typing_extensions import Self
 
 FeatureType = Literal["int8", "int16", "int32", "int64", "float32", "float64", "bool", "string", "id"]
 LabelType = Literal["int8", "int16", "int32", "int64", "float32", "float64", "bool"]

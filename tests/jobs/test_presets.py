@@ -1,5 +1,6 @@
 """Presets are listed, described, loaded and packaged; test_presets_public_datasets.py builds each of them."""
 
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from paths import ROOT
 from longbatch.jobs.presets import describe_preset, load_preset, preset_names, preset_toml
 from longbatch.schemas.errors import SourceError, SpecError
 from longbatch.schemas.spec.build_spec import BuildSpec, parse_spec
-from longbatch.schemas.toml_text import parse_toml
 
 NAMES = [
     "ebnerd",
@@ -88,6 +88,6 @@ def test_the_error_for_a_missing_raw_file_names_it_and_its_download(tmp_path: Pa
 
 
 def test_the_wheel_contains_the_presets() -> None:
-    declared = parse_toml((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["longbatch"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["longbatch"]
     assert "presets/*.toml" in declared
     assert Path(str(files("longbatch").joinpath("presets"))).samefile(ROOT / "src" / "longbatch" / "presets")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +234,7 @@ def test_vk_lsvd_keeps_the_order_of_its_rows(tmp_path: Path) -> None:
     assert shown(dataset, "1", 1) == ([39, 7, 12, 3], [5, 8])
     assert shown(dataset, "1", 2) == ([39, 7, 12, 3, 8, 5], [2, 20])
     assert shown(dataset, "1", 3) == ([39, 7, 12, 3, 8, 5, 20, 2], [49, 50])
-    synthetic_time = datetime(2025, 1, 15, tzinfo=timezone.utc)
+    synthetic_time = datetime(2025, 1, 15, tzinfo=UTC)
     assert describe_user(dataset, "1", 3)["request_time"] == synthetic_time.isoformat()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -210,16 +210,16 @@ def test_both_ends_of_the_range_are_within_it(unit: Any) -> None:
     ],
 )
 def test_iso_strings_are_read_with_and_without_an_offset(string: str, hour: int, microsecond: int) -> None:
-    expected = int(datetime(2024, 1, 1, hour, tzinfo=timezone.utc).timestamp()) * US + microsecond
+    expected = int(datetime(2024, 1, 1, hour, tzinfo=UTC).timestamp()) * US + microsecond
     assert values(TimeColumn(column="x", unit="iso"), [string]) == [expected]
 
 
 def test_iso_strings_without_an_offset_are_local_to_the_time_zone() -> None:
     berlin = TimeColumn(column="x", unit="iso", timezone="Europe/Berlin")
     expected = [
-        datetime(2024, 7, 1, 10, tzinfo=timezone.utc),
-        datetime(2024, 7, 1, 12, tzinfo=timezone.utc),
-        datetime(2024, 10, 27, 0, 30, tzinfo=timezone.utc),
+        datetime(2024, 7, 1, 10, tzinfo=UTC),
+        datetime(2024, 7, 1, 12, tzinfo=UTC),
+        datetime(2024, 10, 27, 0, 30, tzinfo=UTC),
     ]
     strings = ["2024-07-01T12:00:00", "2024-07-01T12:00:00Z", "2024-10-27T02:30:00"]
     assert values(berlin, strings) == [int(moment.timestamp()) * US for moment in expected]
@@ -227,7 +227,7 @@ def test_iso_strings_without_an_offset_are_local_to_the_time_zone() -> None:
 
 
 def test_strings_are_read_in_a_declared_format() -> None:
-    expected = int(datetime(2024, 2, 1, 12, tzinfo=timezone.utc).timestamp()) * US
+    expected = int(datetime(2024, 2, 1, 12, tzinfo=UTC).timestamp()) * US
     assert values(TimeColumn(column="x", format="%d.%m.%Y %H:%M"), ["01.02.2024 12:00", "2024"]) == [expected, "!"]
     with_offset = TimeColumn(column="x", format="%d.%m.%Y %H:%M %z")
     assert values(with_offset, ["01.02.2024 14:00 +0200"]) == [expected]
@@ -237,7 +237,7 @@ def test_strings_are_read_in_a_declared_format() -> None:
 
 def test_timestamp_columns_are_used_as_they_are() -> None:
     moment = datetime(2024, 7, 1, 12)
-    utc = int(moment.replace(tzinfo=timezone.utc).timestamp()) * US
+    utc = int(moment.replace(tzinfo=UTC).timestamp()) * US
     plain = TimeColumn(column="x")
     for unit in ("ms", "us", "ns"):
         assert values(plain, [moment, None], dtype=pl.Datetime(unit)) == [utc, "!"]

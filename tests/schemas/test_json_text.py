@@ -1,6 +1,6 @@
 import json
 import math
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def test_nan_and_infinity_become_null_at_any_depth() -> None:
     document = {
         "auc": math.nan,
         "rows": [{"ne": math.inf, "targets": 3}, (1.5, -math.inf)],
-        "time": datetime(2024, 1, 1, tzinfo=timezone.utc),
+        "time": datetime(2024, 1, 1, tzinfo=UTC),
     }
     assert json.loads(as_json(document), parse_constant=lambda name: 1 / 0) == {
         "auc": None,

@@ -1,6 +1,6 @@
 """Datetimes and microseconds convert exactly in both directions."""
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -8,9 +8,9 @@ from longbatch.schemas.time import from_microseconds, to_microseconds
 
 
 def test_times_become_exact_microseconds() -> None:
-    assert to_microseconds(datetime(2024, 1, 1, 0, 0, 0, 1, tzinfo=timezone.utc)) == 1_704_067_200_000_001
-    assert to_microseconds(datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=timezone.utc)) == -1
-    assert to_microseconds(datetime(2262, 4, 11, 23, 47, 16, 854_775, tzinfo=timezone.utc)) == 9_223_372_036_854_775
+    assert to_microseconds(datetime(2024, 1, 1, 0, 0, 0, 1, tzinfo=UTC)) == 1_704_067_200_000_001
+    assert to_microseconds(datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)) == -1
+    assert to_microseconds(datetime(2262, 4, 11, 23, 47, 16, 854_775, tzinfo=UTC)) == 9_223_372_036_854_775
 
 
 def test_times_of_other_zones_count_from_1970_in_utc() -> None:

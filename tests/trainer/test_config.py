@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -96,7 +96,7 @@ def test_an_unknown_model_is_rejected() -> None:
 
 
 def test_a_config_is_the_same_after_a_round_trip_through_json() -> None:
-    config = TrainConfig(train_before=datetime(2024, 1, 1, tzinfo=timezone.utc), history_length=64)
+    config = TrainConfig(train_before=datetime(2024, 1, 1, tzinfo=UTC), history_length=64)
     assert TrainConfig.model_validate_json(config.model_dump_json()) == config
     sampled = TrainConfig(history_length=SampledLength(minimum=1, maximum=9))
     assert TrainConfig.model_validate_json(sampled.model_dump_json()) == sampled

@@ -6,7 +6,7 @@ A frame of counters has the columns of the table that it is about, so that Data 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,8 +33,8 @@ from .generated_suites import (
 
 PandasFrame: TypeAlias = Any  # pandas has no types that mypy could read
 Statistics = dict[str, Number | datetime | None]
-_LATEST_US = to_microseconds(datetime.max.replace(tzinfo=timezone.utc))
-_EARLIEST_US = to_microseconds(datetime.min.replace(tzinfo=timezone.utc))
+_LATEST_US = to_microseconds(datetime.max.replace(tzinfo=UTC))
+_EARLIEST_US = to_microseconds(datetime.min.replace(tzinfo=UTC))
 _NULLABLE = {pl.Int8: "Int8", pl.Int16: "Int16", pl.Int32: "Int32", pl.Int64: "Int64", pl.Boolean: "boolean"}
 
 

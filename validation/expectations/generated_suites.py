@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -132,7 +132,7 @@ def table_columns(spec: BuildSpec) -> dict[TableName, list[Column]]:
         spec: The build spec.
     """
     requests = spec.requests
-    earliest, latest = (moment.astimezone(timezone.utc) for moment in spec.time_range)
+    earliest, latest = (moment.astimezone(UTC) for moment in spec.time_range)
     id_type: ColumnType = "string" if requests.request_id and requests.request_id.type == "string" else "int64"
     request_keys = [
         Column("request_id", id_type),

@@ -13,9 +13,9 @@ import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import assert_never
 
 import numpy as np
-from typing_extensions import assert_never
 
 from longbatch.schemas.errors import DataError
 from longbatch.schemas.spec.build_spec import BuildSpec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from longbatch.schemas.errors import SpecError
@@ -86,4 +86,4 @@ def read_time(time: str | datetime | None) -> datetime | None:
         except ValueError:
             message = f"{time!r} is not an ISO time. Write one such as 2026-03-01 or 2026-03-01T06:00Z."
             raise SpecError(message) from None
-    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

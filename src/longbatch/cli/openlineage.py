@@ -6,7 +6,7 @@ Nothing here sends them: `run_record` appends them to a file.
 from __future__ import annotations
 
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,7 +46,7 @@ def run_event(facts: RunFacts, event_type: EventType) -> dict[str, Any]:
         Values for JSON.
     """
     is_start = event_type == "START"
-    time = facts.started if is_start else datetime.now(timezone.utc)
+    time = facts.started if is_start else datetime.now(UTC)
     dataset = None if is_start else facts.dataset()
     return {
         "eventType": event_type,

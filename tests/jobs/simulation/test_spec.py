@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +11,6 @@ from simulated_logs import COLUMNS
 from longbatch.jobs.simulation.rows import LABELS
 from longbatch.jobs.simulation.simulate import SimulationReport
 from longbatch.schemas.spec.build_spec import load_spec
-from longbatch.schemas.toml_text import parse_toml
 
 
 def test_the_spec_maps_the_columns_of_the_log(clean: tuple[Path, SimulationReport]) -> None:
@@ -18,7 +18,7 @@ def test_the_spec_maps_the_columns_of_the_log(clean: tuple[Path, SimulationRepor
     assert spec.sources["log"].path == (str(clean[0].resolve() / "log" / "*.parquet"),)
     assert spec.history.where == "tab = 0"
     assert set(spec.requests.labels) == set(LABELS)
-    raw = parse_toml((clean[0] / "spec.toml").read_text())
+    raw = tomllib.loads((clean[0] / "spec.toml").read_text())
     mapped = raw["history"]["features"] | raw["requests"]["target_features"] | raw["requests"]["labels"]
     for name, type_name in mapped.items():
         declared = type_name if isinstance(type_name, str) else type_name["type"]

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import pickle
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from longbatch.schemas.format.shards_table import BLOCK_FIELDS, SHARDS_SCHEMA, S
 from longbatch.schemas.time import to_microseconds
 
 SIZES = st.integers(0, 2**40)
-TIMES = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc))
+TIMES = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))
 
 
 def file_entries(number: int, table: str) -> st.SearchStrategy[FileEntry]:
@@ -116,7 +116,7 @@ def stored_bytes(shards: ShardsTable) -> bytes:
 
 def one_shard(**changes: Any) -> ShardsTable:
     files = [FileEntry(f"{table}/0.arrow", 1, "0" * 64) for table in BLOCK_TABLES]
-    values = {name: datetime(2020, 1, 1, tzinfo=timezone.utc) if name.endswith("time") else 1 for name in BLOCK_FIELDS}
+    values = {name: datetime(2020, 1, 1, tzinfo=UTC) if name.endswith("time") else 1 for name in BLOCK_FIELDS}
     return ShardsTable.from_entries([ShardEntry.from_blocks(0, files, [BlockEntry(**(values | changes))])])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def with_line(old: str, new: str, spec: str = SPEC) -> str:
 def test_a_short_spec_takes_the_defaults() -> None:
     spec = parse_spec(SPEC)
     assert (spec.name, spec.history_length, spec.compression, spec.max_rejected) == ("dataset", 10_000, "zstd", 0.01)
-    assert spec.time_range == (datetime(1990, 1, 1, tzinfo=timezone.utc), datetime(2100, 1, 1, tzinfo=timezone.utc))
+    assert spec.time_range == (datetime(1990, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
     assert (spec.history.delay_us, spec.history.arrival_time, spec.history.request_id) == (0, None, None)
     assert spec.one_log
 
