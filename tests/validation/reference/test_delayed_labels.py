@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -155,7 +157,7 @@ def test_floats_are_added_in_double_precision_ordered_by_time_and_value() -> Non
     at_once = [(1, 7, 5, 3, value) for value in (1e16, 1, -1e16)]
     assert labels(build(spec_of(double, actions=CLOSED), [(1, 7, 5, 0)], at_once), "total") == [0.0]
     values = [0.1 * index for index in range(9)]
-    assert label_of(double, *values) == np.add.reduceat(values, [0])[0] != sum(values)
+    assert label_of(double, *values) == np.add.reduceat(values, [0])[0] != reduce(add, values)
     single = double.replace("float64", "float32")
     assert label_of(single, 2**24, 1, 1) == 2**24 + 2
     assert label_of(single, 2**24, 1) == 2**24  # 2**24 + 1 rounds to even
