@@ -14,6 +14,6 @@ FOLDER = Path(__file__).resolve().parent
 if __name__ == "__main__":
     if not __package__ and (FOLDER / "__init__.py").exists():
         sys.path[0] = str(FOLDER.parent)
-    from longbatch.cli.main import main
+    from longbatch.cli.main import run_process
 
-    main()
+    run_process()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from typing import Annotated
 
@@ -91,6 +93,23 @@ def main() -> None:
     sys.exit(code)
 
 
+def run_process() -> None:
+    """Run the command line as a process of its own, which ends with the exit code of the command.
+
+    A command that failed may leave a thread of Arrow that reads ahead from a Python stream. If it wants the interpreter
+    while that shuts down, the process aborts with another exit code. So after an error that shutdown is left out.
+    """
+    try:
+        main()
+    except SystemExit as exit_:
+        if isinstance(exit_.code, int) and exit_.code:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(exit_.code)
+        raise
+
+
 def _run_command() -> tuple[int, Exception | None]:
     """Run the command, and print its error; return the exit code and the error."""
     try:
@@ -117,4 +136,4 @@ def _run_command() -> tuple[int, Exception | None]:
 
 
 if __name__ == "__main__":
-    main()
+    run_process()

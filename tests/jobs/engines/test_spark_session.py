@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("pyspark")
 from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
 
 from longbatch.jobs.engines.spark_session import open_session, session_setting
 from longbatch.schemas.errors import MachineError
@@ -38,7 +39,11 @@ def test_a_refused_setting_changes_nothing() -> None:
         assert session.conf == {}
 
 
-def test_a_server_that_does_not_answer_is_an_error_with_its_address(tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_is_an_error_with_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other tests of this process may have left a session, which would be used.
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound but not listening
         address = f"127.0.0.1:{closed.getsockname()[1]}"

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shard_processes import put_first_shard
 
 from longbatch.schemas.errors import DatasetError
 from longbatch.schemas.format.manifest import BLOCK_TABLES, SHARD_TABLES, BlockEntry, FileEntry, ShardEntry
@@ -130,17 +131,13 @@ def test_a_copy_in_a_pickle_does_not_need_the_process_that_made_it() -> None:
     assert pickle.loads(pickle.dumps(one_shard())) == one_shard()
 
 
-def receive(shards: ShardsTable, results: Any) -> None:
-    results.put((shards[0], os.getpid()))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_started_process_receives_the_shards_as_shared_memory(method: str) -> None:
     shards = one_shard()
     context: Any = multiprocessing.get_context(method)
     results = context.Queue()
-    processes = [context.Process(target=receive, args=(shards, results)) for _ in range(2)]
+    processes = [context.Process(target=put_first_shard, args=(shards, results)) for _ in range(2)]
     for process in processes:
         process.start()
     received = [results.get(timeout=120) for _ in processes]
