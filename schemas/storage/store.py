@@ -8,7 +8,6 @@ that the place supports it before any work is done.
 
 from __future__ import annotations
 
-import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -238,6 +237,7 @@ class Store(ABC):
         """
         self.now(temporary_path("probe"))
 
+    @abstractmethod
     def now(self, unique: str) -> float:
         """Read the clock that `StoredFile.modified` is measured by.
 
@@ -247,7 +247,6 @@ class Store(ABC):
         Returns:
             Seconds since 1970 UTC.
         """
-        return time.time()
 
 
 def temporary_path(purpose: str) -> str:
